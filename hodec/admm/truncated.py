@@ -1,0 +1,70 @@
+"""The accuracy that hard truncation would leave, measured while training goes on."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import Parameter
+
+from hodec.cost.count import inference
+
+Evaluate = Callable[[LightningModule], float]
+
+
+@contextmanager
+def weights_replaced(weights: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block the weights hold ``values``; afterwards, whatever happened, their own numbers again."""
+    kept = {name: w.detach().clone() for name, w in weights.items()}
+    try:
+        for name, w in weights.items():
+            w.data.copy_(values[name])
+        yield
+    finally:
+        for name, w in weights.items():
+            w.data.copy_(kept[name])
+
+
+def validation_accuracy(trainer: Trainer, module: LightningModule) -> float | None:
+    """Top-1 accuracy, 0..1, of ``module(x)`` over the validation batches (x, y); None if there is nothing to measure.
+
+    As many batches as the trainer's own validation takes, those of all processes together. The user's random
+    numbers stay where they are: iterating a DataLoader would draw from them.
+    """
+    loaders = trainer.val_dataloaders
+    if loaders is None:
+        return None
+    loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    counts = torch.zeros(2, device=module.device, dtype=torch.float64)  # right, all
+    with torch.random.fork_rng(devices=_cuda(module.device)), inference(module):
+        for loader, most in zip(loaders, trainer.num_val_batches, strict=False):
+            for batch in islice(loader, None if most == math.inf else int(most)):
+                if not _is_labelled(batch):
+                    return None
+                counts += _right_and_all(trainer, module, batch)
+    right, count = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    return right / count if count else None
+
+
+def _right_and_all(trainer: Trainer, module: LightningModule, batch: Any) -> Tensor:
+    """How many of a batch are classified rightly, and how many there are; precision as in validation."""
+    x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
+    with trainer.precision_plugin.forward_context():
+        scores = module(x)
+    right = (scores.argmax(dim=-1) == y).sum().double()
+    return torch.stack([right, torch.full_like(right, len(y))])
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _is_labelled(batch: object) -> bool:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        return False
+    y = batch[1]
+    return isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()

@@ -1,0 +1,150 @@
+"""The ADMM updates as functions of tensors; state goes in, new state comes out.
+
+min loss(W) + g(Z) with W = Z, g = 0 on tensors of the planned ranks and infinite elsewhere, in scaled form:
+W: optimizer steps on loss + rho/2 |W - Z + U|^2;  Z := project(W + U);  U := U + W - Z.
+
+Source: Boyd, Parikh, Chu, Peleato, Eckstein, ADMM, Foundations and Trends in ML 3(1), 2011: section 3.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hodec.formats.base import project_batch
+from hodec.plan import LayerPlan
+
+Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+# Small layers of one shape are projected together: up to this many channels that is faster than one by one.
+BATCH_CHANNELS = 128
+
+# Where W needs no dual (its ranks suffice), U is rounding: less than this share of W counts as this share.
+SMALL_DUAL = 0.01
+
+
+@dataclass(frozen=True)
+class AdmmState:
+    """State of one layer, float32 (float64 for float64 weights): ``z``, scaled dual ``u`` like the weight, ``rho``."""
+
+    z: Tensor
+    u: Tensor
+    rho: float
+
+    def to(self, device: torch.device) -> "AdmmState":
+        """The state with its tensors on ``device``."""
+        return replace(self, z=self.z.to(device), u=self.u.to(device))
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """How far one layer is from agreement; squared norms, so that layers can be added up.
+
+    Attributes:
+        gap: |W - Z|^2.   weight: |W|^2.   move: |Z - Z_before|^2.   dual_scale: |U|^2.
+    """
+
+    gap: float
+    weight: float
+    move: float
+    dual_scale: float
+
+    @property
+    def primal(self) -> float:
+        """norm(W - Z) / norm(W): the approximation error."""
+        return _ratio(self.gap, self.weight)
+
+    @property
+    def dual(self) -> float:
+        """norm(Z - Z_before) / norm(U), the relative dual residual. Source: Wohlberg, arXiv 1704.06209, 2017."""
+        return _ratio(self.move, max(self.dual_scale, SMALL_DUAL**2 * self.weight))
+
+    def __add__(self, other: "Residuals") -> "Residuals":
+        return Residuals(
+            self.gap + other.gap,
+            self.weight + other.weight,
+            self.move + other.move,
+            self.dual_scale + other.dual_scale,
+        )
+
+
+NO_RESIDUALS = Residuals(0.0, 0.0, 0.0, 0.0)
+
+
+def _ratio(above: float, below: float) -> float:
+    return (above / below) ** 0.5 if below > 0 else 0.0
+
+
+def full_precision(w: Tensor) -> Tensor:
+    """The weight detached, in the type that state is kept in."""
+    return w.detach() if w.dtype == torch.float64 else w.detach().float()
+
+
+def project_layers(plan: Mapping[str, LayerPlan], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Project each layer's tensor onto its planned ranks; equal small layers go through one batched call."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in tensors:
+        layer = plan[name]
+        key = (layer.method, layer.kind, layer.shape, layer.modes, layer.ranks)
+        alone = () if max(layer.shape[:2]) <= BATCH_CHANNELS else (name,)
+        groups.setdefault((*key, *alone, tensors[name].device, tensors[name].dtype), []).append(name)
+    result: dict[str, Tensor] = {}
+    for names in groups.values():
+        layer = plan[names[0]]
+        batch = torch.stack([tensors[name] for name in names])
+        result.update(zip(names, project_batch(layer.form, batch, layer.ranks, layer.modes), strict=True))
+    return result
+
+
+def start(weights: Mapping[str, Tensor], rho: Mapping[str, float], project: Project) -> dict[str, AdmmState]:
+    """Z = project(W), U = 0."""
+    full = {name: full_precision(w) for name, w in weights.items()}
+    z = project(full)
+    return {name: AdmmState(z[name], torch.zeros_like(w), rho[name]) for name, w in full.items()}
+
+
+@torch.no_grad()
+def step(
+    weights: Mapping[str, Tensor], states: Mapping[str, AdmmState], project: Project, *, relax: float = 1.0
+) -> tuple[dict[str, AdmmState], dict[str, Residuals]]:
+    """Z- and U-update of all layers.
+
+    Args:
+        weights: W of each layer.
+        states: state before the update.
+        project: name -> tensor, projected onto the planned ranks.
+        relax: over-relaxation, 1..1.9; 1 is plain ADMM. Source: Boyd et al., section 3.4.3.
+
+    Returns:
+        The states after it, and each layer's residuals.
+    """
+    relaxed = {
+        name: relax * full_precision(w) + (1 - relax) * states[name].z for name, w in weights.items()
+    }
+    z = project({name: w + states[name].u for name, w in relaxed.items()})
+    after, residuals = {}, {}
+    for name, w in weights.items():
+        before = states[name]
+        after[name] = replace(before, z=z[name], u=before.u + relaxed[name] - z[name])
+        residuals[name] = measure(w, after[name], before.z)
+    return after, residuals
+
+
+@torch.no_grad()
+def measure(w: Tensor, state: AdmmState, z_before: Tensor) -> Residuals:
+    """Residuals of one layer whose Z was ``z_before`` before the last update."""
+    full = full_precision(w)
+    squares = torch.stack([t.square().sum() for t in (full - state.z, full, state.z - z_before, state.u)])
+    gap, weight, move, dual_scale = squares.tolist()
+    return Residuals(gap, weight, move, dual_scale)
+
+
+def with_rho(state: AdmmState, rho: float) -> AdmmState:
+    """Change the penalty and keep the true dual rho * U. Source: Boyd et al., section 3.4.1."""
+    return state if rho == state.rho else replace(state, rho=rho, u=state.u * (state.rho / rho))
+
+
+def total(residuals: Mapping[str, Residuals]) -> Residuals:
+    """Residuals of all layers together."""
+    return sum(residuals.values(), NO_RESIDUALS)

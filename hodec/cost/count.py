@@ -1,0 +1,101 @@
+"""Parameters and multiply-adds (MACs) of a model, and how often and at which size each layer runs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hodec.errors import PlanError
+from hodec.layers.base import same_random_state
+
+Inputs = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``params``: numbers that training changes; ``macs``: multiply-adds of one image (1 MAC = 2 FLOPs)."""
+
+    params: int
+    macs: int
+
+
+def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
+    """The example input as a tuple of tensors whose first axis is the batch.
+
+    Raises:
+        PlanError: not tensors with a batch axis.
+    """
+    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    if not inputs or not all(isinstance(x, Tensor) and x.ndim >= 1 and len(x) >= 1 for x in inputs):
+        raise PlanError("example_input must be a tensor, or several, with the batch as its first axis")
+    return inputs
+
+
+def count_cost(model: nn.Module, example_input: Inputs) -> Cost:
+    """Parameters and MACs of one image, by torch's own counter (convolutions, matrix products, attention).
+
+    Merging cores is done once per set of weights and not counted; see ``FactorizedLayer``.
+    """
+    inputs = as_inputs(example_input)
+    params = sum(p.numel() for p in model.parameters())
+    with inference(model):
+        model(*inputs)
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    return Cost(params, counter.get_total_flops() // 2 // len(inputs[0]))
+
+
+def trace_pixels(model: nn.Module, example_input: Inputs) -> dict[str, tuple[int, int]]:
+    """Positions (input, output) that each convolution or linear layer visits for one image.
+
+    A layer that is called twice counts both calls; one that is never called (its weight used functionally, or
+    not at all) is absent.
+    """
+    inputs, seen = as_inputs(example_input), dict[str, tuple[int, int]]()
+    batch = len(inputs[0])
+
+    def remember(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor, *, name: str
+    ) -> None:
+        inp, out = _channels(module)
+        given = args[0] if args else kwargs["input"]
+        before, after = seen.get(name, (0, 0))
+        seen[name] = (before + given.numel() // inp // batch, after + output.numel() // out // batch)
+
+    with inference(model), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                hook = module.register_forward_hook(partial(remember, name=name), with_kwargs=True)
+                hooks.callback(hook.remove)
+        model(*inputs)
+    return seen
+
+
+def _channels(module: Any) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return module.in_channels, module.out_channels
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode and the random state are as before afterwards.
+
+    Attention's fused inference path is off, because it hides its matrix products from hooks and counters.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), same_random_state(model.parameters()):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in modes.items():
+            module.training = training

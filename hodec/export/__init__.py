@@ -1,0 +1,1 @@
+"""A compressed model as files that outlive this process."""

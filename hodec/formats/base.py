@@ -1,0 +1,113 @@
+"""What every format answers about one weight: one set of questions, so that callers never ask for its name."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hodec.errors import RankError
+from hodec.formats.modes import Modes
+from hodec.linalg import check_finite
+
+Shape = Sequence[int]
+Ranks = tuple[int, ...]
+
+# Above this, squares and norms of float32 numbers come near the end of their range.
+HUGE = 1e15
+
+
+class Form(ABC):
+    """One weight layout of one format, e.g. a tensor train of a convolution.
+
+    ``shape`` is the dense weight's, (O, I, K_h, K_w) or (O, I); ``modes`` how its channels split. Subclasses are
+    stateless: everything is a function of its arguments.
+    """
+
+    #: fewest modes per side with which there is anything to factorize
+    min_modes: int = 1
+    #: executions the layer offers, the default while training first
+    executions: tuple[str, ...] = ("merged",)
+
+    @abstractmethod
+    def max_ranks(self, shape: Shape, modes: Modes) -> Ranks:
+        """Ranks at which the format is exact for every weight of this shape."""
+
+    @abstractmethod
+    def fit_ranks(self, shape: Shape, modes: Modes, ranks: Sequence[int]) -> Ranks:
+        """The largest ranks that are nowhere above ``ranks`` and leave no rank that cannot be used."""
+
+    @abstractmethod
+    def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
+        """Dense weight -> factors."""
+
+    @abstractmethod
+    def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
+        """Factors -> dense weight of ``shape``."""
+
+    @abstractmethod
+    def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
+        """Numbers stored, bias not counted."""
+
+    @abstractmethod
+    def macs(
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int], execution: str
+    ) -> int:
+        """Multiply-adds of one image; ``pixels`` are the positions of its input and its output."""
+
+    def choose_execution(
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int]
+    ) -> str:
+        """The execution that inference should use at these sizes."""
+        return self.executions[0]
+
+    def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
+        """Project a batch of equal-shaped weights, (B, O, I, ...), each on its own."""
+        shape = weights.shape[1:]
+        return torch.stack([self.reconstruct(self.decompose(w, ranks, modes), shape, modes) for w in weights])
+
+    def project(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
+        """The (quasi-)nearest weight of these ranks, in dense form: the Z-step of ADMM.
+
+        Computed in float32 (float64 for float64 weights) whatever the weight's type or an active autocast is,
+        and returned in the weight's own type.
+        """
+        return project_batch(self, weight[None], ranks, modes)[0]
+
+    def check_ranks(self, shape: Shape, modes: Modes, ranks: Sequence[int]) -> Ranks:
+        """Ranks as a tuple, or the reason why they do not fit.
+
+        Raises:
+            RankError: wrong count, not whole numbers of at least 1, or more than the modes allow.
+        """
+        most = self.max_ranks(shape, modes)
+        if len(ranks) != len(most):
+            raise RankError(f"needs {len(most)} ranks, got {len(ranks)}: {list(ranks)}; at most {list(most)}")
+        for given in ranks:
+            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+                raise RankError(f"rank {given!r} in {list(ranks)} is not a whole number of at least 1")
+        if self.fit_ranks(shape, modes, ranks) != tuple(ranks):
+            fit = list(self.fit_ranks(shape, modes, ranks))
+            raise RankError(f"ranks {list(ranks)} do not fit; the most they can be is {fit}")
+        return tuple(ranks)
+
+
+@torch.no_grad()
+def project_batch(form: Form, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
+    """``form.project`` over a batch (B, O, I, ...): full precision inside, the weights' own type outside."""
+    work = working_copy(weights)
+    with torch.autocast(weights.device.type, enabled=False):
+        return form.project_many(work, ranks, modes).to(weights.dtype)
+
+
+def working_copy(weights: Tensor) -> Tensor:
+    """Weights in the type to factorize them in: float32, or float64 if they are that already or huge.
+
+    Raises:
+        TrainingError: NaN or Inf among the weights.
+    """
+    largest = float(torch.linalg.vector_norm(weights.detach(), ord=math.inf))
+    if not math.isfinite(largest):
+        check_finite(weights, "a weight to factorize")
+    return weights.double() if largest > HUGE or weights.dtype == torch.float64 else weights.float()

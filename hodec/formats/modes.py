@@ -1,0 +1,57 @@
+"""Modes: the integers that a channel count splits into, 64 -> (8, 8)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hodec.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Modes:
+    """How the channels of one weight are split: ``math.prod(inputs)`` channels in, ``math.prod(outputs)`` out."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def split(cls, in_channels: int, out_channels: int, count: int) -> "Modes":
+        """The most even split of both channel counts into ``count`` modes each."""
+        return cls(split_channels(in_channels, count), split_channels(out_channels, count))
+
+    def check(self, in_channels: int, out_channels: int) -> None:
+        """Refuse modes whose products are not the channel counts.
+
+        Raises:
+            PlanError: naming both products and both channel counts.
+        """
+        given = (math.prod(self.inputs), math.prod(self.outputs))
+        numbers = (*self.inputs, *self.outputs)
+        positive = all(isinstance(n, int) and n >= 1 for n in numbers) and len(numbers) >= 2
+        if not positive or given != (in_channels, out_channels) or len(self.inputs) != len(self.outputs):
+            raise PlanError(
+                f"modes in={list(self.inputs)} out={list(self.outputs)} do not fit {in_channels} -> {out_channels} "
+                f"channels: each list must multiply to its channel count, and both must be equally long. "
+                f"Automatic modes: in={list(split_channels(in_channels, len(self.inputs)))} "
+                f"out={list(split_channels(out_channels, len(self.inputs)))}"
+            )
+
+
+def split_channels(channels: int, count: int) -> tuple[int, ...]:
+    """Split ``channels`` into ``count`` factors as equal as can be, in ascending order.
+
+    A prime p has only the split (1, .., 1, p): its mode of 1 is harmless, but such a layer gains nothing from
+    more than one mode. 64 -> (8, 8), 128 -> (8, 16), 17 -> (1, 17), 96 in three -> (4, 4, 6).
+    """
+    if channels < 1 or count < 1:
+        raise PlanError(f"cannot split {channels} channels into {count} modes; both must be at least 1")
+    return min(_factorizations(channels, count, 1), key=lambda f: sum(math.log(n) ** 2 for n in f))
+
+
+def _factorizations(n: int, count: int, least: int) -> Iterator[tuple[int, ...]]:
+    if count == 1:
+        yield (n,)
+        return
+    for first in range(least, math.isqrt(n) + 1):
+        if n % first == 0:
+            yield from ((first, *rest) for rest in _factorizations(n // first, count - 1, first))

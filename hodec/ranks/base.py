@@ -1,0 +1,210 @@
+"""make_plan: the eligible layers, their modes, the ranks a rule chooses for them, and what that costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from hodec.conversion import LayerSite, eligible_layers, match_names, uncompiled
+from hodec.cost.count import Inputs, as_inputs, count_cost
+from hodec.errors import PlanError, near_matches
+from hodec.formats.base import Form
+from hodec.formats.modes import Modes
+from hodec.methods import Method, get_method
+from hodec.plan import LayerPlan, Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer a rule may choose ranks for: its site, and how the method sees it.
+
+    Attributes:
+        form: the format's mathematics for this kind of layer.
+        modes: how its channels split.
+        most: ranks at which the format is exact for every such weight.
+    """
+
+    name: str
+    method: str
+    site: LayerSite
+    form: Form
+    modes: Modes
+    execution: str = "auto"
+
+    @property
+    def most(self) -> tuple[int, ...]:
+        return self.form.max_ranks(self.site.shape, self.modes)
+
+    def planned(self, ranks: tuple[int, ...], notes: tuple[str, ...] = ()) -> LayerPlan:
+        """The layer plan at these ranks, checked."""
+        return LayerPlan(
+            method=self.method,
+            kind=self.site.kind,
+            shape=self.site.shape,
+            modes=self.modes,
+            ranks=tuple(ranks),
+            pixels=self.site.pixels,
+            execution=self.execution,
+            aliases=self.site.aliases,
+            notes=notes,
+        ).check(self.name)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule says of one layer: ranks with notes on what it clipped or rounded, or why it stays dense."""
+
+    ranks: tuple[int, ...] | None
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class RankRule(Protocol):
+    """What chooses ranks.
+
+    Attributes:
+        name: the rule's word in plans and configs.
+        reads_weights: whether it needs a trained model (ranks of random weights mean nothing).
+    """
+
+    name: str
+    reads_weights: bool
+
+    def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
+        """A choice for every candidate.
+
+        Raises:
+            PlanError: the rule's own settings do not fit these layers.
+        """
+        ...
+
+
+def make_plan(  # noqa: PLR0913
+    model: nn.Module,
+    rule: RankRule,
+    *,
+    method: str = "tt",
+    example_input: Inputs,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    allow_larger: bool = False,
+    n_modes: int = 2,
+    modes: Mapping[str, Modes] | None = None,
+    execution: str = "auto",
+) -> Plan:
+    """Decide per layer how it is factorized; nothing is changed yet.
+
+    Args:
+        model: the dense model, on any device, left as it was.
+        rule: what chooses the ranks, e.g. ``hodec.ranks.Manual(16)``.
+        method: name in ``hodec.METHODS``.
+        example_input: a tensor (or several) as the model takes, batch first; sizes decide the costs.
+        include, exclude: layer globs; by default every eligible layer is included.
+        allow_larger: keep layers that would cost more than they do dense.
+        n_modes: how many modes a side the channels split into, 1..4; for ``tt``, 1 is Tucker-2.
+        modes: layer glob -> modes, where the even split is not wanted; the last match counts.
+        execution: ``auto`` (by cost), ``merged`` or ``chain``.
+
+    Returns:
+        The plan, with every other weight layer under ``skipped`` with its reason.
+
+    Raises:
+        PlanError: unknown method, a glob that matches nothing, ranks that do not fit, or no layer left.
+        TrainingError: a weight with NaN or Inf.
+    """
+    model = uncompiled(model)
+    how = get_method(method)
+    sites, skipped = eligible_layers(model, how, example_input)
+    chosen = _included(list(sites), include, exclude, skipped)
+    candidates = {
+        name: Candidate(name, method, sites[name], how.form(sites[name].kind), split, execution)
+        for name, split in _split_all(chosen, sites, how, n_modes, modes or {}, skipped).items()
+    }
+    choices = rule.choose(candidates) if candidates else {}
+    layers = _affordable(candidates, choices, allow_larger, skipped)
+    if not layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+        raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
+    cost = count_cost(model, example_input)
+    inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example_input))
+    order = [name for name, _ in model.named_modules() if name in skipped]
+    return Plan(layers, {name: skipped[name] for name in order}, rule.name, cost.params, cost.macs, inputs)
+
+
+def _included(
+    names: list[str], include: list[str] | None, exclude: list[str] | None, skipped: dict[str, str]
+) -> list[str]:
+    known = [*names, *skipped]
+    wanted = {n for pattern in include or ["*"] for n in (match_names(pattern, known, "include") if include else names)}
+    dropped = {n: pattern for pattern in exclude or [] for n in match_names(pattern, known, "exclude")}
+    for name in names:
+        if name in dropped:
+            skipped[name] = f"excluded by {dropped[name]!r}"
+        elif name not in wanted:
+            skipped[name] = "not among include"
+    return [name for name in names if name not in skipped]
+
+
+def _split_all(  # noqa: PLR0913
+    names: list[str],
+    sites: Mapping[str, LayerSite],
+    method: Method,
+    n_modes: int,
+    given: Mapping[str, Modes],
+    skipped: dict[str, str],
+) -> dict[str, Modes]:
+    """Modes of each layer: the last glob that matches it, else the even split."""
+    by_layer = {name: split for pattern, split in given.items() for name in match_names(pattern, names, "modes of")}
+    result = {}
+    for name in names:
+        out, inp = sites[name].shape[:2]
+        split = by_layer.get(name) or Modes.split(inp, out, n_modes)
+        split.check(inp, out)
+        least = method.form(sites[name].kind).min_modes
+        if len(split.inputs) < least:
+            skipped[name] = f"method {method.name} needs at least {least} modes a side for a {sites[name].kind} layer"
+        else:
+            result[name] = split
+    return result
+
+
+def _affordable(
+    candidates: Mapping[str, Candidate],
+    choices: Mapping[str, Choice],
+    allow_larger: bool,
+    skipped: dict[str, str],
+) -> dict[str, LayerPlan]:
+    layers = {}
+    for name, candidate in candidates.items():
+        choice = choices[name]
+        if choice.ranks is None:
+            skipped[name] = choice.reason
+            continue
+        layer = candidate.planned(choice.ranks, choice.notes)
+        if allow_larger or layer.saves():
+            layers[name] = layer
+            continue
+        skipped[name] = (
+            f"at ranks {list(layer.ranks)} it would cost {layer.params_after:,} parameters (dense "
+            f"{layer.params_before:,}) and {layer.macs_after:,} MACs (dense {layer.macs_before:,}): not worth it"
+        )
+    return layers
+
+
+def build_rule(rules: Mapping[str, type], name: str, settings: Mapping[str, object]) -> RankRule:
+    """The rule of that name with these settings.
+
+    Raises:
+        PlanError: no such rule.
+    """
+    if name not in rules:
+        raise PlanError(f"unknown rank rule {name!r}; there are {', '.join(rules)}.{near_matches(name, tuple(rules))}")
+    rule: RankRule = rules[name](**settings)
+    return rule
+
+
+def example_for(in_channels: int, size: tuple[int, int]) -> torch.Tensor:
+    """A seeded image batch of one, (1, C, H, W), for planning."""
+    return torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0))

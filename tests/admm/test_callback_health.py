@@ -1,0 +1,188 @@
+"""A run that goes wrong is stopped or named, and what is reported is true."""
+
+import ast
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from admm_fits import BATCHES, LAYERS, SGD, Users, admm, batches, distance, fit, new_net, plan_of
+from torch.testing import assert_close
+
+import hodec
+from hodec.admm.callback import AdmmCallback
+from hodec.admm.stopping import Verdict
+from hodec.errors import PlanError, TrainingError
+
+
+class Break(pl.Callback):
+    """Writes a number into a weight after some step, as a broken training would."""
+
+    def __init__(self, value, *, after):
+        self.value, self.after = value, after
+
+    def on_train_batch_start(self, trainer, module, *rest):
+        if trainer.global_step == self.after:
+            module.backbone.conv2.weight.data[0, 0, 0, 0] = self.value
+
+
+class Numb(Users):
+    """Its loss never sees what is wrong with the weights."""
+
+    def training_step(self, batch, index):
+        return sum(p.sum() for p in self.backbone.head.parameters()) + 0 * self.backbone.conv2.weight[1].sum()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_stops_the_fit(value):
+    net = new_net()
+    with pytest.raises(TrainingError, match=r"layer conv2, epoch 1, step 8: 1 of 1296 weights are NaN or Inf.*lower"):
+        fit(Numb(net), Break(value, after=5), admm(net), epochs=3)
+
+
+def test_a_net_that_starts_broken_is_refused_at_once():
+    net = new_net()
+    plan = plan_of(net)
+    net.fc1.weight.data[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="layer fc1: 1 of 576"):
+        fit(Users(net), AdmmCallback(plan))
+
+
+def messages(caplog, word):
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and word in r.getMessage()]
+
+
+def test_a_rising_residual_is_called_divergence(caplog):
+    """rho so small that W never follows: U winds up until Z is what was cut off."""
+    net = new_net()
+    callback = admm(net, 1e-9, ranks=1, update_every="1steps")
+    fit(Users(net), callback, epochs=5)
+    assert callback.primal[-1] > callback.primal[0]
+    assert callback.verdict is Verdict.DIVERGED
+    (message,) = messages(caplog, "diverges")
+    assert f"rose from {callback.primal[0]:.3g}" in message
+    assert "raise admm.pull" in message
+
+
+def test_a_weak_pull_is_warned_about_before_it_does_harm(caplog):
+    net = new_net()
+    fit(Users(net), admm(net, 1e-3), epochs=2)
+    (message,) = messages(caplog, "pulls W only")
+    assert "0.00 of its way" in message
+    assert "admm.rho=auto" in message
+
+
+@pytest.mark.parametrize("rho", ["auto", 2.0])
+def test_a_good_pull_is_not_warned_about(caplog, rho):
+    net = new_net()
+    fit(Users(net), admm(net, rho, pull=0.6), epochs=2)
+    assert not messages(caplog, "pull")
+
+
+def test_adam_is_not_told_that_its_pull_is_weak(caplog):
+    """What a constant rho pulls, Adam's normalized steps do not tell."""
+    net = new_net()
+    fit(Users(net, lambda m: torch.optim.Adam(m.parameters(), lr=1e-3)), admm(net, 1e-3))
+    assert not messages(caplog, "pulls W only")
+
+
+def test_with_a_strong_pull_the_residual_falls_and_the_fit_stops():
+    net = new_net()
+    callback = admm(net, pull=0.5, tolerance=0.02)
+    trainer = fit(Users(net, lambda m: torch.optim.SGD(m.parameters(), lr=1e-4)), callback, epochs=30)
+    assert callback.verdict is Verdict.CONVERGED
+    assert trainer.current_epoch < 30
+    assert callback.primal[-1] <= 0.02 < callback.primal[0]
+    assert callback.dual[-1] <= 0.02
+
+
+def test_convergence_need_not_end_the_fit():
+    net = new_net()
+    callback = admm(net, tolerance=10.0, stop_when_converged=False)
+    assert fit(Users(net), callback, epochs=3).current_epoch == 3
+    assert callback.verdict is Verdict.CONVERGED
+
+
+def test_after_convergence_truncation_costs_nothing():
+    """What ADMM is for: the trained weights have the planned ranks, so cutting them changes nothing."""
+    net = new_net()
+    callback = admm(net, pull=0.999, tolerance=0.0)
+    fit(Users(net, lambda m: torch.optim.SGD(m.parameters(), lr=1e-4)), callback, epochs=10)
+    for name, layer in plan_of(net).items():
+        w = net.get_submodule(name).weight.detach()
+        assert distance(layer.project(w), w) < 0.02 * float(w.norm())
+
+
+def test_what_is_reported():
+    net = new_net()
+    callback = admm(net, 0.5, track_truncated=True)
+    rows = []
+
+    class Rows(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            metrics = trainer.callback_metrics
+            rows.append(({k: float(v) for k, v in metrics.items() if k.startswith("admm/")}, callback.latest))
+
+    fit(Users(net), callback, Rows(), epochs=2, val=batches())
+    for number, (logged, latest) in enumerate(rows):
+        assert logged.keys() == {
+            "admm/rho", "admm/pull", "admm/primal_residual", "admm/dual_residual", "admm/truncation_error",
+            "admm/truncated_accuracy",
+        }  # fmt: skip
+        assert logged["admm/rho"] == 0.5
+        assert logged["admm/primal_residual"] == pytest.approx(callback.primal[number])
+        assert logged["admm/dual_residual"] == pytest.approx(callback.dual[number])
+        assert latest["admm/layers"].keys() == set(LAYERS)
+        assert latest["admm/layers"]["fc1"].keys() == {"rho", "primal_residual", "dual_residual"}
+    plan, cut, size = plan_of(net), 0.0, 0.0
+    for name in LAYERS:
+        w = net.get_submodule(name).weight.detach()
+        cut, size = cut + distance(plan[name].project(w), w) ** 2, size + float(w.norm()) ** 2
+        assert latest["admm/layers"][name]["primal_residual"] == pytest.approx(
+            distance(w, callback.states[name].z) / float(w.norm()), rel=1e-4
+        )
+    assert logged["admm/truncation_error"] == pytest.approx((cut / size) ** 0.5, rel=1e-4)
+
+
+def test_before_the_first_update_the_residual_is_measured_not_zero():
+    net = new_net()
+    callback = admm(net, update_every=3)
+    fit(Users(net), callback, epochs=1)
+    assert not callback.primal
+    assert callback.latest["admm/primal_residual"] > 0.05
+    assert callback.latest["admm/layers"].keys() == set(LAYERS)
+
+
+def test_per_layer_values_reach_the_users_logger(tmp_path):
+    net = new_net()
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit(Users(net), admm(net), logger=logger, epochs=2)
+    text = (Path(logger.log_dir) / "metrics.csv").read_text()
+    for name in LAYERS:
+        assert f"admm/primal_residual/{name}" in text.splitlines()[0]
+
+
+def test_an_empty_plan_is_refused():
+    net = new_net()
+    with pytest.raises(PlanError, match="no layers"):
+        fit(Users(net), AdmmCallback({}))
+
+
+def test_hodec_imports_one_lightning_only():
+    """`lightning` and `pytorch_lightning` are two class trees; ours is the second, with or without the first."""
+    for path in Path(hodec.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not any(str(name).split(".")[0] == "lightning" for name in names), path
+    assert "lightning" not in sys.modules
+
+
+def test_one_batch_per_epoch_is_enough():
+    net = new_net()
+    callback = admm(net)
+    fit(Users(net, lambda m: torch.optim.SGD(m.parameters(), **SGD)), callback, data=batches(batch_size=8 * BATCHES))
+    assert len(callback.primal) == 1
+    assert_close(callback._pull, 0.8)

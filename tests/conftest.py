@@ -1,0 +1,44 @@
+"""What every test has: one thread, seeded random numbers, real data only where somebody points to it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # small tensors: more threads cost more than they bring, and change the last bits
+
+HERE = Path(__file__).parent
+# Here a warning is a failure. Other folders run libraries whose warnings nobody here can mend.
+WARNINGS_FAIL = ("contract", "formats", "layers", "cost", "ranks", "test_linalg.py", "test_plan.py",
+                 "test_plan_table.py", "test_convert.py", "test_files.py", "test_errors.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in WARNINGS_FAIL:
+            # put first, so that a test's own filterwarnings marks win
+            item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Networks draw their weights from the global generator."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Random numbers of this test's own."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def hodec_data() -> Path:
+    """The folder of real data sets, e.g. with ``cifar10-jpeg/train/<class>/*.jpg`` inside."""
+    given = os.environ.get("HODEC_DATA", "")
+    if not given:
+        pytest.skip("HODEC_DATA is not set: name a folder that holds data sets, e.g. cifar10-jpeg/train/<class>/*.jpg")
+    if not Path(given).is_dir():
+        pytest.skip(f"HODEC_DATA={given} is not a folder")
+    return Path(given)

@@ -1,0 +1,86 @@
+"""The cases of the contract: every method of METHODS, for every kind of layer it has, with 1 to 3 modes a side."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hodec.formats.base import Form
+from hodec.formats.modes import Modes
+from hodec.layers.base import FactorizedLayer
+from hodec.methods import METHODS
+
+CHANNELS = {"conv2d": (12, 8, 3, 3), "linear": (12, 8)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method for one kind of layer at one number of modes; ``shape`` is a dense weight's."""
+
+    method: str
+    kind: str
+    modes: Modes
+
+    @property
+    def cls(self) -> type[FactorizedLayer]:
+        return METHODS[self.method].layers[self.kind]
+
+    @property
+    def form(self) -> Form:
+        return METHODS[self.method].form(self.kind)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return CHANNELS[self.kind]
+
+    def ranks(self, cap: int, shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Ranks of at most ``cap``."""
+        shape = shape or self.shape
+        most = self.form.max_ranks(shape, self.modes)
+        return self.form.fit_ranks(shape, self.modes, [cap] * len(most))
+
+    def weight(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def dense(self, dtype: torch.dtype = torch.float64, **settings: object) -> nn.Module:
+        """A dense layer of this case's channels."""
+        out, inp = self.shape[:2]
+        if self.kind == "linear":
+            return nn.Linear(inp, out, **settings).to(dtype)
+        return nn.Conv2d(inp, out, settings.pop("kernel_size", 3), **settings).to(dtype)
+
+    def layer(self, dense: nn.Module, cap: int = 3, execution: str = "") -> FactorizedLayer:
+        ranks = self.ranks(cap, tuple(dense.weight.shape))
+        return self.cls.from_dense(dense, ranks, modes=self.modes, execution=execution)
+
+    def input(self, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+        """What the dense layer takes."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (2, 8, 7, 9) if self.kind == "conv2d" else (2, 5, 8)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+CASES = [
+    Case(name, kind, Modes.split(CHANNELS[kind][1], CHANNELS[kind][0], d))
+    for name, method in METHODS.items()
+    for kind in method.layers
+    for d in range(method.form(kind).min_modes, 4)
+]
+
+
+def _id(case: Case) -> str:
+    return f"{case.method}-{case.kind}-d{len(case.modes.inputs)}"
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=_id)
+every_execution = pytest.mark.parametrize(
+    ("case", "execution"),
+    [pytest.param(case, e, id=f"{_id(case)}-{e}") for case in CASES for e in case.form.executions],
+)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """norm(a - b) / norm(b)."""
+    return float((a - b).detach().norm() / b.detach().norm())

@@ -1,0 +1,177 @@
+"""A compressed model on disk: what is read is what was written, or it is refused."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from hodec.conversion import convert
+from hodec.errors import CheckpointError, PlanError
+from hodec.export.checkpoint import load, read_structure, save, weights_digest
+from hodec.methods import METHODS
+from hodec.ranks import Manual, make_plan
+from hodec.run_folder import save_tensors
+
+
+def dense_net(width=12):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, stride=2, bias=False),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * width, 16),
+    )
+
+
+X = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(7))
+
+
+def trained_small(net, method="tt", **options):
+    """A converted net, one training step later: its BatchNorm and factors are no longer what conversion made."""
+    plan = make_plan(net, Manual(3), method=method, example_input=X, allow_larger=True, **options)
+    small = convert(net, plan)
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    small(X).square().mean().backward()
+    optimizer.step()
+    return small.eval(), plan
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [{}, {"n_modes": 3}, {"execution": "chain"}])
+def test_a_reloaded_model_gives_the_same_outputs_exactly(tmp_path, method, options):
+    if "execution" in options and options["execution"] not in METHODS[method].form("conv2d").executions:
+        pytest.skip(f"{method} has no execution {options['execution']}")
+    small, plan = trained_small(dense_net(), method, **options)
+    save(small, tmp_path / "small.safetensors", plan)
+    torch.manual_seed(99)
+    skeleton = dense_net()
+    again = load(tmp_path / "small.safetensors", skeleton).eval()
+    with torch.no_grad():
+        assert_close(again(X), small(X), rtol=0, atol=0)
+    assert_close(again.state_dict(), small.state_dict(), rtol=0, atol=0)
+    assert weights_digest(again) == weights_digest(small)
+    assert [type(m) for m in again.modules()] == [type(m) for m in small.modules()]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Path of a saved model."""
+    net = dense_net()
+    small, plan = trained_small(net)
+    path = tmp_path / "small.safetensors"
+    save(small, path, plan, facts={"model": "mine"})
+    return path
+
+
+def test_the_skeleton_is_left_as_it_was(written):
+    skeleton = dense_net()
+    before = {name: t.clone() for name, t in skeleton.state_dict().items()}
+    load(written, skeleton)
+    assert_close(skeleton.state_dict(), before, rtol=0, atol=0)
+    assert type(skeleton[0]) is nn.Conv2d
+
+
+def test_facts_are_kept(written):
+    assert read_structure(written)["facts"] == {"model": "mine"}
+
+
+def test_the_same_model_is_written_as_the_same_bytes(tmp_path, written):
+    small, plan = trained_small(dense_net())
+    for number in range(5):
+        path = tmp_path / f"again{number}.safetensors"
+        save(load(written, dense_net()), path, plan)
+        assert path.read_bytes() == written.read_bytes()
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def drop_key(path, key):
+    structure = path.with_suffix(".json")
+    structure.write_text(json.dumps({k: v for k, v in json.loads(structure.read_text()).items() if k != key}))
+
+
+HARMS = {
+    "one bit": (flip, "truncated or was altered: its SHA-256"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-10]), "truncated or was altered"),
+    "missing": (lambda p: p.unlink(), r"small\.safetensors does not exist"),
+    "no json": (lambda p: p.with_suffix(".json").unlink(), r"structure of the model .*small\.json does not exist"),
+    "broken json": (lambda p: p.with_suffix(".json").write_text('{"format"'), "not readable JSON"),
+    "other json": (lambda p: p.with_suffix(".json").write_text("[1]"), "not a hodec model of version 1"),
+    "no digest": (lambda p: drop_key(p, "sha256"), r"small\.json lacks sha256"),
+    "no plan": (lambda p: drop_key(p, "plan"), r"small\.json lacks plan"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_harmed_files_are_refused_with_one_message(written, harm):
+    act, words = HARMS[harm]
+    act(written)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load(written, dense_net())
+    assert "\n" not in str(error.value)
+
+
+def test_another_skeleton_is_refused(written):
+    with pytest.raises(PlanError, match=r"0: the plan is for a conv2d weight \(12, 3, 3, 3\), this model has .*16"):
+        load(written, dense_net(16))
+    with pytest.raises(PlanError, match="which this model lacks"):
+        load(written, nn.Sequential(nn.Conv2d(3, 12, 3, padding=1)))
+
+
+def test_a_skeleton_that_differs_outside_the_plan_is_refused(written):
+    skeleton = dense_net()
+    skeleton[1] = nn.BatchNorm2d(12, affine=False)
+    with pytest.raises(CheckpointError, match=r"does not fit this skeleton: 2 of .* tensors differ, first 1\.bias"):
+        load(written, skeleton)
+
+
+def test_tensors_swapped_with_a_matching_digest_are_still_checked(written):
+    """An edited file whose digest was edited too."""
+    structure = json.loads(written.with_suffix(".json").read_text())
+    save_tensors(written, {"other": torch.zeros(3)})
+    from hodec.files import sha256
+
+    structure["sha256"] = sha256(written)
+    written.with_suffix(".json").write_text(json.dumps(structure))
+    with pytest.raises(CheckpointError, match="does not fit this skeleton"):
+        load(written, dense_net())
+
+
+def test_an_edited_plan_is_checked(written):
+    structure = json.loads(written.with_suffix(".json").read_text())
+    structure["plan"]["layers"]["3"]["ranks"] = [500, 1, 1, 1]
+    written.with_suffix(".json").write_text(json.dumps(structure))
+    with pytest.raises(PlanError, match="3 .*do not fit"):
+        load(written, dense_net())
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.json", "model"])
+def test_another_ending_is_refused(tmp_path, name):
+    """With .json the structure would overwrite the weights."""
+    small, plan = trained_small(dense_net())
+    with pytest.raises(CheckpointError, match=r"written to a \.safetensors file"):
+        save(small, tmp_path / name, plan)
+    assert not list(tmp_path.iterdir())
+
+
+def test_digest_tells_every_bit_and_every_name():
+    net = dense_net()
+    first = weights_digest(net)
+    assert weights_digest(net) == first
+    net[6].bias.data[3] = torch.nextafter(net[6].bias.data[3], torch.tensor(9.0))
+    assert weights_digest(net) != first
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    b.load_state_dict(a.state_dict())
+    assert weights_digest(nn.ModuleDict({"a": a})) != weights_digest(nn.ModuleDict({"b": b}))
+
+
+def test_digest_of_half_precision_weights():
+    assert weights_digest(dense_net().bfloat16()) != weights_digest(dense_net().half())

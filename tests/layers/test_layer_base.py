@@ -1,0 +1,134 @@
+"""What the factorized layers share: the remembered merge, balanced factors, draws that move no one's numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from hodec.layers.base import balance, same_random_state
+from hodec.layers.tt import TTConv2d, TTLinear
+
+
+class Counted:
+    """Counts how often a layer merges."""
+
+    def __init__(self, layer: TTConv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, real = 0, layer.merged_sides
+
+        def merge() -> tuple[torch.Tensor, ...]:
+            self.count += 1
+            return real()
+
+        monkeypatch.setattr(layer, "merged_sides", merge)
+
+
+@pytest.fixture
+def layer() -> TTConv2d:
+    return TTConv2d(8, 12, 3, ranks=(2, 3, 3, 4)).eval()
+
+
+def test_serving_merges_once_per_weights(layer: TTConv2d, monkeypatch: pytest.MonkeyPatch):
+    merges, x = Counted(layer, monkeypatch), torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+        assert merges.count == 1
+        layer.kernel.mul_(2)
+        for _ in range(3):
+            layer(x)
+        assert merges.count == 2
+    with torch.inference_mode():
+        layer(x)
+    assert merges.count == 2
+
+
+def test_memory_that_comes_round_again_is_not_taken_for_the_old_weights(layer: TTConv2d):
+    """New data may get the address of data that was merged and then dropped."""
+    x, core = torch.randn(1, 8, 5, 5), layer.in_cores[1]
+    with torch.no_grad():
+        layer(x)
+        first = core.data_ptr()
+        for _ in range(50):
+            core.data = core.data * 1.1
+            if core.data_ptr() == first:
+                break
+        y = layer(x)
+        layer.train().eval()  # forgets
+        torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
+
+
+def test_training_and_gradients_merge_every_time(layer: TTConv2d, monkeypatch: pytest.MonkeyPatch):
+    merges, x = Counted(layer, monkeypatch), torch.randn(1, 8, 5, 5)
+    layer(x)
+    layer(x)
+    assert merges.count == 2
+    layer.train()
+    with torch.no_grad():
+        layer(x)
+        layer(x)
+    assert merges.count == 4
+
+
+def test_the_chain_never_merges(monkeypatch: pytest.MonkeyPatch):
+    layer = TTConv2d(8, 12, 3, ranks=(2, 3, 3, 4), execution="chain")
+    merges, x = Counted(layer, monkeypatch), torch.randn(1, 8, 5, 5)
+    layer.eval()(x)
+    assert merges.count == 0
+    layer.train()(x)  # training runs the format's first execution
+    assert merges.count == 1
+
+
+def test_balance_keeps_the_product_and_equals_the_sizes(generator: torch.Generator):
+    factors = [torch.randn(4, 4, generator=generator).double() * scale for scale in (1e-6, 3.0, 1e9)]
+    even = balance(factors)
+    torch.testing.assert_close(even[0] @ even[1] @ even[2], factors[0] @ factors[1] @ factors[2])
+    sizes = torch.stack([f.square().mean().sqrt() for f in even])
+    torch.testing.assert_close(sizes, sizes[:1].expand(3))
+
+
+def test_balance_leaves_a_zero_product_as_it_is():
+    factors = [torch.ones(2, 2), torch.zeros(2, 2)]
+    for given, kept in zip(factors, balance(factors)):
+        torch.testing.assert_close(kept, given, rtol=0, atol=0)
+
+
+def test_same_random_state_gives_the_same_numbers_again():
+    before = torch.get_rng_state()
+    with same_random_state([torch.ones(1)]):
+        torch.rand(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_from_dense_draws_nothing_but_a_new_layer_does():
+    before = torch.get_rng_state()
+    dense = nn.Linear(8, 12)
+    moved = torch.get_rng_state()
+    assert not torch.equal(before, moved)
+    TTLinear.from_dense(dense, (3,))
+    assert torch.equal(torch.get_rng_state(), moved)
+    TTLinear(8, 12, ranks=(3,))
+    assert not torch.equal(torch.get_rng_state(), moved)
+
+
+def test_a_seed_fixes_fresh_factors():
+    torch.manual_seed(3)
+    one = TTConv2d(8, 12, 3, ranks=(2, 3, 3, 4))
+    torch.manual_seed(3)
+    two = TTConv2d(8, 12, 3, ranks=(2, 3, 3, 4))
+    torch.testing.assert_close(list(one.parameters()), list(two.parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_fresh_half_precision_factors_are_finite_at_large_ranks(dtype: torch.dtype):
+    layer = TTConv2d(256, 256, 3, ranks=(16, 200, 200, 16), dtype=dtype)
+    assert all(bool(p.isfinite().all()) for p in layer.parameters())
+    assert layer.dense_weight().float().std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)
+
+
+def test_one_channel_to_one_channel():
+    layer = TTConv2d(1, 1, 1, ranks=(1, 1, 1, 1))
+    assert bool(layer.dense_weight().isfinite().all())
+
+
+def test_factors_on_the_meta_device_cost_nothing():
+    layer = TTLinear(64, 64, ranks=(8,), device="meta")
+    assert {p.device.type for p in layer.parameters()} == {"meta"}

@@ -1,0 +1,100 @@
+"""The shell's view: exit codes, one line per error, JSON for machines."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from hodec import cli
+from hodec.conversion import convert
+from hodec.export.checkpoint import save
+from hodec.pipeline import run
+from hodec.ranks import Manual, make_plan
+
+from tiny_runs import tiny  # isort: skip
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    """A compressed model, with its plan inside, and the plan as a file of its own."""
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    plan = make_plan(net, Manual(4), example_input=torch.zeros(1, 8, 9, 9))
+    save(convert(net, plan), tmp_path / "small.safetensors", plan)
+    plan.save(tmp_path / "plan.json")
+    return tmp_path / "small.safetensors", plan
+
+
+def call(capsys, *argv):
+    code = cli.main([str(one) for one in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("which", ["small.safetensors", "small.json", "plan.json"])
+def test_show_prints_the_plan(capsys, model_file, which):
+    path, plan = model_file
+    code, out, err = call(capsys, "show", path.parent / which)
+    assert (code, err) == (0, "")
+    assert "2 layers factorized" in out
+    assert "16·8·3·3" in out
+    code, out, err = call(capsys, "show", path.parent / which, "--json")
+    assert (code, json.loads(out), err) == (0, plan.to_dict(), "")
+
+
+@pytest.mark.parametrize("name", ["missing.json", "missing.safetensors", "text.json", "list.json", "."])
+def test_show_of_something_else_is_one_line_and_exit_code_2(capsys, tmp_path, name):
+    (tmp_path / "text.json").write_text("no json")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    code, out, err = call(capsys, "show", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert err.startswith("hodec show: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run(tiny(dense_epochs=1, retrain_epochs=1), folder)
+    return folder
+
+
+def test_report_of_a_run(capsys, finished):
+    code, out, err = call(capsys, "report", finished)
+    assert (code, err) == (0, "")
+    assert out.strip() == str(finished / "report.html")
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_report_of_a_sweep(capsys, finished):
+    code, out, _ = call(capsys, "report", finished.parent, "--json")
+    assert code == 0
+    written = json.loads(out)["report"]
+    assert written.startswith(str(finished.parent))
+    assert written.endswith(".html")
+
+
+def test_report_of_nothing_is_one_line_and_exit_code_2(capsys, tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        code, out, err = call(capsys, "report", folder)
+        assert (code, out) == (2, "")
+        assert err.startswith("hodec report: ")
+
+
+@pytest.mark.parametrize("argv", [[], ["sho", "x"], ["show"], ["show", "x", "--yaml"]])
+def test_wrong_usage_is_exit_code_2(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert "usage: hodec" in capsys.readouterr().err
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for verb, (_, text) in cli.VERBS.items():
+        assert verb in out
+        assert text.split()[0] in out

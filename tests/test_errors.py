@@ -1,0 +1,20 @@
+"""Errors a user can cause."""
+
+import inspect
+
+from hodec import errors
+from hodec.errors import HodecError, near_matches
+
+
+def test_every_error_is_a_hodec_error_and_says_what_it_is_for():
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+    assert len(kinds) > 5
+    assert all(issubclass(kind, HodecError) and kind.__doc__ for kind in kinds)
+
+
+def test_near_matches():
+    known = ["layer1.0.conv1", "layer1.0.conv2", "fc"]
+    assert near_matches("layer1.0.conv3", known) == " Did you mean: layer1.0.conv2, layer1.0.conv1?"
+    assert near_matches("layer1.0.conv3", tuple(known), count=1) == " Did you mean: layer1.0.conv2?"
+    assert near_matches("zzz", known) == ""
+    assert near_matches("x", []) == ""

@@ -1,0 +1,153 @@
+"""Truncated factorizations: as good as an SVD, and never silent about numbers that are not there."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from hodec import linalg
+from hodec.errors import TrainingError
+from hodec.linalg import check_finite, truncate
+
+SHAPES = [(5, 9), (9, 5), (6, 6), (1, 7), (7, 1), (3, 4, 8), (2, 3, 8, 4)]
+
+
+def optimum(m: Tensor, rank: int) -> Tensor:
+    """The best approximation of that rank, by torch's SVD in float64."""
+    u, s, vh = torch.linalg.svd(m.double(), full_matrices=False)
+    return (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
+
+
+def spectrum(values: Tensor, rows: int, cols: int, generator: torch.Generator) -> Tensor:
+    """A float64 matrix with these singular values."""
+    u, _ = torch.linalg.qr(torch.randn(rows, len(values), generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(cols, len(values), generator=generator, dtype=torch.float64))
+    return (u * values) @ v.mT
+
+
+def assert_orthonormal(u: Tensor, tolerance: float) -> None:
+    eye = torch.eye(u.shape[-1], dtype=u.dtype).expand(*u.shape[:-2], -1, -1)
+    torch.testing.assert_close(u.mT @ u, eye, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_truncation_is_the_best_one(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator):
+    m = torch.randn(shape, generator=generator, dtype=dtype)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for rank in range(1, min(shape[-2:]) + 1):
+        u, rest = truncate(m, rank)
+        assert u.shape == (*shape[:-1], rank)
+        assert rest.shape == (*shape[:-2], rank, shape[-1])
+        assert u.dtype == rest.dtype == dtype
+        assert_orthonormal(u, tolerance)
+        torch.testing.assert_close(u @ rest, optimum(m, rank).to(dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(300, 280), (280, 300)], ids=str)
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
+def test_big_float32_matrices_are_truncated_as_well_as_by_an_svd(
+    shape: tuple[int, int], power: float, generator: torch.Generator
+):
+    """These take the float32 Gram matrix while it sees the tail, and float64 where it does not."""
+    values = torch.arange(1, 281, dtype=torch.float64) ** -power
+    m = spectrum(values, *shape, generator)
+    for rank in (10, 140, 279):
+        u, rest = truncate(m.float(), rank)
+        assert_orthonormal(u, 1e-5)
+        best = float(values[rank:].norm() / values.norm())
+        assert float((u @ rest - m).norm() / values.norm()) <= best * (1 + 1e-4) + 2e-6
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40)], ids=str)
+def test_row_4_ill_conditioned_float64_matrices_keep_their_small_values(
+    shape: tuple[int, int], generator: torch.Generator
+):
+    """Squares of 1e-12 are lost beside 1: a Gram matrix alone would keep the wrong directions."""
+    values = 10.0 ** -torch.linspace(0, 12, 40, dtype=torch.float64)
+    m = spectrum(values, *shape, generator)
+    for rank in (10, 25, 35):
+        u, rest = truncate(m, rank)
+        assert_orthonormal(u, 1e-10)
+        assert float((u @ rest - m).norm()) <= float(values[rank:].norm()) * 1.01 + 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (300, 270)], ids=str)
+def test_ranks_above_the_matrix_own_rank(shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator):
+    m = spectrum(torch.tensor([3.0, 2.0, 1.0]).double(), *shape, generator).to(dtype)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for rank in (3, 6, 8):
+        u, rest = truncate(m, rank)
+        assert_orthonormal(u, tolerance)
+        torch.testing.assert_close(u @ rest, m, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)], ids=str)
+def test_zero_matrices(shape: tuple[int, int]):
+    for dtype in (torch.float32, torch.float64):
+        u, rest = truncate(torch.zeros(shape, dtype=dtype), 3)
+        assert_orthonormal(u, 1e-6)
+        assert float(rest.norm()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_batch_is_truncated_one_by_one(dtype: torch.dtype, generator: torch.Generator):
+    """Also where one of the batch takes the whole batch to a finer engine."""
+    batch = torch.randn(4, 10, 14, generator=generator, dtype=dtype)
+    batch[1] *= 1e-12
+    batch[2] = spectrum(10.0 ** -torch.arange(10).double(), 10, 14, generator).to(dtype)
+    batch[3] = 0
+    u, rest = truncate(batch, 8)
+    for k in range(4):
+        alone_u, alone_rest = truncate(batch[k], 8)
+        expected = alone_u @ alone_rest
+        scale = max(float(expected.norm()), 1e-300)
+        assert float((u[k] @ rest[k] - expected).norm()) / scale < (1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "shape"),
+    [
+        (torch.float32, 1e36, (20, 30)),
+        (torch.float32, 1e25, (300, 320)),  # the float32 Gram matrix overflows
+        (torch.float32, 1e-25, (300, 320)),  # and here it is zero
+        (torch.float64, 1e200, (20, 30)),
+        (torch.float64, 1e-200, (30, 20)),
+    ],
+    ids=str,
+)
+def test_row_4_scales_whose_squares_leave_the_type(
+    dtype: torch.dtype, scale: float, shape: tuple[int, int], generator: torch.Generator
+):
+    m = torch.randn(shape, generator=generator, dtype=dtype)
+    u, rest = truncate(m * scale, 5)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(u @ (rest / scale), optimum(m, 5).to(dtype), rtol=tolerance, atol=tolerance)
+
+
+def test_row_4_eigenvalues_that_do_not_converge_fall_back_to_an_svd(monkeypatch, caplog, generator):
+    def refuses(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("made to fail")
+
+    m = torch.randn(6, 9, generator=generator)
+    monkeypatch.setattr(torch.linalg, "eigh", refuses)
+    with caplog.at_level(logging.WARNING, logger=linalg.__name__):
+        u, rest = truncate(m, 4)
+    assert "(6, 9)" in caplog.text
+    torch.testing.assert_close(u @ rest, optimum(m, 4).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_row_4_when_nothing_converges_the_error_says_so():
+    with pytest.raises(TrainingError, match=r"SVD of a \(3, 4\) matrix did not converge"):
+        truncate(torch.full((3, 4), torch.nan), 2)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_1_and_2_check_finite_counts_and_names(bad: float):
+    x = torch.ones(4, 5)
+    check_finite(x, "layer conv1")
+    x[1, 2] = x[3, 4] = bad
+    with pytest.raises(TrainingError, match="layer conv1: 2 of 20 weights are NaN or Inf.*lower optimizer.lr"):
+        check_finite(x, "layer conv1")
