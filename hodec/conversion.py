@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hodec.cost.count import Inputs, inference, trace_pixels
+from hodec.cost.count import Inputs, inference, trace_runs
 from hodec.errors import ConvertError, PlanError, near_matches
+from hodec.formats.runs import Runs
+from hodec.kinds import KINDS, kind_of
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.linalg import check_finite
 from hodec.methods import Method, get_method
 from hodec.plan import LayerPlan, Plan
 
 log = logging.getLogger(__name__)
-
-KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "conv2d", nn.Linear: "linear"}
 
 # Modules that read their children's weights directly instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -44,15 +44,15 @@ class LayerSite:
     """A layer that can be factorized, where it stands and how much it runs.
 
     Attributes:
-        kind: ``conv2d`` or ``linear``.
-        weight: dense weight, (O, I, K_h, K_w) or (O, I).
-        pixels: input and output positions of one image, over all calls.
+        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
+        runs: its calls for one image.
         aliases: further names of the same module.
     """
 
     kind: str
     weight: Tensor
-    pixels: tuple[int, int]
+    runs: Runs
     aliases: tuple[str, ...] = ()
 
     @property
@@ -75,18 +75,18 @@ def eligible_layers(
     """
     names = _names_by_module(model)
     _check_no_lazy(names)
-    pixels = trace_pixels(model, example_input)
+    runs = trace_runs(model, example_input)
     sites, refused = {}, {}
     for module, (name, *aliases) in names.items():
         if not _has_weight(module):
             continue
-        reason = _refusal(model, name, module, method) or ("" if name in pixels else NOT_CALLED)
+        reason = _refusal(model, name, module, method) or ("" if name in runs else NOT_CALLED)
         if reason:
             refused[name] = reason
             continue
-        weight = weight_of(module)
+        kind, weight = KINDS[_kind_name(module)], weight_of(module)
         check_finite(weight, f"layer {name}")
-        sites[name] = LayerSite(KINDS[type(module)], weight, pixels[name], tuple(aliases))
+        sites[name] = LayerSite(kind.name, kind.canonical(weight), runs[name], tuple(aliases))
     return sites, refused
 
 
@@ -114,15 +114,21 @@ def _refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is parametrized (weight_norm, spectral_norm, ..); remove the parametrization first"
-    kind = KINDS.get(type(module))
-    if kind is None or kind not in method.layers:
+    if _kind_name(module) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
     if getattr(module, "groups", 1) != 1:
         return f"grouped convolution (groups={module.groups})"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
+        return "an embedding with max_norm, sparse or scale_grad_by_freq treats its rows one by one"
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, READS_WEIGHTS):
         return f"{type(parent).__name__} reads the weights of its children directly"
     return _tied_with(model, module)
+
+
+def _kind_name(module: nn.Module) -> str:
+    kind = kind_of(module)
+    return kind.name if kind else ""
 
 
 def _tied_with(model: nn.Module, module: nn.Module) -> str:
@@ -213,8 +219,9 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
                 f"the plan names layer {name}, which this model lacks: it was made for another model."
                 f"{near_matches(name, tuple(modules))}"
             )
-        shape = tuple(getattr(module, "weight", torch.empty(0)).shape)
-        if KINDS.get(type(module)) != layer.kind or shape != layer.shape:
+        kind, weight = kind_of(module), getattr(module, "weight", torch.empty(0))
+        shape = tuple(kind.canonical(weight).shape if kind and weight.ndim > 1 else weight.shape)
+        if _kind_name(module) != layer.kind or shape != layer.shape:
             raise PlanError(
                 f"{name}: the plan is for a {layer.kind} weight {layer.shape}, this model has "
                 f"{type(module).__name__} {shape}; make the plan from this model"

@@ -26,6 +26,16 @@ class CurveLogger(Protocol):
         """The run is over."""
 
 
+class NoLogger:
+    """For all but the first of several processes that train together."""
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        pass
+
+    def close(self, exit_code: int) -> None:
+        pass
+
+
 class CsvLogger:
     """``metrics.csv``, rewritten whole each epoch, so that new columns and resumed runs are no trouble."""
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from hodec.errors import PlanError, near_matches
 from hodec.formats.base import Form
+from hodec.layers import svd, tt, tt_classical, tucker
 from hodec.layers.base import FactorizedLayer
-from hodec.layers.tt import TTConv2d, TTLinear
-from hodec.layers.tt_classical import ClassicalTTConv2d
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,7 @@ class Method:
     """A way to factorize: which layer stands in for which kind of dense layer.
 
     Attributes:
-        layers: kind of dense layer (``conv2d``, ``linear``) -> the factorized layer; its ``form`` is the format.
+        layers: kind of dense layer (``conv2d``, ``linear``, ..) -> the factorized layer; its ``form`` is the format.
         source: where the method comes from.
     """
 
@@ -27,11 +26,72 @@ class Method:
         return self.layers[kind].form
 
 
+def _method(name: str, source: str, *layers: type[FactorizedLayer]) -> Method:
+    return Method(name, {layer.kind.name: layer for layer in layers}, source)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("tt", {"conv2d": TTConv2d, "linear": TTLinear}, "Yin et al., HODEC, CVPR 2022"),
-        Method("tt_classical", {"conv2d": ClassicalTTConv2d}, "Garipov et al., Ultimate Tensorization, 2016"),
+        _method(
+            "tt",
+            "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015",
+            tt.TTConv1d,
+            tt.TTConv2d,
+            tt.TTConv3d,
+            tt.TTConvTranspose1d,
+            tt.TTConvTranspose2d,
+            tt.TTConvTranspose3d,
+            tt.TTLinear,
+        ),
+        _method(
+            "tt_classical",
+            "Garipov et al., Ultimate Tensorization, 2016",
+            tt_classical.ClassicalTTConv1d,
+            tt_classical.ClassicalTTConv2d,
+            tt_classical.ClassicalTTConv3d,
+        ),
+        _method(
+            "tucker",
+            "Kim et al., Compression of Deep CNNs, ICLR 2016",
+            tucker.TuckerConv1d,
+            tucker.TuckerConv2d,
+            tucker.TuckerConv3d,
+            tucker.TuckerConvTranspose1d,
+            tucker.TuckerConvTranspose2d,
+            tucker.TuckerConvTranspose3d,
+            svd.SVDLinear,
+        ),
+        _method(
+            "svd",
+            "Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016",
+            svd.SVDConv1d,
+            svd.SVDConv2d,
+            svd.SVDConv3d,
+            svd.SVDConvTranspose1d,
+            svd.SVDConvTranspose2d,
+            svd.SVDConvTranspose3d,
+            svd.SVDLinear,
+            svd.SVDEmbedding,
+        ),
+        _method(
+            "weight_svd",
+            "AIMET user guide, weight SVD",
+            svd.WeightSVDConv1d,
+            svd.WeightSVDConv2d,
+            svd.WeightSVDConv3d,
+            svd.WeightSVDConvTranspose1d,
+            svd.WeightSVDConvTranspose2d,
+            svd.WeightSVDConvTranspose3d,
+            svd.SVDLinear,
+        ),
+        _method(
+            "spatial_svd",
+            "Jaderberg et al., Speeding up CNNs with Low Rank Expansions, BMVC 2014",
+            svd.SpatialSVDConv2d,
+            svd.SpatialSVDConvTranspose2d,
+            svd.SVDLinear,
+        ),
     )
 }
 

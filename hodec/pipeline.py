@@ -18,6 +18,7 @@ from typing import Any
 import pytorch_lightning
 import torch
 import yaml
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 import hodec
@@ -31,7 +32,7 @@ from hodec.export import checkpoint
 from hodec.files import write_json
 from hodec.formats.modes import Modes
 from hodec.lit import LitClassifier, evaluate
-from hodec.loggers import CurveLogger, make_logger
+from hodec.loggers import CurveLogger, NoLogger, make_logger
 from hodec.models import build_model, load_weights
 from hodec.plan import Plan
 from hodec.ranks import RULES, RankRule, build_rule, make_plan
@@ -66,7 +67,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     data = build_data(config.data)
     data.check()
     work = Work(config, folder, data)
-    curves = make_logger(config, folder.path, asdict(config), folder.path.name)
+    curves = make_logger(config, folder.path, asdict(config), folder.path.name) if folder.writes else NoLogger()
     failed = True
     try:
         work.plan_before_training()
@@ -79,7 +80,8 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         failed = False
     finally:
         curves.close(int(failed))
-    finish(config, folder, work, metrics)
+    if folder.writes:
+        finish(config, folder, work, metrics)
     return metrics
 
 
@@ -93,15 +95,22 @@ def open_folder(config: Config, path: Path) -> RunFolder:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
     keys = differences(theirs if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
-    return RunFolder.open(path, to_yaml(config), keys)
+    return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
 
 
 def prepare(config: Config) -> None:
-    """Threads and random numbers, before anything is built."""
+    """Threads, random numbers and who speaks, before anything is built."""
+    if not is_first_process():
+        logging.getLogger("hodec").setLevel(logging.WARNING)  # the first of several processes says it all
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     with quiet_lightning():
         pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files, of those that train together on several devices."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def device_of(config: Config) -> torch.device:
@@ -182,7 +191,8 @@ class Work:
             )
         log.info("the plan, before any training:\n%s", self.plan)
         convert(self.dense, self.plan, decompose=False)  # what cannot be swapped shows now, not after hours
-        self.plan.save(path)
+        if self.folder.writes:
+            self.plan.save(path)
         self.folder.finish("plan")
 
     def planned(self) -> Plan:

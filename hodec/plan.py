@@ -15,6 +15,8 @@ from hodec.errors import CheckpointError, HodecError, PlanError, near_matches
 from hodec.files import read_json, write_json
 from hodec.formats.base import Form
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
+from hodec.kinds import KINDS
 from hodec.methods import get_method
 
 FORMAT, VERSION = "hodec-plan", 1
@@ -26,11 +28,11 @@ class LayerPlan:
 
     Attributes:
         method: name in METHODS.
-        kind: ``conv2d`` or ``linear``.
-        shape: dense weight, (O, I, K_h, K_w) or (O, I).
+        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        shape: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
         modes: how the channels split.
         ranks: in the format's order.
-        pixels: input and output positions of one image, summed over the layer's calls.
+        runs: the layer's calls for one image, with the sizes of their input and output.
         execution: ``auto``, ``merged`` or ``chain``.
         aliases: other names under which the same module hangs in the net.
         notes: what the rule clipped or rounded.
@@ -41,7 +43,7 @@ class LayerPlan:
     shape: tuple[int, ...]
     modes: Modes
     ranks: tuple[int, ...]
-    pixels: tuple[int, int]
+    runs: Runs
     execution: str = "auto"
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -52,11 +54,17 @@ class LayerPlan:
         return get_method(self.method).form(self.kind)
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as the dense layer stores it."""
+        out, inp, *kernel = self.shape
+        return (inp, out, *kernel) if KINDS[self.kind].swapped else self.shape
+
+    @property
     def runs_as(self) -> str:
         """The execution of inference, chosen by cost where ``execution`` is ``auto``."""
         if self.execution != "auto":
             return self.execution
-        return self.form.choose_execution(self.shape, self.ranks, self.modes, pixels=self.pixels)
+        return self.form.choose_execution(self.shape, self.ranks, self.modes, runs=self.runs)
 
     @property
     def params_before(self) -> int:
@@ -71,21 +79,27 @@ class LayerPlan:
     @property
     def macs_before(self) -> int:
         """Multiply-adds of the dense layer for one image."""
-        return self.pixels[1] * math.prod(self.shape)
+        if KINDS[self.kind].lookup:
+            return 0
+        positions = self.runs.before if KINDS[self.kind].transposed else self.runs.after
+        return positions * math.prod(self.shape)
 
     @property
     def macs_after(self) -> int:
         """Multiply-adds of the factorized layer for one image, as it runs in inference."""
-        return self.form.macs(self.shape, self.ranks, self.modes, pixels=self.pixels, execution=self.runs_as)
+        return self.form.macs(self.shape, self.ranks, self.modes, runs=self.runs, execution=self.runs_as)
 
     def saves(self) -> bool:
         """Whether the factorized layer is nowhere costlier than the dense one, and somewhere cheaper."""
         params, macs = self.params_after - self.params_before, self.macs_after - self.macs_before
+        if KINDS[self.kind].lookup:  # that costs nothing, so any factorized one costs more: memory decides
+            return params < 0
         return params <= 0 and macs <= 0 and (params < 0 or macs < 0)
 
     def project(self, weight: Tensor) -> Tensor:
-        """The (quasi-)nearest weight of these ranks, in dense form."""
-        return self.form.project(weight, self.ranks, self.modes)
+        """The (quasi-)nearest weight of these ranks, in dense form, stored as ``weight`` is."""
+        kind = KINDS[self.kind]
+        return kind.stored(self.form.project(kind.canonical(weight), self.ranks, self.modes))
 
     def check(self, name: str) -> "LayerPlan":
         """This layer plan, if its modes and ranks fit its shape.
@@ -130,7 +144,7 @@ class LayerPlan:
             "ranks": list(self.ranks),
             "execution": self.execution,
             "runs_as": self.runs_as,
-            "pixels": list(self.pixels),
+            "runs": [[times, list(before), list(after)] for times, before, after in self.runs.calls],
             "aliases": list(self.aliases),
             "notes": list(self.notes),
             "params_before": self.params_before,
@@ -144,7 +158,6 @@ class LayerPlan:
         """Inverse of ``to_dict``, checked."""
         where = f"plan of layer {name}: "
         try:
-            before, after = _wholes(value["pixels"], where + "pixels", least=0)
             out, inp, *kernel = _wholes(value["shape"], where + "shape")
             layer = cls(
                 method=_text(value["method"], where + "method"),
@@ -152,7 +165,7 @@ class LayerPlan:
                 shape=(out, inp, *kernel),
                 modes=Modes(tuple(value["modes"]["in"]), tuple(value["modes"]["out"])),
                 ranks=tuple(value["ranks"]),
-                pixels=(before, after),
+                runs=_runs(value["runs"], where + "runs"),
                 execution=value.get("execution", "auto"),
                 aliases=tuple(_text(alias, where + "aliases") for alias in value.get("aliases", ())),
                 notes=tuple(_text(note, where + "notes") for note in value.get("notes", ())),
@@ -324,6 +337,17 @@ def _wholes(values: Sequence[Any], what: str, least: int = 1) -> tuple[int, ...]
     if not isinstance(values, Sequence) or not all(type(n) is int and n >= least for n in values):
         raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least}")
     return tuple(values)
+
+
+def _runs(value: Any, what: str) -> Runs:
+    if not isinstance(value, list) or not all(isinstance(call, list) and len(call) == 3 for call in value):
+        raise PlanError(f"{what}: {value!r} is not a list of [times, input size, output size]")
+    return Runs(
+        tuple(
+            (_wholes([times], what)[0], _wholes(before, what, least=0), _wholes(after, what, least=0))
+            for times, before, after in value
+        )
+    )
 
 
 def _text(value: Any, what: str) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,29 @@ from hodec.files import read_json, replacing, sha256, write_json, write_text
 class RunFolder:
     """The files of one run; see ``open``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self.stages: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}  # weights of stages that this process may not write
 
     @classmethod
-    def open(cls, path: Path, config_text: str, differences: list[str]) -> "RunFolder":
+    def open(
+        cls, path: Path, config_text: str, differences: Sequence[str] = (), *, writes: bool = True
+    ) -> "RunFolder":
         """Open a new folder, or one in which a run with the same settings was stopped.
 
         Args:
             path: the folder; created when missing.
             config_text: the settings as YAML, kept as ``config.yaml``.
             differences: dotted keys in which the folder's settings differ from these.
+            writes: False in all processes but the first, where several train together: it reads what there is, and
+                keeps the rest to itself.
 
         Raises:
             ConfigError: the folder cannot be written, or holds a run with other settings.
             CheckpointError: its ``run.json`` is damaged.
         """
-        folder = cls(path)
+        folder = cls(path, writes=writes)
         folder._probe()
         if differences:
             raise ConfigError(
@@ -77,12 +82,18 @@ class RunFolder:
     def finish(self, stage: str, **facts: Any) -> None:
         """Note that a stage is finished, with facts about it (plain JSON values)."""
         self.stages[stage] = facts
-        write_json(self.path / "run.json", {"stages": self.stages})
+        if self.writes:
+            write_json(self.path / "run.json", {"stages": self.stages})
 
     def save_stage(self, stage: str, model: nn.Module, **facts: Any) -> None:
         """Keep a stage's resulting weights and note it as finished."""
+        weights = {name: t.detach() for name, t in model.state_dict().items()}
+        if not self.writes:
+            self._kept[stage] = {name: t.clone() for name, t in weights.items()}
+            self.finish(stage, **facts)
+            return
         path = self.path / "stages" / f"{stage}.safetensors"
-        save_tensors(path, {name: t.detach() for name, t in model.state_dict().items()})
+        save_tensors(path, weights)
         self.finish(stage, sha256=sha256(path), **facts)
 
     def load_stage(self, stage: str, model: nn.Module) -> None:
@@ -91,6 +102,9 @@ class RunFolder:
         Raises:
             CheckpointError: the file is missing or altered.
         """
+        if stage in self._kept:
+            model.load_state_dict(self._kept[stage])
+            return
         path = self.path / "stages" / f"{stage}.safetensors"
         if not path.exists() or sha256(path) != self.stages[stage]["sha256"]:
             raise CheckpointError(
@@ -148,6 +162,8 @@ class RunFolder:
 
     def drop_rows(self, stage: str, first_epoch: int) -> None:
         """Forget rows of epochs that are about to be trained again."""
+        if not self.writes:
+            return
         kept = [row for row in self.rows() if row["stage"] != stage or row["epoch"] < first_epoch]
         write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
 

@@ -14,8 +14,8 @@ PACKAGE = Path(hodec.__file__).parent
 
 # A module may import those to its left.
 ORDER = [
-    "errors", "files", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost", "conversion", "ranks",
-    "admm", "config_values", "config", "config_check", "run_folder", "lit", "loggers", "export", "onnx_graph",
+    "errors", "files", "kinds", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost", "conversion",
+    "ranks", "admm", "config_values", "config", "config_check", "run_folder", "lit", "loggers", "export", "onnx_graph",
     "report", "training", "pipeline", "cli",
 ]  # fmt: skip
 HEART = ORDER[: ORDER.index("ranks") + 1]

@@ -15,6 +15,7 @@ from small_nets import IMAGE, SmallResNet, Tokens
 from hodec.conversion import convert
 from hodec.errors import HodecError, PlanError
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
 from hodec.plan import LayerPlan, Plan
 from hodec.ranks import Manual, make_plan
 
@@ -36,7 +37,7 @@ def layer_plan(**changes: Any) -> LayerPlan:
         "shape": (64, 64, 3, 3),
         "modes": Modes((8, 8), (8, 8)),
         "ranks": (8, 20, 20, 8),
-        "pixels": (64, 64),
+        "runs": Runs.once((8, 8), (8, 8)),
     }
     return LayerPlan(**{**settings, **changes})
 
@@ -226,7 +227,7 @@ def test_stale_costs_in_the_file_are_not_believed(plan: Plan):
         (lambda v: v["layers"]["conv1"].update(ranks=[2, 3, 2.5, 3]), "rank 2.5"),
         (lambda v: v["layers"]["conv1"].update(modes={"in": [6], "out": [3, 4]}), "conv1: modes"),
         (lambda v: v["layers"]["conv1"].update(method="ttt"), "unknown method 'ttt'.*Did you mean: tt"),
-        (lambda v: v["layers"]["conv1"].update(kind="conv3d"), "has no layer for kind 'conv3d'"),
+        (lambda v: v["layers"]["conv1"].update(kind="embedding"), "has no layer for kind 'embedding'"),
         (lambda v: v["layers"]["conv1"].update(execution="quick"), "execution 'quick'"),
         (lambda v: v["layers"]["conv1"].pop("shape"), "conv1: field 'shape'"),
         (lambda v: v.pop("layers"), "lacks a field.*layers"),

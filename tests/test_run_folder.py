@@ -98,6 +98,23 @@ def test_altered_stage_weights_are_refused(tmp_path, harm):
         folder.load_stage("admm", model)
 
 
+def test_a_second_process_reads_but_never_writes(tmp_path):
+    """Where several train together, two would write BatchNorm statistics that differ."""
+    model, changed = nn.Linear(3, 3), nn.Linear(3, 3)
+    opened(tmp_path).save_stage("pretrain", model)
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    second = RunFolder.open(tmp_path, "seed: 0\n", writes=False)
+    assert second.done("pretrain")
+    second.save_stage("admm", changed, seconds=1.0)
+    second.drop_rows("admm", 0)
+    assert second.done("admm")
+    for stage, expected in (("pretrain", model), ("admm", changed)):
+        read = nn.Linear(3, 3)
+        second.load_stage(stage, read)
+        torch.testing.assert_close(read.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 # -- checkpoints of the stage under way ------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
     else:
         names = {_plain(name) for name, _ in module.named_modules(remove_duplicate=False)}
         prefixes = ["", *sorted(f"{name}." for name in names if name)]
-    fits = [p for p in prefixes if all(shapes.get(f"{p}{n}.weight") == layer.shape for n, layer in plan.items())]
+    fits = [p for p in prefixes if all(shapes.get(f"{p}{n}.weight") == layer.stored_shape for n, layer in plan.items())]
     # One net under two names (self.features = self.net.features) is one place: the first name counts.
     different = {tuple(id(found[f"{p}{n}.weight"]) for n in plan): p for p in reversed(fits)}
     if len(different) == 1:
@@ -43,7 +43,7 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
     known = tuple(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))
     raise PlanError(
         f"no part of {type(module).__name__} has all planned layers with the planned shapes (the first is {first}, "
-        f"{plan[first].shape}).{near_matches(f'{root}.{first}' if root else first, known)} "
+        f"{plan[first].stored_shape}).{near_matches(f'{root}.{first}' if root else first, known)} "
         "Make the plan from the model that is trained, or name the part that holds it: AdmmCallback(plan, root='..')"
     )
 

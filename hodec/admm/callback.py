@@ -298,7 +298,8 @@ class AdmmCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.latest = self._report(trainer, pl_module)
-        pl_module.log_dict({k: v for k, v in self.latest.items() if isinstance(v, float)})
+        # Equal in all processes; said so, or Lightning would warn that they might not be.
+        pl_module.log_dict({k: v for k, v in self.latest.items() if isinstance(v, float)}, sync_dist=True)
         per_layer = {
             f"admm/{key}/{name}": value
             for name, row in self.latest["admm/layers"].items()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hodec.formats.base import project_batch
+from hodec.kinds import KINDS
 from hodec.plan import LayerPlan
 
 Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -92,8 +93,10 @@ def project_layers(plan: Mapping[str, LayerPlan], tensors: Mapping[str, Tensor])
     result: dict[str, Tensor] = {}
     for names in groups.values():
         layer = plan[names[0]]
-        batch = torch.stack([tensors[name] for name in names])
-        result.update(zip(names, project_batch(layer.form, batch, layer.ranks, layer.modes), strict=True))
+        kind = KINDS[layer.kind]
+        batch = torch.stack([kind.canonical(tensors[name]) for name in names])
+        projected = project_batch(layer.form, batch, layer.ranks, layer.modes)
+        result.update((name, kind.stored(one)) for name, one in zip(names, projected, strict=True))
     return result
 
 

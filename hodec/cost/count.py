@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import PlanError
+from hodec.formats.runs import Runs
 from hodec.layers.base import same_random_state
 
 Inputs = Tensor | Sequence[Tensor]
@@ -50,36 +51,38 @@ def count_cost(model: nn.Module, example_input: Inputs) -> Cost:
     return Cost(params, counter.get_total_flops() // 2 // len(inputs[0]))
 
 
-def trace_pixels(model: nn.Module, example_input: Inputs) -> dict[str, tuple[int, int]]:
-    """Positions (input, output) that each convolution or linear layer visits for one image.
+def trace_runs(model: nn.Module, example_input: Inputs) -> dict[str, Runs]:
+    """The calls of each convolution, linear layer and embedding for one image.
 
-    A layer that is called twice counts both calls; one that is never called (its weight used functionally, or
-    not at all) is absent.
+    A layer that is called twice has both calls; one that is never called (its weight used functionally, or not at
+    all) is absent.
     """
-    inputs, seen = as_inputs(example_input), dict[str, tuple[int, int]]()
+    inputs, seen = as_inputs(example_input), dict[str, Runs]()
     batch = len(inputs[0])
 
     def remember(
         module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor, *, name: str
     ) -> None:
-        inp, out = _channels(module)
-        given = args[0] if args else kwargs["input"]
-        before, after = seen.get(name, (0, 0))
-        seen[name] = (before + given.numel() // inp // batch, after + output.numel() // out // batch)
+        call = _call(module, args[0] if args else kwargs["input"], output, batch)
+        seen[name] = seen[name].also(call) if name in seen else call
 
     with inference(model), ExitStack() as hooks:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
                 hook = module.register_forward_hook(partial(remember, name=name), with_kwargs=True)
                 hooks.callback(hook.remove)
         model(*inputs)
     return seen
 
 
-def _channels(module: Any) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.in_channels, module.out_channels
+def _call(module: Any, given: Tensor, output: Tensor, batch: int) -> Runs:
+    """One call: linear layers and embeddings visit positions, convolutions have sizes (and may see more images)."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        dims = len(module.kernel_size)
+        images = given.shape[0] if given.ndim == dims + 2 else 1
+        return Runs(((max(1, images // batch), tuple(given.shape[-dims:]), tuple(output.shape[-dims:])),))
+    positions = output.numel() // output.shape[-1] // batch
+    return Runs.once((positions,), (positions,))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hodec.errors import RankError
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
 from hodec.linalg import check_finite
 
 Shape = Sequence[int]
@@ -21,10 +22,12 @@ HUGE = 1e15
 class Form(ABC):
     """One weight layout of one format, e.g. a tensor train of a convolution.
 
-    ``shape`` is the dense weight's, (O, I, K_h, K_w) or (O, I); ``modes`` how its channels split. Subclasses are
-    stateless: everything is a function of its arguments.
+    ``shape`` is that of the dense weight with output channels first, (O, I, K_1, ..) or (O, I), whatever the layer
+    stores; ``modes`` is how its channels split. Everything is a function of its arguments.
     """
 
+    #: whether channels are split into modes; where not, each side is one mode
+    uses_modes: bool = True
     #: fewest modes per side with which there is anything to factorize
     min_modes: int = 1
     #: executions the layer offers, the default while training first
@@ -47,17 +50,24 @@ class Form(ABC):
         """Factors -> dense weight of ``shape``."""
 
     @abstractmethod
+    def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
+        """The matrices whose ranks these are: (position in ranks, matrix) each; several may share a position.
+
+        A rank below the rank of its matrix cuts off that matrix's smallest singular values.
+        """
+
+    @abstractmethod
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         """Numbers stored, bias not counted."""
 
     @abstractmethod
     def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int], execution: str
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
     ) -> int:
-        """Multiply-adds of one image; ``pixels`` are the positions of its input and its output."""
+        """Multiply-adds of one image that runs the layer as in ``runs``."""
 
     def choose_execution(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int]
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs
     ) -> str:
         """The execution that inference should use at these sizes."""
         return self.executions[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from hodec.errors import RankError
 from hodec.formats.base import Form, Ranks, Shape
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
 from hodec.linalg import truncate
 
 # Measured on CPU: the chain of small contractions runs at about three quarters of the rate of the merged
@@ -137,6 +138,10 @@ class TTForm(Form):
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
         return self.to_weight(reconstruct(factors)[None], shape, modes)[0]
 
+    def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
+        tensor = self.tensorize(weight[None], modes)[0]
+        return [(k, tensor.flatten(0, k).flatten(1)) for k in range(tensor.ndim - 1)]
+
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         cores = _decompose_many(self.tensorize(weights, modes), ranks)
         return self.to_weight(_reconstruct_many(cores), weights.shape[1:], modes)
@@ -145,12 +150,12 @@ class TTForm(Form):
         return params(self.tensor_shape(shape, modes), ranks)
 
     def choose_execution(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int]
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs
     ) -> str:
         if self.executions == ("chain",):
             return "chain"
         chain, merged = (
-            self.macs(shape, ranks, modes, pixels=pixels, execution=e) for e in ("chain", "merged")
+            self.macs(shape, ranks, modes, runs=runs, execution=e) for e in ("chain", "merged")
         )
         return "chain" if chain < CHAIN_RATE * merged else "merged"
 
@@ -158,10 +163,16 @@ class TTForm(Form):
 class TTConv(TTForm):
     """HODEC's order (I_1..I_d, K_h*K_w, O_1..O_d); d = 1 is Tucker-2.
 
+    Args:
+        transposed: whether the dense layer is a transposed convolution, whose kernel visits input positions.
+
     Source: Yin, Sui, Yang, Zang, Gong, Yuan, HODEC, CVPR 2022.
     """
 
     executions = ("merged", "chain")
+
+    def __init__(self, *, transposed: bool = False) -> None:
+        self.transposed = transposed
 
     def tensor_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
         return (*modes.inputs, math.prod(shape[2:]), *modes.outputs)
@@ -176,11 +187,11 @@ class TTConv(TTForm):
         return torch.einsum("bi...o->boi...", tensors.reshape(len(tensors), inp, *kernel, out)).contiguous()
 
     def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int], execution: str
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
     ) -> int:
-        d, (before, after) = len(modes.inputs), pixels
+        d, before, after = len(modes.inputs), runs.before, runs.after
         r = (1, *ranks, 1)
-        core = after * math.prod(shape[2:]) * r[d] * r[d + 1]
+        core = (before if self.transposed else after) * math.prod(shape[2:]) * r[d] * r[d + 1]
         if execution == "merged":
             return before * shape[1] * r[d] + core + after * r[d + 1] * shape[0]
         contract_in = sum(
@@ -217,22 +228,22 @@ class TTLinearForm(TTForm):
         return split.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)).reshape(len(tensors), *shape)
 
     def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int], execution: str
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
     ) -> int:
         if execution == "merged":  # the weight is rebuilt once, then used as a dense one
-            return pixels[0] * math.prod(shape)
+            return runs.before * math.prod(shape)
         r = (1, *ranks, 1)
-        return pixels[0] * sum(
+        return runs.before * sum(
             math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])
             for k, (o, i) in enumerate(zip(modes.outputs, modes.inputs, strict=True))
         )
 
     def choose_execution(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int]
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs
     ) -> str:
-        chain = self.macs(shape, ranks, modes, pixels=pixels, execution="chain")
-        return "chain" if chain < pixels[0] * math.prod(shape) else "merged"
+        chain = self.macs(shape, ranks, modes, runs=runs, execution="chain")
+        return "chain" if chain < runs.before * math.prod(shape) else "merged"
 
 
-CONV = TTConv()
+CONV, CONV_TRANSPOSED = TTConv(), TTConv(transposed=True)
 LINEAR = TTLinearForm()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hodec.formats.base import Shape
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
 from hodec.formats.tt import TTForm
 
 
@@ -40,14 +41,14 @@ class ClassicalTTConv(TTForm):
         return split.permute(*order).reshape(len(tensors), *shape)
 
     def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, pixels: tuple[int, int], execution: str
+        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
     ) -> int:
         r = (*ranks, 1)
         channels = sum(
             math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])
             for k, (i, o) in enumerate(zip(modes.inputs, modes.outputs, strict=True))
         )
-        return pixels[1] * (math.prod(shape[2:]) * r[0] * shape[1] + channels)
+        return runs.after * (math.prod(shape[2:]) * r[0] * shape[1] + channels)
 
 
 CONV = ClassicalTTConv()

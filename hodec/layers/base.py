@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hodec.errors import ConvertError
 from hodec.formats.base import Form, working_copy
 from hodec.formats.modes import Modes
+from hodec.kinds import Kind
 
 
 class FactorizedLayer(nn.Module):
@@ -18,19 +19,22 @@ class FactorizedLayer(nn.Module):
 
     Attributes:
         form: the format's mathematics for this kind of weight.
-        shape: shape of the dense weight, (O, I, K_h, K_w) or (O, I).
+        kind: the kind of dense layer it stands in for.
+        shape: shape of the dense weight with output channels first, (O, I, K_1, ..) or (O, I).
         modes, ranks: how the weight is split and factorized.
         execution: how inference computes it, one of ``form.executions``; training always uses the first.
     """
 
     form: ClassVar[Form]
+    kind: ClassVar[Kind]
 
     def __init__(
         self, shape: Sequence[int], *, ranks: Sequence[int], modes: Modes | None, execution: str
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        self.modes = modes or Modes.split(shape[1], shape[0], max(2, self.form.min_modes))
+        default = max(2, self.form.min_modes) if self.form.uses_modes else 1
+        self.modes = modes or Modes.split(shape[1], shape[0], default)
         self.modes.check(shape[1], shape[0])
         self.ranks = self.form.check_ranks(self.shape, self.modes, ranks)
         execution = execution or self.form.executions[0]
@@ -67,7 +71,7 @@ class FactorizedLayer(nn.Module):
         with same_random_state([weight]):
             layer = cls.like(module, ranks, modes=modes, execution=execution)
         with torch.autocast(weight.device.type, enabled=False):
-            factors = cls.form.decompose(working_copy(weight), layer.ranks, layer.modes)
+            factors = cls.form.decompose(cls.kind.canonical(working_copy(weight)), layer.ranks, layer.modes)
             layer.load_factors(balance(factors))
         if isinstance(layer.bias, Tensor):
             layer.bias.data.copy_(module.bias.detach())
@@ -83,8 +87,8 @@ class FactorizedLayer(nn.Module):
         """Overwrite the parameters by factors in the format's order and shapes."""
 
     def dense_weight(self) -> Tensor:
-        """The dense weight that this layer applies, shape ``self.shape``."""
-        return self.form.reconstruct(self.factors(), self.shape, self.modes)
+        """The dense weight that this layer applies, as the dense layer stores it."""
+        return self.kind.stored(self.form.reconstruct(self.factors(), self.shape, self.modes))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

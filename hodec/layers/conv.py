@@ -1,26 +1,33 @@
-"""What a convolution's settings mean to a factorized one: kept in one place for every method."""
+"""What a convolution's settings mean to a factorized one: kept in one place for every method and dimension."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats.modes import Modes
+from hodec.kinds import KINDS, Kind
 from hodec.layers.base import FactorizedLayer
 
+CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-class FactorizedConv2d(FactorizedLayer):
-    """Base of the factorized 2-d convolutions; input (N, I, H, W), output (N, O, H', W').
+
+class FactorizedConv(FactorizedLayer):
+    """Base of the factorized convolutions; input (N, I, ..) or (I, ..), output (N, O, ..) or (O, ..).
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode: as in ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, output_padding: as in
+            torch's layer of the same kind.
         ranks: the format's ranks.
         modes: how channels split; by default evenly into two modes a side.
         bias: whether there is a bias.
         execution: how inference runs, one of ``form.executions``; by default the first.
     """
+
+    kind: ClassVar[Kind] = KINDS["conv2d"]
 
     def __init__(  # noqa: PLR0913
         self,
@@ -33,32 +40,27 @@ class FactorizedConv2d(FactorizedLayer):
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] | str = 0,
         dilation: int | Sequence[int] = 1,
+        output_padding: int | Sequence[int] = 0,
         bias: bool = True,
         padding_mode: str = "zeros",
         execution: str = "",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        kernel = _pair(kernel_size)
-        super().__init__(
-            (out_channels, in_channels, *kernel), ranks=ranks, modes=modes, execution=execution
-        )
+        kernel = self._each_axis(kernel_size)
+        super().__init__((out_channels, in_channels, *kernel), ranks=ranks, modes=modes, execution=execution)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.dilation = kernel, _pair(stride), _pair(dilation)
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
-        self.padding_mode = padding_mode
+        self.kernel_size, self.stride, self.dilation = kernel, self._each_axis(stride), self._each_axis(dilation)
+        self.padding = padding if isinstance(padding, str) else self._each_axis(padding)
+        self.output_padding, self.padding_mode = self._each_axis(output_padding), padding_mode
         self.build_factors(device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
-    def build_factors(self, *, device: Any, dtype: Any) -> None:
-        """Create the parameters that hold the factors, uninitialized."""
-        raise NotImplementedError
-
     @classmethod
     def like(
         cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> "FactorizedConv2d":
+    ) -> "FactorizedConv":
         return cls(
             module.in_channels,
             module.out_channels,
@@ -68,6 +70,7 @@ class FactorizedConv2d(FactorizedLayer):
             stride=module.stride,
             padding=module.padding,
             dilation=module.dilation,
+            output_padding=module.output_padding,
             bias=module.bias is not None,
             padding_mode=module.padding_mode,
             execution=execution,
@@ -75,36 +78,61 @@ class FactorizedConv2d(FactorizedLayer):
             dtype=module.weight.dtype,
         )
 
-    def spatial_conv(self, x: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
-        """The step that carries stride, padding and dilation; ``kernel`` (out, in / groups, K_h, K_w)."""
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._pad_amounts(), mode=self.padding_mode), 0
-        return F.conv2d(x, kernel, None, self.stride, padding, self.dilation, groups)
+    def build_factors(self, *, device: Any, dtype: Any) -> None:
+        """Create the parameters that hold the factors, uninitialized."""
+        raise NotImplementedError
 
-    def _pad_amounts(self) -> list[int]:
-        """Padding as F.pad wants it: (left, right, top, bottom)."""
+    def pointwise(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A 1x1 convolution by a matrix (out, in)."""
+        return CONV[self.kind.dims](x, matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel_size)), bias)
+
+    def spatial_conv(self, x: Tensor, kernel: Tensor, axes: Iterable[int] | None = None) -> Tensor:
+        """The step that moves along ``axes`` (by default all), with their stride, padding and dilation.
+
+        ``kernel`` is (out, in / groups, K_1, ..), with sides of 1 along the other axes; the number of groups follows
+        from its second side.
+        """
+        moving = set(range(self.kind.dims) if axes is None else axes)
+        groups = x.shape[-1 - self.kind.dims] // kernel.shape[1]
+        stride = self._along(moving, self.stride, 1)
+        dilation = self._along(moving, self.dilation, 1)
+        if self.kind.transposed:
+            padding = self._along(moving, self.padding, 0)
+            extra = self._along(moving, self.output_padding, 0)
+            stored = kernel if groups > 1 else kernel.transpose(0, 1)  # grouped ones are depthwise: (r, 1, ..)
+            return CONV_TRANSPOSE[self.kind.dims](x, stored, None, stride, padding, extra, groups, dilation)
+        sides = [side if axis in moving else (0, 0) for axis, side in enumerate(self._sides())]
+        padding = [left for left, _ in sides]
+        if self.padding_mode != "zeros" or any(left != right for left, right in sides):
+            amounts = [n for side in reversed(sides) for n in side]
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, amounts, mode=mode), [0] * self.kind.dims
+        return CONV[self.kind.dims](x, kernel, None, stride, padding, dilation, groups)
+
+    def _sides(self) -> list[tuple[int, int]]:
+        """Padding before and after, per axis."""
         if self.padding == "valid":
-            return [0, 0, 0, 0]
+            return [(0, 0)] * self.kind.dims
         if self.padding == "same":
             total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
-        rows, cols = (int(n) for n in self.padding)
-        return [cols, cols, rows, rows]
+            return [(n // 2, n - n // 2) for n in total]
+        return [(int(n), int(n)) for n in self.padding]
+
+    @staticmethod
+    def _along(moving: set[int], values: Any, still: int) -> list[int]:
+        return [int(value) if axis in moving else still for axis, value in enumerate(values)]
 
     def add_bias(self, y: Tensor) -> Tensor:
         """Add the bias along the channel axis."""
-        return y if self.bias is None else y + self.bias[:, None, None]
+        return y if self.bias is None else y + self.bias.reshape(-1, *(1 for _ in self.kernel_size))
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]
-        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "padding_mode": "zeros"}
+        zero, one = (0,) * self.kind.dims, (1,) * self.kind.dims
+        defaults = {"stride": one, "padding": zero, "output_padding": zero, "dilation": one, "padding_mode": "zeros"}
         parts += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts if self.bias is not None else [*parts, "bias=False"])
 
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, second = value
-    return int(first), int(second)
+    @classmethod
+    def _each_axis(cls, value: int | Sequence[int]) -> tuple[int, ...]:
+        return (value,) * cls.kind.dims if isinstance(value, int) else tuple(int(n) for n in value)

@@ -9,21 +9,20 @@ from torch import Tensor, nn
 
 from hodec.formats import tt
 from hodec.formats.modes import Modes
+from hodec.kinds import KINDS
 from hodec.layers.base import FactorizedLayer
-from hodec.layers.conv import FactorizedConv2d
+from hodec.layers.conv import FactorizedConv
 
 
-class TTConv2d(FactorizedConv2d):
-    """Convolution whose weight is a tensor train over (I_1..I_d, K_h*K_w, O_1..O_d).
+class TTConv(FactorizedConv):
+    """Convolution whose weight is a tensor train over (I_1..I_d, K_1*K_2*.., O_1..O_d).
 
     Two executions of the same parameters, equal to rounding: ``chain`` contracts the input channels mode by
     mode, convolves at the inner ranks, and expands the output channels mode by mode; ``merged`` first contracts
-    the cores of each side with each other, weights only, and runs 1x1, K_h x K_w and 1x1 convolutions.
+    the cores of each side with each other, weights only, and runs 1x1, K x K and 1x1 convolutions.
 
     Source: Yin et al., HODEC, CVPR 2022 (chain).
     """
-
-    form = tt.CONV
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
         d, r = len(self.modes.inputs), (1, *self.ranks, 1)
@@ -40,7 +39,7 @@ class TTConv2d(FactorizedConv2d):
         )
 
     def factors(self) -> list[Tensor]:
-        kernel = torch.einsum("trhw->rhwt", self.kernel).flatten(1, 2)
+        kernel = torch.einsum("tr...->r...t", self.kernel).flatten(1, -2)
         return [*self.in_cores, kernel, *self.out_cores]
 
     @torch.no_grad()  # not through .data: the remembered merge must see the change
@@ -49,7 +48,7 @@ class TTConv2d(FactorizedConv2d):
         for mine, given in zip(self.in_cores, factors[:d], strict=True):
             mine.copy_(given)
         kernel = factors[d].unflatten(1, self.kernel_size)
-        self.kernel.copy_(torch.einsum("rhwt->trhw", kernel))
+        self.kernel.copy_(torch.einsum("r...t->tr...", kernel))
         for mine, given in zip(self.out_cores, factors[d + 1 :], strict=True):
             mine.copy_(given)
 
@@ -64,23 +63,60 @@ class TTConv2d(FactorizedConv2d):
         return inner[0].mT, outer[..., 0].mT
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, I, H, W) -> (N, O, H', W')."""
+        """(N, I, ..) -> (N, O, ..)."""
         return self._chain(x) if self.running_execution() == "chain" else self._run_merged(x)
 
     def _run_merged(self, x: Tensor) -> Tensor:
         inner, outer = self.once_per_weights(self.merged_sides)
-        y = F.conv2d(x, inner[:, :, None, None])
-        y = self.spatial_conv(y, self.kernel)
-        return F.conv2d(y, outer[:, :, None, None], self.bias)
+        y = self.spatial_conv(self.pointwise(x, inner), self.kernel)
+        return self.pointwise(y, outer, self.bias)
 
     def _chain(self, x: Tensor) -> Tensor:
-        y = x.unflatten(1, (1, *self.modes.inputs))  # n 1 i1..id h w
+        batched = x if x.ndim == self.kind.dims + 2 else x.unsqueeze(0)
+        y = batched.unflatten(1, (1, *self.modes.inputs))  # n 1 i1..id h w
         for core in self.in_cores:
             y = torch.einsum("nri...,ris->ns...", y, core)  # n s i2..id h w
         y = self.spatial_conv(y, self.kernel).unsqueeze(1)  # n 1 t h' w'
         for core in self.out_cores:
-            y = torch.einsum("nphwt,tou->npouhw", y.movedim(2, -1), core).flatten(1, 2)
-        return self.add_bias(y.squeeze(2))  # n o h' w'
+            y = torch.einsum("np...t,tou->npou...", y.movedim(2, -1), core).flatten(1, 2)
+        y = self.add_bias(y.squeeze(2))  # n o h' w'
+        return y if x.ndim == self.kind.dims + 2 else y.squeeze(0)
+
+
+class TTConv1d(TTConv):
+    """Tensor train of a ``nn.Conv1d``."""
+
+    form, kind = tt.CONV, KINDS["conv1d"]
+
+
+class TTConv2d(TTConv):
+    """Tensor train of a ``nn.Conv2d``."""
+
+    form, kind = tt.CONV, KINDS["conv2d"]
+
+
+class TTConv3d(TTConv):
+    """Tensor train of a ``nn.Conv3d``."""
+
+    form, kind = tt.CONV, KINDS["conv3d"]
+
+
+class TTConvTranspose1d(TTConv):
+    """Tensor train of a ``nn.ConvTranspose1d``."""
+
+    form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose1d"]
+
+
+class TTConvTranspose2d(TTConv):
+    """Tensor train of a ``nn.ConvTranspose2d``."""
+
+    form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose2d"]
+
+
+class TTConvTranspose3d(TTConv):
+    """Tensor train of a ``nn.ConvTranspose3d``."""
+
+    form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose3d"]
 
 
 class TTLinear(FactorizedLayer):
@@ -92,7 +128,7 @@ class TTLinear(FactorizedLayer):
     Source: Novikov, Podoprikhin, Osokin, Vetrov, Tensorizing Neural Networks, NeurIPS 2015: section 4.
     """
 
-    form = tt.LINEAR
+    form, kind = tt.LINEAR, KINDS["linear"]
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class Candidate:
             shape=self.site.shape,
             modes=self.modes,
             ranks=tuple(ranks),
-            pixels=self.site.pixels,
+            runs=self.site.runs,
             execution=self.execution,
             aliases=self.site.aliases,
             notes=notes,
@@ -160,9 +160,12 @@ def _split_all(  # noqa: PLR0913
     result = {}
     for name in names:
         out, inp = sites[name].shape[:2]
-        split = by_layer.get(name) or Modes.split(inp, out, n_modes)
+        form = method.form(sites[name].kind)
+        if not form.uses_modes and name in by_layer:
+            raise PlanError(f"{name}: method {method.name} splits no channels into modes; leave method.modes out")
+        split = by_layer.get(name) or Modes.split(inp, out, n_modes if form.uses_modes else 1)
         split.check(inp, out)
-        least = method.form(sites[name].kind).min_modes
+        least = form.min_modes
         if len(split.inputs) < least:
             skipped[name] = f"method {method.name} needs at least {least} modes a side for a {sites[name].kind} layer"
         else:

@@ -90,7 +90,7 @@ class Users(pl.LightningModule):
 
     def validation_step(self, batch: Any, index: int) -> None:
         x, y = batch
-        self.log("val_loss", F.cross_entropy(self(x), y))
+        self.log("val_loss", F.cross_entropy(self(x), y), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         return self.make_optimizer(self)

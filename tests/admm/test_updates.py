@@ -16,13 +16,14 @@ from hodec.admm.updates import (
     with_rho,
 )
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
 from hodec.plan import LayerPlan
 
 
 def conv_plan(channels=16, rank=3, modes=None):
     split = modes or Modes((channels,), (channels,))
     count = 2 * len(split.inputs)
-    return LayerPlan("tt", "conv2d", (channels, channels, 3, 3), split, (rank,) * count, (64, 64))
+    return LayerPlan("tt", "conv2d", (channels, channels, 3, 3), split, (rank,) * count, Runs.once((8, 8), (8, 8)))
 
 
 def linear_plan(rank=3):

@@ -8,10 +8,30 @@ from torch import Tensor, nn
 
 from hodec.formats.base import Form
 from hodec.formats.modes import Modes
+from hodec.kinds import KINDS
 from hodec.layers.base import FactorizedLayer
 from hodec.methods import METHODS
 
-CHANNELS = {"conv2d": (12, 8, 3, 3), "linear": (12, 8)}
+# Dense weights by kind, output channels first.
+CHANNELS = {
+    "conv1d": (12, 8, 5),
+    "conv2d": (12, 8, 3, 3),
+    "conv3d": (12, 8, 3, 2, 3),
+    "conv_transpose1d": (12, 8, 3),
+    "conv_transpose2d": (12, 8, 3, 3),
+    "conv_transpose3d": (12, 8, 3, 2, 3),
+    "linear": (12, 8),
+    "embedding": (12, 8),
+}
+LAYERS = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}
+SIDES = (7, 9, 5)
 
 
 @dataclass(frozen=True)
@@ -49,16 +69,20 @@ class Case:
         out, inp = self.shape[:2]
         if self.kind == "linear":
             return nn.Linear(inp, out, **settings).to(dtype)
-        return nn.Conv2d(inp, out, settings.pop("kernel_size", 3), **settings).to(dtype)
+        if self.kind == "embedding":
+            return nn.Embedding(inp, out, padding_idx=1).to(dtype)
+        return LAYERS[self.kind](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)
 
     def layer(self, dense: nn.Module, cap: int = 3, execution: str = "") -> FactorizedLayer:
-        ranks = self.ranks(cap, tuple(dense.weight.shape))
+        ranks = self.ranks(cap, tuple(KINDS[self.kind].canonical(dense.weight).shape))
         return self.cls.from_dense(dense, ranks, modes=self.modes, execution=execution)
 
     def input(self, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
         """What the dense layer takes."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (2, 8, 7, 9) if self.kind == "conv2d" else (2, 5, 8)
+        if self.kind == "embedding":
+            return torch.randint(0, self.shape[1], (2, 5), generator=generator)
+        shape = (2, 8, *SIDES[: KINDS[self.kind].dims]) if KINDS[self.kind].dims else (2, 5, 8)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
@@ -66,7 +90,7 @@ CASES = [
     Case(name, kind, Modes.split(CHANNELS[kind][1], CHANNELS[kind][0], d))
     for name, method in METHODS.items()
     for kind in method.layers
-    for d in range(method.form(kind).min_modes, 4)
+    for d in (range(method.form(kind).min_modes, 4) if method.form(kind).uses_modes else (1,))
 ]
 
 

@@ -7,8 +7,13 @@ from small_nets import IMAGE, SmallResNet, Tokens, Twice, assert_untouched, snap
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hodec.cost.count import Cost, as_inputs, count_cost, inference, trace_pixels
+from hodec.cost.count import Cost, as_inputs, count_cost, inference, trace_runs
 from hodec.errors import PlanError
+
+
+def positions(model: nn.Module, inputs: object) -> dict[str, tuple[int, int]]:
+    """Positions (input, output) of each layer."""
+    return {name: (runs.before, runs.after) for name, runs in trace_runs(model, inputs).items()}
 
 
 def test_a_convolution_by_hand():
@@ -22,11 +27,11 @@ def test_cost_and_positions_are_those_of_one_image(batch: int):
     model, x = SmallResNet(), torch.randn(batch, *IMAGE[1:])
     one = torch.randn(1, *IMAGE[1:])
     assert count_cost(model, x) == count_cost(model, one)
-    assert trace_pixels(model, x) == trace_pixels(model, one)
+    assert positions(model, x) == positions(model, one)
 
 
 def test_positions_of_each_layer():
-    assert trace_pixels(SmallResNet(), torch.randn(IMAGE)) == {
+    assert positions(SmallResNet(), torch.randn(IMAGE)) == {
         "conv1": (144, 144),
         "layer1.conv1": (144, 36),
         "layer1.conv2": (36, 36),
@@ -37,12 +42,12 @@ def test_positions_of_each_layer():
 
 def test_a_linear_layer_over_a_sequence_counts_its_positions():
     model, x = Tokens(), torch.randn(3, 5, 16)
-    assert trace_pixels(model, x) == {"up": (5, 5), "down": (5, 5)}
+    assert positions(model, x) == {"up": (5, 5), "down": (5, 5)}
     assert count_cost(model, x).macs == 5 * (16 * 36 + 36 * 8)
 
 
 def test_a_layer_called_twice_counts_both_calls_and_a_shared_one_has_one_name():
-    assert trace_pixels(Twice(), torch.randn(1, 6, 8, 8)) == {"again": (64 + 16, 64 + 16), "first": (32, 32)}
+    assert positions(Twice(), torch.randn(1, 6, 8, 8)) == {"again": (64 + 16, 64 + 16), "first": (32, 32)}
 
 
 def test_unused_and_functionally_used_layers_are_absent():
@@ -54,7 +59,7 @@ def test_unused_and_functionally_used_layers_are_absent():
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(self.used(x), self.functional.weight)
 
-    assert list(trace_pixels(Odd(), torch.randn(2, 8))) == ["used"]
+    assert list(positions(Odd(), torch.randn(2, 8))) == ["used"]
 
 
 def test_an_input_given_by_keyword_is_seen():
@@ -66,7 +71,7 @@ def test_an_input_given_by_keyword_is_seen():
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(input=x)
 
-    assert trace_pixels(Keyword(), torch.randn(1, 3, 5, 5)) == {"conv": (25, 9)}
+    assert positions(Keyword(), torch.randn(1, 3, 5, 5)) == {"conv": (25, 9)}
 
 
 def test_several_inputs():
@@ -80,7 +85,7 @@ def test_several_inputs():
 
     inputs = (torch.zeros(3, dtype=torch.long), torch.randn(3, 4))
     assert count_cost(Two(), inputs) == Cost(params=40 + 18, macs=16)
-    assert trace_pixels(Two(), list(inputs)) == {"fc": (1, 1)}
+    assert positions(Two(), list(inputs)) == {"emb": (1, 1), "fc": (1, 1)}
 
 
 @pytest.mark.parametrize("bad", [(), torch.tensor(1.0), ["x"], {"x": torch.ones(1, 3)}, torch.ones(0, 3)], ids=repr)
@@ -107,7 +112,7 @@ def test_counting_leaves_the_model_and_the_random_numbers_alone():
     model.bn1.eval()
     before = snapshot(model)
     count_cost(model, torch.randn(IMAGE, generator=torch.Generator().manual_seed(0)))
-    trace_pixels(model, torch.randn(IMAGE, generator=torch.Generator().manual_seed(0)))
+    positions(model, torch.randn(IMAGE, generator=torch.Generator().manual_seed(0)))
     assert_untouched(model, before)
 
 
@@ -116,7 +121,7 @@ def test_modes_are_restored_even_when_the_model_fails():
     model.layer1.eval()
     before = snapshot(model)
     with pytest.raises(RuntimeError):
-        trace_pixels(model, torch.ones(1, 5, 12, 12))
+        positions(model, torch.ones(1, 5, 12, 12))
     assert_untouched(model, before)
 
 

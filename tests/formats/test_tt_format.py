@@ -13,6 +13,7 @@ from torch import Tensor
 from hodec.errors import RankError
 from hodec.formats import tt
 from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
 
 
 def tails(x: Tensor, ranks: tuple[int, ...]) -> list[float]:
@@ -155,6 +156,6 @@ def test_a_kernel_that_is_not_square(generator: torch.Generator):
 
 def test_merging_wins_unless_the_chain_saves_more_than_its_rate_costs():
     """Inner ranks near full: the chain does more. Inner rank small beside its mode: the chain does far less."""
-    modes, shape, pixels = Modes((16, 32), (16, 32)), (512, 512, 3, 3), (49, 49)
-    assert tt.CONV.choose_execution(shape, (15, 250, 250, 15), modes, pixels=pixels) == "merged"
-    assert tt.CONV.choose_execution(shape, (2, 8, 8, 2), modes, pixels=pixels) == "chain"
+    modes, shape, runs = Modes((16, 32), (16, 32)), (512, 512, 3, 3), Runs.once((7, 7), (7, 7))
+    assert tt.CONV.choose_execution(shape, (15, 250, 250, 15), modes, runs=runs) == "merged"
+    assert tt.CONV.choose_execution(shape, (2, 8, 8, 2), modes, runs=runs) == "chain"

@@ -1,0 +1,162 @@
+"""Splits of a weight into two factors by a truncated SVD of one of its unfoldings."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hodec.formats.base import Ranks, Shape
+from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
+from hodec.formats.staged import Stage, StagedForm, pointwise, spatial_axes
+from hodec.linalg import truncate
+
+
+class MatrixSplit(StagedForm):
+    """A weight read as one matrix (rows, cols); the layer's first factor applies cols -> rank, its second rank -> rows.
+
+    Factors are in the layer's order: first (rank, ..), second (O, rank, ..). The error is the norm of the dropped
+    singular values, the least possible.
+    """
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Weight (O, I, K..) -> matrix (rows, cols)."""
+        raise NotImplementedError
+
+    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+        """left (rows, r) and right (r, cols) -> kernels of the two convolutions."""
+        raise NotImplementedError
+
+    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        """Inverse of ``kernels``."""
+        raise NotImplementedError
+
+    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        """Inverse of ``matrix``."""
+        raise NotImplementedError
+
+    def most(self, shape: Shape) -> Ranks:
+        rows, cols = self.matrix(torch.empty(tuple(shape), device="meta")).shape
+        return (min(rows, cols),)
+
+    def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
+        left, right = truncate(self.matrix(weight), ranks[0])
+        return self.kernels(left, right, weight.shape)
+
+    def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
+        left, right = self.sides(factors, shape)
+        return self.to_weight(left @ right, shape)
+
+    def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
+        return [(0, self.matrix(weight))]
+
+    def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
+        left, right = truncate(torch.stack([self.matrix(w) for w in weights]), ranks[0])
+        return torch.stack([self.to_weight(m, weights.shape[1:]) for m in left @ right])
+
+
+class OutputSplit(MatrixSplit):
+    """Matrix (O, I K): the K x K convolution runs at full input width, then 1x1 to the outputs. Linear: SVD.
+
+    Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.
+    """
+
+    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+        (r,), (out, inp, *kernel) = ranks, shape
+        return [Stage((r, inp, *kernel), spatial_axes(shape)), pointwise(out, r, shape)]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        return matrix.reshape(tuple(shape))
+
+    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+        return [right.reshape(-1, *shape[1:]), left.reshape(*left.shape, *(1 for _ in shape[2:]))]
+
+    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        first, second = kernels
+        return second.flatten(1), first.flatten(1)
+
+
+class LookupSplit(OutputSplit):
+    """Matrix (width, entries) of an embedding: a narrow table is looked up, then mapped to the full width."""
+
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
+        return runs.after * ranks[0] * shape[0]
+
+
+class InputSplit(MatrixSplit):
+    """Matrix (O K, I): 1x1 from the inputs, then the K x K convolution. AIMET's weight SVD.
+
+    Source: AIMET user guide, weight SVD.
+    """
+
+    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+        (r,), (out, inp, *kernel) = ranks, shape
+        return [pointwise(r, inp, shape), Stage((out, r, *kernel), spatial_axes(shape))]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return torch.einsum("oi...->o...i", weight).flatten(0, -2)
+
+    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        out, inp, *kernel = shape
+        return torch.einsum("o...i->oi...", matrix.reshape(out, *kernel, inp)).contiguous()
+
+    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+        out, inp, *kernel = shape
+        second = torch.einsum("o...r->or...", left.reshape(out, *kernel, left.shape[1]))
+        return [right.reshape(-1, inp, *(1 for _ in kernel)), second.contiguous()]
+
+    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        first, second = kernels
+        return torch.einsum("or...->o...r", second).flatten(0, -2), first.flatten(1)
+
+
+class SpatialSplit(MatrixSplit):
+    """Matrix (O K_b, I K_a): a convolution along one axis, then one along the other.
+
+    Which axis comes first is chosen by size, so that the matrix pairs the smaller channel count with the smaller
+    kernel side and has the smaller full rank: rows first where (O >= I) == (K_h <= K_w). These are the four
+    orientations of Ascend's split.
+
+    Source: Jaderberg, Vedaldi, Zisserman, Speeding up Convolutional Neural Networks with Low Rank Expansions,
+    BMVC 2014: scheme 2; orientations: Ascend AMCT documentation, tensor decomposition.
+    """
+
+    @staticmethod
+    def first_axis(shape: Shape) -> int:
+        """The spatial axis (0: rows, 1: columns) of the first convolution."""
+        out, inp, height, width = shape
+        return 0 if (out >= inp) == (height <= width) else 1
+
+    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+        (r,), (out, inp, *kernel), first = ranks, shape, self.first_axis(shape)
+        one, two = [1, 1], [1, 1]
+        one[first], two[1 - first] = kernel[first], kernel[1 - first]
+        return [Stage((r, inp, *one), (first,)), Stage((out, r, *two), (1 - first,))]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        pattern = "oihw->owih" if self.first_axis(weight.shape) == 0 else "oihw->ohiw"
+        return torch.einsum(pattern, weight).flatten(2).flatten(0, 1)
+
+    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        (out, inp, *kernel), first = shape, self.first_axis(shape)
+        split = matrix.reshape(out, kernel[1 - first], inp, kernel[first])
+        return torch.einsum("owih->oihw" if first == 0 else "ohiw->oihw", split).contiguous()
+
+    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+        (out, inp, *kernel), first = shape, self.first_axis(shape)
+        one = right.reshape(-1, inp, kernel[first])
+        two = left.reshape(out, kernel[1 - first], -1).transpose(1, 2).contiguous()
+        return [one.unsqueeze(3 - first), two.unsqueeze(2 + first)]
+
+    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        first = self.first_axis(shape)
+        one, two = kernels[0].squeeze(3 - first), kernels[1].squeeze(2 + first)
+        return two.transpose(1, 2).flatten(0, 1), one.flatten(1)
+
+
+SVD, SVD_TRANSPOSED, LOOKUP = OutputSplit(), OutputSplit(transposed=True), LookupSplit()
+WEIGHT_SVD, WEIGHT_SVD_TRANSPOSED = InputSplit(), InputSplit(transposed=True)
+SPATIAL_SVD, SPATIAL_SVD_TRANSPOSED = SpatialSplit(), SpatialSplit(transposed=True)

@@ -1,0 +1,162 @@
+"""Layers split in two by a truncated SVD: of the output side, the input side, or the two spatial axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hodec.formats import svd
+from hodec.formats.modes import Modes
+from hodec.kinds import KINDS
+from hodec.layers.base import FactorizedLayer
+from hodec.layers.staged import StagedConv, StagedLinear
+
+
+class SVDConv1d(StagedConv):
+    """K, then 1."""
+
+    form, kind = svd.SVD, KINDS["conv1d"]
+
+
+class SVDConv2d(StagedConv):
+    """K x K, then 1x1."""
+
+    form, kind = svd.SVD, KINDS["conv2d"]
+
+
+class SVDConv3d(StagedConv):
+    """K x K x K, then 1x1x1."""
+
+    form, kind = svd.SVD, KINDS["conv3d"]
+
+
+class SVDConvTranspose1d(StagedConv):
+    """Transposed K, then 1."""
+
+    form, kind = svd.SVD_TRANSPOSED, KINDS["conv_transpose1d"]
+
+
+class SVDConvTranspose2d(StagedConv):
+    """Transposed K x K, then 1x1."""
+
+    form, kind = svd.SVD_TRANSPOSED, KINDS["conv_transpose2d"]
+
+
+class SVDConvTranspose3d(StagedConv):
+    """Transposed K x K x K, then 1x1x1."""
+
+    form, kind = svd.SVD_TRANSPOSED, KINDS["conv_transpose3d"]
+
+
+class WeightSVDConv1d(StagedConv):
+    """1, then K."""
+
+    form, kind = svd.WEIGHT_SVD, KINDS["conv1d"]
+
+
+class WeightSVDConv2d(StagedConv):
+    """1x1, then K x K."""
+
+    form, kind = svd.WEIGHT_SVD, KINDS["conv2d"]
+
+
+class WeightSVDConv3d(StagedConv):
+    """1x1x1, then K x K x K."""
+
+    form, kind = svd.WEIGHT_SVD, KINDS["conv3d"]
+
+
+class WeightSVDConvTranspose1d(StagedConv):
+    """1, then transposed K."""
+
+    form, kind = svd.WEIGHT_SVD_TRANSPOSED, KINDS["conv_transpose1d"]
+
+
+class WeightSVDConvTranspose2d(StagedConv):
+    """1x1, then transposed K x K."""
+
+    form, kind = svd.WEIGHT_SVD_TRANSPOSED, KINDS["conv_transpose2d"]
+
+
+class WeightSVDConvTranspose3d(StagedConv):
+    """1x1x1, then transposed K x K x K."""
+
+    form, kind = svd.WEIGHT_SVD_TRANSPOSED, KINDS["conv_transpose3d"]
+
+
+class SpatialSVDConv2d(StagedConv):
+    """One axis of the kernel, then the other."""
+
+    form, kind = svd.SPATIAL_SVD, KINDS["conv2d"]
+
+
+class SpatialSVDConvTranspose2d(StagedConv):
+    """One axis of the transposed kernel, then the other."""
+
+    form, kind = svd.SPATIAL_SVD_TRANSPOSED, KINDS["conv_transpose2d"]
+
+
+class SVDLinear(StagedLinear):
+    """I -> rank -> O."""
+
+    form = svd.SVD
+
+
+class SVDEmbedding(FactorizedLayer):
+    """A narrow table of ``rank`` columns and a linear map to the full width; padding rows stay zero.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx: as in ``nn.Embedding``.
+        ranks: one rank.
+    """
+
+    form, kind = svd.LOOKUP, KINDS["embedding"]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        ranks: Sequence[int],
+        modes: Modes | None = None,
+        padding_idx: int | None = None,
+        execution: str = "",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__((embedding_dim, num_embeddings), ranks=ranks, modes=modes, execution=execution)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        rank = self.ranks[0]
+        self.table = nn.Parameter(torch.empty(num_embeddings, rank, device=device, dtype=dtype))
+        self.expand = nn.Parameter(torch.empty(embedding_dim, rank, device=device, dtype=dtype))
+        self.bias = None
+        self.reset_parameters()
+
+    @classmethod
+    def like(
+        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
+    ) -> "SVDEmbedding":
+        return cls(
+            module.num_embeddings,
+            module.embedding_dim,
+            ranks=ranks,
+            modes=modes,
+            padding_idx=module.padding_idx,
+            execution=execution,
+            device=module.weight.device,
+            dtype=module.weight.dtype,
+        )
+
+    def factors(self) -> list[Tensor]:
+        return [self.table.mT, self.expand]
+
+    @torch.no_grad()
+    def load_factors(self, factors: Sequence[Tensor]) -> None:
+        self.table.copy_(factors[0].mT)
+        self.expand.copy_(factors[1])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(...) whole numbers -> (..., width)."""
+        return F.linear(F.embedding(tokens, self.table, self.padding_idx), self.expand)

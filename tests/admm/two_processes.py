@@ -1,0 +1,46 @@
+"""A script for `test_callback_ddp`: two processes train together; each writes what it holds into a folder."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+
+from admm_fits import Users, admm, cosine, fit, new_net, samples, sgd  # noqa: E402
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset  # noqa: E402
+
+from hodec.admm import callback as callback_module  # noqa: E402
+
+
+def share() -> DataLoader:
+    """Half the pictures of every step in each process: together the steps of one process with batches of 8."""
+    data = TensorDataset(*samples())
+    rank = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning sets it for the process it starts
+    return DataLoader(data, batch_size=4, sampler=DistributedSampler(data, 2, rank, shuffle=False))
+
+
+def main(folder: Path, *, apart: bool) -> None:
+    net = new_net()
+    net.dropout.p = 0.0
+    callback = admm(net, ranks=2, track_truncated=True, tolerance=0.0)
+    real = callback_module.project_layers
+
+    def project(plan, tensors):
+        """Decompositions that differ between processes, as they do between machines, only more."""
+        noise = 1e-3 * (1 + torch.distributed.get_rank()) if apart else 0.0
+        return {name: z + noise for name, z in real(plan, tensors).items()}
+
+    callback_module.project_layers = project
+    options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+    module = Users(net, lambda m: cosine(sgd(m), 12))
+    trainer = fit(module, callback, epochs=3, data=share(), val=share(), **options)
+    states = {name: {"z": s.z, "u": s.u, "rho": s.rho} for name, s in callback.states.items()}
+    state = {"states": states, "weights": dict(net.state_dict()), "primal": callback.primal}
+    state["truncated"] = callback.latest["admm/truncated_accuracy"]
+    torch.save(state, folder / f"{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), apart=sys.argv[2] == "apart")
