@@ -33,6 +33,9 @@ from hodec.errors import ConfigError
 GLOBS = "null or a list of layer globs: [layer1.*,layer2.0.conv1]"
 
 
+RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "ascend", "greedy", "tar", "budget", "learned")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which network is trained."""
@@ -77,8 +80,23 @@ class MethodConfig:
 class RanksConfig:
     """What chooses the ranks."""
 
-    rule: str = setting("manual", choices=("manual",))
+    rule: str = setting("manual", choices=RULE_NAMES)
     default: int = setting(8, low=1)
+    target: float = setting(0.5, above=0, high=1)
+    metric: str = setting("macs", choices=("macs", "params"))
+    keep: float = setting(0.9, above=0, high=1)
+    calibration: float = setting(0.0, low=-1, high=1)
+    macs: float | None = setting(None, above=0, high=1)
+    params: float | None = setting(None, above=0, high=1)
+    alpha: float | None = setting(None, above=0)
+    candidates: int = setting(10, low=2)
+    monotonic: bool = False
+    multiplicity: int = setting(1, low=1)
+    ignore: list[str] | None = setting(None, words="null or a list of globs: [conv1,layer1.0.*]", check=bad_globs)
+    indices: int = setting(20, low=2, high=50)
+    round_to: int = setting(1, low=1)
+    min_rank: int = setting(1, low=1)
+    max_rank: int | None = setting(None, low=1)
 
 
 @dataclass(frozen=True)
@@ -177,6 +195,14 @@ class Config:
 
 
 COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda c: c.tt_ranks is not None and c.ranks.rule != "manual",
+        "tt_ranks: given together with another rule than manual; allowed: ranks=manual, or tt_ranks=null",
+    ),
+    (
+        lambda c: c.ranks.rule == "budget" and c.ranks.macs is None and c.ranks.params is None,
+        "ranks.macs, ranks.params: none given with ranks=budget; give a share of the dense cost to keep: ranks.macs=0.4",
+    ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,
         "optimizer.momentum: 0 given; allowed: above 0, or optimizer.nesterov=false",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -81,6 +81,14 @@ class RankRule(Protocol):
         ...
 
 
+@runtime_checkable
+class NeedsModel(Protocol):
+    """A rule that looks at the whole model, not only at single layers."""
+
+    def bind(self, model: nn.Module, example_input: Inputs, method: str) -> None:
+        """Remember the model that the next ``choose`` is about."""
+
+
 def make_plan(  # noqa: PLR0913
     model: nn.Module,
     rule: RankRule,
@@ -122,6 +130,8 @@ def make_plan(  # noqa: PLR0913
         name: Candidate(name, method, sites[name], how.form(sites[name].kind), split, execution)
         for name, split in _split_all(chosen, sites, how, n_modes, modes or {}, skipped).items()
     }
+    if isinstance(rule, NeedsModel):
+        rule.bind(model, example_input, method)
     choices = rule.choose(candidates) if candidates else {}
     layers = _affordable(candidates, choices, allow_larger, skipped)
     if not layers:

@@ -1,10 +1,12 @@
-"""What every automatic rule does to its ranks last: multiples, a least and a most; and the note of what it changed."""
+"""What automatic rules share: their ranks brought to multiples, a least and a most, with a note; checks of settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hodec.errors import ConfigError
 from hodec.ranks.base import Candidate
+
+METRICS = ("macs", "params")
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,25 @@ class Rounding:
 def _check_whole(key: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"ranks.{key}={value!r} is not a whole number of at least 1; ranks.{key}=1 sets no limit")
+
+
+def check_share(key: str, value: float) -> float:
+    """``value`` if it is above 0 and at most 1.
+
+    Raises:
+        ConfigError: naming ``key``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(f"{key}={value!r} is not a share above 0 and at most 1; for a half give {key}=0.5")
+    return float(value)
+
+
+def check_metric(metric: str) -> str:
+    """``metric`` if it is one of METRICS.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"ranks.metric={metric!r} is not one of {', '.join(METRICS)}; give ranks.metric=macs")
+    return metric

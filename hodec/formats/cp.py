@@ -1,0 +1,97 @@
+"""CP of a convolution: a sum of outer products, run as 1x1, one depthwise convolution per axis, 1x1."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hodec.formats.base import Ranks, Shape
+from hodec.formats.cp_als import factorize, khatri_rao
+from hodec.formats.modes import Modes
+from hodec.formats.staged import Stage, StagedForm, spatial_axes
+
+
+class CP(StagedForm):
+    """One rank R: kernels (R, I, 1, ..), (R, 1, K_1, 1, ..), (R, 1, 1, K_2, ..), .., (O, R, 1, ..).
+
+    Axes of size 1 need no stage of their own. The largest rank, min_k prod_{j != k} n_j over the sides n of the
+    tensor, is exact for every weight; ranks far below it usually are for all practical purposes. A CP below it is
+    found by iteration: a local optimum, orthogonal to what it drops, whose error may grow by a little
+    from one rank to the next, and whose second projection is the first one where R is at most one of the sides
+    and at most a product of others that leaves a side out.
+
+    Args:
+        joint: whether the spatial axes are one side of the tensor: one depthwise K_1 x K_2 x .. convolution.
+        transposed: whether the dense layer is a transposed convolution.
+
+    Source: Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015: section 3.
+    """
+
+    #: whether the constructed decomposition at ``max_ranks`` is exact
+    exact_at_full_rank = True
+    #: whether projecting twice is projecting once at every rank
+    idempotent = False
+
+    def __init__(self, *, joint: bool = False, transposed: bool = False) -> None:
+        super().__init__(transposed=transposed)
+        self.joint = joint
+
+    def groups(self, shape: Shape) -> list[tuple[int, ...]]:
+        """The spatial axes of each depthwise stage."""
+        moving = [axis for axis in spatial_axes(shape) if shape[2 + axis] > 1]
+        if self.joint:
+            return [tuple(moving)] if moving else []
+        return [(axis,) for axis in moving]
+
+    def sides(self, shape: Shape) -> tuple[int, ...]:
+        """Sides of the tensor that is decomposed: O, I, and one per depthwise stage."""
+        return (*shape[:2], *(math.prod(shape[2 + axis] for axis in group) for group in self.groups(shape)))
+
+    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+        (out, inp, *kernel), (r,) = shape, ranks
+        ones = (1,) * len(kernel)
+        middle = [
+            Stage((r, 1, *(n if axis in group else 1 for axis, n in enumerate(kernel))), group)
+            for group in self.groups(shape)
+        ]
+        # axes of size 1 have strides and padding too: where fewest positions are visited
+        still = tuple(axis for axis, n in enumerate(kernel) if n == 1)
+        first, last = ((), still) if self.transposed else (still, ())
+        return [Stage((r, inp, *ones), first), *middle, Stage((out, r, *ones), last)]
+
+    def most(self, shape: Shape) -> Ranks:
+        sides = self.sides(shape)
+        return (math.prod(sides) // max(sides),)
+
+    def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
+        outer, inner, *spatial = (f[0].to(weight.dtype) for f in self._factors(weight[None], ranks))
+        in_order = [inner.mT, *(s.mT for s in spatial), outer]
+        stages = self.stages(weight.shape, ranks)
+        return [f.reshape(stage.kernel) for f, stage in zip(in_order, stages, strict=True)]
+
+    def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
+        inner, *spatial, outer = (f.flatten(1) for f in factors)
+        return _whole([outer, inner.mT, *(s.mT for s in spatial)], shape)
+
+    def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
+        tensor = weight.reshape(self.sides(weight.shape))
+        return [(0, tensor.movedim(k, 0).flatten(1)) for k in range(tensor.ndim)]
+
+    def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
+        shape, factors = weights.shape[1:], self._factors(weights, ranks)
+        return torch.stack([_whole(list(one), shape) for one in zip(*factors, strict=True)]).to(weights.dtype)
+
+    def _factors(self, weights: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+        """Weights (B, O, I, K..) -> (B, n, R) for O, I and each depthwise stage, float64."""
+        return factorize(weights.reshape(len(weights), *self.sides(weights.shape[1:])), ranks[0])
+
+
+def _whole(factors: list[Tensor], shape: Shape) -> Tensor:
+    """(n_k, R) each -> their sum of outer products, as a weight."""
+    first, *rest = factors
+    return (first @ khatri_rao([f[None] for f in rest])[0].mT).reshape(tuple(shape))
+
+
+CONV, CONV_TRANSPOSED = CP(), CP(transposed=True)
+JOINT, JOINT_TRANSPOSED = CP(joint=True), CP(joint=True, transposed=True)

@@ -1,0 +1,226 @@
+"""Budget: one target for the whole net; the ranks of all layers are chosen together, to lose least."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from hodec.conversion import match_names
+from hodec.cost.count import Cost, Inputs, count_cost
+from hodec.errors import ConfigError, PlanError
+from hodec.plan import LayerPlan
+from hodec.ranks.allotment import Allotment, allot, least
+from hodec.ranks.base import Candidate, Choice
+from hodec.ranks.menu import COUNTED, Menu, Resource
+from hodec.ranks.rounding import Rounding
+
+log = logging.getLogger(__name__)
+
+Latency = Callable[[LayerPlan], float]
+
+# A target counts as met from this share of it on.
+TOLERANCE = 0.005
+# Below this a squared relative error is rounding: nothing is left to be gained by more ranks.
+NO_LOSS = 1e-9
+
+
+class Budget:
+    """Least loss within one target for the whole net.
+
+    The loss is the sum over layers of weight * squared relative error of the truncated weight, as the singular
+    values tell it. Leaving a layer dense is among its options; ranks at which it would cost more than dense are not.
+    With several targets all hold, and at least one is met closely.
+
+    Args:
+        macs, params: share of the dense net's multiply-adds and parameters to keep, 0..1.
+        latency_ms: time of the whole net, milliseconds.
+        weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the last
+            match counts); or ``norm``: by its share of all candidates' squared norm.
+        latency: planned layer -> its milliseconds; for ``latency_ms``.
+        dense_latency: planned layer -> milliseconds of the dense layer in its place.
+        rest_ms: milliseconds of everything else in the net.
+        tolerance: how far below a target the net may stay, as a share of it, 0..1.
+        round_to, min_rank, max_rank: limits of all ranks, see ``Rounding``.
+
+    Raises:
+        ConfigError: no target, a number out of its range, or ``latency_ms`` without latency tables.
+
+    Source: the allocation by cumulative energy under one multiplier: Rate-distortion optimization, Shoham and
+    Gersho, Efficient bit allocation for an arbitrary set of quantizers, IEEE Trans. ASSP 36(9), 1988.
+    """
+
+    name = "budget"
+    reads_weights = True
+
+    def __init__(  # noqa: PLR0913
+        self,
+        macs: float | None = None,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        *,
+        weights: Mapping[str, float] | str | None = None,
+        latency: Latency | None = None,
+        dense_latency: Latency | None = None,
+        rest_ms: float = 0.0,
+        tolerance: float = TOLERANCE,
+        round_to: int = 1,
+        min_rank: int = 1,
+        max_rank: int | None = None,
+    ) -> None:
+        self.targets = checked_targets(macs=macs, params=params)
+        if latency_ms is None and not self.targets:
+            raise ConfigError("budget: no target is given; give ranks.macs=0.4, ranks.params=0.3 or ranks.latency_ms=5")
+        if latency_ms is not None:
+            check_number("latency_ms", latency_ms, 0, math.inf)
+            if latency is None or dense_latency is None:
+                raise ConfigError(
+                    f"ranks.latency_ms={latency_ms} needs latency tables of this device (latency and dense_latency, "
+                    "from a planned layer to milliseconds), and none are given; without them give ranks.macs=0.4"
+                )
+        check_number("tolerance", tolerance, 0, 1)
+        self.weights = _checked_weights(weights)
+        self.latency_ms, self.latency, self.dense_latency, self.rest_ms = latency_ms, latency, dense_latency, rest_ms
+        self.tolerance = tolerance
+        self.rounding = Rounding(round_to, min_rank, max_rank)
+        self.found: Allotment | None = None
+        self._dense: Cost | None = None
+
+    def bind(self, model: nn.Module, example_input: Inputs, method: object = None) -> None:
+        """Count what the whole dense net costs; ``choose`` needs it."""
+        self._dense = count_cost(model, example_input)
+
+    def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
+        """Ranks of every layer, or why it stays dense.
+
+        Raises:
+            PlanError: a target that cannot be met, with the nearest that can.
+        """
+        resources = self._resources(candidates)
+        weights = self._weights(candidates)
+        menus = {
+            name: Menu(candidate, resources, weight=weights[name], rounding=self.rounding)
+            for name, candidate in candidates.items()
+        }
+        found = allot(menus, resources)
+        if found is None:
+            raise PlanError(self._unreachable(least(menus, resources), resources))
+        self._check_met(found, resources)
+        self.found = found
+        log.info("budget: %s; sum of weighted squared errors %.4g", self._met(found, resources), found.loss)
+        return {name: self._choice(menus[name], item.ranks) for name, item in found.items.items()}
+
+    def _resources(self, candidates: Mapping[str, Candidate]) -> list[Resource]:
+        if self.targets and self._dense is None:
+            raise PlanError(f"{self.name}: call bind(model, example_input, method) before choose, as make_plan does")
+        resources = whole_net(self.targets, self._dense, candidates)
+        if self.latency_ms is not None and self.latency and self.dense_latency:
+            resources.append(Resource("latency_ms", self.latency_ms, self.rest_ms, self.latency, self.dense_latency))
+        return resources
+
+    def _weights(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
+        if self.weights == "norm":
+            squares = {name: float(c.site.weight.double().square().sum()) for name, c in candidates.items()}
+            total = sum(squares.values()) or 1.0
+            return {name: square / total for name, square in squares.items()}
+        given = self.weights if isinstance(self.weights, Mapping) else {}
+        names = list(candidates)
+        matched = {n: float(w) for glob, w in given.items() for n in match_names(glob, names, "ranks.weights:")}
+        return {name: matched.get(name, 1.0) for name in names}
+
+    def _choice(self, menu: Menu, ranks: tuple[int, ...] | None) -> Choice:
+        if ranks is not None:
+            return Choice(ranks)
+        if len(menu.items()) == 1:
+            return Choice(None, reason="no ranks within its limits save anything")
+        return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")
+
+    # -- what a target allows ------------------------------------------------------------------------------------
+
+    def _met(self, found: Allotment, resources: list[Resource]) -> str:
+        used = found.used(resources)
+        return ", ".join(f"{r.name} {self._say(r, used[r.name])} of {self._say(r, r.limit)} allowed" for r in resources)
+
+    def _say(self, resource: Resource, cost: float, up: bool = False) -> str:
+        """A cost in the unit of its setting; rounded up where it is to be given as a target."""
+        share = cost / self._whole(resource)
+        return f"{(math.ceil(share * 1e4) / 1e4 if up else share):.4g}"
+
+    def _whole(self, resource: Resource) -> float:
+        return resource.limit / self.targets[resource.name] if resource.name in self.targets else 1.0
+
+    def _unreachable(self, reachable: Mapping[str, float], resources: list[Resource]) -> str:
+        lines = [
+            f"ranks.{r.name}={self._say(r, r.limit)} (least reachable: {self._say(r, reachable[r.name], up=True)}, of "
+            f"which {self._say(r, r.fixed)} are in what is not factorized)"
+            for r in resources
+            if reachable[r.name] > r.limit
+        ] or [f"ranks.{r.name}={self._say(r, r.limit)}" for r in resources]
+        together = "" if len(lines) < len(resources) or len(resources) == 1 else " together"
+        return (
+            f"budget: {' and '.join(lines)} cannot be met{together}, even with every layer at the ranks that cost "
+            "least. Give a larger target, include more layers, lower ranks.min_rank or ranks.round_to, or use a "
+            "method that compresses further"
+        )
+
+    def _check_met(self, found: Allotment, resources: list[Resource]) -> None:
+        used = found.used(resources)
+        shares = {r.name: used[r.name] / r.limit for r in resources}
+        if max(shares.values()) >= 1 - self.tolerance or found.loss <= NO_LOSS:
+            return  # close to one target, or nothing is left to be gained by coming closer
+        nearest = max(resources, key=lambda r: shares[r.name])
+        raise PlanError(
+            f"budget: ranks.{nearest.name}={self._say(nearest, nearest.limit)} cannot be met within "
+            f"{self.tolerance:.2%}: the next lower cost found is {self._say(nearest, used[nearest.name])}, and one rank "
+            f"more exceeds the target. Give ranks.{nearest.name}={self._say(nearest, used[nearest.name], up=True)}, "
+            f"ranks.tolerance={math.ceil((1 - shares[nearest.name]) * 1e3) / 1e3}, or a smaller ranks.round_to"
+        )
+
+
+def whole_net(
+    targets: Mapping[str, float], dense: Cost | None, candidates: Mapping[str, Candidate]
+) -> list[Resource]:
+    """The resources of targets that are shares of the dense net's cost; ``dense`` is what that costs."""
+    resources = []
+    for key, share in targets.items():
+        after, before = COUNTED[key]
+        total = float(getattr(dense, key))
+        mine = sum(before(candidate.planned(candidate.most)) for candidate in candidates.values())
+        resources.append(Resource(key, share * total, total - mine, after, before))
+    return resources
+
+
+def checked_targets(**targets: float | None) -> dict[str, float]:
+    """The targets that are given, each a share between 0 and 1.
+
+    Raises:
+        ConfigError: another number, or none.
+    """
+    given = {key: value for key, value in targets.items() if value is not None}
+    for key, value in given.items():
+        check_number(key, value, 0, 1)
+    return {key: float(value) for key, value in given.items()}
+
+
+def check_number(key: str, value: Any, low: float, high: float) -> None:
+    """Refuse what is no number strictly between ``low`` and ``high``.
+
+    Raises:
+        ConfigError: naming the key and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        allowed = f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
+        example = f"{low + min(1.0, high - low) * 0.4:g}"
+        raise ConfigError(f"ranks.{key}={value!r} is not {allowed}, e.g. ranks.{key}={example}")
+
+
+def _checked_weights(weights: Any) -> Mapping[str, float] | str | None:
+    if weights is None or weights == "norm":
+        return weights  # type: ignore[no-any-return]
+    if not isinstance(weights, Mapping):
+        raise ConfigError(f"ranks.weights={weights!r} is not allowed: give norm, or '{{layer1.*: 2.0}}'")
+    for glob, value in weights.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"ranks.weights: {glob}={value!r} is not a number of at least 0, e.g. 'ranks.weights={{{glob}: 2}}'")
+    return {str(glob): float(value) for glob, value in weights.items()}

@@ -1,0 +1,183 @@
+"""One option a layer, so that all limits hold and the least is lost: a multiple-choice knapsack of any few limits.
+
+Prices of the limited costs are searched by bisection; at given prices each layer's best option is its own affair.
+That gives a plan within the limits and a bound on what any plan must lose. Options that the bound rules out are
+dropped, and the rest is improved two layers at a time until no pair of layers can do better.
+
+Source: Everett, Generalized Lagrange Multiplier Method, Operations Research 11(3), 1963; Kellerer, Pferschy,
+Pisinger, Knapsack Problems, 2004: chapter 11.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Picks = NDArray[np.int64]
+
+# Halvings of the bracket of a price, by how many prices are nested.
+HALVINGS = {1: 40, 2: 20, 3: 12}
+# A price grows by this factor until its limit holds, at most so often.
+GROWTH, GROWTHS = 16.0, 40
+# Sweeps over all pairs of layers.
+SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What ``solve`` found.
+
+    Attributes:
+        picks: number of the chosen option, layer by layer.
+        prices: loss that one unit of each limited cost is worth there, shape (limits,).
+        loss: sum over layers.
+        bound: no choice within the limits loses less.
+    """
+
+    picks: list[int]
+    prices: Numbers
+    loss: float
+    bound: float
+
+
+def solve(losses: Sequence[Numbers], costs: Sequence[Numbers], limits: Sequence[float]) -> Solution | None:
+    """Choose one option a layer.
+
+    Args:
+        losses: of each layer, the loss of its options, shape (options,), >= 0.
+        costs: of each layer, the costs of its options, shape (options, limits), >= 0.
+        limits: the most that the chosen costs may sum to, 1..3 of them.
+
+    Returns:
+        The best choice found, or None if none was found that keeps the limits.
+    """
+    search = _Search(losses, costs, np.asarray(limits, dtype=np.float64))
+    search.settle(np.zeros(len(limits)), 0)
+    if search.best is None:
+        search.try_cheapest()
+    if search.best is None:
+        return None
+    search.improve_pairs()
+    picks = [int(pick) for pick in search.best[:-1]]
+    return Solution(picks, search.prices, search.loss, search.bound)
+
+
+def not_dominated(losses: Numbers, costs: Numbers) -> Picks:
+    """Numbers of the options than which no other is as good in loss (options,) and all costs (options, limits)."""
+    all_of = np.column_stack([losses, costs])
+    order = np.lexsort(all_of.T[::-1])
+    all_of = all_of[order]
+    no_worse = (all_of[:, None] <= all_of[None]).all(-1)  # [i, j]: i is no worse than j
+    same = no_worse & no_worse.T
+    beaten = (no_worse & ~same).any(0) | np.triu(same, 1).any(0)
+    return np.sort(order[~beaten])
+
+
+class _Search:
+    """State of one search: the options padded to a table, and the best that was seen.
+
+    A last layer with one free option is added, so that a single layer's move is a pair's move too.
+    """
+
+    def __init__(self, losses: Sequence[Numbers], costs: Sequence[Numbers], limits: Numbers) -> None:
+        layers, options = len(losses) + 1, max(len(loss) for loss in losses)
+        self.losses = np.full((layers, options), np.inf)
+        self.costs = np.zeros((layers, options, len(limits)))
+        self.losses[-1, 0] = 0.0
+        for row, (loss, cost) in enumerate(zip(losses, costs, strict=True)):
+            self.losses[row, : len(loss)], self.costs[row, : len(loss)] = loss, cost
+        self.limits = limits
+        self.rows = np.arange(layers)
+        self.best: Picks | None = None
+        self.loss, self.bound = np.inf, -np.inf
+        self.prices = np.zeros(len(limits))
+
+    def used(self, picks: Picks) -> Numbers:
+        """Sums of the costs, shape (limits,)."""
+        total: Numbers = self.costs[self.rows, picks].sum(0)
+        return total
+
+    def at(self, prices: Numbers) -> Numbers:
+        """Costs of what each layer prefers at these prices; remembers a better choice and a better bound."""
+        values = self.losses + self.costs @ prices
+        picks = values.argmin(1)
+        self.offer(picks)
+        bound = float(values[self.rows, picks].sum() - prices @ self.limits)
+        if bound > self.bound:
+            self.bound, self.prices = bound, prices.copy()
+        return self.used(picks)
+
+    def offer(self, picks: Picks) -> None:
+        """Keep this choice if it is within the limits and the best so far."""
+        loss = float(self.losses[self.rows, picks].sum())
+        if loss < self.loss and bool((self.used(picks) <= self.limits).all()):
+            self.best, self.loss = picks, loss
+
+    def settle(self, prices: Numbers, level: int) -> Numbers:
+        """The least prices from ``level`` on at which their limits hold, given those before it."""
+
+        def attempt(price: float) -> tuple[bool, Numbers]:
+            tried = prices.copy()
+            tried[level] = price
+            if level + 1 < len(prices):
+                tried = self.settle(tried, level + 1)
+            return bool(self.at(tried)[level] <= self.limits[level]), tried
+
+        holds, found = attempt(0.0)
+        if holds:
+            return found
+        finite = self.losses[np.isfinite(self.losses)]
+        low, high = 0.0, 1e-6 * max(float(finite.max()), 1e-30) / max(float(self.limits[level]), 1e-30)
+        for _ in range(GROWTHS):
+            holds, found = attempt(high)
+            if holds:
+                break
+            low, high = high, high * GROWTH
+        for _ in range(HALVINGS[len(prices)] if holds else 0):
+            middle = (low * high) ** 0.5 if low else high / 2
+            holds, tried = attempt(middle)
+            low, high, found = (low, middle, tried) if holds else (middle, high, found)
+        return found
+
+    def try_cheapest(self) -> None:
+        """Offer what is cheapest by each cost, and by their shares of the limits together."""
+        shares = self.costs / np.maximum(self.limits, 1e-30)
+        for measure in (*np.moveaxis(shares, -1, 0), shares.sum(-1), shares.max(-1)):
+            self.offer(np.where(np.isfinite(self.losses), measure, np.inf).argmin(1))
+
+    def improve_pairs(self) -> None:
+        """Choose the options of two layers anew, given all others, until that helps nowhere."""
+        for _ in range(SWEEPS):
+            before, core = self.loss, self._core()
+            for a, b in combinations(self.rows.tolist(), 2):
+                if len(core[a]) > 1 or len(core[b]) > 1:
+                    self._improve(a, b, core)
+            if not self.loss < before:
+                return
+
+    def _core(self) -> list[Picks]:
+        """Options of each layer that a better choice can hold: taking any other costs more than the gap."""
+        assert_best = self.best if self.best is not None else np.zeros(len(self.rows), dtype=np.int64)
+        values = self.losses + self.costs @ self.prices
+        extra = values - values.min(1, keepdims=True)
+        keep = extra <= (self.loss - self.bound) * (1 + 1e-9)
+        keep[self.rows, assert_best] = True
+        return [np.flatnonzero(row) for row in keep]
+
+    def _improve(self, a: int, b: int, core: list[Picks]) -> None:
+        if self.best is None:
+            return
+        i, j = core[a], core[b]
+        now = self.costs[a, self.best[a]] + self.costs[b, self.best[b]]
+        room = self.limits - self.used(self.best) + now
+        total = self.losses[a, i][:, None] + self.losses[b, j][None]
+        for k, most in enumerate(room):
+            total[self.costs[a, i, k][:, None] + self.costs[b, j, k][None] > most] = np.inf
+        at = int(total.argmin())
+        if total.flat[at] < self.losses[a, self.best[a]] + self.losses[b, self.best[b]]:
+            picks = self.best.copy()
+            picks[a], picks[b] = i[at // len(j)], j[at % len(j)]
+            self.offer(picks)

@@ -1,0 +1,192 @@
+"""What a layer can become: ranks with their cost and what they lose, and the same layer left dense."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hodec.conversion import LayerSite
+from hodec.kinds import KINDS
+from hodec.plan import LayerPlan
+from hodec.ranks.base import Candidate
+from hodec.ranks.knapsack import not_dominated
+from hodec.ranks.rounding import Rounding
+from hodec.ranks.spectra import Spectrum, spectra
+
+# Ranks that a path is sampled at; finer ones are looked at near the solution.
+STEPS = 96
+# Spectra remembered: a number a singular value, so thousands of layers take some ten megabytes.
+REMEMBERED = 4096
+
+_spectra: OrderedDict[tuple[object, ...], list[Spectrum]] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A limited cost.
+
+    Attributes:
+        name: the setting that limits it: ``macs``, ``params``, ``latency_ms``.
+        limit: the most that the whole net may cost.
+        fixed: what everything that is no candidate costs.
+        after, before: cost of a layer factorized, and dense.
+    """
+
+    name: str
+    limit: float
+    fixed: float
+    after: Callable[[LayerPlan], float]
+    before: Callable[[LayerPlan], float]
+
+    @property
+    def room(self) -> float:
+        """What is left for the candidates."""
+        return self.limit - self.fixed
+
+
+# Costs that a plan knows by itself: factorized and dense.
+COUNTED: dict[str, tuple[Callable[[LayerPlan], float], Callable[[LayerPlan], float]]] = {
+    "macs": (lambda layer: layer.macs_after, lambda layer: layer.macs_before),
+    "params": (lambda layer: layer.params_after, lambda layer: layer.params_before),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing a layer can become: ``ranks`` (None: dense), ``loss`` (weighted), costs in the resources' order."""
+
+    ranks: tuple[int, ...] | None
+    loss: float
+    costs: tuple[float, ...]
+
+
+def remembered_spectra(candidate: Candidate) -> list[Spectrum]:
+    """``spectra``, remembered by the numbers in the weight, so that a sweep of targets computes them once."""
+    weight = candidate.site.weight.detach().contiguous().cpu()
+    digest = hashlib.blake2b(memoryview(weight.view(torch.uint8).numpy()), digest_size=16).digest()
+    key = (digest, weight.dtype, weight.shape, candidate.method, candidate.site.kind, candidate.modes)
+    if key not in _spectra:
+        _spectra[key] = spectra(candidate)
+        if len(_spectra) > REMEMBERED:
+            _spectra.popitem(last=False)
+    _spectra.move_to_end(key)
+    return _spectra[key]
+
+
+def candidate_of(name: str, layer: LayerPlan, weight: Tensor) -> Candidate:
+    """The candidate that a planned layer was, with this weight (in the layout that the dense layer stores)."""
+    site = LayerSite(layer.kind, KINDS[layer.kind].canonical(weight.detach()), layer.runs, layer.aliases)
+    return Candidate(name, layer.method, site, layer.form, layer.modes, layer.execution)
+
+
+class Losses:
+    """Share of a weight's squared norm that ranks lose, from the singular values they cut off, 0..1.
+
+    With one unfolding that is its tail, exactly. With several, each truncation is taken to keep its share of what
+    the others kept: 1 - prod(1 - tail). It lies between the largest tail, which no truncation can undercut, and
+    the sum of all tails, the bound; unlike the bound it still tells ranks apart where much is lost.
+    """
+
+    def __init__(self, found: Sequence[Spectrum]) -> None:
+        self.tails: list[tuple[int, NDArray[np.float64]]] = [(s.position, s.tails.cpu().numpy()) for s in found]
+        self.levels = np.unique(np.concatenate([tails[1:] for _, tails in self.tails]))
+
+    def at(self, ranks: Sequence[int]) -> float:
+        """The share lost at these ranks."""
+        kept = 1.0
+        for position, tails in self.tails:
+            kept *= 1.0 - float(tails[min(ranks[position], len(tails) - 1)])
+        return min(1.0, max(0.0, 1.0 - kept))
+
+    def path(self, steps: int) -> list[list[int]]:
+        """Ranks at which no unfolding loses more than a level, for ``steps`` levels; falling, not fitted."""
+        positions = 1 + max(position for position, _ in self.tails)
+        at = np.linspace(0, len(self.levels) - 1, min(steps, len(self.levels))).round().astype(int)
+        picks = self.levels[at]
+        ranks = np.ones((positions, len(picks)), dtype=int)
+        for position, tails in self.tails:
+            np.maximum(ranks[position], np.searchsorted(-tails, -picks, side="left"), out=ranks[position])
+        return np.unique(ranks.T, axis=0)[::-1].tolist()  # type: ignore[no-any-return]
+
+
+class Menu:
+    """The options of one layer seen so far; every one saves something and costs nowhere more than dense.
+
+    Args:
+        candidate: the layer.
+        resources: the limited costs.
+        weight: how much a squared relative error of 1 counts, >= 0.
+        rounding: limits of its ranks.
+        steps: ranks that its path is sampled at.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        resources: Sequence[Resource],
+        *,
+        weight: float = 1.0,
+        rounding: Rounding | None = None,
+        steps: int = STEPS,
+    ) -> None:
+        self.candidate, self.resources, self.weight = candidate, resources, weight
+        self.rounding = rounding or Rounding()
+        self.losses = Losses(remembered_spectra(candidate))
+        self._template = candidate.planned(candidate.most)
+        self._seen: dict[tuple[int, ...], Item | None] = {}
+        self._asked: dict[tuple[int, ...], Item | None] = {}
+        self.dense = Item(None, 0.0, tuple(r.before(self._template) for r in resources))
+        for ranks in self.losses.path(steps):
+            self.see(ranks)
+
+    def see(self, ranks: Sequence[int]) -> Item | None:
+        """The option at these ranks, rounded and fitted; None where they would cost more than dense."""
+        asked = tuple(ranks)
+        if asked not in self._asked:
+            fit, _ = self.rounding.apply(self.candidate, asked)
+            if fit not in self._seen:
+                self._seen[fit] = self._price(fit)
+            self._asked[asked] = self._seen[fit]
+        return self._asked[asked]
+
+    def _price(self, ranks: tuple[int, ...]) -> Item | None:
+        layer = replace(self._template, ranks=ranks)
+        if not layer.saves():
+            return None
+        costs = tuple(resource.after(layer) for resource in self.resources)
+        return Item(ranks, self.weight * self.losses.at(ranks), costs)
+
+    def items(self) -> list[Item]:
+        """Dense and all ranks seen, without those that another beats in loss and every cost."""
+        every = [self.dense, *(item for item in self._seen.values() if item)]
+        losses = np.array([item.loss for item in every])
+        return [every[i] for i in not_dominated(losses, np.array([item.costs for item in every]))]
+
+    def refine(self, prices: NDArray[np.float64]) -> None:
+        """Look at ranks near the best ones at these prices: single ranks more or less, by ever smaller steps."""
+
+        def value(item: Item | None) -> float:
+            return item.loss + float(prices @ item.costs) if item else np.inf
+
+        best = min((item for item in self._seen.values() if item), key=value, default=None)
+        if best is None or best.ranks is None:
+            return
+        step = max(1, max(best.ranks) // 16)
+        while step:
+            near = [item for item in self.around(best.ranks, step) if item]
+            better = min(near, key=value, default=best)
+            if value(better) < value(best) and better.ranks:
+                best = better
+            else:
+                step //= 2
+
+    def around(self, ranks: Sequence[int], step: int) -> list[Item | None]:
+        """Options with one rank changed by ``step`` (times the multiple that ranks are rounded to)."""
+        size = step * self.rounding.round_to
+        changed = [(*ranks[:k], r + d, *ranks[k + 1 :]) for k, r in enumerate(ranks) for d in (size, -size) if r + d]
+        return [self.see(tuple(max(1, r) for r in one)) for one in changed]

@@ -1,0 +1,35 @@
+"""Candidates to choose ranks for, made straight from weights."""
+
+import torch
+from torch import Tensor
+
+from hodec.conversion import LayerSite
+from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
+from hodec.methods import METHODS
+from hodec.ranks import Candidate
+
+# Every method with a convolution, and how many ranks it has there (two modes a side for tensor trains).
+CONV_METHODS = [name for name, method in METHODS.items() if "conv2d" in method.layers]
+
+
+def candidate(weight: Tensor, method: str = "svd", *, kind: str = "", size: int = 8) -> Candidate:
+    """A candidate for a weight (O, I) or (O, I, H, W) that runs once, stride 1, at ``size`` positions a side."""
+    kind = kind or ("linear" if weight.ndim == 2 else f"conv{weight.ndim - 2}d")
+    form = METHODS[method].form(kind)
+    place = (size,) * max(1, weight.ndim - 2)
+    modes = Modes.split(weight.shape[1], weight.shape[0], 2 if form.uses_modes else 1)
+    return Candidate("layer", method, LayerSite(kind, weight, Runs.once(place, place)), form, modes)
+
+
+def conv_weight(out: int = 24, inp: int = 12, *, seed: int = 0) -> Tensor:
+    """A random 3x3 kernel."""
+    return torch.randn(out, inp, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def with_singular_values(values: Tensor, rows: int, cols: int, *, seed: int = 0) -> Tensor:
+    """A float64 matrix (rows, cols) with exactly these singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.linalg.qr(torch.randn(rows, len(values), generator=generator, dtype=torch.float64))[0]
+    right = torch.linalg.qr(torch.randn(cols, len(values), generator=generator, dtype=torch.float64))[0]
+    return (left * values) @ right.T
