@@ -201,7 +201,7 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: c.ranks.rule == "budget" and c.ranks.macs is None and c.ranks.params is None,
-        "ranks.macs, ranks.params: none given with ranks=budget; give a share of the dense cost to keep: ranks.macs=0.4",
+        "ranks.macs: null given with ranks=budget and ranks.params=null; allowed: a share to keep, ranks.macs=0.4",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

@@ -7,6 +7,7 @@ epoch, ``checkpoints/`` the last two of the stage under way. Each file is whole 
 import contextlib
 import json
 import os
+import pickle
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -193,7 +194,13 @@ def checkpoint_epoch(path: Path) -> int:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     except Exception as error:
-        raise CheckpointError(f"checkpoint {path} is not readable ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values, which could run code"
+        raise CheckpointError(
+            f"checkpoint {path} is not readable ({reason}); hodec did not write it: remove it to go on from the one "
+            "before"
+        ) from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """LitClassifier against formulas written out by hand."""
 
 import math
+import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -27,6 +28,7 @@ def batch(generator, count=10):
 
 def fit(module, data, *, epochs=1, **options):
     with quiet_lightning():
+        warnings.filterwarnings("ignore", ".*but have no `val_dataloader`.*")
         trainer = pl.Trainer(
             max_epochs=epochs,
             accelerator="cpu",

@@ -1,11 +1,13 @@
 """Whole runs, a second each: what they leave behind, and what they refuse."""
 
+import copy
 import csv
 import errno
 import json
 import logging
 import math
 from dataclasses import asdict
+from itertools import islice
 
 import pytest
 import torch
@@ -13,15 +15,17 @@ import yaml
 from tiny_runs import files_of, tiny
 
 import hodec
-from hodec import pipeline, training
+from hodec import pipeline, training, work
 from hodec.admm.updates import project_layers
-from hodec.conversion import convert
+from hodec.conversion import convert, reestimate_batchnorm
 from hodec.cost.count import count_cost
+from hodec.data import build_data, train_loader
 from hodec.errors import CheckpointError, ConfigError, PlanError, TrainingError
 from hodec.export import checkpoint
+from hodec.lit import LitClassifier
 from hodec.models import build_model
 from hodec.plan import Plan
-from hodec.run_folder import checkpoint_epoch, damage, load_tensors
+from hodec.run_folder import RunFolder, checkpoint_epoch, damage, load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,39 @@ def test_conversion_starts_from_the_weights_that_admm_left(finished):
         torch.testing.assert_close(truncated[name], parameter.detach(), rtol=0, atol=0)
 
 
+def test_batchnorm_is_estimated_anew_from_training_batches(finished):
+    folder, _ = finished
+    dense, plan, config = stage_weights(folder, "admm"), Plan.load(folder / "plan.json"), tiny()
+    small = convert(dense, plan)
+    loader = train_loader(build_data(config.data), config.data, seed=config.seed)
+    assert reestimate_batchnorm(small, (images for images, _ in islice(loader, config.bn_batches))) == 2
+    kept = load_tensors(folder / "stages" / "truncated.safetensors")
+    torch.testing.assert_close(kept, dict(small.state_dict()), rtol=0, atol=0)
+    assert (kept["bn1.running_var"] - dense.state_dict()["bn1.running_var"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"pretrain_epochs": 1}, "pretrain"), ({}, "admm"), ({"distill": {"weight": 0.0}}, None)]
+)
+def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
+    """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
+    teachers, real = {}, work.fit_stage
+
+    def fit_stage(stage, module, *args, **kwargs):
+        teachers[stage] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
+        real(stage, module, *args, **kwargs)
+
+    monkeypatch.setattr(work, "fit_stage", fit_stage)
+    settings = {"dense_epochs": 1, "retrain_epochs": 1, "distill": {"weight": 0.5}, **changes}
+    pipeline.run(tiny(**settings), tmp_path)
+    found = teachers.pop("retrain")
+    assert not any(teachers.values()), "only retraining is taught"
+    assert len(found) == (expected is not None)
+    if expected:
+        kept = load_tensors(tmp_path / "stages" / f"{expected}.safetensors")
+        torch.testing.assert_close(dict(found[0]), kept, rtol=0, atol=0)
+
+
 def test_stages_hand_their_weights_on(finished):
     """The first epoch of ADMM starts from the pretrained net: rows and weights follow from each other."""
     folder, _ = finished
@@ -200,6 +237,9 @@ def test_without_batchnorm_batches_the_statistics_stay(tmp_path):
     assert metrics["truncated"]["test_accuracy"] == metrics["truncated"]["test_accuracy_raw"]
 
 
+SMALL_DIGITS = {"image_size": None, "val_fraction": 0.9}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -207,7 +247,7 @@ def test_without_batchnorm_batches_the_statistics_stay(tmp_path):
         {"trainer": {"precision": "bf16-mixed", "channels_last": True, "gradient_clip_val": 1.0}},
         {"trainer": {"accumulate_grad_batches": 3}, "admm": {"update_every": "1steps", "rho": "balanced"}},
         {"method": {"name": "tt_classical", "n_modes": 2}, "tt_ranks": 3, "admm": {"relax": 1.5}},
-        {"method": {"n_modes": 2, "execution": "chain"}, "data": {"name": "digits", "image_size": None}},
+        {"method": {"execution": "chain", "n_modes": 2}, "data": {"name": "digits", **SMALL_DIGITS}},
     ],
     ids=["adamw", "bf16", "accumulate", "classical", "chain digits"],
 )
@@ -310,14 +350,14 @@ def test_a_batch_larger_than_the_data_is_one_message(tmp_path):
 
 def test_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkeypatch):
     """A learning rate that blows up in the second epoch."""
-    real = pipeline.LitClassifier.training_step
+    real = LitClassifier.training_step
 
     def step(module, batch, index):
         if module.current_epoch == 1 and index == 2:
             batch = (batch[0] * float("nan"), batch[1])
         return real(module, batch, index)
 
-    monkeypatch.setattr(pipeline.LitClassifier, "training_step", step)
+    monkeypatch.setattr(work.LitClassifier, "training_step", step)
     with pytest.raises(TrainingError, match=r"the loss is nan at epoch 1, step 5.*Lower optimizer\.lr"):
         pipeline.run(tiny(), tmp_path)
     assert [row["epoch"] for row in rows(tmp_path)] == [0]
@@ -330,7 +370,7 @@ def test_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkeypatch)
 def test_training_goes_on_when_the_disk_is_full(tmp_path, monkeypatch, caplog):
     """From the second epoch on neither checkpoints nor rows can be written: what is there stays, the run ends."""
     whole = pipeline.run(tiny(retrain_epochs=0), tmp_path / "whole")
-    save_checkpoint, append_row = training.Trainer.save_checkpoint, pipeline.RunFolder.append_row
+    save_checkpoint, append_row = training.Trainer.save_checkpoint, RunFolder.append_row
 
     def save_half(trainer, path, *args):
         if trainer.current_epoch == 0:
@@ -344,7 +384,7 @@ def test_training_goes_on_when_the_disk_is_full(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(training.Trainer, "save_checkpoint", save_half)
-    monkeypatch.setattr(pipeline.RunFolder, "append_row", append_first)
+    monkeypatch.setattr(RunFolder, "append_row", append_first)
     metrics = pipeline.run(tiny(retrain_epochs=0), tmp_path / "full")
     assert metrics["weights_sha256"] == whole["weights_sha256"]
     assert [row["epoch"] for row in rows(tmp_path / "full")] == [0]
@@ -368,7 +408,7 @@ def test_logger_is_closed_whatever_happens(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "make_logger", lambda *a: Logger())
     pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path / "good")
-    monkeypatch.setattr(pipeline, "fit_stage", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
+    monkeypatch.setattr(work, "fit_stage", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
     with pytest.raises(TrainingError):
         pipeline.run(tiny(), tmp_path / "bad")
     assert closed == [0, 1]

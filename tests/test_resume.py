@@ -1,16 +1,18 @@
 """A run that was killed anywhere and started again ends with the bits of one that was not."""
 
 import json
+import os
 import pathlib
 import signal
 
 import pytest
+import torch
 from tiny_runs import tiny
 from train_script import SETTINGS, Forked, Started, finish, kill_within, result, rows
 
-from hodec import pipeline
+from hodec import pipeline, work
 from hodec.errors import CheckpointError
-from hodec.run_folder import checkpoint_epoch, previous
+from hodec.run_folder import RunFolder, checkpoint_epoch, previous
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_killed_twice(undisturbed, tmp_path, monkeypatch):
 def stopped_after_training(tmp_path, monkeypatch):
     """A run whose stage admm has trained, with both its checkpoints, but is not noted as finished."""
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.RunFolder, "save_stage", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        patched.setattr(RunFolder, "save_stage", lambda *a, **k: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.run(tiny(retrain_epochs=1), tmp_path)
     path = tmp_path / "checkpoints" / "admm.ckpt"
@@ -186,9 +188,29 @@ def test_two_broken_checkpoints_are_one_message(tmp_path, monkeypatch):
         pipeline.run(tiny(retrain_epochs=1), tmp_path)
 
 
+class Trap:
+    """Unpickled carelessly, it makes a folder."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.target,))
+
+
+def test_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
+    """It has all that a checkpoint has, whole and with the right checksums, and a trap."""
+    path = stopped_after_training(tmp_path, monkeypatch)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "trap": Trap(tmp_path / "trace")}, path)
+    with pytest.raises(CheckpointError, match=r"admm\.ckpt is not readable \(it holds more than tensors .*remove it"):
+        pipeline.run(tiny(retrain_epochs=1), tmp_path)
+    assert not (tmp_path / "trace").exists()
+
+
 def test_altered_stage_weights_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.Work, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
+        patched.setattr(work.Work, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.run(tiny(retrain_epochs=1), tmp_path)
     flip(tmp_path / "stages" / "admm.safetensors")

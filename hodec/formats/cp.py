@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
-from hodec.formats.cp_als import factorize, khatri_rao
+from hodec.formats.cp_als import factorize, khatri_rao, recoverable
 from hodec.formats.modes import Modes
 from hodec.formats.staged import Stage, StagedForm, spatial_axes
 
@@ -16,10 +16,9 @@ class CP(StagedForm):
     """One rank R: kernels (R, I, 1, ..), (R, 1, K_1, 1, ..), (R, 1, 1, K_2, ..), .., (O, R, 1, ..).
 
     Axes of size 1 need no stage of their own. The largest rank, min_k prod_{j != k} n_j over the sides n of the
-    tensor, is exact for every weight; ranks far below it usually are for all practical purposes. A CP below it is
-    found by iteration: a local optimum, orthogonal to what it drops, whose error may grow by a little
-    from one rank to the next, and whose second projection is the first one where R is at most one of the sides
-    and at most a product of others that leaves a side out.
+    tensor, is exact for every weight. Below it a CP is found by iteration: a local optimum, orthogonal to what it
+    drops, whose error may grow by a little from one rank to the next. Beyond the ranks that ``recovers`` allows,
+    decomposing a projection anew is another iteration, which may end some percent away from it.
 
     Args:
         joint: whether the spatial axes are one side of the tensor: one depthwise K_1 x K_2 x .. convolution.
@@ -28,10 +27,12 @@ class CP(StagedForm):
     Source: Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015: section 3.
     """
 
-    #: whether the constructed decomposition at ``max_ranks`` is exact
+    #: whether ``max_ranks`` reproduces every weight: by construction, not by iteration
     exact_at_full_rank = True
-    #: whether projecting twice is projecting once at every rank
+    #: whether projecting twice is projecting once at every rank; here only where ``recovers`` says so
     idempotent = False
+    #: how much the error, relative to the weight, may grow from one rank to the next
+    rank_slack = 0.02
 
     def __init__(self, *, joint: bool = False, transposed: bool = False) -> None:
         super().__init__(transposed=transposed)
@@ -64,6 +65,14 @@ class CP(StagedForm):
         sides = self.sides(shape)
         return (math.prod(sides) // max(sides),)
 
+    def recovers(self, shape: Shape, ranks: Sequence[int]) -> bool:
+        """Whether a weight of exactly these ranks is found again, so that a second projection changes nothing.
+
+        It is where R is at most the longest side, and at most a product of others that leaves a side out; up to
+        coincidences of measure zero, such as two components equal along all of the sides left out.
+        """
+        return recoverable(self.sides(shape), ranks[0])
+
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
         outer, inner, *spatial = (f[0].to(weight.dtype) for f in self._factors(weight[None], ranks))
         in_order = [inner.mT, *(s.mT for s in spatial), outer]
@@ -90,7 +99,9 @@ class CP(StagedForm):
 def _whole(factors: list[Tensor], shape: Shape) -> Tensor:
     """(n_k, R) each -> their sum of outer products, as a weight."""
     first, *rest = factors
-    return (first @ khatri_rao([f[None] for f in rest])[0].mT).reshape(tuple(shape))
+    # components may cancel: they must not overflow on the way to a sum that does not
+    top = first.detach().abs().amax().clamp_min(torch.finfo(first.dtype).tiny)
+    return ((first / top) @ khatri_rao([f[None] for f in rest])[0].mT * top).reshape(tuple(shape))
 
 
 CONV, CONV_TRANSPOSED = CP(), CP(transposed=True)

@@ -1,10 +1,11 @@
 """CP by alternating least squares: sums of ``rank`` outer products of vectors, batched, in float64, without luck.
 
-Nothing here is random but a fixed mixing of slices, and no element of a batch depends on the others.
+Random numbers come from a seed of its own, the same every time; no element of a batch depends on the others.
 """
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,14 +18,16 @@ log = logging.getLogger(__name__)
 # Sweeps are run in rounds; a round that lowers the squared error by less than this share of it is the last.
 SWEEPS_PER_ROUND, ROUNDS, ENOUGH = 10, 15, 2e-4
 # Error of a fit that is exact but for rounding, relative to the tensor.
-EXACT = 1e-12
+EXACT = 1e-11
 # Weight of the previous factor in each least squares problem: lifts singular ones, and moves no solution.
-PROXIMAL = 1e-10
+PROXIMAL = 1e-13
 # Norms of the components over that of the tensor: above LIMIT they cancel each other, and are computed again with
 # DAMPING, which keeps them below sqrt(1 + 1 / DAMPING) = 32.
 LIMIT, DAMPING = 50.0, 1e-3
 # What a tensor may have outside of its leading ``rank`` directions to be tried as one of exactly that rank.
 OUTSIDE = 1e-4
+# The start is moved by this share of a unit vector: exactly symmetric tensors have saddle points there.
+MOVED = 0.02
 # First step, growth after a step that helped, and shrinkage after one that did not, of the extrapolation.
 STEP, LONGER, SHORTER = 0.5, 1.1, 2.0
 
@@ -94,10 +97,18 @@ def factorize(tensors: Tensor, rank: int) -> list[Tensor]:
     order = sorted(range(1, work.ndim), key=lambda k: -work.shape[k])
     long = [k for k in order if work.shape[k] > 1] or order[:1]
     long += [k for k in order if k not in long][: max(0, 2 - len(long))]
-    parts = _fit(work.permute(0, *long, *(k for k in order if k not in long)).flatten(len(long)), rank)
+    short = [k for k in order if k not in long]
+    label = "x".join(map(str, work.shape[1:]))
+    parts = _fit(work.permute(0, *long, *short).flatten(len(long)), rank, label=label)
     fitted = dict(zip(long, replace(parts, weights=parts.weights * norms[:, None]).spread(), strict=True))
     one = parts.weights.new_ones(len(work), 1, rank)
     return [fitted.get(k, one) for k in range(1, work.ndim)]
+
+
+def recoverable(sides: Sequence[int], rank: int) -> bool:
+    """Whether a tensor of these sides that is exactly of this rank is recovered, coincidences aside."""
+    longest_first = sorted((n for n in sides if n > 1), reverse=True)
+    return len(longest_first) <= 2 or _split(longest_first, rank) is not None
 
 
 def khatri_rao(factors: list[Tensor]) -> Tensor:
@@ -108,28 +119,40 @@ def khatri_rao(factors: list[Tensor]) -> Tensor:
     return product
 
 
-def _fit(tensors: Tensor, rank: int) -> Components:
-    """Components of unit tensors (B, n_1 >= n_2 >= ..)."""
+def _fit(tensors: Tensor, rank: int, *, label: str) -> Components:
+    """Components of unit tensors (B, n_1 >= n_2 >= ..); ``label`` names them in warnings."""
     start = _orthogonal_start(tensors, rank)
     if tensors.ndim == 3:  # matrices: the start is the truncated SVD
         return start
-    found, error = _alternate(tensors, start)
-    retry = _of_this_rank(tensors, rank) & (error > EXACT)
-    if bool(retry.any()):
-        index = retry.nonzero()[:, 0]
-        other, other_error = _alternate(tensors[index], _eigen_start(tensors[index], rank))
-        better = (other_error < error[index]) & (other.growth() < LIMIT)
-        found = found.put(index, other.where(better, found.pick(index)))
-    degenerate = found.growth() > LIMIT
-    if bool(degenerate.any()):
-        index = degenerate.nonzero()[:, 0]
+    found, done = _recover(tensors, start, rank)
+    index = (~done).nonzero()[:, 0]
+    if len(index):
+        other, error = _alternate(tensors[index], _moved(start.pick(index)))
+        mine = found.pick(index)
+        found = found.put(index, other.where(error < mine.residual(tensors[index]), mine))
+    index = (found.growth() > LIMIT).nonzero()[:, 0]
+    if len(index):
         log.warning(
-            "CP of a %s kernel at rank %d: components grow to %.0f times its norm and cancel in %d of %d; these "
-            "are computed again with bounded norms",
-            "x".join(map(str, tensors.shape[1:])), rank, float(found.growth().max()), len(index), len(tensors),
+            "CP of %s at rank %d: components that cancel each other grow to %.0f times the norm of the weight "
+            "(in %d of %d weights); computing them again with bounded norms",
+            label, rank, float(found.growth().max()), len(index), len(tensors),
         )  # fmt: skip
-        found = found.put(index, _alternate(tensors[index], start.pick(index), damping=DAMPING)[0])
+        found = found.put(index, _alternate(tensors[index], _moved(start.pick(index)), damping=DAMPING)[0])
     return _best_length(tensors, found)
+
+
+def _recover(tensors: Tensor, start: Components, rank: int) -> tuple[Components, Tensor]:
+    """``start``, or what is better where a tensor may be exactly of this rank; and whether it was, (B,)."""
+    index = _of_this_rank(tensors, rank).nonzero()[:, 0]
+    done = start.residual(tensors) <= EXACT
+    if len(index):
+        part = tensors[index]
+        other, error = _alternate(part, _eigen_start(part, rank))
+        mine = start.pick(index)
+        better = (error < mine.residual(part)) & (other.growth() < LIMIT)
+        start = start.put(index, other.where(better, mine))
+        done = done.index_copy(0, index, done[index] | (better & (error < OUTSIDE)))
+    return start, done
 
 
 def _best_length(tensors: Tensor, found: Components) -> Components:
@@ -152,7 +175,7 @@ def _orthogonal_start(tensors: Tensor, rank: int) -> Components:
     small = tensors.shape[3:]
     turned, turns = tensors, []
     for k, side in enumerate(small, start=3):
-        turns.append(truncate(tensors.movedim(k, 1).flatten(2), side)[0] if tensors.shape[1:].numel() else tensors)
+        turns.append(truncate(tensors.movedim(k, 1).flatten(2), side)[0])
         turned = torch.einsum("b...i,bij->b...j", turned.movedim(k, -1), turns[-1]).movedim(-1, k)
     slices = turned.flatten(3).movedim(3, 1) if small else turned[:, None]  # (B, S, n_1, n_2)
     values, right = torch.linalg.eigh(slices.mT @ slices)
@@ -164,6 +187,17 @@ def _orthogonal_start(tensors: Tensor, rank: int) -> Components:
     for turn, at in zip(turns, _unravel(where, small), strict=True):
         columns.append(turn.gather(2, at[:, None].expand(-1, turn.shape[1], -1)))
     return Components(columns, weights)
+
+
+def _moved(start: Components) -> Components:
+    """A start near this one, by numbers that are the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    columns = []
+    for c in start.columns:
+        noise = torch.randn(c.shape[1:], generator=generator, dtype=c.dtype).to(c.device)
+        moved = c + MOVED * noise / c.shape[1] ** 0.5
+        columns.append(_unit(moved, moved.norm(dim=1)))
+    return Components(columns, start.weights)
 
 
 def _columns(matrices: Tensor, index: Tensor) -> Tensor:
@@ -180,7 +214,7 @@ def _unravel(index: Tensor, sides: torch.Size) -> list[Tensor]:
     return result[::-1]
 
 
-def _split(shape: torch.Size, rank: int) -> int | None:
+def _split(shape: Sequence[int], rank: int) -> int | None:
     """Sides of (n_1, ..): up to which one their product, without n_1, reaches the rank and leaves another side."""
     if shape[0] < rank:
         return None
@@ -212,10 +246,9 @@ def _eigen_start(tensors: Tensor, rank: int) -> Components:
     core = torch.einsum("bijk,bir,bjs,bkt->btrs", three, rows, cols, third)
     # mixed, since slices of a tensor with zeros in it can be singular where their sum is not
     one, two = core[:, 0] + 0.37 * core[:, 1], core[:, 1] - 0.61 * core[:, 0]
-    vectors = torch.linalg.eig(one @ torch.linalg.pinv(two))[1]
+    values, vectors = torch.linalg.eig((one @ torch.linalg.pinv(two)).cpu())  # not every GPU build has it
     # pairs that rounding or noise made complex: real and imaginary part span the same plane
-    later = torch.arange(rank, device=tensors.device) % 2 == 1
-    first = rows @ torch.where((vectors.imag.abs().amax(1) > 0)[:, None] & later, vectors.imag, vectors.real)
+    first = rows @ torch.where(values.imag[:, None] < 0, vectors.imag, vectors.real).to(rows.device)
     first = _unit(first, first.norm(dim=1))
     rest = (torch.linalg.pinv(first) @ tensors.flatten(2)).unflatten(2, tensors.shape[2:])  # (B, R, n_2, ..)
     columns = [first]
@@ -241,7 +274,7 @@ def _alternate(tensors: Tensor, start: Components, *, damping: float = 0.0) -> t
     result, error = start, start.residual(tensors)
     active = (error > EXACT).nonzero()[:, 0]
     part, x = result.pick(active), tensors[active]
-    before = (error[active].square()) + damping * part.growth().square()
+    before = error[active].square() + damping * part.growth().square()
     for _ in range(ROUNDS):
         if not len(active):
             break
@@ -250,7 +283,7 @@ def _alternate(tensors: Tensor, start: Components, *, damping: float = 0.0) -> t
         goal = left.square() + damping * part.growth().square()
         result, error = result.put(active, part), error.index_copy(0, active, left)
         on = (before - goal > ENOUGH * goal) & (left > EXACT)
-        on &= (part.growth() <= 2 * LIMIT)  # else the damped run decides
+        on &= part.growth() <= 2 * LIMIT  # else the damped run decides
         active, part, x, before = active[on], part.pick(on), x[on], goal[on]
     return result, error
 
@@ -282,7 +315,7 @@ def _sweep(x: Tensor, start: Components, *, damping: float) -> tuple[Components,
     """Every factor once by least squares, the others held; with the goal |x - sum|^2 + damping |weights|^2, (B,)."""
     columns, weights = list(start.columns), start.weights
     grams = [c.mT @ c for c in columns]
-    half, rest = x.new_empty(0), x.new_empty(0)
+    half = rest = target = gram = factor = x.new_empty(0)
     for k in range(len(columns)):
         if k == 0:
             target = x.flatten(2) @ khatri_rao(columns[1:])

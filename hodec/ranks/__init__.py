@@ -1,8 +1,65 @@
 """Rank rules: what chooses ranks. RULES is the only table of them."""
 
-from hodec.ranks.base import Candidate, Choice, RankRule, build_rule, make_plan
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hodec.errors import PlanError, near_matches
+from hodec.ranks.ascend import Ascend
+from hodec.ranks.base import Candidate, Choice, RankRule, make_plan
+from hodec.ranks.budget import Budget
+from hodec.ranks.energy import Energy
 from hodec.ranks.manual import Manual
+from hodec.ranks.ratio import Ratio
+from hodec.ranks.tar import Tar
+from hodec.ranks.vbmf import Vbmf
 
-RULES: dict[str, type] = {"manual": Manual}
 
-__all__ = ["RULES", "Candidate", "Choice", "Manual", "RankRule", "build_rule", "make_plan"]
+@dataclass(frozen=True)
+class RuleEntry:
+    """A rule and the settings it is built from; ``evaluate`` among them is a function net -> accuracy."""
+
+    build: Callable[..., RankRule]
+    settings: tuple[str, ...]
+
+
+LIMITS = ("round_to", "min_rank", "max_rank")
+RULES: dict[str, RuleEntry] = {
+    "manual": RuleEntry(Manual, ("tt_ranks",)),
+    "ratio": RuleEntry(Ratio, ("target", "metric", *LIMITS)),
+    "energy": RuleEntry(Energy, ("keep", *LIMITS)),
+    "vbmf": RuleEntry(Vbmf, ("calibration", *LIMITS)),
+    "ascend": RuleEntry(Ascend, ()),
+    "tar": RuleEntry(Tar, ("evaluate", "indices", "metric", *LIMITS)),
+    "budget": RuleEntry(Budget, ("macs", "params", *LIMITS)),
+}
+
+
+def build_rule(name: str, settings: Mapping[str, Any]) -> RankRule:
+    """The rule of that name, from those of ``settings`` that it takes.
+
+    Raises:
+        PlanError: no such rule.
+        ConfigError: a setting out of range.
+    """
+    if name not in RULES:
+        raise PlanError(f"unknown rank rule {name!r}; there are {', '.join(RULES)}.{near_matches(name, tuple(RULES))}")
+    entry = RULES[name]
+    return entry.build(**{key: settings[key] for key in entry.settings})
+
+
+__all__ = [
+    "RULES",
+    "Ascend",
+    "Budget",
+    "Candidate",
+    "Choice",
+    "Energy",
+    "Manual",
+    "RankRule",
+    "Ratio",
+    "Tar",
+    "Vbmf",
+    "build_rule",
+    "make_plan",
+]

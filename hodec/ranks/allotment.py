@@ -1,15 +1,12 @@
 """Ranks of all layers chosen together: the least lost within limits that hold for the whole net."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hodec.ranks.knapsack import Solution, solve
+from hodec.ranks.knapsack import Numbers, Solution, into_band, solve
 from hodec.ranks.menu import Item, Menu, Resource
-
-log = logging.getLogger(__name__)
 
 # Rounds of solving and looking at finer ranks near the solution; they end early when nothing is gained.
 ROUNDS = 4
@@ -23,7 +20,7 @@ class Allotment:
     Attributes:
         items: layer name -> what it becomes.
         prices: resource -> loss that one unit of it is worth at the solution.
-        bound: no choice among the options seen loses less.
+        bound: no choice among the options compared last loses less (finer ranks may).
     """
 
     items: dict[str, Item]
@@ -37,7 +34,8 @@ class Allotment:
 
     def used(self, resources: Sequence[Resource]) -> dict[str, float]:
         """Cost of the whole net in each resource."""
-        return {r.name: r.fixed + sum(item.costs[k] for item in self.items.values()) for k, r in enumerate(resources)}
+        sums = [sum(item.costs[k] for item in self.items.values()) for k in range(len(resources))]
+        return {r.name: r.fixed + mine for r, mine in zip(resources, sums, strict=True)}
 
 
 def allot(menus: Mapping[str, Menu], resources: Sequence[Resource]) -> Allotment | None:
@@ -45,25 +43,25 @@ def allot(menus: Mapping[str, Menu], resources: Sequence[Resource]) -> Allotment
 
     The menus are refined near the solution; then single ranks are raised one by one while they fit.
     """
-    found, loss = None, np.inf
+    loss = np.inf
     for _ in range(ROUNDS):
-        offers = {name: menu.items() for name, menu in menus.items()}
-        found = _solve(offers, resources)
+        found = _solve(menus, resources, pairs=False)
         if found is None:
             return None
-        if not found.loss < loss * (1 - GAIN):
-            break
-        loss = found.loss
         prices = np.array([found.prices[r.name] for r in resources])
         for menu in menus.values():
             menu.refine(prices)
+        if not found.loss < loss * (1 - GAIN):
+            break
+        loss = found.loss
+    found = _solve(menus, resources, pairs=True)
     return None if found is None else _fill(menus, resources, found)
 
 
-def _solve(offers: Mapping[str, list[Item]], resources: Sequence[Resource]) -> Allotment | None:
-    losses = [np.array([item.loss for item in items]) for items in offers.values()]
-    costs = [np.array([item.costs for item in items], dtype=np.float64) for items in offers.values()]
-    solution: Solution | None = solve(losses, costs, [r.room for r in resources])
+def _solve(menus: Mapping[str, Menu], resources: Sequence[Resource], *, pairs: bool) -> Allotment | None:
+    offers = {name: menu.items() for name, menu in menus.items()}
+    losses, costs = _tables(offers)
+    solution: Solution | None = solve(losses, costs, [r.room for r in resources], pairs=pairs)
     if solution is None:
         return None
     picked = {name: items[pick] for (name, items), pick in zip(offers.items(), solution.picks, strict=True)}
@@ -94,6 +92,26 @@ def _fill(menus: Mapping[str, Menu], resources: Sequence[Resource], found: Allot
             return Allotment(items, found.prices, found.bound)
         items[best] = chosen
         del raised[best]
+
+
+def closer(
+    menus: Mapping[str, Menu], resources: Sequence[Resource], found: Allotment, share: float
+) -> Allotment | None:
+    """The least loss at which one limit is used up to ``share``, by changing two layers of ``found``; or None."""
+    offers = {name: list(dict.fromkeys([*menu.items(), found.items[name]])) for name, menu in menus.items()}
+    losses, costs = _tables(offers)
+    floors = [share * r.limit - r.fixed for r in resources]
+    now = [items.index(found.items[name]) for name, items in offers.items()]
+    picks = into_band(losses, costs, [r.room for r in resources], floors, picks=now)
+    if picks is None:
+        return None
+    return replace(found, items={name: offers[name][pick] for name, pick in zip(offers, picks, strict=True)})
+
+
+def _tables(offers: Mapping[str, list[Item]]) -> tuple[list[Numbers], list[Numbers]]:
+    losses = [np.array([item.loss for item in items]) for items in offers.values()]
+    costs = [np.array([item.costs for item in items], dtype=np.float64) for items in offers.values()]
+    return losses, costs
 
 
 def least(menus: Mapping[str, Menu], resources: Sequence[Resource]) -> dict[str, float]:

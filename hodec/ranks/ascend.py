@@ -76,8 +76,8 @@ def _found(given: Tensor, out: int, inp: int, kh: int, kw: int) -> int:
     fits = len(given) <= sides[0] if given.ndim == 1 else tuple(sorted(given.shape)) == sides
     if not fits:
         raise PlanError(
-            f"shape {tuple(given.shape)} is neither the {sides[0]}x{sides[1]} unfolding of a ({out}, {inp}, {kh}, {kw}) "
-            f"kernel nor at most {sides[0]} singular values"
+            f"shape {tuple(given.shape)} is neither the {sides[0]}x{sides[1]} unfolding of a ({out}, {inp}, {kh}, "
+            f"{kw}) kernel nor at most {sides[0]} singular values"
         )
     return signals(given if given.ndim == 1 else singular_values(given), *sides)
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
 from hodec.conversion import LayerSite, eligible_layers, match_names, uncompiled
 from hodec.cost.count import Inputs, as_inputs, count_cost
-from hodec.errors import PlanError, near_matches
+from hodec.errors import PlanError
 from hodec.formats.base import Form
 from hodec.formats.modes import Modes
 from hodec.methods import Method, get_method
@@ -204,20 +203,3 @@ def _affordable(
             f"{layer.params_before:,}) and {layer.macs_after:,} MACs (dense {layer.macs_before:,}): not worth it"
         )
     return layers
-
-
-def build_rule(rules: Mapping[str, type], name: str, settings: Mapping[str, object]) -> RankRule:
-    """The rule of that name with these settings.
-
-    Raises:
-        PlanError: no such rule.
-    """
-    if name not in rules:
-        raise PlanError(f"unknown rank rule {name!r}; there are {', '.join(rules)}.{near_matches(name, tuple(rules))}")
-    rule: RankRule = rules[name](**settings)
-    return rule
-
-
-def example_for(in_channels: int, size: tuple[int, int]) -> torch.Tensor:
-    """A seeded image batch of one, (1, C, H, W), for planning."""
-    return torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from hodec.conversion import match_names
 from hodec.cost.count import Cost, Inputs, count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.plan import LayerPlan
-from hodec.ranks.allotment import Allotment, allot, least
+from hodec.ranks.allotment import Allotment, allot, closer, least
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.menu import COUNTED, Menu, Resource
 from hodec.ranks.rounding import Rounding
@@ -29,15 +29,15 @@ NO_LOSS = 1e-9
 class Budget:
     """Least loss within one target for the whole net.
 
-    The loss is the sum over layers of weight * squared relative error of the truncated weight, as the singular
-    values tell it. Leaving a layer dense is among its options; ranks at which it would cost more than dense are not.
-    With several targets all hold, and at least one is met closely.
+    The loss is the sum over layers of weight * squared relative error of the truncated weight, as the
+    singular values tell it. Leaving a layer dense is among its options; ranks at which it would cost more
+    than dense are not. With several targets all hold, and at least one is met closely.
 
     Args:
         macs, params: share of the dense net's multiply-adds and parameters to keep, 0..1.
         latency_ms: time of the whole net, milliseconds.
-        weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the last
-            match counts); or ``norm``: by its share of all candidates' squared norm.
+        weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the
+            last match counts); or ``norm``: by its share of all candidates' squared norm.
         latency: planned layer -> its milliseconds; for ``latency_ms``.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
         rest_ms: milliseconds of everything else in the net.
@@ -47,8 +47,8 @@ class Budget:
     Raises:
         ConfigError: no target, a number out of its range, or ``latency_ms`` without latency tables.
 
-    Source: the allocation by cumulative energy under one multiplier: Rate-distortion optimization, Shoham and
-    Gersho, Efficient bit allocation for an arbitrary set of quantizers, IEEE Trans. ASSP 36(9), 1988.
+    Source: Shoham and Gersho, Efficient Bit Allocation for an Arbitrary Set of Quantizers, IEEE Trans. ASSP
+    36(9), 1988, whose bits are costs here.
     """
 
     name = "budget"
@@ -71,23 +71,27 @@ class Budget:
     ) -> None:
         self.targets = checked_targets(macs=macs, params=params)
         if latency_ms is None and not self.targets:
-            raise ConfigError("budget: no target is given; give ranks.macs=0.4, ranks.params=0.3 or ranks.latency_ms=5")
+            raise ConfigError(
+                "budget: no target is given; give ranks.macs=0.4, ranks.params=0.3 or ranks.latency_ms=5"
+            )
         if latency_ms is not None:
             check_number("latency_ms", latency_ms, 0, math.inf)
             if latency is None or dense_latency is None:
                 raise ConfigError(
-                    f"ranks.latency_ms={latency_ms} needs latency tables of this device (latency and dense_latency, "
-                    "from a planned layer to milliseconds), and none are given; without them give ranks.macs=0.4"
+                    f"ranks.latency_ms={latency_ms} needs latency tables of this device (latency and "
+                    "dense_latency, from a planned layer to milliseconds), and they are not given; without "
+                    "them give ranks.macs=0.4"
                 )
         check_number("tolerance", tolerance, 0, 1)
         self.weights = _checked_weights(weights)
-        self.latency_ms, self.latency, self.dense_latency, self.rest_ms = latency_ms, latency, dense_latency, rest_ms
+        self.latency_ms, self.rest_ms = latency_ms, rest_ms
+        self.latency, self.dense_latency = latency, dense_latency
         self.tolerance = tolerance
         self.rounding = Rounding(round_to, min_rank, max_rank)
         self.found: Allotment | None = None
         self._dense: Cost | None = None
 
-    def bind(self, model: nn.Module, example_input: Inputs, method: object = None) -> None:
+    def bind(self, model: nn.Module, example_input: Inputs, method: str = "") -> None:
         """Count what the whole dense net costs; ``choose`` needs it."""
         self._dense = count_cost(model, example_input)
 
@@ -106,17 +110,21 @@ class Budget:
         found = allot(menus, resources)
         if found is None:
             raise PlanError(self._unreachable(least(menus, resources), resources))
-        self._check_met(found, resources)
+        found = self._met_closely(menus, found, resources)
         self.found = found
-        log.info("budget: %s; sum of weighted squared errors %.4g", self._met(found, resources), found.loss)
-        return {name: self._choice(menus[name], item.ranks) for name, item in found.items.items()}
+        log.info("budget: %s; weighted squared errors sum to %.4g", self._met(found, resources), found.loss)
+        return {name: _choice(menus[name], item.ranks) for name, item in found.items.items()}
 
     def _resources(self, candidates: Mapping[str, Candidate]) -> list[Resource]:
         if self.targets and self._dense is None:
-            raise PlanError(f"{self.name}: call bind(model, example_input, method) before choose, as make_plan does")
+            raise PlanError(
+                f"{self.name}: call bind(model, example_input, method) before choose, as make_plan does"
+            )
         resources = whole_net(self.targets, self._dense, candidates)
         if self.latency_ms is not None and self.latency and self.dense_latency:
-            resources.append(Resource("latency_ms", self.latency_ms, self.rest_ms, self.latency, self.dense_latency))
+            resources.append(
+                Resource("latency_ms", self.latency_ms, self.rest_ms, self.latency, self.dense_latency)
+            )
         return resources
 
     def _weights(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
@@ -126,21 +134,17 @@ class Budget:
             return {name: square / total for name, square in squares.items()}
         given = self.weights if isinstance(self.weights, Mapping) else {}
         names = list(candidates)
-        matched = {n: float(w) for glob, w in given.items() for n in match_names(glob, names, "ranks.weights:")}
+        matched = {n: w for glob, w in given.items() for n in match_names(glob, names, "ranks.weights:")}
         return {name: matched.get(name, 1.0) for name in names}
 
-    def _choice(self, menu: Menu, ranks: tuple[int, ...] | None) -> Choice:
-        if ranks is not None:
-            return Choice(ranks)
-        if len(menu.items()) == 1:
-            return Choice(None, reason="no ranks within its limits save anything")
-        return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")
-
-    # -- what a target allows ------------------------------------------------------------------------------------
+    # -- what a target allows ------------------------------------------------------------------------------
 
     def _met(self, found: Allotment, resources: list[Resource]) -> str:
         used = found.used(resources)
-        return ", ".join(f"{r.name} {self._say(r, used[r.name])} of {self._say(r, r.limit)} allowed" for r in resources)
+        each = (
+            f"{r.name} {self._say(r, used[r.name])} of {self._say(r, r.limit)} allowed" for r in resources
+        )
+        return ", ".join(each)
 
     def _say(self, resource: Resource, cost: float, up: bool = False) -> str:
         """A cost in the unit of its setting; rounded up where it is to be given as a target."""
@@ -152,30 +156,45 @@ class Budget:
 
     def _unreachable(self, reachable: Mapping[str, float], resources: list[Resource]) -> str:
         lines = [
-            f"ranks.{r.name}={self._say(r, r.limit)} (least reachable: {self._say(r, reachable[r.name], up=True)}, of "
-            f"which {self._say(r, r.fixed)} are in what is not factorized)"
+            f"ranks.{r.name}={self._say(r, r.limit)} (least reachable: "
+            f"{self._say(r, reachable[r.name], up=True)}, of which {self._say(r, r.fixed)} "
+            "in what is not factorized)"
             for r in resources
             if reachable[r.name] > r.limit
         ] or [f"ranks.{r.name}={self._say(r, r.limit)}" for r in resources]
         together = "" if len(lines) < len(resources) or len(resources) == 1 else " together"
         return (
-            f"budget: {' and '.join(lines)} cannot be met{together}, even with every layer at the ranks that cost "
-            "least. Give a larger target, include more layers, lower ranks.min_rank or ranks.round_to, or use a "
-            "method that compresses further"
+            f"budget: {' and '.join(lines)} cannot be met{together}, even with every layer at the ranks that "
+            "cost least. Give a larger target, include more layers, lower ranks.min_rank or ranks.round_to, "
+            "or use a method that compresses further"
         )
 
-    def _check_met(self, found: Allotment, resources: list[Resource]) -> None:
+    def _met_closely(
+        self, menus: Mapping[str, Menu], found: Allotment, resources: list[Resource]
+    ) -> Allotment:
         used = found.used(resources)
         shares = {r.name: used[r.name] / r.limit for r in resources}
         if max(shares.values()) >= 1 - self.tolerance or found.loss <= NO_LOSS:
-            return  # close to one target, or nothing is left to be gained by coming closer
-        nearest = max(resources, key=lambda r: shares[r.name])
+            return found  # close to one target, or nothing is left to be gained by coming closer
+        nearer = closer(menus, resources, found, 1 - self.tolerance)
+        if nearer is not None:
+            return nearer
+        near = max(resources, key=lambda r: shares[r.name])
+        key, cost = f"ranks.{near.name}", used[near.name]
+        enough = math.ceil((1 - cost / near.limit) * 1e3) / 1e3
         raise PlanError(
-            f"budget: ranks.{nearest.name}={self._say(nearest, nearest.limit)} cannot be met within "
-            f"{self.tolerance:.2%}: the next lower cost found is {self._say(nearest, used[nearest.name])}, and one rank "
-            f"more exceeds the target. Give ranks.{nearest.name}={self._say(nearest, used[nearest.name], up=True)}, "
-            f"ranks.tolerance={math.ceil((1 - shares[nearest.name]) * 1e3) / 1e3}, or a smaller ranks.round_to"
+            f"budget: {key}={self._say(near, near.limit)} cannot be met within {self.tolerance:.2%}: the "
+            f"nearest found below it is {self._say(near, cost)}, as single ranks are too coarse. Give "
+            f"{key}={self._say(near, cost, up=True)}, ranks.tolerance={enough}, or a smaller ranks.round_to"
         )
+
+
+def _choice(menu: Menu, ranks: tuple[int, ...] | None) -> Choice:
+    if ranks is not None:
+        return Choice(ranks)
+    if menu.largest() is None:
+        return Choice(None, reason="no ranks within its limits save anything")
+    return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")
 
 
 def whole_net(
@@ -210,7 +229,9 @@ def check_number(key: str, value: Any, low: float, high: float) -> None:
         ConfigError: naming the key and what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
-        allowed = f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
+        allowed = (
+            f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
+        )
         example = f"{low + min(1.0, high - low) * 0.4:g}"
         raise ConfigError(f"ranks.{key}={value!r} is not {allowed}, e.g. ranks.{key}={example}")
 
@@ -222,5 +243,7 @@ def _checked_weights(weights: Any) -> Mapping[str, float] | str | None:
         raise ConfigError(f"ranks.weights={weights!r} is not allowed: give norm, or '{{layer1.*: 2.0}}'")
     for glob, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"ranks.weights: {glob}={value!r} is not a number of at least 0, e.g. 'ranks.weights={{{glob}: 2}}'")
+            raise ConfigError(
+                f"ranks.weights: {glob}={value!r} is not a number of at least 0, e.g. {{{glob}: 2}}"
+            )
     return {str(glob): float(value) for glob, value in weights.items()}

@@ -1,8 +1,8 @@
-"""One option a layer, so that all limits hold and the least is lost: a multiple-choice knapsack of any few limits.
+"""One option a layer, so that a few limits hold and the least is lost: a multiple-choice knapsack.
 
-Prices of the limited costs are searched by bisection; at given prices each layer's best option is its own affair.
-That gives a plan within the limits and a bound on what any plan must lose. Options that the bound rules out are
-dropped, and the rest is improved two layers at a time until no pair of layers can do better.
+Prices of the limited costs are searched by bisection; at given prices each layer's best option is its own
+affair. That gives a choice within the limits and a bound on what any choice must lose. Options that the bound
+rules out are dropped, and the rest is improved two layers at a time until no pair of layers can do better.
 
 Source: Everett, Generalized Lagrange Multiplier Method, Operations Research 11(3), 1963; Kellerer, Pferschy,
 Pisinger, Knapsack Problems, 2004: chapter 11.
@@ -24,6 +24,8 @@ HALVINGS = {1: 40, 2: 20, 3: 12}
 GROWTH, GROWTHS = 16.0, 40
 # Sweeps over all pairs of layers.
 SWEEPS = 4
+# They end when one closes less than this share of the gap to the bound.
+ENOUGH = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,16 @@ class Solution:
     bound: float
 
 
-def solve(losses: Sequence[Numbers], costs: Sequence[Numbers], limits: Sequence[float]) -> Solution | None:
+def solve(
+    losses: Sequence[Numbers], costs: Sequence[Numbers], limits: Sequence[float], *, pairs: bool = True
+) -> Solution | None:
     """Choose one option a layer.
 
     Args:
         losses: of each layer, the loss of its options, shape (options,), >= 0.
         costs: of each layer, the costs of its options, shape (options, limits), >= 0.
         limits: the most that the chosen costs may sum to, 1..3 of them.
+        pairs: improve what the prices give; without, prices are as good and the choice is not.
 
     Returns:
         The best choice found, or None if none was found that keeps the limits.
@@ -60,13 +65,48 @@ def solve(losses: Sequence[Numbers], costs: Sequence[Numbers], limits: Sequence[
         search.try_cheapest()
     if search.best is None:
         return None
-    search.improve_pairs()
+    if pairs:
+        search.improve_pairs()
     picks = [int(pick) for pick in search.best[:-1]]
     return Solution(picks, search.prices, search.loss, search.bound)
 
 
+def into_band(  # noqa: PLR0913
+    losses: Sequence[Numbers],
+    costs: Sequence[Numbers],
+    limits: Sequence[float],
+    floors: Sequence[float],
+    *,
+    picks: Sequence[int],
+) -> list[int] | None:
+    """The best change of one or two layers after which the limits hold and one cost reaches its floor.
+
+    Args:
+        losses, costs, limits: as for ``solve``.
+        floors: at least one of the summed costs is to reach its own.
+        picks: the choice to change.
+
+    Returns:
+        The changed picks, or None if no change of two layers gets there.
+    """
+    search = _Search(losses, costs, np.asarray(limits, dtype=np.float64))
+    start = np.array([*picks, 0])
+    best, found = np.inf, None
+    for a, b in combinations(search.rows.tolist(), 2):
+        rest = search.used(start) - search.costs[a, start[a]] - search.costs[b, start[b]]
+        sums = rest + search.costs[a][:, None] + search.costs[b][None]
+        total = search.losses[a][:, None] + search.losses[b][None]
+        total = total + search.lost(start) - search.losses[a, start[a]] - search.losses[b, start[b]]
+        total[~((sums <= search.limits).all(-1) & (sums >= floors).any(-1))] = np.inf
+        at = int(total.argmin())
+        if total.flat[at] < best:
+            best, found = float(total.flat[at]), start.copy()
+            found[a], found[b] = divmod(at, total.shape[1])
+    return None if found is None else [int(pick) for pick in found[:-1]]
+
+
 def not_dominated(losses: Numbers, costs: Numbers) -> Picks:
-    """Numbers of the options than which no other is as good in loss (options,) and all costs (options, limits)."""
+    """Numbers of the options that no other beats in loss (options,) and all costs (options, limits)."""
     all_of = np.column_stack([losses, costs])
     order = np.lexsort(all_of.T[::-1])
     all_of = all_of[order]
@@ -100,6 +140,10 @@ class _Search:
         total: Numbers = self.costs[self.rows, picks].sum(0)
         return total
 
+    def lost(self, picks: Picks) -> float:
+        """Sum of the losses."""
+        return float(self.losses[self.rows, picks].sum())
+
     def at(self, prices: Numbers) -> Numbers:
         """Costs of what each layer prefers at these prices; remembers a better choice and a better bound."""
         values = self.losses + self.costs @ prices
@@ -112,7 +156,7 @@ class _Search:
 
     def offer(self, picks: Picks) -> None:
         """Keep this choice if it is within the limits and the best so far."""
-        loss = float(self.losses[self.rows, picks].sum())
+        loss = self.lost(picks)
         if loss < self.loss and bool((self.used(picks) <= self.limits).all()):
             self.best, self.loss = picks, loss
 
@@ -150,21 +194,21 @@ class _Search:
 
     def improve_pairs(self) -> None:
         """Choose the options of two layers anew, given all others, until that helps nowhere."""
-        for _ in range(SWEEPS):
+        for _ in range(SWEEPS if self.best is not None else 0):
             before, core = self.loss, self._core()
             for a, b in combinations(self.rows.tolist(), 2):
                 if len(core[a]) > 1 or len(core[b]) > 1:
                     self._improve(a, b, core)
-            if not self.loss < before:
+            if not self.loss < before - ENOUGH * (before - self.bound):
                 return
 
     def _core(self) -> list[Picks]:
-        """Options of each layer that a better choice can hold: taking any other costs more than the gap."""
-        assert_best = self.best if self.best is not None else np.zeros(len(self.rows), dtype=np.int64)
+        """Options of each layer that a better choice can hold: taking any other loses more than the gap."""
         values = self.losses + self.costs @ self.prices
         extra = values - values.min(1, keepdims=True)
         keep = extra <= (self.loss - self.bound) * (1 + 1e-9)
-        keep[self.rows, assert_best] = True
+        if self.best is not None:
+            keep[self.rows, self.best] = True
         return [np.flatnonzero(row) for row in keep]
 
     def _improve(self, a: int, b: int, core: list[Picks]) -> None:

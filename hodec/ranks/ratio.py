@@ -1,13 +1,20 @@
 """Ranks for a given share of each layer's cost."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import partial
 
 from hodec.plan import LayerPlan
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.rounding import Rounding, check_metric, check_share
 
 log = logging.getLogger(__name__)
+
+LayerCost = Callable[[LayerPlan], float]
+
+# A cost of exactly the target counts as within it: 0.29 * 100 is 28.999999999999996.
+SLACK = 1e-12
 
 
 class Ratio:
@@ -53,12 +60,37 @@ class Ratio:
         for step in range(highest, 0, -1):
             ranks, notes = self.rounding.apply(candidate, scaled_ranks(candidate, step))
             layer = candidate.planned(ranks)
-            if cost_of(layer, self.metric) <= self.target * dense_cost_of(layer, self.metric):
+            if cost_of(layer, self.metric) <= self.target * dense_cost_of(layer, self.metric) * (1 + SLACK):
                 return Choice(ranks, notes)
         share = cost_of(layer, self.metric) / dense_cost_of(layer, self.metric)
         log.warning("%s keeps %.2f of its dense cost at its least ranks, above the target", name, share)
         note = f"even ranks {list(ranks)} keep {share:.3f} of the dense {self.metric}, above the target {self.target:g}"
         return Choice(ranks, (*notes, note))
+
+
+def ranks_for_ratio(
+    candidate: Candidate,
+    ratio: float | Fraction,
+    metric: str = "macs",
+    *,
+    costs: tuple[LayerCost, LayerCost] | None = None,
+) -> tuple[int, ...]:
+    """The largest ranks, in proportion to full ones, at which a layer costs no more than a share of its dense cost.
+
+    Its least ranks where even those cost more.
+
+    Args:
+        ratio: above 0 and at most 1; a fraction where a cost of exactly that share must count as within it.
+        metric: ``macs`` or ``params``.
+        costs: what a planned layer costs factorized and dense, where it is to be another metric.
+    """
+    after, before = costs or (partial(cost_of, metric=metric), partial(dense_cost_of, metric=metric))
+    limit = ratio * before(candidate.planned(candidate.most))
+    for step in range(max(candidate.most), 0, -1):
+        ranks = scaled_ranks(candidate, step)
+        if after(candidate.planned(ranks)) <= limit:
+            break
+    return ranks
 
 
 def scaled_ranks(candidate: Candidate, step: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.conversion import convert
 from hodec.cost.count import Inputs, count_cost
@@ -125,7 +125,8 @@ class Tar:
         trials: dict[tuple[tuple[int, ...], ...], Trial] = {}
         for index in range(1, self.indices + 1):
             layers = {name: found[index - 1].layer for name, found in levels.items()}
-            if (key := tuple(layer.ranks for layer in layers.values())) in trials:  # neighbours may round to the same ranks
+            key = tuple(layer.ranks for layer in layers.values())
+            if key in trials:  # neighbours may come to the same ranks
                 continue
             plan = Plan(layers, {}, self.name, dense.params, dense.macs)
             trials[key] = self._try(index, plan, model, baseline)
@@ -145,7 +146,7 @@ class Tar:
     def _accuracy(self, model: nn.Module) -> float:
         given = self.evaluate(model.eval())
         try:
-            return float(given)
+            return float(given.detach() if isinstance(given, Tensor) else given)
         except (TypeError, ValueError) as error:
             raise PlanError(f"ranks=tar: evaluate returns {given!r}, which is not a number (the accuracy)") from error
 

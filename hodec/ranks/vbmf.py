@@ -65,8 +65,8 @@ class Vbmf:
         ranks = [calibrate(rank, full, self.calibration) for rank, full in zip(kept, most, strict=True)]
         if ranks != kept:
             notes = (*notes, f"VBMF's ranks {kept} became {ranks} by calibration {self.calibration:g}")
-        ranks, more = self.rounding.apply(candidate, ranks)
-        return Choice(ranks, (*notes, *more))
+        final, more = self.rounding.apply(candidate, ranks)
+        return Choice(final, (*notes, *more))
 
 
 def vbmf_rank(matrix: Tensor) -> int:
@@ -163,5 +163,5 @@ def _noise_note(name: str, found: list[int]) -> tuple[str, ...]:
 
 def _check_calibration(c: float) -> float:
     if isinstance(c, bool) or not isinstance(c, int | float) or not -1 <= c <= 1:
-        raise ConfigError(f"ranks.calibration={c!r} is not a number from -1 to 1; ranks.calibration=0 is VBMF's own rank")
+        raise ConfigError(f"ranks.calibration={c!r} is not a number from -1 to 1; 0 gives VBMF's own ranks")
     return float(c)

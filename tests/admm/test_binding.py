@@ -49,6 +49,12 @@ def test_one_net_under_two_names_is_one_place():
     assert planned_weights(module, plan_of(net), root)["fc1"] is net.fc1.weight
 
 
+def test_a_layer_that_hangs_elsewhere_too_is_still_found():
+    """torch lists a shared weight under its first name only."""
+    net = new_net()
+    assert root_of(Holder(stem=net.conv1, model=net)) == "model."
+
+
 @pytest.mark.parametrize("wrap", ["whole", "inside"])
 def test_compiled_nets_keep_their_names(wrap):
     net = new_net()

@@ -153,6 +153,17 @@ def test_weights_cover_the_pull_between_two_updates(name, accuracy, pull):
         assert 1 - left / way == pytest.approx(expected, abs=accuracy), layer
 
 
+def test_a_decoupled_pull_counts_optimizer_steps_not_batches():
+    net = new_net()
+    before = net.fc1.weight.detach().clone()
+    callback = admm(net, "auto", pull=0.8, update_every=10)
+    fit(Users(net, OPTIMIZERS["adamw"]), ZeroGradients(), callback, epochs=10, accumulate_grad_batches=2)
+    target = plan_of(new_net())["fc1"].project(before)
+    # 20 steps: the update comes after the tenth epoch, so all of the pull has been applied
+    left = distance(net.fc1.weight, target) / distance(before, target)
+    assert 1 - left == pytest.approx(0.8, abs=1e-3)
+
+
 def test_adamw_is_pulled_beside_its_gradient():
     """Adam divides gradients by their size: a pull within them would have no size of its own."""
     gradients = []

@@ -13,8 +13,7 @@ from hodec.errors import PlanError
 from hodec.formats.modes import Modes
 from hodec.methods import METHODS, get_method
 from hodec.plan import Plan
-from hodec.ranks import RULES, Candidate, Choice, Manual, build_rule, make_plan
-from hodec.ranks.base import example_for
+from hodec.ranks import Candidate, Choice, Manual, build_rule, make_plan
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 
@@ -252,11 +251,11 @@ def test_ranks_of_a_rule_are_checked():
 
 
 def test_build_rule_by_name():
-    rule = build_rule(RULES, "manual", {"tt_ranks": 4})
+    rule = build_rule("manual", {"tt_ranks": 4, "keep": 0.5})
     assert isinstance(rule, Manual)
     assert make_plan(SmallResNet(), rule, example_input=X) == planned(4)
     with pytest.raises(PlanError, match="unknown rank rule 'manul'; there are .*Did you mean: manual"):
-        build_rule(RULES, "manul", {})
+        build_rule("manul", {})
 
 
 # -- what else a plan remembers --------------------------------------------------------------------------------------
@@ -274,11 +273,3 @@ def test_row_22_a_compiled_model_has_the_plan_of_the_plain_one():
     plain = SmallResNet()
     plan = make_plan(torch.compile(plain, backend="eager"), Manual(4), example_input=X)
     assert plan == make_plan(plain, Manual(4), example_input=X)
-
-
-def test_example_for_is_one_seeded_image():
-    before = torch.get_rng_state()
-    x = example_for(3, (5, 7))
-    assert x.shape == (1, 3, 5, 7)
-    torch.testing.assert_close(example_for(3, (5, 7)), x, rtol=0, atol=0)
-    assert torch.equal(torch.get_rng_state(), before)

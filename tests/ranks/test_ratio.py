@@ -11,7 +11,7 @@ from torch import nn
 from hodec.conversion import convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError
-from hodec.ranks import make_plan
+from hodec.ranks import Choice, make_plan
 from hodec.ranks.ratio import Ratio, cost_of, dense_cost_of, scaled_ranks
 
 
@@ -103,6 +103,12 @@ def test_a_layer_above_the_target_at_its_least_keeps_rank_1_with_a_note():
     assert choice.ranks == (1,)
     share = (12 + 24 * 9) / (24 * 12 * 9)
     assert choice.notes == (f"even ranks [1] keep {share:.3f} of the dense macs, above the target 0.01",)
+
+
+def test_a_cost_of_exactly_the_target_is_within_it():
+    one = candidate(torch.ones(20, 20))  # 40 numbers a rank of 400
+    for rank in range(1, 11):
+        assert Ratio(1 - (10 - rank) / 10).choose({"a": one})["a"] == Choice((rank,))
 
 
 def test_multiples_stay_within_the_target():

@@ -1,0 +1,232 @@
+"""CP: as good as an independent ALS, exact where it says so, and steady where CP has no best approximation."""
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hodec.formats import cp
+from hodec.formats.base import project_batch
+from hodec.formats.cp import CONV, CONV_TRANSPOSED, JOINT
+from hodec.formats.cp_als import LIMIT, factorize
+from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
+
+ONE = Modes((1,), (1,))  # CP splits no channels
+SHAPE = (12, 8, 3, 3)
+FORMS = {"cp": CONV, "cp3": JOINT}
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+def kernel(shape: tuple[int, ...], *, decay: float = 0.0, seed: int = 0) -> Tensor:
+    """Random numbers; with a decay, along every axis like 1, 2^-decay, 3^-decay, .. in a random basis."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if decay:
+        for k, n in enumerate(shape):
+            basis = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+            scaled = basis * torch.arange(1.0, n + 1) ** -decay
+            w = torch.movedim(torch.tensordot(scaled, w, dims=([1], [k])), 0, k)
+    return w / w.norm()
+
+
+def error(w: Tensor, rank: int, form: cp.CP = CONV) -> float:
+    return float((form.project(w, [rank], ONE) - w).norm() / w.norm())
+
+
+def growth(factors: list[Tensor]) -> float:
+    """Norm of all components' norms; factors (n_k, R)."""
+    return float(torch.stack([f.norm(dim=0) for f in factors]).prod(0).norm())
+
+
+# -- size ----------------------------------------------------------------------------------------------------------
+
+
+def test_storage_of_known_kernels():
+    assert CONV.params((2, 3, 5, 5), [2], ONE) == 30
+    assert CONV.params((64, 3, 3, 3), [16], ONE) == 1168
+    assert JOINT.params((64, 3, 3, 3), [16], ONE) == 16 * (64 + 3 + 9)
+
+
+def test_stages_are_pointwise_and_depthwise_convolutions():
+    assert [s.kernel for s in CONV.stages((12, 8, 5, 3), [4])] == [
+        (4, 8, 1, 1), (4, 1, 5, 1), (4, 1, 1, 3), (12, 4, 1, 1),
+    ]  # fmt: skip
+    assert [s.kernel for s in JOINT.stages((12, 8, 5, 3), [4])] == [(4, 8, 1, 1), (4, 1, 5, 3), (12, 4, 1, 1)]
+    # an axis of size 1 has no stage, and its stride is the pointwise convolution's
+    assert [(s.kernel, s.axes) for s in CONV.stages((12, 8, 1, 3), [4])] == [
+        ((4, 8, 1, 1), (0,)), ((4, 1, 1, 3), (1,)), ((12, 4, 1, 1), ()),
+    ]  # fmt: skip
+    assert [s.axes for s in CONV_TRANSPOSED.stages((12, 8, 1, 1), [4])] == [(), (0, 1)]
+
+
+def test_multiply_adds_follow_the_resolution_of_each_stage():
+    runs = Runs.once((8, 8), (4, 4))
+    macs = CONV.macs(SHAPE, [5], ONE, runs=runs, execution="merged")
+    assert macs == 5 * 8 * 64 + 5 * 3 * 32 + 5 * 3 * 16 + 12 * 5 * 16
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "most"),
+    [
+        (CONV, SHAPE, 72), (JOINT, SHAPE, 72), (CONV, (64, 3, 3, 3), 27), (CONV, (4, 4, 5, 5), 80),
+        (JOINT, (4, 4, 5, 5), 16), (CONV, (12, 8, 1, 1), 8), (CONV, (12, 1, 3, 3), 9), (CONV, (12, 8, 5), 40),
+        (CONV, (4, 3, 2, 2, 2), 24), (CONV, (1, 1, 1, 1), 1),
+    ],
+)  # fmt: skip
+def test_exact_at_full_rank(form: cp.CP, shape: tuple[int, ...], most: int):
+    assert form.max_ranks(shape, ONE) == (most,)
+    w = kernel(shape)
+    assert error(w, most, form) < 1e-10
+    kernels = form.decompose(w, [most], ONE)
+    assert [k.shape for k in kernels] == [s.kernel for s in form.stages(shape, [most])]
+    torch.testing.assert_close(form.reconstruct(kernels, shape, ONE), w, rtol=0, atol=1e-10)
+
+
+# -- how good ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library's own
+@pytest.mark.parametrize("decay", [0.0, 1.0], ids=["random", "decaying"])
+@pytest.mark.parametrize("rank", [1, 3, 8, 16])
+@pytest.mark.parametrize("shape", [SHAPE, (24, 3, 3, 3), (16, 12, 9)], ids=str)
+def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: float):
+    tensorly = pytest.importorskip("tensorly")
+    decomposition = pytest.importorskip("tensorly.decomposition")
+    w = kernel(shape, decay=decay, seed=rank)
+    with tensorly.backend_context("pytorch"):
+        theirs = decomposition.parafac(w, rank, init="svd", n_iter_max=100, random_state=0)
+        their_error = float((tensorly.cp_to_tensor(theirs) - w).norm())
+    mine = cp._whole([f[0] for f in factorize(w[None], rank)], shape)
+    assert float((mine - w).norm()) <= 1.02 * their_error
+
+
+@every_form
+def test_error_hardly_grows_with_rank(form: cp.CP):
+    for decay in (0.0, 1.0):
+        w = kernel((8, 6, 3, 3), decay=decay)
+        errors = [error(w, rank, form) for rank in [*range(1, 9), 12, 24, *form.most((8, 6, 3, 3))]]
+        assert all(after <= before + form.rank_slack for before, after in zip(errors, errors[1:]))
+        assert errors[-1] < 1e-10 < 0.3 < errors[0] < 1
+
+
+@every_form
+def test_what_is_dropped_is_orthogonal_to_what_is_kept(form: cp.CP):
+    for rank in (1, 4, 11, 30):
+        w = kernel(SHAPE, decay=1)
+        z = form.project(w, [rank], ONE)
+        torch.testing.assert_close(z.square().sum() + (w - z).square().sum(), torch.tensor(1.0, dtype=w.dtype))
+
+
+def test_a_matrix_is_cut_as_an_svd_cuts_it():
+    w = kernel((12, 8, 1, 1))
+    dropped = torch.linalg.svdvals(w.flatten(1))[3:]
+    assert error(w, 3) == pytest.approx(float(dropped.norm()), rel=1e-12)
+
+
+# -- finding what is there -----------------------------------------------------------------------------------------
+
+
+@every_form
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 12])
+def test_a_projection_is_found_again(form: cp.CP, rank: int, dtype: torch.dtype, tolerance: float):
+    for decay in (0.0, 1.0):
+        assert form.recovers(SHAPE, [rank]) == (rank <= (12 if form is CONV else 8))
+        if not form.recovers(SHAPE, [rank]):
+            continue
+        once = form.project(kernel(SHAPE, decay=decay).to(dtype), [rank], ONE)
+        # a CP of many components is worse conditioned, and finds the rounding of float32 multiplied
+        assert error(once, rank, form) < tolerance * (1 if rank <= 8 else 5)
+        rebuilt = form.reconstruct(form.decompose(once, [rank], ONE), SHAPE, ONE)
+        assert float((rebuilt - once).norm() / once.norm()) < 5 * tolerance
+
+
+def test_more_components_than_channels_are_found_where_the_axes_allow():
+    """Rank 12 in 12 x 8 x 3 x 3: above the 8 input channels, within 8 x 3."""
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(n, 12, generator=generator, dtype=torch.float64) for n in SHAPE]
+    w = cp._whole(factors, SHAPE)
+    assert error(w, 12) < 1e-9
+    assert not CONV.recovers(SHAPE, [13])
+    assert not CONV.recovers((64, 3, 3, 3), [16])
+
+
+# -- where CP is ill-posed -----------------------------------------------------------------------------------------
+
+
+def degenerate() -> Tensor:
+    """Of rank 3, and as close as one likes to tensors of rank 2, whose components then grow without bound."""
+    a, b = torch.eye(4, dtype=torch.float64)[:2]
+    terms = [(a, a, b), (a, b, a), (b, a, a)]
+    return sum((torch.einsum("i,j,k->ijk", *t) for t in terms), torch.zeros(4, 4, 4, dtype=torch.float64))
+
+
+def test_components_that_cancel_are_bounded_and_said(caplog: pytest.LogCaptureFixture):
+    w = degenerate()
+    with caplog.at_level(logging.WARNING):
+        factors = [f[0] for f in factorize(torch.stack([w, 1e6 * w]), 2)]
+    assert growth(factors) < LIMIT * float(w.norm())
+    assert float((cp._whole(factors, w.shape) - w).norm() / w.norm()) < 0.3
+    assert len(caplog.records) <= 1  # once a call
+
+
+def test_the_bound_is_what_holds_growing_components(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hodec.formats.cp_als.LIMIT", 3.0)
+    monkeypatch.setattr("hodec.formats.cp_als.DAMPING", 0.2)  # at most sqrt(1 + 1 / 0.2) = 2.4
+    w = degenerate() / 3**0.5
+    with caplog.at_level(logging.WARNING):
+        factors = [f[0] for f in factorize(w[None], 2)]
+    assert "CP of 4x4x4 at rank 2" in caplog.text
+    assert len(caplog.records) == 1
+    assert growth(factors) < 3
+    z = cp._whole(factors, w.shape)
+    torch.testing.assert_close(z.square().sum() + (w - z).square().sum(), torch.tensor(1.0, dtype=w.dtype))
+
+
+def test_a_well_behaved_kernel_says_nothing(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        CONV.project(kernel(SHAPE), [6], ONE)
+    assert not caplog.records
+
+
+# -- steadiness ----------------------------------------------------------------------------------------------------
+
+
+@every_form
+def test_a_batch_is_projected_one_by_one_whatever_the_scales(form: cp.CP):
+    batch = torch.stack([kernel(SHAPE, seed=s, decay=s) * 10.0 ** (8 * s - 8) for s in range(3)])
+    together = project_batch(form, batch, [5], ONE)
+    for w, z in zip(batch, together):
+        torch.testing.assert_close(z / w.norm(), form.project(w, [5], ONE) / w.norm(), rtol=0, atol=1e-9)
+
+
+def test_the_same_answer_every_time_and_no_random_numbers_drawn():
+    w, state = kernel(SHAPE), torch.get_rng_state()
+    first = CONV.project(w, [7], ONE)
+    torch.manual_seed(5)
+    assert torch.equal(CONV.project(w, [7], ONE), first)
+    torch.manual_seed(0)
+    CONV.project(w, [7], ONE)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_zero_and_nearly_zero_weights():
+    zero = torch.zeros(SHAPE)
+    assert torch.equal(CONV.project(zero, [3], ONE), zero)
+    one_entry = zero.clone()
+    one_entry[2, 3, 1, 0] = 5
+    torch.testing.assert_close(CONV.project(one_entry, [3], ONE), one_entry, rtol=0, atol=1e-6)
+    assert all(bool(f.isfinite().all()) for f in CONV.decompose(one_entry, [3], ONE))
+
+
+def test_unfoldings_bound_the_rank():
+    generator = torch.Generator().manual_seed(0)
+    w = cp._whole([torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in SHAPE], SHAPE)
+    for form, count in ((CONV, 4), (JOINT, 3)):
+        matrices = form.unfoldings(w, ONE)
+        assert [position for position, _ in matrices] == [0] * count
+        assert all(int(torch.linalg.matrix_rank(m)) == 2 for _, m in matrices)
+        assert all(m.numel() == math.prod(SHAPE) for _, m in matrices)
