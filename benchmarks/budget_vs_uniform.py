@@ -1,12 +1,13 @@
 """What choosing all ranks together saves: Budget against ranks scaled alike in every layer, at the same cost.
 
-    python -m benchmarks.budget_vs_uniform [--resnet32 WEIGHTS] [--resnet56 WEIGHTS] [--method tt] [--n-modes 1]
+    python -m benchmarks.budget_vs_uniform [--resnet32 WEIGHTS] [--resnet56 WEIGHTS] [--method tt]
 
-For each net and target, the sum over layers of the squared relative error of the truncated weight (measured on
-the weights; a layer left dense has none), once for each way to choose the ranks. Uniform ranks are the largest
-share of full ranks, the same in every layer, that is within the target; layers that would cost more stay dense.
-As uniform ranks seldom use up two targets, Budget is also given what they cost, in MACs and in parameters: `same`
-is its error there. Nets without given weights are untrained, seeded. One thread; the table is Markdown.
+For each net and target, the sum over layers of the squared relative error of the truncated weight (measured
+on the weights; a layer left dense has none), once for each way to choose the ranks. Uniform ranks are the
+largest share of full ranks, the same in every layer, that is within the target; layers that would cost more
+stay dense. As uniform ranks seldom use up two targets, Budget is also given what they cost, in MACs and in
+parameters: ``same`` is its error there. Nets without given weights are untrained, seeded. One thread; the
+table is Markdown.
 """
 
 import argparse
@@ -140,10 +141,9 @@ def main() -> None:
     torch.set_num_threads(1)
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, threads: {threads}; method {given.method}, n_modes {given.n_modes}\n")
-    print(
-        "| net | keep | uniform macs / params | budget macs / params | uniform error | budget error | ratio | s |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["net", "keep", *(f"{who} macs / params" for who in WAYS), *(f"{who} error" for who in WAYS)]
+    heads += ["budget / uniform", "same / uniform", "seconds to plan"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for case in CASES:
         weights = getattr(given, case.net, None)
         x = torch.randn(1, 3, case.image, case.image, generator=torch.Generator().manual_seed(0))

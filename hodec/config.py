@@ -33,7 +33,7 @@ from hodec.errors import ConfigError
 GLOBS = "null or a list of layer globs: [layer1.*,layer2.0.conv1]"
 
 
-RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "ascend", "greedy", "tar", "budget", "learned")
+RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "ascend", "greedy", "tar", "budget")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ class RanksConfig:
     calibration: float = setting(0.0, low=-1, high=1)
     macs: float | None = setting(None, above=0, high=1)
     params: float | None = setting(None, above=0, high=1)
-    alpha: float | None = setting(None, above=0)
     candidates: int = setting(10, low=2)
     monotonic: bool = False
     multiplicity: int = setting(1, low=1)

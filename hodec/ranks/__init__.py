@@ -9,6 +9,7 @@ from hodec.ranks.ascend import Ascend
 from hodec.ranks.base import Candidate, Choice, RankRule, make_plan
 from hodec.ranks.budget import Budget
 from hodec.ranks.energy import Energy
+from hodec.ranks.greedy import Greedy
 from hodec.ranks.manual import Manual
 from hodec.ranks.ratio import Ratio
 from hodec.ranks.tar import Tar
@@ -30,6 +31,9 @@ RULES: dict[str, RuleEntry] = {
     "energy": RuleEntry(Energy, ("keep", *LIMITS)),
     "vbmf": RuleEntry(Vbmf, ("calibration", *LIMITS)),
     "ascend": RuleEntry(Ascend, ()),
+    "greedy": RuleEntry(
+        Greedy, ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")
+    ),
     "tar": RuleEntry(Tar, ("evaluate", "indices", "metric", *LIMITS)),
     "budget": RuleEntry(Budget, ("macs", "params", *LIMITS)),
 }
@@ -55,6 +59,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "Energy",
+    "Greedy",
     "Manual",
     "RankRule",
     "Ratio",

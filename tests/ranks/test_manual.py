@@ -17,7 +17,7 @@ def planned(ranks: object, **settings: object) -> Plan:
 
 
 def test_the_rule_is_in_the_table():
-    assert RULES["manual"] is Manual
+    assert RULES["manual"].build is Manual
     assert Manual.name == "manual"
     assert not Manual.reads_weights
 
