@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import PlanError
@@ -46,7 +47,8 @@ def count_cost(model: nn.Module, example_input: Inputs) -> Cost:
     params = sum(p.numel() for p in model.parameters())
     with inference(model):
         model(*inputs)
-        with FlopCounterMode(display=False) as counter:
+        # attention as plain products: some torch versions do not count its fused kernels
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(*inputs)
     return Cost(params, counter.get_total_flops() // 2 // len(inputs[0]))
 
