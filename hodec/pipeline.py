@@ -22,8 +22,8 @@ from hodec.export import checkpoint
 from hodec.files import write_json
 from hodec.loggers import NoLogger, make_logger
 from hodec.run_folder import RunFolder
+from hodec.stages import Stages
 from hodec.training import quiet_lightning
-from hodec.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +52,22 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     prepare(config)
     data = build_data(config.data)
     data.check()
-    work = Work(config, folder, data)
+    stages = Stages(config, folder, data)
     curves = make_logger(config, folder.path, asdict(config), folder.path.name) if folder.writes else NoLogger()
     failed = True
     try:
-        work.plan_before_training()
-        work.pretrain(curves)
-        work.plan_after_training()
-        work.train_dense(curves)
-        work.convert()
-        work.retrain(curves)
-        metrics = work.evaluate()
+        stages.plan_before_training()
+        stages.pretrain(curves)
+        stages.plan_after_training()
+        stages.train_dense(curves)
+        stages.convert()
+        stages.retrain(curves)
+        metrics = stages.evaluate()
         failed = False
     finally:
         curves.close(int(failed))
     if folder.writes:
-        finish(config, folder, work, metrics)
+        finish(config, folder, stages, metrics)
     return metrics
 
 
@@ -99,17 +99,17 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def finish(config: Config, folder: RunFolder, work: Work, metrics: dict[str, Any]) -> None:
+def finish(config: Config, folder: RunFolder, stages: Stages, metrics: dict[str, Any]) -> None:
     """Write what outlives the run: the compressed model, the numbers, the report."""
-    if work.small is None:
+    if stages.small is None:
         raise RuntimeError("nothing has been converted yet")
     facts = {
         "model": config.model.name,
-        "in_channels": work.data.in_channels,
-        "num_classes": work.data.num_classes,
-        "image_size": list(work.data.image_size),
+        "in_channels": stages.data.in_channels,
+        "num_classes": stages.data.num_classes,
+        "image_size": list(stages.data.image_size),
     }
-    checkpoint.save(work.small, folder.path / "compressed.safetensors", work.planned(), facts=facts)
+    checkpoint.save(stages.small, folder.path / "compressed.safetensors", stages.planned(), facts=facts)
     write_json(folder.path / "metrics.json", metrics)
     folder.finish("evaluate", metrics=metrics)  # only now: a run that counts as finished has all its files
     if config.report:

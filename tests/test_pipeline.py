@@ -15,7 +15,7 @@ import yaml
 from tiny_runs import files_of, tiny
 
 import hodec
-from hodec import pipeline, training, work
+from hodec import pipeline, stages, training
 from hodec.admm.updates import project_layers
 from hodec.conversion import convert, reestimate_batchnorm
 from hodec.cost.count import count_cost
@@ -158,13 +158,13 @@ def test_batchnorm_is_estimated_anew_from_training_batches(finished):
 )
 def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
     """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
-    teachers, real = {}, work.fit_stage
+    teachers, real = {}, stages.fit_stage
 
     def fit_stage(stage, module, *args, **kwargs):
         teachers[stage] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
         real(stage, module, *args, **kwargs)
 
-    monkeypatch.setattr(work, "fit_stage", fit_stage)
+    monkeypatch.setattr(stages, "fit_stage", fit_stage)
     settings = {"dense_epochs": 1, "retrain_epochs": 1, "distill": {"weight": 0.5}, **changes}
     pipeline.run(tiny(**settings), tmp_path)
     found = teachers.pop("retrain")
@@ -300,7 +300,7 @@ def test_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkeypatch)
             batch = (batch[0] * float("nan"), batch[1])
         return real(module, batch, index)
 
-    monkeypatch.setattr(work.LitClassifier, "training_step", step)
+    monkeypatch.setattr(stages.LitClassifier, "training_step", step)
     with pytest.raises(TrainingError, match=r"the loss is nan at epoch 1, step 5.*Lower optimizer\.lr"):
         pipeline.run(tiny(), tmp_path)
     assert [row["epoch"] for row in rows(tmp_path)] == [0]
@@ -351,7 +351,7 @@ def test_logger_is_closed_whatever_happens(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "make_logger", lambda *a: Logger())
     pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path / "good")
-    monkeypatch.setattr(work, "fit_stage", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
+    monkeypatch.setattr(stages, "fit_stage", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
     with pytest.raises(TrainingError):
         pipeline.run(tiny(), tmp_path / "bad")
     assert closed == [0, 1]

@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hodec.formats.modes import Modes
 from hodec.formats.staged import StagedForm
-from hodec.kinds import KINDS
-from hodec.layers.base import FactorizedLayer
 from hodec.layers.conv import FactorizedConv
+from hodec.layers.linear import FactorizedLinear
 
 
 class StagedConv(FactorizedConv):
@@ -40,46 +38,15 @@ class StagedConv(FactorizedConv):
         return self.add_bias(x)
 
 
-class StagedLinear(FactorizedLayer):
+class StagedLinear(FactorizedLinear):
     """A linear layer as a product of small ones, input side first."""
 
     form: ClassVar[StagedForm]
-    kind = KINDS["linear"]
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
-        bias: bool = True,
-        execution: str = "",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__((out_features, in_features), ranks=ranks, modes=modes, execution=execution)
-        self.in_features, self.out_features = in_features, out_features
+    def build_factors(self, *, device: Any, dtype: Any) -> None:
         self.kernels = nn.ParameterList(
             nn.Parameter(torch.empty(stage.kernel, device=device, dtype=dtype))
             for stage in self.form.stages(self.shape, self.ranks)
-        )
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    @classmethod
-    def like(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> "StagedLinear":
-        return cls(
-            module.in_features,
-            module.out_features,
-            ranks=ranks,
-            modes=modes,
-            bias=module.bias is not None,
-            execution=execution,
-            device=module.weight.device,
-            dtype=module.weight.dtype,
         )
 
     def factors(self) -> list[Tensor]:

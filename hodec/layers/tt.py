@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats import tt
-from hodec.formats.modes import Modes
 from hodec.kinds import KINDS
-from hodec.layers.base import FactorizedLayer
 from hodec.layers.conv import FactorizedConv
+from hodec.layers.linear import FactorizedLinear
 
 
 class TTConv(FactorizedConv):
@@ -119,7 +118,7 @@ class TTConvTranspose3d(TTConv):
     form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose3d"]
 
 
-class TTLinear(FactorizedLayer):
+class TTLinear(FactorizedLinear):
     """Linear layer whose weight (O, I) is a TT-matrix with paired cores (r, O_k, I_k, r').
 
     ``chain`` turns one input mode into one output mode at a time; ``merged`` rebuilds the weight once and uses
@@ -128,44 +127,14 @@ class TTLinear(FactorizedLayer):
     Source: Novikov, Podoprikhin, Osokin, Vetrov, Tensorizing Neural Networks, NeurIPS 2015: section 4.
     """
 
-    form, kind = tt.LINEAR, KINDS["linear"]
+    form = tt.LINEAR
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
-        bias: bool = True,
-        execution: str = "",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__((out_features, in_features), ranks=ranks, modes=modes, execution=execution)
-        self.in_features, self.out_features = in_features, out_features
+    def build_factors(self, *, device: Any, dtype: Any) -> None:
         r = (1, *self.ranks, 1)
         pairs = zip(self.modes.outputs, self.modes.inputs, strict=True)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(r[k], o, i, r[k + 1], device=device, dtype=dtype))
             for k, (o, i) in enumerate(pairs)
-        )
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    @classmethod
-    def like(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> "TTLinear":
-        return cls(
-            module.in_features,
-            module.out_features,
-            ranks=ranks,
-            modes=modes,
-            bias=module.bias is not None,
-            execution=execution,
-            device=module.weight.device,
-            dtype=module.weight.dtype,
         )
 
     def factors(self) -> list[Tensor]:

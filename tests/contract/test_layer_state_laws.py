@@ -1,7 +1,6 @@
 """Laws of every factorized layer about its state: copies are exact, and what inference remembers is never stale."""
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 
@@ -28,19 +27,11 @@ def _through_safetensors(layer: FactorizedLayer, dense: nn.Module) -> nn.Module:
     return other
 
 
-def _through_torch_save(layer: FactorizedLayer, dense: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 COPIES: dict[str, Callable[[FactorizedLayer, nn.Module], nn.Module]] = {
     "state_dict": _through_state_dict,
     "safetensors": _through_safetensors,
     "deepcopy": lambda layer, dense: copy.deepcopy(layer),
     "pickle": lambda layer, dense: pickle.loads(pickle.dumps(layer)),
-    "torch_save": _through_torch_save,
 }
 
 

@@ -40,7 +40,7 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class Work:
+class Stages:
     """The run under way: the nets as they stand after the latest stage, and the plan.
 
     Attributes:
