@@ -15,12 +15,14 @@ from hodec.config_check import check_overrides
 from hodec.errors import HodecError
 
 log = logging.getLogger("hodec")
+started: list[str] = []  # folders of the jobs that came so far as to run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
     """Run one job and return the accuracy of the compressed net, 0..1, for sweepers to maximise."""
     job = HydraConfig.get()
+    started.append(job.runtime.output_dir)
     try:
         from hodec.pipeline import run  # here: mistakes in the settings show before torch is imported
 
@@ -41,4 +43,9 @@ if __name__ == "__main__":
         main()
     except HodecError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if started:
+            raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one
+        print(f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,7 @@ import torch
 from tiny_runs import tiny
 from train_script import SETTINGS, Forked, Started, finish, kill_within, result, rows
 
-from hodec import pipeline, work
+from hodec import pipeline, stages
 from hodec.errors import CheckpointError
 from hodec.run_folder import RunFolder, checkpoint_epoch, previous
 
@@ -210,7 +210,7 @@ def test_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
 
 def test_altered_stage_weights_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(work.Stages, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
+        patched.setattr(stages.Stages, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.run(tiny(retrain_epochs=1), tmp_path)
     flip(tmp_path / "stages" / "admm.safetensors")

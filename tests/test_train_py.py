@@ -48,6 +48,15 @@ def test_every_mistake_in_the_settings_is_listed_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_row_33_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, text = train(tmp_path, *TINY, f"hydra.run.dir={tmp_path / 'file' / 'run'}")
+    assert code == 2
+    assert text.startswith("ConfigError: the run folder cannot be written")
+    assert "hydra.run.dir=PATH" in text
+    assert text.count("\n") == 1
+
+
 def test_other_settings_in_a_runs_folder_are_exit_code_2(tmp_path):
     folder = tmp_path / "run"
     short = [one.replace("epochs=1", "epochs=0") for one in TINY] + [f"hydra.run.dir={folder}"]
