@@ -47,5 +47,6 @@ if __name__ == "__main__":
     except OSError as error:
         if started:
             raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one
-        print(f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH", file=sys.stderr)
+        text = f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH"
+        print(text, file=sys.stderr)
         sys.exit(2)

@@ -10,9 +10,10 @@ import torch
 from tiny_runs import tiny
 from train_script import SETTINGS, Forked, Started, finish, kill_within, result, rows
 
-from hodec import pipeline, stages
+from hodec import pipeline
 from hodec.errors import CheckpointError
 from hodec.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.stages import Stages
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
 
 def test_altered_stage_weights_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(stages.Stages, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
+        patched.setattr(Stages, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.run(tiny(retrain_epochs=1), tmp_path)
     flip(tmp_path / "stages" / "admm.safetensors")
