@@ -70,10 +70,10 @@ class Option:
 
 
 def path(candidate: Candidate, steps: int = STEPS) -> list[Option]:
-    """Sensible ranks of one layer, from all 1 to full, each with its cost and error; cost rises, error falls.
+    """Sensible ranks of one layer, from all 1 to full, each with its cost and error, cheapest first.
 
     Every step cuts all unfoldings at the same share of the squared norm, which spreads the loss evenly over the
-    ranks of formats that have several. Options that cost more than another without a smaller error are left out.
+    ranks of formats that have several. An option may cost more than another and lose no less: callers compare.
     """
     found = spectra(candidate)
     tails = torch.cat([s.tails[1:] for s in found]).unique()
