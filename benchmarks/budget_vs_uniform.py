@@ -130,9 +130,7 @@ def build(case: Case, weights: str | None) -> nn.Module:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resnet32", help="file of trained weights")
     parser.add_argument("--resnet56", help="file of trained weights")
     parser.add_argument("--method", default="tt")

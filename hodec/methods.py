@@ -103,7 +103,5 @@ def get_method(name: str) -> Method:
         PlanError: no such method; the message lists those there are.
     """
     if name not in METHODS:
-        raise PlanError(
-            f"unknown method {name!r}; there are {', '.join(METHODS)}.{near_matches(name, tuple(METHODS))}"
-        )
+        raise PlanError(f"unknown method {name!r}; there are {', '.join(METHODS)}.{near_matches(name, tuple(METHODS))}")
     return METHODS[name]

@@ -287,7 +287,7 @@ class Plan(Mapping[str, LayerPlan]):
     def from_dict(cls, value: Mapping[str, Any]) -> "Plan":
         """Inverse of ``to_dict``; every layer is checked, costs are recomputed."""
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise PlanError(f"this is not a hodec plan: it lacks '\"format\": \"{FORMAT}\"'")
+            raise PlanError(f'this is not a hodec plan: it lacks \'"format": "{FORMAT}"\'')
         if value.get("version") != VERSION:
             raise PlanError(f"plan version {value.get('version')!r} is not {VERSION}, which this hodec reads")
         try:

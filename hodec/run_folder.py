@@ -32,9 +32,7 @@ class RunFolder:
         self._kept: dict[str, dict[str, torch.Tensor]] = {}  # weights of stages that this process may not write
 
     @classmethod
-    def open(
-        cls, path: Path, config_text: str, differences: Sequence[str] = (), *, writes: bool = True
-    ) -> "RunFolder":
+    def open(cls, path: Path, config_text: str, differences: Sequence[str] = (), *, writes: bool = True) -> "RunFolder":
         """Open a new folder, or one in which a run with the same settings was stopped.
 
         Args:

@@ -153,9 +153,7 @@ def test_row_16_a_weight_that_the_model_itself_holds():
 
 
 def test_row_17_a_weight_used_functionally_only_is_seen_as_never_called():
-    model = Bare(
-        lambda self, x: self.ok(F.conv2d(x, self.functional.weight, padding=1)), functional=conv(), ok=conv()
-    )
+    model = Bare(lambda self, x: self.ok(F.conv2d(x, self.functional.weight, padding=1)), functional=conv(), ok=conv())
     plan = planned(model)
     assert "never called" in plan.skipped["functional"]
     assert set(factorized(convert(model, plan))) == {"ok"}

@@ -16,7 +16,7 @@ PACKAGE = Path(hodec.__file__).parent
 ORDER = [
     "errors", "files", "kinds", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost", "conversion",
     "ranks", "admm", "config_values", "config", "config_check", "run_folder", "lit", "loggers", "export", "onnx_graph",
-    "report", "training", "stages", "pipeline", "cli",
+    "report", "training", "stages", "pipeline", "commands", "cli",
 ]  # fmt: skip
 HEART = ORDER[: ORDER.index("ranks") + 1]
 # These are leaves: nets and data know nothing of decomposition.

@@ -178,9 +178,7 @@ class AdmmCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._set_rho(trainer, residuals=None)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Gradients are final here: unscaled, accumulated, reduced over processes, not yet clipped.
         if self._learning_rates(trainer) != self._rates:  # a schedule moved: the pull per step is to stay
             self._set_rho(trainer, residuals=None)

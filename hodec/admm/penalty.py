@@ -56,9 +56,7 @@ class Penalty(Protocol):
     def follows_pull(self) -> bool:
         """Whether the pull may be applied to the weights after the step (rho then has no meaning to the loss)."""
 
-    def rho(
-        self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None
-    ) -> float:
+    def rho(self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None) -> float:
         """The next rho; ``residuals`` are given only right after a Z-update."""
         ...
 
@@ -70,9 +68,7 @@ class Auto:
     target: float
     follows_pull: bool = True
 
-    def rho(
-        self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None
-    ) -> float:
+    def rho(self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None) -> float:
         return size.rho(self.target) or current or 0.0  # a learning rate of 0 moves nothing: keep rho
 
 
@@ -83,9 +79,7 @@ class Constant:
     values: Mapping[str, float]
     follows_pull: bool = False
 
-    def rho(
-        self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None
-    ) -> float:
+    def rho(self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None) -> float:
         return self.values[layer]
 
 
@@ -96,9 +90,7 @@ class Stepped:
     schedule: Mapping[int, float]
     follows_pull: bool = False
 
-    def rho(
-        self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None
-    ) -> float:
+    def rho(self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None) -> float:
         return self.schedule[max(e for e in self.schedule if e <= epoch)]
 
 
@@ -112,9 +104,7 @@ class Balanced:
     first: Auto
     follows_pull: bool = True
 
-    def rho(
-        self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None
-    ) -> float:
+    def rho(self, layer: str, epoch: int, size: StepSize, current: float | None, residuals: Residuals | None) -> float:
         if current is None or current == 0:
             return self.first.rho(layer, epoch, size, current, residuals)
         if residuals is None:

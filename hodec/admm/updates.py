@@ -122,9 +122,7 @@ def step(
     Returns:
         The states after it, and each layer's residuals.
     """
-    relaxed = {
-        name: relax * full_precision(w) + (1 - relax) * states[name].z for name, w in weights.items()
-    }
+    relaxed = {name: relax * full_precision(w) + (1 - relax) * states[name].z for name, w in weights.items()}
     z = project({name: w + states[name].u for name, w in relaxed.items()})
     after, residuals = {}, {}
     for name, w in weights.items():

@@ -61,14 +61,10 @@ class Form(ABC):
         """Numbers stored, bias not counted."""
 
     @abstractmethod
-    def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
-    ) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
         """Multiply-adds of one image that runs the layer as in ``runs``."""
 
-    def choose_execution(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs
-    ) -> str:
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
         """The execution that inference should use at these sizes."""
         return self.executions[0]
 

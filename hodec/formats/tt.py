@@ -149,14 +149,10 @@ class TTForm(Form):
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         return params(self.tensor_shape(shape, modes), ranks)
 
-    def choose_execution(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs
-    ) -> str:
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
         if self.executions == ("chain",):
             return "chain"
-        chain, merged = (
-            self.macs(shape, ranks, modes, runs=runs, execution=e) for e in ("chain", "merged")
-        )
+        chain, merged = (self.macs(shape, ranks, modes, runs=runs, execution=e) for e in ("chain", "merged"))
         return "chain" if chain < CHAIN_RATE * merged else "merged"
 
 
@@ -186,17 +182,13 @@ class TTConv(TTForm):
         out, inp, *kernel = shape
         return torch.einsum("bi...o->boi...", tensors.reshape(len(tensors), inp, *kernel, out)).contiguous()
 
-    def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
-    ) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
         d, before, after = len(modes.inputs), runs.before, runs.after
         r = (1, *ranks, 1)
         core = (before if self.transposed else after) * math.prod(shape[2:]) * r[d] * r[d + 1]
         if execution == "merged":
             return before * shape[1] * r[d] + core + after * r[d + 1] * shape[0]
-        contract_in = sum(
-            r[j] * n * r[j + 1] * math.prod(modes.inputs[j + 1 :]) for j, n in enumerate(modes.inputs)
-        )
+        contract_in = sum(r[j] * n * r[j + 1] * math.prod(modes.inputs[j + 1 :]) for j, n in enumerate(modes.inputs))
         contract_out = sum(
             math.prod(modes.outputs[:j]) * r[d + 1 + j] * n * r[d + 2 + j] for j, n in enumerate(modes.outputs)
         )
@@ -227,9 +219,7 @@ class TTLinearForm(TTForm):
         split = tensors.reshape(len(tensors), *pairs)
         return split.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)).reshape(len(tensors), *shape)
 
-    def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
-    ) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
         if execution == "merged":  # the weight is rebuilt once, then used as a dense one
             return runs.before * math.prod(shape)
         r = (1, *ranks, 1)
@@ -238,9 +228,7 @@ class TTLinearForm(TTForm):
             for k, (o, i) in enumerate(zip(modes.outputs, modes.inputs, strict=True))
         )
 
-    def choose_execution(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs
-    ) -> str:
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
         chain = self.macs(shape, ranks, modes, runs=runs, execution="chain")
         return "chain" if chain < runs.before * math.prod(shape) else "merged"
 

@@ -40,9 +40,7 @@ class ClassicalTTConv(TTForm):
         order = (0, *range(3, 2 * d + 2, 2), *range(2, 2 * d + 2, 2), 1)
         return split.permute(*order).reshape(len(tensors), *shape)
 
-    def macs(
-        self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str
-    ) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
         r = (*ranks, 1)
         channels = sum(
             math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])

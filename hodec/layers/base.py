@@ -28,9 +28,7 @@ class FactorizedLayer(nn.Module):
     form: ClassVar[Form]
     kind: ClassVar[Kind]
 
-    def __init__(
-        self, shape: Sequence[int], *, ranks: Sequence[int], modes: Modes | None, execution: str
-    ) -> None:
+    def __init__(self, shape: Sequence[int], *, ranks: Sequence[int], modes: Modes | None, execution: str) -> None:
         super().__init__()
         self.shape = tuple(shape)
         default = max(2, self.form.min_modes) if self.form.uses_modes else 1
@@ -46,15 +44,11 @@ class FactorizedLayer(nn.Module):
 
     @classmethod
     @abstractmethod
-    def like(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> Self:
+    def like(cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = "") -> Self:
         """The structure that stands in for ``module``, with random factors: enough to load saved ones into."""
 
     @classmethod
-    def from_dense(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> Self:
+    def from_dense(cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = "") -> Self:
         """Factorize a dense layer: its weight at these ranks, its bias and settings as they are.
 
         Args:

@@ -29,9 +29,7 @@ class TTConv(FactorizedConv):
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.in_cores = nn.ParameterList(
-            empty(r[j], n, r[j + 1]) for j, n in enumerate(self.modes.inputs)
-        )
+        self.in_cores = nn.ParameterList(empty(r[j], n, r[j + 1]) for j, n in enumerate(self.modes.inputs))
         self.kernel = empty(r[d + 1], r[d], *self.kernel_size)
         self.out_cores = nn.ParameterList(
             empty(r[d + 1 + j], n, r[d + 2 + j]) for j, n in enumerate(self.modes.outputs)

@@ -31,9 +31,7 @@ RULES: dict[str, RuleEntry] = {
     "energy": RuleEntry(Energy, ("keep", *LIMITS)),
     "vbmf": RuleEntry(Vbmf, ("calibration", *LIMITS)),
     "ascend": RuleEntry(Ascend, ()),
-    "greedy": RuleEntry(
-        Greedy, ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")
-    ),
+    "greedy": RuleEntry(Greedy, ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")),
     "tar": RuleEntry(Tar, ("evaluate", "indices", "metric", *LIMITS)),
     "budget": RuleEntry(Budget, ("macs", "params", *LIMITS)),
 }

@@ -71,9 +71,7 @@ class Budget:
     ) -> None:
         self.targets = checked_targets(macs=macs, params=params)
         if latency_ms is None and not self.targets:
-            raise ConfigError(
-                "budget: no target is given; give ranks.macs=0.4, ranks.params=0.3 or ranks.latency_ms=5"
-            )
+            raise ConfigError("budget: no target is given; give ranks.macs=0.4, ranks.params=0.3 or ranks.latency_ms=5")
         if latency_ms is not None:
             check_number("latency_ms", latency_ms, 0, math.inf)
             if latency is None or dense_latency is None:
@@ -117,14 +115,10 @@ class Budget:
 
     def _resources(self, candidates: Mapping[str, Candidate]) -> list[Resource]:
         if self.targets and self._dense is None:
-            raise PlanError(
-                f"{self.name}: call bind(model, example_input, method) before choose, as make_plan does"
-            )
+            raise PlanError(f"{self.name}: call bind(model, example_input, method) before choose, as make_plan does")
         resources = whole_net(self.targets, self._dense, candidates)
         if self.latency_ms is not None and self.latency and self.dense_latency:
-            resources.append(
-                Resource("latency_ms", self.latency_ms, self.rest_ms, self.latency, self.dense_latency)
-            )
+            resources.append(Resource("latency_ms", self.latency_ms, self.rest_ms, self.latency, self.dense_latency))
         return resources
 
     def _weights(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
@@ -141,9 +135,7 @@ class Budget:
 
     def _met(self, found: Allotment, resources: list[Resource]) -> str:
         used = found.used(resources)
-        each = (
-            f"{r.name} {self._say(r, used[r.name])} of {self._say(r, r.limit)} allowed" for r in resources
-        )
+        each = (f"{r.name} {self._say(r, used[r.name])} of {self._say(r, r.limit)} allowed" for r in resources)
         return ", ".join(each)
 
     def _say(self, resource: Resource, cost: float, up: bool = False) -> str:
@@ -169,9 +161,7 @@ class Budget:
             "or use a method that compresses further"
         )
 
-    def _met_closely(
-        self, menus: Mapping[str, Menu], found: Allotment, resources: list[Resource]
-    ) -> Allotment:
+    def _met_closely(self, menus: Mapping[str, Menu], found: Allotment, resources: list[Resource]) -> Allotment:
         used = found.used(resources)
         shares = {r.name: used[r.name] / r.limit for r in resources}
         if max(shares.values()) >= 1 - self.tolerance or found.loss <= NO_LOSS:
@@ -197,9 +187,7 @@ def _choice(menu: Menu, ranks: tuple[int, ...] | None) -> Choice:
     return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")
 
 
-def whole_net(
-    targets: Mapping[str, float], dense: Cost | None, candidates: Mapping[str, Candidate]
-) -> list[Resource]:
+def whole_net(targets: Mapping[str, float], dense: Cost | None, candidates: Mapping[str, Candidate]) -> list[Resource]:
     """The resources of targets that are shares of the dense net's cost; ``dense`` is what that costs."""
     resources = []
     for key, share in targets.items():
@@ -229,9 +217,7 @@ def check_number(key: str, value: Any, low: float, high: float) -> None:
         ConfigError: naming the key and what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
-        allowed = (
-            f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
-        )
+        allowed = f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
         example = f"{low + min(1.0, high - low) * 0.4:g}"
         raise ConfigError(f"ranks.{key}={value!r} is not {allowed}, e.g. ranks.{key}={example}")
 
@@ -243,7 +229,5 @@ def _checked_weights(weights: Any) -> Mapping[str, float] | str | None:
         raise ConfigError(f"ranks.weights={weights!r} is not allowed: give norm, or '{{layer1.*: 2.0}}'")
     for glob, value in weights.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(
-                f"ranks.weights: {glob}={value!r} is not a number of at least 0, e.g. {{{glob}: 2}}"
-            )
+            raise ConfigError(f"ranks.weights: {glob}={value!r} is not a number of at least 0, e.g. {{{glob}: 2}}")
     return {str(glob): float(value) for glob, value in weights.items()}

@@ -26,9 +26,7 @@ class Energy:
     name = "energy"
     reads_weights = True
 
-    def __init__(
-        self, keep: float, *, round_to: int = 1, min_rank: int = 1, max_rank: int | None = None
-    ) -> None:
+    def __init__(self, keep: float, *, round_to: int = 1, min_rank: int = 1, max_rank: int | None = None) -> None:
         self.keep = check_share("ranks.keep", keep)
         self.rounding = Rounding(round_to, min_rank, max_rank)
 

@@ -94,9 +94,7 @@ class Losses:
     """
 
     def __init__(self, found: Sequence[Spectrum]) -> None:
-        self.tails: list[tuple[int, NDArray[np.float64]]] = [
-            (s.position, s.tails.cpu().numpy()) for s in found
-        ]
+        self.tails: list[tuple[int, NDArray[np.float64]]] = [(s.position, s.tails.cpu().numpy()) for s in found]
         self.levels = np.unique(np.concatenate([tails[1:] for _, tails in self.tails]))
 
     def at(self, ranks: Sequence[int]) -> float:

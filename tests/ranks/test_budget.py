@@ -24,9 +24,7 @@ X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def budget(
-    model: nn.Module, x: torch.Tensor, settings: dict[str, object], **plan: object
-) -> tuple[Plan, Budget]:
+def budget(model: nn.Module, x: torch.Tensor, settings: dict[str, object], **plan: object) -> tuple[Plan, Budget]:
     rule = Budget(**settings)
     rule.bind(model, x, "")
     return make_plan(model, rule, example_input=x, **plan), rule
@@ -52,9 +50,7 @@ def random_options(generator: np.random.Generator, layers: int, options: int, li
     losses, costs = [], []
     for _ in range(layers):
         cost = np.sort(generator.random((options, limits)), axis=0) * generator.uniform(0.3, 3)
-        loss = np.sort(generator.random(options))[::-1] ** generator.uniform(0.5, 3) * generator.uniform(
-            0.3, 3
-        )
+        loss = np.sort(generator.random(options))[::-1] ** generator.uniform(0.5, 3) * generator.uniform(0.3, 3)
         losses.append(np.append(loss, 0.0))
         costs.append(np.vstack([cost, cost[-1] * 1.2]))
     return losses, costs
@@ -127,9 +123,7 @@ def test_losses_lie_between_the_largest_tail_and_the_bound():
 def test_spectra_are_remembered_by_the_numbers_not_by_the_tensor(monkeypatch):
     calls = []
     original = menu.spectra
-    monkeypatch.setattr(
-        menu, "spectra", lambda candidate: calls.append(candidate.name) or original(candidate)
-    )
+    monkeypatch.setattr(menu, "spectra", lambda candidate: calls.append(candidate.name) or original(candidate))
     monkeypatch.setattr(menu, "_spectra", type(menu._spectra)())
     model = SmallResNet()
     first, _ = budget(model, X, {"macs": 0.5}, method="tucker")
@@ -253,9 +247,7 @@ def test_weights_by_norm_count_absolute_errors():
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
     with torch.no_grad():
         model[1].weight.mul_(10)
-    plan, _ = budget(
-        model, torch.randn(1, 40), {"macs": 0.5, "weights": "norm", "tolerance": 0.03}, method="svd"
-    )
+    plan, _ = budget(model, torch.randn(1, 40), {"macs": 0.5, "weights": "norm", "tolerance": 0.03}, method="svd")
     ranks = {name: plan[name].ranks[0] if name in plan else 40 for name in ("0", "1")}
     assert ranks["1"] > 2 * ranks["0"]
 
@@ -282,9 +274,7 @@ def test_weights_scaled_down_have_the_same_plan():
 def test_layers_left_dense_have_a_reason():
     plan, _ = budget(SmallResNet(), X, {"macs": 0.9, "tolerance": 0.05}, method="svd")
     assert plan.skipped
-    assert (
-        "the budget is met with less loss when other layers are factorized instead" in plan.skipped.values()
-    )
+    assert "the budget is met with less loss when other layers are factorized instead" in plan.skipped.values()
     tiny = nn.Sequential(nn.Conv2d(6, 64, 3, padding=1), nn.Flatten(2), nn.Linear(144, 1))
     plan, _ = budget(tiny, X, {"macs": 0.5, "tolerance": 0.3}, method="svd")
     assert plan.skipped == {"2": "no ranks within its limits save anything"}
@@ -297,9 +287,7 @@ def test_layers_left_dense_have_a_reason():
 @pytest.mark.parametrize("key", ["macs", "params", "tolerance"])
 def test_row_9_targets_are_shares(key: str, value: object):
     settings = {"macs": 0.4, key: value}
-    with pytest.raises(
-        ConfigError, match=rf"ranks\.{key}=.*is not a number between 0 and 1, e\.g\. ranks\.{key}="
-    ):
+    with pytest.raises(ConfigError, match=rf"ranks\.{key}=.*is not a number between 0 and 1, e\.g\. ranks\.{key}="):
         Budget(**settings)
 
 
@@ -333,9 +321,7 @@ def test_row_2_ranks_too_coarse_for_the_target_say_what_is_nearest_and_that_work
         PlanError, match=r"ranks\.macs=0\.7 cannot be met within 0\.50%.*below it is 0\.5,.*round_to"
     ) as caught:
         budget(model, torch.randn(1, 64), {"macs": 0.7, "round_to": 16}, method="svd")
-    target, tolerance = (
-        str(caught.value).split(key)[1].split(",")[0] for key in ("Give ranks.macs=", "tolerance=")
-    )
+    target, tolerance = (str(caught.value).split(key)[1].split(",")[0] for key in ("Give ranks.macs=", "tolerance="))
     for settings in ({"macs": float(target)}, {"macs": 0.7, "tolerance": float(tolerance)}):
         plan, _ = budget(model, torch.randn(1, 64), {**settings, "round_to": 16}, method="svd")
         assert plan["0"].ranks == (16,)

@@ -18,9 +18,7 @@ X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 PLANTED = 5
 
 
-def planted(
-    generator: torch.Generator, rows: int, cols: int, *, noise: float = 0.01, rank: int = PLANTED
-) -> Tensor:
+def planted(generator: torch.Generator, rows: int, cols: int, *, noise: float = 0.01, rank: int = PLANTED) -> Tensor:
     """A matrix of this rank whose singular values are all 1, and noise whose largest is about ``noise``."""
     left, right = (torch.linalg.qr(torch.randn(n, rank, generator=generator))[0] for n in (rows, cols))
     dirt = torch.randn(rows, cols, generator=generator) / (rows**0.5 + cols**0.5)
@@ -222,9 +220,7 @@ def test_layers_that_do_not_train_keep_their_ranks_and_count():
     plan = planned(SmallResNet(), Learned(macs=0.5), X, method="svd")
     first, *rest = plan
     learner = RankLearner(macs=0.5)
-    after = learner.update(
-        plan, {n: torch.randn(plan[n].stored_shape) for n in rest}, dict.fromkeys(rest, 1.0)
-    )
+    after = learner.update(plan, {n: torch.randn(plan[n].stored_shape) for n in rest}, dict.fromkeys(rest, 1.0))
     assert after[first] == plan[first]
     assert kept(after, "macs") <= 0.5
     with pytest.raises(PlanError, match=r"learned: ranks\.macs=0\.1 cannot be met by the layers that train"):

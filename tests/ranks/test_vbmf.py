@@ -20,9 +20,7 @@ def planted(rank: int, strength: float, rows: int = 64, cols: int = 576) -> Tens
     """Unit noise, drawn first, plus ``strength`` times a product of two unit normal matrices; float64."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((rows, cols))
-    return torch.from_numpy(
-        noise + strength * rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, cols))
-    )
+    return torch.from_numpy(noise + strength * rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, cols)))
 
 
 def exact(rank: int = 16, rows: int = 64, cols: int = 576) -> Tensor:
