@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from hodec.admm.callback import AdmmCallback
     from hodec.conversion import convert
     from hodec.export.checkpoint import load, save
+    from hodec.export.fuse import fuse
+    from hodec.export.onnx import to_onnx
+    from hodec.export.program import to_program
     from hodec.methods import METHODS
+    from hodec.metric import collect_metrics
     from hodec.plan import LayerPlan, Plan
     from hodec.ranks import make_plan
 
@@ -22,10 +26,14 @@ _HOMES = {
     "LayerPlan": "hodec.plan",
     "METHODS": "hodec.methods",
     "Plan": "hodec.plan",
+    "collect_metrics": "hodec.metric",
     "convert": "hodec.conversion",
+    "fuse": "hodec.export.fuse",
     "load": "hodec.export.checkpoint",
     "make_plan": "hodec.ranks",
     "save": "hodec.export.checkpoint",
+    "to_onnx": "hodec.export.onnx",
+    "to_program": "hodec.export.program",
 }
 _MODULES = ("formats", "ranks")
 
@@ -36,12 +44,16 @@ __all__ = [
     "LayerPlan",
     "Plan",
     "__version__",
+    "collect_metrics",
     "convert",
     "formats",
+    "fuse",
     "load",
     "make_plan",
     "ranks",
     "save",
+    "to_onnx",
+    "to_program",
 ]
 
 

@@ -33,7 +33,7 @@ from hodec.errors import ConfigError
 GLOBS = "null or a list of layer globs: [layer1.*,layer2.0.conv1]"
 
 
-RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "ascend", "greedy", "tar", "budget")
+RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "ascend", "greedy", "tar", "budget", "learned")
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,14 @@ class RanksConfig:
     rule: str = setting("manual", choices=RULE_NAMES)
     default: int = setting(8, low=1)
     target: float = setting(0.5, above=0, high=1)
-    metric: str = setting("macs", choices=("macs", "params"))
+    metric: str = setting("macs", choices=("macs", "params", "latency_ms"))
     keep: float = setting(0.9, above=0, high=1)
     calibration: float = setting(0.0, low=-1, high=1)
+    alpha: float | None = setting(None, low=0)
     macs: float | None = setting(None, above=0, high=1)
     params: float | None = setting(None, above=0, high=1)
+    latency_ms: float | None = setting(None, above=0)
+    tolerance: float = setting(0.005, above=0, below=1)
     candidates: int = setting(10, low=2)
     monotonic: bool = False
     multiplicity: int = setting(1, low=1)
@@ -181,6 +184,7 @@ class Config:
     include: list[str] | None = setting(None, words=GLOBS, check=bad_globs)
     exclude: list[str] | None = setting(None, words=GLOBS, check=bad_globs)
     bn_batches: int = setting(100, low=0)
+    metric_batches: int = setting(0, low=0)
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -199,8 +203,18 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "tt_ranks: given together with another rule than manual; allowed: ranks=manual, or tt_ranks=null",
     ),
     (
-        lambda c: c.ranks.rule == "budget" and c.ranks.macs is None and c.ranks.params is None,
-        "ranks.macs: null given with ranks=budget and ranks.params=null; allowed: a share to keep, ranks.macs=0.4",
+        lambda c: c.ranks.rule == "budget" and c.ranks.macs is c.ranks.params is c.ranks.latency_ms is None,
+        "ranks.macs: null given with ranks=budget and ranks.params=null; allowed: a share to keep, ranks.macs=0.4, or "
+        "milliseconds on this machine, ranks.latency_ms=5",
+    ),
+    (
+        lambda c: c.ranks.rule == "learned" and (c.ranks.alpha is None) == (c.ranks.macs is c.ranks.params is None),
+        "ranks.alpha: with ranks=learned give either it, ranks.alpha=0.1 ranks.macs=null, or targets: ranks.macs=0.4",
+    ),
+    (
+        lambda c: c.ranks.rule == "learned" and not c.plan and not (c.admm.enabled and c.dense_epochs),
+        "ranks: learned given without ADMM, which learns them; allowed: dense_epochs from 1 and admm=default, or "
+        "ranks=budget",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hodec.cost.count import Inputs, inference, trace_runs
+from hodec.cost.count import Batch, Inputs, inference, run_batches, trace_runs, uncompiled
 from hodec.errors import ConvertError, PlanError, near_matches
+from hodec.formats.base import working_copy
 from hodec.formats.runs import Runs
 from hodec.kinds import KINDS, kind_of
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.linalg import check_finite
 from hodec.methods import Method, get_method
+from hodec.metric import Metric, project_in_metric
 from hodec.plan import LayerPlan, Plan
 
 log = logging.getLogger(__name__)
@@ -105,24 +107,27 @@ def _names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear)
+    kinds = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, kinds)
 
 
 def _refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
     """Why a layer cannot be factorized by this method, or an empty string."""
     if not name:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
+    if isinstance(module, nn.MultiheadAttention):
+        return "its projections of queries, keys and values are weights of its own, in no layer to swap"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is parametrized (weight_norm, spectral_norm, ..); remove the parametrization first"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, READS_WEIGHTS):
+        return f"{type(parent).__name__} reads the weights of its children directly"
     if _kind_name(module) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
     if getattr(module, "groups", 1) != 1:
         return f"grouped convolution (groups={module.groups})"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
         return "an embedding with max_norm, sparse or scale_grad_by_freq treats its rows one by one"
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, READS_WEIGHTS):
-        return f"{type(parent).__name__} reads the weights of its children directly"
     return _tied_with(model, module)
 
 
@@ -160,7 +165,14 @@ def match_names(pattern: str, names: Sequence[str], what: str) -> list[str]:
     return found
 
 
-def convert(model: nn.Module, plan: Plan, *, decompose: bool = True) -> nn.Module:
+def convert(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    decompose: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
+    starts: Mapping[str, Sequence[Tensor]] | None = None,
+) -> nn.Module:
     """A copy of ``model`` whose planned layers are factorized; the given model is left as it was.
 
     Hooks on a planned layer go over to its factorized one. Global random numbers are not moved.
@@ -169,18 +181,25 @@ def convert(model: nn.Module, plan: Plan, *, decompose: bool = True) -> nn.Modul
         model: the dense model the plan was made for (names and weight shapes must agree).
         plan: which layers, at which ranks.
         decompose: False builds the structure only, with random factors, to load saved ones into.
+        metrics: of the layers' inputs, see ``collect_metrics``: these layers lose least of their outputs instead of
+            least of their weights.
+        starts: layer -> factors to start from, ``AdmmCallback.factors``: formats that are found by iteration (CP)
+            would otherwise not end where ADMM has led them.
 
     Raises:
-        PlanError: the plan is for another model.
+        PlanError: the plan is for another model, or the metrics for another plan.
         ConvertError: the converted model does not run, in training or evaluation mode.
         TrainingError: a planned weight holds NaN or Inf.
     """
     model = uncompiled(model)
     _check_belongs(model, plan)
+    metrics = _checked(metrics or {}, plan)
     small = copy.deepcopy(model)
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
-            layer = _factorized(small.get_submodule(name), name, layer_plan, decompose=decompose)
+            dense = small.get_submodule(name)
+            start = (starts or {}).get(name)
+            layer = _factorized(dense, name, layer_plan, decompose=decompose, metric=metrics.get(name), start=start)
             for each in (name, *layer_plan.aliases):
                 small.set_submodule(each, layer)
         if plan.inputs:
@@ -188,18 +207,34 @@ def convert(model: nn.Module, plan: Plan, *, decompose: bool = True) -> nn.Modul
     return small
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``'s wrapper, which renames every layer."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    return inner
+def _checked(metrics: Mapping[str, Metric], plan: Plan) -> Mapping[str, Metric]:
+    for name, metric in metrics.items():
+        if name not in plan:
+            raise PlanError(
+                f"there is a metric for {name}, which is not in the plan: collect the metrics with this plan"
+            )
+        metric.check(name, plan[name])
+    return metrics
 
 
-def _factorized(dense: Any, name: str, plan: LayerPlan, *, decompose: bool) -> FactorizedLayer:
+def _factorized(
+    dense: Any,
+    name: str,
+    plan: LayerPlan,
+    *,
+    decompose: bool,
+    metric: Metric | None,
+    start: Sequence[Tensor] | None,
+) -> FactorizedLayer:
     if decompose:
         check_finite(dense.weight.detach(), f"layer {name}")
     cls = get_method(plan.method).layers[plan.kind]
-    build = cls.from_dense if decompose else cls.like
-    layer = build(dense, plan.ranks, modes=plan.modes, execution=plan.runs_as)
+    how: dict[str, Any] = {"modes": plan.modes, "execution": plan.runs_as}
+    if decompose:
+        source = dense if metric is None else _nearest(dense, plan, metric)
+        layer = cls.from_dense(source, plan.ranks, start=start, **how).to(dense.weight.dtype)
+    else:
+        layer = cls.like(dense, plan.ranks, **how)
     layer.train(dense.training).requires_grad_(dense.weight.requires_grad)
     if layer.bias is not None:
         layer.bias.requires_grad_(dense.bias.requires_grad)
@@ -207,6 +242,14 @@ def _factorized(dense: Any, name: str, plan: LayerPlan, *, decompose: bool) -> F
         getattr(layer, hooks).update(getattr(dense, hooks))
     layer._is_full_backward_hook = dense._is_full_backward_hook
     return layer
+
+
+def _nearest(dense: Any, plan: LayerPlan, metric: Metric) -> Any:
+    """A layer like ``dense`` with the nearest weight of the planned ranks; half precision would blur these ranks."""
+    near = copy.copy(dense)
+    weight = project_in_metric(plan, working_copy(dense.weight.detach()), metric)
+    near._parameters = {**dense._parameters, "weight": nn.Parameter(weight)}
+    return near
 
 
 def _check_belongs(model: nn.Module, plan: Plan) -> None:
@@ -271,19 +314,31 @@ def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called:
     return None
 
 
-def conversion_errors(dense: nn.Module, plan: Plan) -> dict[str, float]:
-    """Relative error norm(W - factorized W) / norm(W) that each planned layer's truncation makes."""
+def conversion_errors(dense: nn.Module, plan: Plan, small: nn.Module | None = None) -> dict[str, float]:
+    """Relative error norm(W - factorized W) / norm(W) of each planned layer.
+
+    Args:
+        dense: the dense model.
+        plan: its plan.
+        small: what it was converted to; without it, the plain projections are measured.
+    """
     errors, dense = {}, uncompiled(dense)
     for name, layer in plan.items():
         weight = weight_of(dense.get_submodule(name)).float()
-        norm = weight.norm().item()
-        distance = (weight - layer.project(weight)).norm().item()
+        near = layer.project(weight) if small is None else _dense_weight(small.get_submodule(name)).to(weight)
+        norm, distance = weight.norm().item(), (weight - near).norm().item()
         errors[name] = distance / norm if norm > 0 else 0.0
     return errors
 
 
+def _dense_weight(layer: nn.Module) -> Tensor:
+    if not isinstance(layer, FactorizedLayer):
+        raise ConvertError(f"{type(layer).__name__} is not a factorized layer: convert the model by the same plan")
+    return layer.dense_weight().detach()
+
+
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Replace BatchNorm's running statistics by averages over ``batches``; returns how many were used.
 
     Without any batch the statistics stay as they are.
@@ -293,7 +348,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Args:
         model: any net; modes are restored. A net without BatchNorm is left alone.
-        batches: iterable of model inputs (N, ..) on the model's device.
+        batches: model inputs (N, ..), or (images, labels); moved to the model's device.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
@@ -306,9 +361,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative average
                 norm.training = True
-            for batch in batches:
-                model(batch)
-                used += 1
+            used = run_batches(model, batches)
     finally:
         for norm, (momentum, state) in zip(norms, before, strict=True):
             norm.momentum = momentum

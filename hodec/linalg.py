@@ -97,3 +97,32 @@ def _truncate_svd(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         raise TrainingError(f"the SVD of a {tuple(m.shape)} matrix did not converge ({error})") from error
     rest = (s * scale[..., 0])[..., :rank, None] * vh[..., :rank, :]
     return u[..., :rank].to(m.dtype), rest.to(m.dtype)
+
+
+def square_roots(moment: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Symmetric square root of a positive semidefinite matrix, and its inverse.
+
+    Eigenvalues below ``floor`` times their mean count as that much: directions in which there are no data, or too few
+    to tell, have no inverse. Eigenvalues and not a Cholesky factor, whose inverse is full of noise there.
+
+    Args:
+        moment: (n, n), or (n,) for the diagonal of a diagonal one; float64, finite.
+        floor: share of the mean eigenvalue, above 0.
+
+    Returns:
+        Root and inverse root in the shape of ``moment``, for the matrix scaled to a mean eigenvalue of 1; a zero
+        matrix counts as the identity.
+    """
+    mean = (moment if moment.ndim == 1 else moment.diagonal()).mean()
+    if mean <= 0:
+        one = torch.ones_like(moment) if moment.ndim == 1 else torch.eye(len(moment)).to(moment)
+        return one, one
+    if moment.ndim == 1:
+        values = (moment / mean).clamp_min(floor)
+        return values.sqrt(), values.rsqrt()
+    try:
+        values, vectors = torch.linalg.eigh((moment + moment.mT) / (2 * mean))
+    except torch.linalg.LinAlgError as error:
+        raise TrainingError(f"the eigenvalues of a {tuple(moment.shape)} moment did not converge ({error})") from error
+    values = values.clamp_min(floor)
+    return (vectors * values.sqrt()) @ vectors.mT, (vectors * values.rsqrt()) @ vectors.mT

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hodec.errors import PlanError, near_matches
 from hodec.formats.base import Form
-from hodec.layers import svd, tt, tt_classical, tucker
+from hodec.layers import cp, svd, tt, tt_classical, tt_embedding, tucker
 from hodec.layers.base import FactorizedLayer
 
 
@@ -35,7 +35,8 @@ METHODS: dict[str, Method] = {
     for method in (
         _method(
             "tt",
-            "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015",
+            "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015; "
+            "Hrinchuk et al., Tensorized Embedding Layers, EMNLP 2020",
             tt.TTConv1d,
             tt.TTConv2d,
             tt.TTConv3d,
@@ -43,6 +44,7 @@ METHODS: dict[str, Method] = {
             tt.TTConvTranspose2d,
             tt.TTConvTranspose3d,
             tt.TTLinear,
+            tt_embedding.TTEmbedding,
         ),
         _method(
             "tt_classical",
@@ -60,6 +62,24 @@ METHODS: dict[str, Method] = {
             tucker.TuckerConvTranspose1d,
             tucker.TuckerConvTranspose2d,
             tucker.TuckerConvTranspose3d,
+            svd.SVDLinear,
+        ),
+        _method(
+            "cp",
+            "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015",
+            cp.CPConv1d,
+            cp.CPConv2d,
+            cp.CPConv3d,
+            cp.CPConvTranspose1d,
+            cp.CPConvTranspose2d,
+            cp.CPConvTranspose3d,
+            svd.SVDLinear,
+        ),
+        _method(
+            "cp3",
+            "Astrid and Lee, CP-decomposition with Tensor Power Method for CNNs Compression, BigComp 2017",
+            cp.CP3Conv2d,
+            cp.CP3ConvTranspose2d,
             svd.SVDLinear,
         ),
         _method(

@@ -112,6 +112,28 @@ class RunFolder:
             )
         model.load_state_dict(load_tensors(path))
 
+    def save_factors(self, stage: str, factors: Mapping[str, Sequence[torch.Tensor]]) -> None:
+        """Keep factors of layers that a stage found, for the one after it; nothing is written when there are none."""
+        named = {f"{layer}:{i}": f for layer, each in factors.items() for i, f in enumerate(each)}
+        if not self.writes:
+            self._kept[f"{stage}_factors"] = {name: f.clone() for name, f in named.items()}
+        elif named:
+            save_tensors(self.path / "stages" / f"{stage}_factors.safetensors", named)
+
+    def load_factors(self, stage: str) -> dict[str, list[torch.Tensor]]:
+        """What ``save_factors`` kept; empty when there were none.
+
+        Raises:
+            CheckpointError: the file is truncated.
+        """
+        path, named = self.path / "stages" / f"{stage}_factors.safetensors", self._kept.get(f"{stage}_factors", {})
+        if not named and path.exists():
+            named = load_tensors(path)
+        factors: dict[str, list[torch.Tensor]] = {}
+        for key in sorted(named, key=lambda key: int(key.rpartition(":")[2])):
+            factors.setdefault(key.rpartition(":")[0], []).append(named[key])
+        return factors
+
     # -- checkpoints of the stage under way ----------------------------------------------------------------------
 
     def checkpoint(self, stage: str) -> Path:

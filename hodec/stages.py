@@ -16,6 +16,7 @@ from torch import nn
 
 import hodec
 from hodec.admm.callback import AdmmCallback
+from hodec.admm.projection import RankLearner
 from hodec.config import Config
 from hodec.conversion import conversion_errors, convert, reestimate_batchnorm
 from hodec.cost.count import count_cost
@@ -25,9 +26,10 @@ from hodec.export import checkpoint
 from hodec.formats.modes import Modes
 from hodec.lit import LitClassifier, evaluate
 from hodec.loggers import CurveLogger
+from hodec.metric import Metric, collect_metrics
 from hodec.models import build_model, load_weights
 from hodec.plan import Plan
-from hodec.ranks import RankRule, build_rule, make_plan
+from hodec.ranks import Learned, RankRule, build_rule, make_plan
 from hodec.run_folder import RunFolder
 from hodec.training import fit_stage
 
@@ -47,6 +49,7 @@ class Stages:
         dense: the dense net; its weights are those of the latest stage that trained it.
         teacher: the dense net before ADMM, if it was trained by then.
         small: the factorized net, from ``convert`` on.
+        starts: factors that ADMM ended at, of the layers whose format is found by iteration.
     """
 
     def __init__(self, config: Config, folder: RunFolder, data: ImageData) -> None:
@@ -60,6 +63,7 @@ class Stages:
         self.teacher: nn.Module | None = None
         self.plan: Plan | None = None
         self.small: nn.Module | None = None
+        self.starts: dict[str, list[torch.Tensor]] = {}
         self.epochs = 0
 
     def skeleton(self) -> nn.Module:
@@ -162,9 +166,28 @@ class Stages:
             relax=config.relax,
             tolerance=config.tolerance,
             track_truncated=config.track_truncated,
+            learner=self._learner(),
+            metrics=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
             root="net",
         )
         self._train("admm", self.dense, self.config.dense_epochs, curves, admm=admm)
+        self._take_over_learned_plan()
+        self.starts = self.folder.load_factors("admm")
+
+    def _learner(self) -> RankLearner | None:
+        """What changes the ranks under ADMM, if the rule does; a plan that is given stays as it is."""
+        rule = self.rule()
+        return rule.learner() if isinstance(rule, Learned) and not self.config.plan else None
+
+    def _take_over_learned_plan(self) -> None:
+        """Go on with the ranks that ADMM has learned, if it did."""
+        learned = self.folder.stages.get("admm", {}).get("plan")
+        if learned is None:
+            return
+        self.plan = Plan.from_dict(learned)
+        log.info("the plan, with learned ranks:\n%s", self.plan)
+        if self.folder.writes:
+            self.plan.save(self.folder.path / "plan.json")
 
     def retrain(self, curves: CurveLogger) -> None:
         """Train the factorized net, distilled from the dense one if so set."""
@@ -193,10 +216,19 @@ class Stages:
             )
             facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
             if admm is not None:
-                residual = admm.primal[-1] if admm.primal else None
-                facts["admm"] = {"status": admm.verdict.value, "primal_residual": residual}
+                facts |= self._outcome(admm)
             self.folder.save_stage(stage, net.cpu(), **facts)
         self.epochs += epochs
+
+    def _outcome(self, admm: AdmmCallback) -> dict[str, Any]:
+        """What later stages and the report need to know of ADMM."""
+        residual = admm.primal[-1] if admm.primal else None
+        facts: dict[str, Any] = {"admm": {"status": admm.verdict.value, "primal_residual": residual}}
+        final = admm.final_plan()
+        if admm.learner is not None and isinstance(final, Plan):
+            facts["plan"] = final.to_dict()
+        self.folder.save_factors("admm", {name: f for name, f in admm.factors.items() if name in final})
+        return facts
 
     def _module(self, stage: str, net: nn.Module) -> LitClassifier:
         config, retraining = self.config, stage == "retrain"
@@ -227,8 +259,9 @@ class Stages:
             self.small = convert(self.dense, self.planned(), decompose=False)
             self.folder.load_stage(stage, self.small)
             return
-        errors = conversion_errors(self.dense, self.planned())
-        self.small = convert(self.dense, self.planned()).to(self.device)
+        self.small = self._converted()
+        errors = conversion_errors(self.dense, self.planned(), self.small)
+        self.small.to(self.device)
         used = reestimate_batchnorm(self.small, self._training_images(self.config.bn_batches))
         self.small.cpu()
         log.info(
@@ -238,6 +271,19 @@ class Stages:
             used,
         )
         self.folder.save_stage(stage, self.small, errors=errors)
+
+    def _converted(self) -> nn.Module:
+        return convert(self.dense, self.planned(), metrics=self._metrics(), starts=self.starts)
+
+    def _metrics(self) -> dict[str, Metric] | None:
+        """Second moments of the planned layers' inputs in the dense net as it is now, where they are wanted."""
+        count = self.config.metric_batches
+        if not count:
+            return None
+        metrics = collect_metrics(self.dense.to(self.device), self.planned(), self._training_images(count))
+        self.dense.cpu()
+        log.info("data-aware: inputs of %d layers measured in %d batches", len(metrics), count)
+        return {name: metric.to(torch.device("cpu")) for name, metric in metrics.items()}
 
     def _training_images(self, batches: int) -> Any:
         loader = train_loader(self.data, self.config.data, seed=self.config.seed, device=self.device)
@@ -263,7 +309,7 @@ class Stages:
             cost = count_cost(net.cpu(), self.example)
             metrics[name] = {"test_accuracy": evaluate(net, loader, self.device), **asdict(cost)}
             net.cpu()
-        raw = convert(self.dense, self.planned())
+        raw = self._converted()
         metrics["truncated"]["test_accuracy_raw"] = evaluate(raw, loader, self.device)
         return metrics | self._facts(metrics)
 

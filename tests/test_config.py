@@ -155,6 +155,8 @@ def test_each_combination_can_be_refused():
     wrong = [
         composed("tt_ranks=4", "ranks=energy"),
         composed("ranks=budget", "ranks.macs=null"),
+        composed("ranks=learned", "ranks.alpha=0.1"),
+        composed("ranks=learned", "admm=off"),
         composed("optimizer.momentum=0"),
         composed("trainer.precision=16-mixed", "trainer.accelerator=cpu"),
         replace(Config(), data=DataConfig(name="image_folder")),
@@ -162,6 +164,12 @@ def test_each_combination_can_be_refused():
     assert [[text for _, text in COMBINATIONS if text in validate(config)] for config in wrong] == [
         [text] for _, text in COMBINATIONS
     ]
+
+
+@pytest.mark.parametrize("ranks", [["ranks.alpha=0.1", "ranks.macs=null"], ["ranks.params=0.3"], []])
+def test_learned_ranks_have_a_price_or_targets(ranks):
+    assert validate(composed("ranks=learned", *ranks)) == []
+    assert len(validate(composed("ranks=learned", "ranks.macs=null"))) == 1
 
 
 def test_every_setting_says_what_it_allows():

@@ -155,7 +155,7 @@ def test_bad_values_each_name_their_key():
         assert any(text.startswith(key) and "allowed" in text for text in found), override
 
 
-def test_all_mistakes_are_listed_at_once_and_in_plain_words():
+def test_row_23_all_mistakes_are_listed_at_once_and_in_plain_words():
     found = problems(*BAD_ARGUMENTS)
     for argument, beginning in BAD_ARGUMENTS.items():
         assert any(text.startswith(beginning) for text in found), argument

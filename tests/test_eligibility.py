@@ -185,7 +185,9 @@ def test_row_17_the_output_projection_of_attention_stays_dense():
     )
     x = torch.randn(2, 5, 16)
     plan = planned(model, x=x)
-    assert list(plan.skipped) == ["attention.out_proj"]
+    assert list(plan.skipped) == ["attention", "attention.out_proj"]
+    assert "projections of queries, keys and values are weights of its own" in plan.skipped["attention"]
+    assert "MultiheadAttention reads the weights of its children" in plan.skipped["attention.out_proj"]
     small = convert(model, plan)
     for training in (True, False):
         assert small.train(training)(x).shape == x.shape

@@ -286,12 +286,12 @@ def test_bad_settings_are_listed_before_anything_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_larger_than_the_data_is_one_message(tmp_path):
+def test_row_41_a_batch_larger_than_the_data_is_one_message(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.batch_size=512 is larger"):
         pipeline.run(tiny(data={"batch_size": 512}), tmp_path)
 
 
-def test_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkeypatch):
+def test_row_3_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkeypatch):
     """A learning rate that blows up in the second epoch."""
     real = LitClassifier.training_step
 

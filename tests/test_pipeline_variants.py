@@ -55,6 +55,29 @@ def test_other_settings_run_through(tmp_path, changes):
     assert metrics["admm"]["primal_residual"] < 1
 
 
+def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
+    plain, aware = (
+        pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=n, **OFF), tmp_path / str(n))
+        for n in (0, 2)
+    )
+    assert plain["dense"] == aware["dense"]
+    # by the weights alone nothing is nearer than the plain truncation
+    for name, error in plain["conversion"].items():
+        assert aware["conversion"][name] > error
+
+
+def test_admm_projects_by_inputs_once_there_is_a_trained_net(tmp_path, caplog):
+    caplog.set_level("INFO", "hodec.stages")
+    pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=1), tmp_path / "trained")
+    assert caplog.text.count("data-aware: inputs of") == 3  # for ADMM, for the conversion, for its raw accuracy
+    caplog.clear()
+    pipeline.run(tiny(retrain_epochs=0, metric_batches=1), tmp_path / "fresh")
+    assert caplog.text.count("data-aware: inputs of") == 2
+
+
+OFF = {"admm": {"enabled": False}, "dense_epochs": 0}
+
+
 def test_an_early_stop_is_told(tmp_path):
     metrics = pipeline.run(tiny(admm={"tolerance": 10.0}, dense_epochs=3, retrain_epochs=0), tmp_path)
     assert metrics["admm"]["status"] == "converged"

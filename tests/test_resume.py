@@ -139,6 +139,35 @@ def test_killed_twice(undisturbed, tmp_path, monkeypatch):
     assert result(tmp_path) == result(undisturbed)
 
 
+LEARNING = tiny(
+    init=None,
+    pretrain_epochs=1,
+    dense_epochs=3,
+    retrain_epochs=1,
+    tt_ranks=None,
+    ranks={"rule": "learned", "macs": 0.85},
+    method={"name": "cp"},
+    include=["layer1.0.*", "layer2.0.*"],
+)
+
+
+def test_learned_ranks_and_factors_go_on_where_they_were(tmp_path, monkeypatch):
+    """Formats that are found by iteration would end elsewhere, had the factors been forgotten."""
+    pipeline.run(LEARNING, tmp_path / "whole")
+    expected = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    assert stages(tmp_path / "whole")["admm"]["plan"] == expected
+    assert (tmp_path / "whole" / "stages" / "admm_factors.safetensors").exists()
+    kills = 0
+    for write in (9, 14, 16):
+        folder = tmp_path / str(write)
+        kills += killed_at(LEARNING, folder, write, monkeypatch)
+        pipeline.run(LEARNING, folder)
+        assert result(folder) == result(tmp_path / "whole"), f"killed at write {write}"
+        assert numbers(folder) == numbers(tmp_path / "whole"), f"killed at write {write}"
+        assert json.loads((folder / "plan.json").read_text()) == expected
+    assert kills == 3
+
+
 # -- broken files --------------------------------------------------------------------------------------------
 
 
@@ -199,7 +228,7 @@ class Trap:
         return (os.mkdir, (self.target,))
 
 
-def test_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
+def test_row_30_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
     """It has all that a checkpoint has, whole and with the right checksums, and a trap."""
     path = stopped_after_training(tmp_path, monkeypatch)
     content = torch.load(path, weights_only=True)

@@ -134,7 +134,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, harm):
+def test_row_29_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, harm):
     folder, path = with_checkpoints(tmp_path)
     HARMS[harm](path)
     assert damage(path)
@@ -151,7 +151,7 @@ def test_two_broken_checkpoints_are_one_message(tmp_path, harm):
         folder.readable_checkpoint("admm")
 
 
-def test_every_flipped_bit_of_the_weights_is_found(tmp_path, generator):
+def test_row_29_every_flipped_bit_of_the_weights_is_found(tmp_path, generator):
     """torch itself loads most of them without a word."""
     _, path = with_checkpoints(tmp_path)
     whole = path.read_bytes()
@@ -165,7 +165,7 @@ def test_every_flipped_bit_of_the_weights_is_found(tmp_path, generator):
         assert "altered" in damage(path)
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+def test_row_31_a_checkpoint_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.ckpt"
     torch.save({"epoch": 3}, path)
     with pytest.raises(CheckpointError, match=r"other\.ckpt is not readable \(KeyError"):
@@ -182,7 +182,7 @@ class Malicious:
         return (os.mkdir, (self.target,))
 
 
-def test_a_malicious_checkpoint_runs_nothing(tmp_path):
+def test_row_30_a_malicious_checkpoint_runs_nothing(tmp_path):
     path, trace = tmp_path / "bad.ckpt", tmp_path / "trace"
     torch.save({"loops": Malicious(trace)}, path)
     with pytest.raises(CheckpointError, match="is not readable .*: remove it to go on") as error:

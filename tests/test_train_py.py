@@ -38,7 +38,7 @@ def test_a_run_leaves_its_folder_and_says_the_result(tmp_path):
     assert "this run is finished" in text
 
 
-def test_every_mistake_in_the_settings_is_listed_at_once(tmp_path):
+def test_row_23_every_mistake_in_the_settings_is_listed_at_once(tmp_path):
     code, text = train(tmp_path, "tt_rank=8", "admm.pull=3", "optimizer.nme=adam", f"hydra.run.dir={tmp_path / 'run'}")
     assert code == 2
     assert text.startswith("ConfigError: 3 problems")

@@ -2,9 +2,7 @@
 
 import logging
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +12,17 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from hodec.admm.binding import find_root, planned_weights, refuse_impossible, trainable
+from hodec.admm.interval import Interval
 from hodec.admm.penalty import WEAK_PULL, StepSize, make_penalty
+from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.stopping import Verdict, final, judge
 from hodec.admm.truncated import Evaluate, validation_accuracy, weights_replaced
 from hodec.admm.updates import (
     AdmmState,
+    Project,
     Residuals,
     full_precision,
     measure,
-    project_layers,
     start,
     step,
     total,
@@ -30,33 +30,10 @@ from hodec.admm.updates import (
 )
 from hodec.errors import CheckpointError, ConfigError, TrainingError
 from hodec.linalg import check_finite
+from hodec.metric import Metric
 from hodec.plan import LayerPlan
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How often Z and U are updated: every ``count`` epochs or optimizer steps."""
-
-    count: int
-    unit: str
-
-    @classmethod
-    def parse(cls, text: int | str) -> "Interval":
-        """2 or '2epochs': every other epoch; '50steps': every 50 optimizer steps.
-
-        Raises:
-            ConfigError: anything else.
-        """
-        match = re.fullmatch(r"\s*(\d+)\s*(epoch|step|)s?\s*", str(text))
-        if not match or int(match[1]) < 1:
-            raise ConfigError(f"admm.update_every={text!r} is not allowed: give epochs (1, 2epochs) or steps (50steps)")
-        return cls(int(match[1]), match[2] or "epoch")
-
-    def steps(self, steps_per_epoch: float) -> float:
-        """Optimizer steps between two updates."""
-        return self.count * (steps_per_epoch if self.unit == "epoch" else 1)
 
 
 class AdmmCallback(Callback):
@@ -73,6 +50,8 @@ class AdmmCallback(Callback):
         stop_when_converged: end the fit then (``min_epochs`` still holds).
         track_truncated: each epoch, the accuracy that hard truncation would leave (costs one validation pass).
         evaluate: module -> accuracy, for modules whose validation batches are not (images, labels).
+        learner: chooses the ranks anew at each Z-update, see ``hodec.ranks.Learned``; ``final_plan`` has the last ones.
+        metrics: of the layers' inputs, see ``hodec.collect_metrics``: Z is then the nearest by the layer's outputs.
         root: the part of the LightningModule that the plan was made from, where that is ambiguous.
 
     The pull is added to the gradient in ``on_before_optimizer_step`` (after unscaling and accumulation, before
@@ -95,11 +74,13 @@ class AdmmCallback(Callback):
         stop_when_converged: bool = True,
         track_truncated: bool = True,
         evaluate: Evaluate | None = None,
+        learner: RankLearner | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         root: str | None = None,
     ) -> None:
         if not 1 <= relax < 2:
             raise ConfigError(f"admm.relax={relax} must lie in 1..1.9")
-        self.plan = plan
+        self.start_plan, self.learner, self.metrics = plan, learner, metrics
         self.penalty = make_penalty(rho, pull=pull, layers=list(plan))
         self.interval = Interval.parse(update_every)
         self.relax, self.tolerance, self.stop_when_converged = relax, tolerance, stop_when_converged
@@ -107,6 +88,7 @@ class AdmmCallback(Callback):
         self.latest: dict[str, Any] = {}  # what the last epoch reported
         self._begin_anew()
         self._restored_plan: dict[str, Any] | None = None
+        self._restored_projection: dict[str, Any] = {}
         self._weights: dict[str, Parameter] = {}
         self._groups: dict[str, int] = {}  # number of the optimizer's group that each weight is in
         self._targets: dict[str, Tensor] = {}
@@ -124,6 +106,25 @@ class AdmmCallback(Callback):
         self.dual: list[float] = []
         self.verdict = Verdict.RUNNING
         self.updated_at = 0
+        self.projection = Projection(self.start_plan, self.learner, self.metrics)
+
+    @property
+    def plan(self) -> Mapping[str, LayerPlan]:
+        """The layers, with the ranks that Z has now."""
+        return self.projection.plan
+
+    @property
+    def factors(self) -> dict[str, list[Tensor]]:
+        """Factors of Z where a format is found by iteration: ``starts`` of ``hodec.convert``."""
+        return self.projection.factors
+
+    def final_plan(self) -> Mapping[str, LayerPlan]:
+        """The plan to convert by: where ranks were learned, those of the last Z.
+
+        Raises:
+            PlanError: no layer is left whose learned ranks save anything.
+        """
+        return self.projection.final_plan()
 
     # -- binding -------------------------------------------------------------------------------------------------
 
@@ -146,6 +147,7 @@ class AdmmCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.states:
             self._check_restored()
+            self.projection.load_state_dict(self._restored_projection)
             self.states = {name: self.states[name].to(w.device) for name, w in self._weights.items()}
             if self.verdict is Verdict.CONVERGED and self.stop_when_converged:
                 trainer.should_stop = True  # it was written just before the fit ended
@@ -155,9 +157,24 @@ class AdmmCallback(Callback):
             self.states = start(self._weights, dict.fromkeys(self._weights, 0.0), self._project(trainer))
             self.updated_at = trainer.global_step
         self._stepped_at = trainer.global_step
+        self._warn_of_short_intervals(trainer)
+
+    def _warn_of_short_intervals(self, trainer: Trainer) -> None:
+        momentum = max(float(group.get("momentum", 0.0)) for group in trainer.optimizers[0].param_groups)
+        steps, memory = self._steps(trainer), round(2 / (1 - momentum), 3)
+        if self._is_sgd and steps < memory:
+            self._warn(
+                "interval",
+                "Z is updated every %g optimizer steps, but momentum %g lets W answer over about %.0f: Z chases "
+                "a W that is still on its way. Update less often: admm.update_every=%dsteps",
+                steps,
+                momentum,
+                memory,
+                math.ceil(memory),
+            )
 
     def _check_restored(self) -> None:
-        mine = _identity(self.plan)
+        mine = _identity(self.start_plan, ranks=self.learner is None)
         theirs = mine if self._restored_plan is None else self._restored_plan
         self._restored_plan = None
         differ = [
@@ -237,15 +254,19 @@ class AdmmCallback(Callback):
                 self.primal[-1],
             )
 
-    def _project(self, trainer: Trainer) -> Any:
+    def _project(self, trainer: Trainer) -> Project:
+        rho = {name: state.rho for name, state in self.states.items()}
+
         def project(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            z = project_layers(self.plan, tensors)
+            return self.projection.update(tensors, rho or dict.fromkeys(tensors, 0.0), agree)
+
+        def agree(value: dict[str, Any]) -> dict[str, Any]:
             if trainer.world_size == 1:
-                return z
-            # Decompositions differ in the last bits between processes; all must hold the same Z. Over the CPU,
-            # for a tensor is unpickled on the device of its sender.
-            same = trainer.strategy.broadcast({name: t.cpu() for name, t in z.items()})
-            return {name: t.to(z[name].device) for name, t in same.items()}
+                return value
+            # Over the CPU, for a tensor is unpickled on the device of its sender.
+            plain = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in value.items()}
+            same = trainer.strategy.broadcast(plain)
+            return {name: v.to(value[name].device) if isinstance(v, Tensor) else v for name, v in same.items()}
 
         return project
 
@@ -311,7 +332,7 @@ class AdmmCallback(Callback):
         # Before the first update, how far W is from the Z it started with.
         residuals = self.residuals or {n: measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
         overall = total(residuals)
-        projected = project_layers(self.plan, full)
+        projected = self.projection.truncate(full)
         missed = sum(float((full[n] - projected[n]).square().sum()) for n in full)
         size = sum(float(w.square().sum()) for w in full.values())
         report: dict[str, Any] = {
@@ -321,6 +342,7 @@ class AdmmCallback(Callback):
             "admm/dual_residual": overall.dual,
             "admm/truncation_error": (missed / size) ** 0.5 if size else 0.0,
         }
+        report |= {f"admm/planned_{key}": share for key, share in self.projection.learned_shares().items()}
         if self.track_truncated:
             with weights_replaced(self._weights, projected):
                 accuracy = self.evaluate(pl_module) if self.evaluate else validation_accuracy(trainer, pl_module)
@@ -341,7 +363,8 @@ class AdmmCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "plan": _identity(self.plan),
+            "plan": _identity(self.start_plan, ranks=self.learner is None),
+            "projection": self.projection.state_dict(),
             "layers": {name: {"z": s.z, "u": s.u, "rho": s.rho} for name, s in self.states.items()},
             "residuals": {name: [r.gap, r.weight, r.move, r.dual_scale] for name, r in self.residuals.items()},
             "primal": list(self.primal),
@@ -352,6 +375,7 @@ class AdmmCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored_plan = state_dict["plan"]
+        self._restored_projection = state_dict["projection"]
         self.states = {name: AdmmState(s["z"], s["u"], s["rho"]) for name, s in state_dict["layers"].items()}
         self.residuals = {name: Residuals(*row) for name, row in state_dict["residuals"].items()}
         self.primal, self.dual = list(state_dict["primal"]), list(state_dict["dual"])
@@ -359,10 +383,10 @@ class AdmmCallback(Callback):
         self.updated_at = state_dict["updated_at"]
 
 
-def _identity(plan: Mapping[str, LayerPlan]) -> dict[str, str]:
-    """What Z depends on, per layer and in words, for the checkpoint."""
+def _identity(plan: Mapping[str, LayerPlan], *, ranks: bool) -> dict[str, str]:
+    """What Z depends on, per layer and in words, for the checkpoint; learned ranks are state instead."""
     return {
-        name: f"{p.method} {p.kind} {list(p.shape)} modes {list(p.modes.inputs)} x {list(p.modes.outputs)} "
-        f"ranks {list(p.ranks)}"
+        name: f"{p.method} {p.kind} {list(p.shape)} modes {list(p.modes.inputs)} x {list(p.modes.outputs)} ranks "
+        + (str(list(p.ranks)) if ranks else "learned")
         for name, p in plan.items()
     }

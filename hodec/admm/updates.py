@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hodec.formats.base import project_batch
 from hodec.kinds import KINDS
+from hodec.metric import Metric, project_in_metric
 from hodec.plan import LayerPlan
 
 Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -82,22 +83,34 @@ def full_precision(w: Tensor) -> Tensor:
     return w.detach() if w.dtype == torch.float64 else w.detach().float()
 
 
-def project_layers(plan: Mapping[str, LayerPlan], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Project each layer's tensor onto its planned ranks; equal small layers go through one batched call."""
+def project_layers(
+    plan: Mapping[str, LayerPlan], tensors: Mapping[str, Tensor], metrics: Mapping[str, Metric] | None = None
+) -> dict[str, Tensor]:
+    """Project each layer's tensor onto its planned ranks; equal small layers go through one batched call.
+
+    Layers that have one of the ``metrics`` are projected in it, in float64, one by one.
+    """
+    metrics = metrics or {}
+    result = {
+        name: project_in_metric(plan[name], tensors[name], metric)
+        for name, metric in metrics.items()
+        if name in tensors
+    }
     groups: dict[tuple[object, ...], list[str]] = {}
     for name in tensors:
+        if name in result:
+            continue
         layer = plan[name]
         key = (layer.method, layer.kind, layer.shape, layer.modes, layer.ranks)
         alone = () if max(layer.shape[:2]) <= BATCH_CHANNELS else (name,)
         groups.setdefault((*key, *alone, tensors[name].device, tensors[name].dtype), []).append(name)
-    result: dict[str, Tensor] = {}
     for names in groups.values():
         layer = plan[names[0]]
         kind = KINDS[layer.kind]
         batch = torch.stack([kind.canonical(tensors[name]) for name in names])
         projected = project_batch(layer.form, batch, layer.ranks, layer.modes)
         result.update((name, kind.stored(one)) for name, one in zip(names, projected, strict=True))
-    return result
+    return {name: result[name] for name in tensors}
 
 
 def start(weights: Mapping[str, Tensor], rho: Mapping[str, float], project: Project) -> dict[str, AdmmState]:

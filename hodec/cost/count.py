@@ -1,6 +1,6 @@
 """Parameters and multiply-adds (MACs) of a model, and how often and at which size each layer runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,8 @@ from hodec.formats.runs import Runs
 from hodec.layers.base import same_random_state
 
 Inputs = Tensor | Sequence[Tensor]
+#: model inputs, or what loaders give: model inputs with labels behind them
+Batch = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,26 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes.items():
             module.training = training
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``'s wrapper, which renames every layer."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def run_batches(model: nn.Module, batches: Iterable[Batch], *, count: int = 1) -> int:
+    """Run the model on each batch for what its layers do by the way; returns how many batches there were.
+
+    Args:
+        model: in the mode it is to run in.
+        batches: model inputs, or tuples whose first ``count`` are the inputs and whose rest (labels) is not used; they
+            are moved to the model's device.
+        count: inputs that the model takes.
+    """
+    device, used = next((p.device for p in model.parameters()), torch.device("cpu")), 0
+    for batch in batches:
+        inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)[:count]
+        model(*(x.to(device) for x in inputs))
+        used += 1
+    return used

@@ -32,6 +32,10 @@ class Form(ABC):
     min_modes: int = 1
     #: executions the layer offers, the default while training first
     executions: tuple[str, ...] = ("merged",)
+    #: whether factors are found by iteration, so that those of an earlier weight nearby are worth starting from
+    iterative: bool = False
+    #: how much the error, relative to the weight, may grow from one rank to the next: 0 but for local optima
+    rank_slack: float = 0.0
 
     @abstractmethod
     def max_ranks(self, shape: Shape, modes: Modes) -> Ranks:
@@ -44,6 +48,10 @@ class Form(ABC):
     @abstractmethod
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
         """Dense weight -> factors."""
+
+    def refine(self, weight: Tensor, ranks: Sequence[int], modes: Modes, start: Sequence[Tensor]) -> list[Tensor]:
+        """Dense weight -> factors, improved from ``start`` where the format is ``iterative``."""
+        return self.decompose(weight, ranks, modes)
 
     @abstractmethod
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
@@ -63,6 +71,18 @@ class Form(ABC):
     @abstractmethod
     def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
         """Multiply-adds of one image that runs the layer as in ``runs``."""
+
+    def unsuitable(self, shape: Shape, modes: Modes) -> str:
+        """Why a layer of this shape should stay dense at these modes; empty where there is no reason."""
+        return ""
+
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        """Groups of input axes whose coordinates may be mixed with each other without changing any rank.
+
+        The axes are those of (I_1, .., I_d, K_1, ..), d modes and then the kernel, numbered from 0. None by default:
+        then there is no projection in the metric of the input.
+        """
+        return []
 
     def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
         """The execution that inference should use at these sizes."""

@@ -27,11 +27,7 @@ class CP(StagedForm):
     Source: Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015: section 3.
     """
 
-    #: whether ``max_ranks`` reproduces every weight: by construction, not by iteration
-    exact_at_full_rank = True
-    #: whether projecting twice is projecting once at every rank; here only where ``recovers`` says so
-    idempotent = False
-    #: how much the error, relative to the weight, may grow from one rank to the next
+    iterative = True
     rank_slack = 0.02
 
     def __init__(self, *, joint: bool = False, transposed: bool = False) -> None:
@@ -74,26 +70,43 @@ class CP(StagedForm):
         return recoverable(self.sides(shape), ranks[0])
 
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
-        outer, inner, *spatial = (f[0].to(weight.dtype) for f in self._factors(weight[None], ranks))
+        return self._kernels(self._factors(weight[None], ranks), weight, ranks)
+
+    def refine(self, weight: Tensor, ranks: Sequence[int], modes: Modes, start: Sequence[Tensor]) -> list[Tensor]:
+        near = [f[None] for f in _sides(start)]
+        return self._kernels(self._factors(weight[None], ranks, near), weight, ranks)
+
+    def _kernels(self, factors: Sequence[Tensor], weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+        """Factors (1, n, R) of O, I and each depthwise stage -> kernels of the stages, in their order."""
+        outer, inner, *spatial = (f[0].to(weight.dtype) for f in factors)
         in_order = [inner.mT, *(s.mT for s in spatial), outer]
         stages = self.stages(weight.shape, ranks)
         return [f.reshape(stage.kernel) for f, stage in zip(in_order, stages, strict=True)]
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
-        inner, *spatial, outer = (f.flatten(1) for f in factors)
-        return _whole([outer, inner.mT, *(s.mT for s in spatial)], shape)
+        return _whole(_sides(factors), shape)
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         tensor = weight.reshape(self.sides(weight.shape))
         return [(0, tensor.movedim(k, 0).flatten(1)) for k in range(tensor.ndim)]
 
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        kernel = [tuple(1 + axis for axis in group) for group in self.groups(shape)]
+        return [(0,), *kernel]
+
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         shape, factors = weights.shape[1:], self._factors(weights, ranks)
         return torch.stack([_whole(list(one), shape) for one in zip(*factors, strict=True)]).to(weights.dtype)
 
-    def _factors(self, weights: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    def _factors(self, weights: Tensor, ranks: Sequence[int], near: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Weights (B, O, I, K..) -> (B, n, R) for O, I and each depthwise stage, float64."""
-        return factorize(weights.reshape(len(weights), *self.sides(weights.shape[1:])), ranks[0])
+        return factorize(weights.reshape(len(weights), *self.sides(weights.shape[1:])), ranks[0], near)
+
+
+def _sides(kernels: Sequence[Tensor]) -> list[Tensor]:
+    """Kernels of the stages -> (n, R) for O, I and each depthwise stage."""
+    inner, *spatial, outer = (f.flatten(1) for f in kernels)
+    return [outer, inner.mT, *(s.mT for s in spatial)]
 
 
 def _whole(factors: list[Tensor], shape: Shape) -> Tensor:

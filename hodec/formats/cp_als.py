@@ -71,7 +71,7 @@ class Components:
         return (tensors.flatten(2) - (first * self.weights[:, None]) @ khatri_rao(rest).mT).flatten(1).norm(dim=1)
 
 
-def factorize(tensors: Tensor, rank: int) -> list[Tensor]:
+def factorize(tensors: Tensor, rank: int, start: Sequence[Tensor] | None = None) -> list[Tensor]:
     """CP of a batch of tensors.
 
     Starts from the largest singular triplets of all slices of the tensor along its short sides, which are orthogonal
@@ -82,6 +82,7 @@ def factorize(tensors: Tensor, rank: int) -> list[Tensor]:
     Args:
         tensors: (B, n_1, .., n_m), finite.
         rank: number of components, at least 1.
+        start: factors (B, n_k, rank), one per side, to improve instead; the result is at least as near as they are.
 
     Returns:
         float64 factors (B, n_k, rank), one per side.
@@ -99,7 +100,8 @@ def factorize(tensors: Tensor, rank: int) -> list[Tensor]:
     long += [k for k in order if k not in long][: max(0, 2 - len(long))]
     short = [k for k in order if k not in long]
     label = "x".join(map(str, work.shape[1:]))
-    parts = _fit(work.permute(0, *long, *short).flatten(len(long)), rank, label=label)
+    near = None if start is None else _components(start, norms, long=long, short=short)
+    parts = _fit(work.permute(0, *long, *short).flatten(len(long)), rank, near=near, label=label)
     fitted = dict(zip(long, replace(parts, weights=parts.weights * norms[:, None]).spread(), strict=True))
     one = parts.weights.new_ones(len(work), 1, rank)
     return [fitted.get(k, one) for k in range(1, work.ndim)]
@@ -119,17 +121,25 @@ def khatri_rao(factors: list[Tensor]) -> Tensor:
     return product
 
 
-def _fit(tensors: Tensor, rank: int, *, label: str) -> Components:
-    """Components of unit tensors (B, n_1 >= n_2 >= ..); ``label`` names them in warnings."""
-    start = _orthogonal_start(tensors, rank)
+def _components(factors: Sequence[Tensor], norms: Tensor, *, long: list[int], short: list[int]) -> Components:
+    """Factors of tensors of these norms as components of the unit tensors; sides ``short`` are of size 1."""
+    given = {k: f.double() for k, f in enumerate(factors, start=1)}
+    weights = torch.stack([given[k][:, 0] for k in short] or [torch.ones_like(given[1][:, 0])]).prod(0)
+    weights = weights / torch.where(norms > 0, norms, 1)[:, None]
+    columns = []
+    for k in long:
+        lengths = given[k].norm(dim=1)
+        columns.append(_unit(given[k], lengths))
+        weights = weights * lengths
+    columns[0] = columns[0] * torch.where(weights < 0, -1.0, 1.0)[:, None]
+    return Components(columns, weights.abs())
+
+
+def _fit(tensors: Tensor, rank: int, *, near: Components | None, label: str) -> Components:
+    """Components of unit tensors (B, n_1 >= n_2 >= ..), from ``near`` if given; ``label`` names them in warnings."""
     if tensors.ndim == 3:  # matrices: the start is the truncated SVD
-        return start
-    found, done = _recover(tensors, start, rank)
-    index = (~done).nonzero()[:, 0]
-    if len(index):
-        other, error = _alternate(tensors[index], _moved(start.pick(index)))
-        mine = found.pick(index)
-        found = found.put(index, other.where(error < mine.residual(tensors[index]), mine))
+        return _orthogonal_start(tensors, rank)
+    found = _searched(tensors, rank) if near is None else _alternate(tensors, near)[0]
     index = (found.growth() > LIMIT).nonzero()[:, 0]
     if len(index):
         log.warning(
@@ -137,8 +147,21 @@ def _fit(tensors: Tensor, rank: int, *, label: str) -> Components:
             "(in %d of %d weights); computing them again with bounded norms",
             label, rank, float(found.growth().max()), len(index), len(tensors),
         )  # fmt: skip
-        found = found.put(index, _alternate(tensors[index], _moved(start.pick(index)), damping=DAMPING)[0])
+        again = _moved(_orthogonal_start(tensors[index], rank))
+        found = found.put(index, _alternate(tensors[index], again, damping=DAMPING)[0])
     return _best_length(tensors, found)
+
+
+def _searched(tensors: Tensor, rank: int) -> Components:
+    """The better of two starts, each improved."""
+    start = _orthogonal_start(tensors, rank)
+    found, done = _recover(tensors, start, rank)
+    index = (~done).nonzero()[:, 0]
+    if len(index):
+        other, error = _alternate(tensors[index], _moved(start.pick(index)))
+        mine = found.pick(index)
+        found = found.put(index, other.where(error < mine.residual(tensors[index]), mine))
+    return found
 
 
 def _recover(tensors: Tensor, start: Components, rank: int) -> tuple[Components, Tensor]:

@@ -80,6 +80,12 @@ def spatial_axes(shape: Shape) -> tuple[int, ...]:
     return tuple(range(len(shape) - 2))
 
 
+def channels_and_kernel(shape: Shape, split: int = 1) -> list[tuple[int, ...]]:
+    """``Form.mixable`` where each of ``split`` channel modes is a side of its own, and the whole kernel one more."""
+    kernel = tuple(split + axis for axis in spatial_axes(shape))
+    return [*((axis,) for axis in range(split)), *([kernel] if kernel else [])]
+
+
 def pointwise(out: int, inp: int, shape: Shape) -> Stage:
     """A 1x1 convolution (or a linear map) among the stages of a weight of this shape."""
     return Stage((out, inp, *(1 for _ in shape[2:])))

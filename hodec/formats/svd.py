@@ -8,7 +8,7 @@ from torch import Tensor
 from hodec.formats.base import Ranks, Shape
 from hodec.formats.modes import Modes
 from hodec.formats.runs import Runs
-from hodec.formats.staged import Stage, StagedForm, pointwise, spatial_axes
+from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
 from hodec.linalg import truncate
 
 
@@ -78,6 +78,9 @@ class OutputSplit(MatrixSplit):
         first, second = kernels
         return second.flatten(1), first.flatten(1)
 
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        return [tuple(range(len(shape) - 1))]
+
 
 class LookupSplit(OutputSplit):
     """Matrix (width, entries) of an embedding: a narrow table is looked up, then mapped to the full width."""
@@ -111,6 +114,9 @@ class InputSplit(MatrixSplit):
     def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
         first, second = kernels
         return torch.einsum("or...->o...r", second).flatten(0, -2), first.flatten(1)
+
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        return channels_and_kernel(shape)
 
 
 class SpatialSplit(MatrixSplit):
@@ -155,6 +161,10 @@ class SpatialSplit(MatrixSplit):
         first = self.first_axis(shape)
         one, two = kernels[0].squeeze(3 - first), kernels[1].squeeze(2 + first)
         return two.transpose(1, 2).flatten(0, 1), one.flatten(1)
+
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        first = self.first_axis(shape)
+        return [(0, 1 + first), (2 - first,)]
 
 
 SVD, SVD_TRANSPOSED, LOOKUP = OutputSplit(), OutputSplit(transposed=True), LookupSplit()

@@ -15,6 +15,7 @@ from hodec.errors import RankError
 from hodec.formats.base import Form, Ranks, Shape
 from hodec.formats.modes import Modes
 from hodec.formats.runs import Runs
+from hodec.formats.staged import channels_and_kernel
 from hodec.linalg import truncate
 
 # Measured on CPU: the chain of small contractions runs at about three quarters of the rate of the merged
@@ -142,6 +143,9 @@ class TTForm(Form):
         tensor = self.tensorize(weight[None], modes)[0]
         return [(k, tensor.flatten(0, k).flatten(1)) for k in range(tensor.ndim - 1)]
 
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        return channels_and_kernel(shape, len(modes.inputs))
+
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         cores = _decompose_many(self.tensorize(weights, modes), ranks)
         return self.to_weight(_reconstruct_many(cores), weights.shape[1:], modes)
@@ -202,7 +206,7 @@ class TTLinearForm(TTForm):
     """
 
     min_modes = 2
-    executions = ("merged", "chain")
+    executions: tuple[str, ...] = ("merged", "chain")
 
     def tensor_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
         return tuple(o * i for o, i in zip(modes.outputs, modes.inputs, strict=True))
@@ -233,5 +237,35 @@ class TTLinearForm(TTForm):
         return "chain" if chain < runs.before * math.prod(shape) else "merged"
 
 
+class TTLookup(TTLinearForm):
+    """The TT-matrix of an embedding: both its width and its vocabulary are split, and a row is a product of slices.
+
+    The vocabulary is split by its own factors and never padded.
+
+    Source: Hrinchuk, Khrulkov, Mirvakhabova, Orlova, Oseledets, Tensorized Embedding Layers, Findings of EMNLP 2020:
+    section 3.
+    """
+
+    executions = ("chain",)
+
+    def unsuitable(self, shape: Shape, modes: Modes) -> str:
+        if min(modes.inputs) > 1:
+            return ""
+        count = len(modes.inputs)
+        return (
+            f"its vocabulary of {shape[1]} entries has no {count} factors above 1 (modes {list(modes.inputs)}): give "
+            "it unused entries up to a number that has, or choose fewer modes or method svd"
+        )
+
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
+        r = (1, *ranks, 1)
+        # the first slice is looked up, which costs nothing
+        products = (math.prod(modes.outputs[: k + 1]) * r[k] * r[k + 1] for k in range(1, len(modes.outputs)))
+        return runs.after * sum(products)
+
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
+        return "chain"
+
+
 CONV, CONV_TRANSPOSED = TTConv(), TTConv(transposed=True)
-LINEAR = TTLinearForm()
+LINEAR, LOOKUP = TTLinearForm(), TTLookup()

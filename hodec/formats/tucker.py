@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedForm, pointwise, spatial_axes
+from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
 from hodec.linalg import truncate
 
 
@@ -49,6 +49,9 @@ class Tucker2(StagedForm):
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return [(0, weight.transpose(0, 1).flatten(1)), (1, weight.flatten(1))]
+
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        return channels_and_kernel(shape)
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         inner, core, outer = self._factor(weights, ranks)

@@ -48,7 +48,15 @@ class FactorizedLayer(nn.Module):
         """The structure that stands in for ``module``, with random factors: enough to load saved ones into."""
 
     @classmethod
-    def from_dense(cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = "") -> Self:
+    def from_dense(
+        cls,
+        module: Any,
+        ranks: Sequence[int],
+        *,
+        modes: Modes | None = None,
+        execution: str = "",
+        start: Sequence[Tensor] | None = None,
+    ) -> Self:
         """Factorize a dense layer: its weight at these ranks, its bias and settings as they are.
 
         Args:
@@ -56,6 +64,7 @@ class FactorizedLayer(nn.Module):
             ranks: ranks in the format's order; see the layer's format for their number and limits.
             modes: how channels split; by default evenly, into two modes a side.
             execution: one of the format's executions, by default its first.
+            start: factors of a weight nearby; formats found by iteration go on from them.
 
         Raises:
             RankError: ranks that do not fit.
@@ -65,7 +74,11 @@ class FactorizedLayer(nn.Module):
         with same_random_state([weight]):
             layer = cls.like(module, ranks, modes=modes, execution=execution)
         with torch.autocast(weight.device.type, enabled=False):
-            factors = cls.form.decompose(cls.kind.canonical(working_copy(weight)), layer.ranks, layer.modes)
+            work = cls.kind.canonical(working_copy(weight))
+            if start is None:
+                factors = cls.form.decompose(work, layer.ranks, layer.modes)
+            else:
+                factors = cls.form.refine(work, layer.ranks, layer.modes, start)
             layer.load_factors(balance(factors))
         if isinstance(layer.bias, Tensor):
             layer.bias.data.copy_(module.bias.detach())

@@ -48,7 +48,7 @@ class ClassicalTTConv(FactorizedConv):
         dims = self.kind.dims
         batched = x if x.ndim == dims + 2 else x.unsqueeze(0)
         y = self.spatial_conv(batched.flatten(0, 1).unsqueeze(1), self.kernel)  # (n i) r h' w'
-        y = y.unflatten(0, (len(batched), 1, *self.modes.inputs))  # n 1 i1..id r h' w'
+        y = y.unflatten(0, (batched.shape[0], 1, *self.modes.inputs))  # n 1 i1..id r h' w'
         y = y.movedim(-1 - dims, 2)  # n p r i1..id h' w', p = 1 outputs so far
         for core in self.cores:
             y = torch.einsum("npri...,rios->npos...", y, core).flatten(1, 2)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hodec.cost.latency import LatencyTable
 from hodec.errors import PlanError, near_matches
 from hodec.ranks.ascend import Ascend
 from hodec.ranks.base import Candidate, Choice, RankRule, make_plan
 from hodec.ranks.budget import Budget
 from hodec.ranks.energy import Energy
 from hodec.ranks.greedy import Greedy
+from hodec.ranks.learned import Learned
 from hodec.ranks.manual import Manual
 from hodec.ranks.ratio import Ratio
 from hodec.ranks.tar import Tar
@@ -24,6 +26,17 @@ class RuleEntry:
     settings: tuple[str, ...]
 
 
+def timed(rule: Callable[..., RankRule]) -> Callable[..., RankRule]:
+    """The rule, with the latency table of this device where its settings ask for milliseconds."""
+
+    def build(**settings: Any) -> RankRule:
+        if settings.get("latency_ms") is None and settings.get("metric") != "latency_ms":
+            return rule(**settings)
+        return rule(**settings, latency_table=LatencyTable())
+
+    return build
+
+
 LIMITS = ("round_to", "min_rank", "max_rank")
 RULES: dict[str, RuleEntry] = {
     "manual": RuleEntry(Manual, ("tt_ranks",)),
@@ -31,9 +44,12 @@ RULES: dict[str, RuleEntry] = {
     "energy": RuleEntry(Energy, ("keep", *LIMITS)),
     "vbmf": RuleEntry(Vbmf, ("calibration", *LIMITS)),
     "ascend": RuleEntry(Ascend, ()),
-    "greedy": RuleEntry(Greedy, ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")),
+    "greedy": RuleEntry(
+        timed(Greedy), ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")
+    ),
     "tar": RuleEntry(Tar, ("evaluate", "indices", "metric", *LIMITS)),
-    "budget": RuleEntry(Budget, ("macs", "params", *LIMITS)),
+    "budget": RuleEntry(timed(Budget), ("macs", "params", "latency_ms", "tolerance", *LIMITS)),
+    "learned": RuleEntry(Learned, ("alpha", "macs", "params", "metric", *LIMITS)),
 }
 
 
@@ -58,6 +74,7 @@ __all__ = [
     "Choice",
     "Energy",
     "Greedy",
+    "Learned",
     "Manual",
     "RankRule",
     "Ratio",

@@ -1,6 +1,6 @@
 """make_plan: the eligible layers, their modes, the ranks a rule chooses for them, and what that costs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -122,24 +122,64 @@ def make_plan(  # noqa: PLR0913
         TrainingError: a weight with NaN or Inf.
     """
     model = uncompiled(model)
+    sites, skipped = eligible_layers(model, get_method(method), example_input)
+    layers = plan_layers(
+        sites,
+        skipped,
+        rule,
+        method=method,
+        bind=lambda needy: needy.bind(model, example_input, method),
+        include=include,
+        exclude=exclude,
+        allow_larger=allow_larger,
+        n_modes=n_modes,
+        modes=modes,
+        execution=execution,
+    )
+    cost = count_cost(model, example_input)
+    inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example_input))
+    order = [name for name, _ in model.named_modules() if name in skipped]
+    return Plan(layers, {name: skipped[name] for name in order}, rule.name, cost.params, cost.macs, inputs)
+
+
+def plan_layers(  # noqa: PLR0913
+    sites: Mapping[str, LayerSite],
+    skipped: dict[str, str],
+    rule: RankRule,
+    *,
+    method: str,
+    bind: Callable[[NeedsModel], None],
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    allow_larger: bool = False,
+    n_modes: int = 2,
+    modes: Mapping[str, Modes] | None = None,
+    execution: str = "auto",
+) -> dict[str, LayerPlan]:
+    """``make_plan`` without a model: the plans of eligible layers, wherever they were found.
+
+    Args:
+        sites: the layers that ``method`` can factorize.
+        skipped: why others cannot; each layer that stays dense joins them.
+        bind: shows the whole net to a rule that needs it.
+
+    Raises:
+        PlanError: as ``make_plan``.
+    """
     how = get_method(method)
-    sites, skipped = eligible_layers(model, how, example_input)
     chosen = _included(list(sites), include, exclude, skipped)
     candidates = {
         name: Candidate(name, method, sites[name], how.form(sites[name].kind), split, execution)
         for name, split in _split_all(chosen, sites, how, n_modes, modes or {}, skipped).items()
     }
     if isinstance(rule, NeedsModel):
-        rule.bind(model, example_input, method)
+        bind(rule)
     choices = rule.choose(candidates) if candidates else {}
     layers = _affordable(candidates, choices, allow_larger, skipped)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
         raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
-    cost = count_cost(model, example_input)
-    inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example_input))
-    order = [name for name, _ in model.named_modules() if name in skipped]
-    return Plan(layers, {name: skipped[name] for name in order}, rule.name, cost.params, cost.macs, inputs)
+    return layers
 
 
 def _included(
@@ -177,6 +217,8 @@ def _split_all(  # noqa: PLR0913
         least = form.min_modes
         if len(split.inputs) < least:
             skipped[name] = f"method {method.name} needs at least {least} modes a side for a {sites[name].kind} layer"
+        elif reason := form.unsuitable(sites[name].shape, split):
+            skipped[name] = reason
         else:
             result[name] = split
     return result

@@ -9,6 +9,7 @@ from torch import nn
 
 from hodec.conversion import match_names
 from hodec.cost.count import Cost, Inputs, count_cost
+from hodec.cost.latency import LatencyTable
 from hodec.errors import ConfigError, PlanError
 from hodec.plan import LayerPlan
 from hodec.ranks.allotment import Allotment, allot, closer, least
@@ -38,9 +39,10 @@ class Budget:
         latency_ms: time of the whole net, milliseconds.
         weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the
             last match counts); or ``norm``: by its share of all candidates' squared norm.
-        latency: planned layer -> its milliseconds; for ``latency_ms``.
+        latency_table: measured milliseconds of this device, for ``latency_ms``; or instead of it:
+        latency: planned layer -> its milliseconds.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
-        rest_ms: milliseconds of everything else in the net.
+        rest_ms: milliseconds of everything else in the net; a table measures them.
         tolerance: how far below a target the net may stay, as a share of it, 0..1.
         round_to, min_rank, max_rank: limits of all ranks, see ``Rounding``.
 
@@ -64,34 +66,43 @@ class Budget:
         latency: Latency | None = None,
         dense_latency: Latency | None = None,
         rest_ms: float = 0.0,
+        latency_table: LatencyTable | None = None,
         tolerance: float = TOLERANCE,
         round_to: int = 1,
         min_rank: int = 1,
         max_rank: int | None = None,
     ) -> None:
         self.targets = checked_targets(macs=macs, params=params)
+        if latency_table is not None:
+            latency, dense_latency = latency_table.after, latency_table.before
         if latency_ms is None and not self.targets:
             raise ConfigError("budget: no target is given; give ranks.macs=0.4, ranks.params=0.3 or ranks.latency_ms=5")
         if latency_ms is not None:
             check_number("latency_ms", latency_ms, 0, math.inf)
             if latency is None or dense_latency is None:
                 raise ConfigError(
-                    f"ranks.latency_ms={latency_ms} needs latency tables of this device (latency and "
-                    "dense_latency, from a planned layer to milliseconds), and they are not given; without "
-                    "them give ranks.macs=0.4"
+                    f"ranks.latency_ms={latency_ms} needs latency tables of this device (latency_table=LatencyTable(), "
+                    "or latency and dense_latency, from a planned layer to milliseconds), and they are not given; "
+                    "without them give ranks.macs=0.4"
                 )
         check_number("tolerance", tolerance, 0, 1)
         self.weights = _checked_weights(weights)
         self.latency_ms, self.rest_ms = latency_ms, rest_ms
-        self.latency, self.dense_latency = latency, dense_latency
+        self.latency, self.dense_latency, self.latency_table = latency, dense_latency, latency_table
         self.tolerance = tolerance
         self.rounding = Rounding(round_to, min_rank, max_rank)
         self.found: Allotment | None = None
         self._dense: Cost | None = None
+        self._net: tuple[nn.Module, Inputs] | None = None
 
     def bind(self, model: nn.Module, example_input: Inputs, method: str = "") -> None:
         """Count what the whole dense net costs; ``choose`` needs it."""
-        self._dense = count_cost(model, example_input)
+        self.bind_cost(count_cost(model, example_input))
+        self._net = (model, example_input) if self.latency_table is not None else None
+
+    def bind_cost(self, dense: Cost) -> None:
+        """What the whole dense net costs, where it was counted already."""
+        self._dense = dense
 
     def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
         """Ranks of every layer, or why it stays dense.
@@ -118,8 +129,16 @@ class Budget:
             raise PlanError(f"{self.name}: call bind(model, example_input, method) before choose, as make_plan does")
         resources = whole_net(self.targets, self._dense, candidates)
         if self.latency_ms is not None and self.latency and self.dense_latency:
-            resources.append(Resource("latency_ms", self.latency_ms, self.rest_ms, self.latency, self.dense_latency))
+            rest = self._rest_ms(candidates)
+            resources.append(Resource("latency_ms", self.latency_ms, rest, self.latency, self.dense_latency))
         return resources
+
+    def _rest_ms(self, candidates: Mapping[str, Candidate]) -> float:
+        if self.latency_table is None:
+            return self.rest_ms
+        if self._net is None:
+            raise PlanError(f"{self.name}: latency_ms needs the model itself: call bind(..) first, as make_plan does")
+        return self.latency_table.rest_ms(*self._net, (c.planned(c.most) for c in candidates.values()))
 
     def _weights(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
         if self.weights == "norm":

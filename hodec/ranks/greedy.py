@@ -10,6 +10,7 @@ from torch import nn
 
 from hodec.conversion import convert, match_names
 from hodec.cost.count import Cost, Inputs, count_cost
+from hodec.cost.latency import LatencyTable
 from hodec.errors import ConfigError, PlanError, near_matches
 from hodec.plan import LayerPlan, Plan
 from hodec.ranks.base import Candidate, Choice
@@ -49,8 +50,9 @@ class Greedy:
         table: JSON file of scores. Each is saved at once, so that a run that broke off goes on where it was.
         fine_tune: trains a model in place; ``apply`` calls it after each layer.
         progress: draw a bar if stderr is a terminal; it is log lines otherwise.
-        latency, dense_latency: planned layer -> its milliseconds, and those of the dense layer; for ``latency_ms``.
-        rest_ms: milliseconds of everything that is no candidate.
+        latency_table: measured milliseconds of this device, for ``latency_ms``; or instead of it:
+        latency, dense_latency: planned layer -> its milliseconds, and those of the dense layer.
+        rest_ms: milliseconds of everything that is no candidate; a table measures them.
 
     Attributes:
         stats: what the last ``choose`` found; None before, and where nothing could be factorized.
@@ -82,11 +84,14 @@ class Greedy:
         latency: LayerCost | None = None,
         dense_latency: LayerCost | None = None,
         rest_ms: float = 0.0,
+        latency_table: LatencyTable | None = None,
     ) -> None:
         if not callable(evaluate):
             raise ConfigError(f"ranks.evaluate={evaluate!r} is not a function model -> score (higher is better)")
         self.evaluate, self.target = evaluate, check_share("ranks.target", target)
-        self.meter = _meter(metric, latency, dense_latency)
+        if latency_table is not None:
+            latency, dense_latency = latency_table.after, latency_table.before
+        self.meter, self.latency_table = _meter(metric, latency, dense_latency), latency_table
         self.candidates = _whole("candidates", candidates, 2)
         self.multiplicity = _whole("multiplicity", multiplicity, 1)
         self.monotonic, self.ignore = monotonic, _globs(ignore)
@@ -116,6 +121,9 @@ class Greedy:
         if not curves:
             return {name: Choice(None, reason=reasons[name]) for name in candidates}
         cost = count_cost(model, example_input)
+        if self.latency_table is not None and self.meter.name not in COUNTED:
+            every = [one.planned(one.most) for one in candidates.values()]
+            self.rest_ms = self.latency_table.rest_ms(model, example_input, every)
         costs = self._costs(cost, candidates, curves)
         check_reachable(costs, self.target)  # known without any score: better now than after hours of evaluation
         table = ScoreTable(self.table, identity(model, example_input, self.evaluate, self.key))

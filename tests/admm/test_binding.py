@@ -151,7 +151,7 @@ def test_lbfgs_is_refused():
         fit(Users(net, lambda module: torch.optim.LBFGS(module.parameters())), admm(net))
 
 
-def test_sharded_weights_and_scaled_gradients_are_refused():
+def test_row_6_sharded_weights_and_scaled_gradients_are_refused():
     optimizer = sgd(new_net())
     assert refuse_impossible("DDPStrategy", [optimizer], "32-true") is optimizer
     with pytest.raises(TrainingError, match="FSDPStrategy splits weights .*strategy='ddp'"):

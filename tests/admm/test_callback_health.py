@@ -42,7 +42,7 @@ def test_a_weight_that_is_not_finite_stops_the_fit(value):
         fit(Numb(net), Break(value, after=5), admm(net), epochs=3)
 
 
-def test_a_net_that_starts_broken_is_refused_at_once():
+def test_row_3_a_net_that_starts_broken_is_refused_at_once():
     net = new_net()
     plan = plan_of(net)
     net.fc1.weight.data[0, 0] = float("nan")
@@ -54,7 +54,7 @@ def messages(caplog, word):
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and word in r.getMessage()]
 
 
-def test_a_rising_residual_is_called_divergence(caplog):
+def test_row_40_a_rising_residual_is_called_divergence(caplog):
     """rho so small that W never follows: U winds up until Z is what was cut off."""
     net = new_net()
     callback = admm(net, 1e-9, ranks=1, update_every="1steps")
@@ -66,7 +66,7 @@ def test_a_rising_residual_is_called_divergence(caplog):
     assert "raise admm.pull" in message
 
 
-def test_a_weak_pull_is_warned_about_before_it_does_harm(caplog):
+def test_row_40_a_weak_pull_is_warned_about_before_it_does_harm(caplog):
     net = new_net()
     fit(Users(net), admm(net, 1e-3), epochs=2)
     (message,) = messages(caplog, "pulls W only")
@@ -186,3 +186,14 @@ def test_one_batch_per_epoch_is_enough():
     fit(Users(net, lambda m: torch.optim.SGD(m.parameters(), **SGD)), callback, data=batches(batch_size=8 * BATCHES))
     assert len(callback.primal) == 1
     assert_close(callback._pull, 0.8)
+
+
+def test_row_40_updates_that_come_faster_than_momentum_forgets_are_warned_about(caplog):
+    fit(Users(new_net()), admm(new_net(), update_every="19steps"))
+    (message,) = messages(caplog, "every 19 optimizer steps")
+    assert "admm.update_every=20steps" in message
+
+
+def test_updates_that_come_slowly_enough_are_not(caplog):
+    fit(Users(new_net()), admm(new_net(), update_every="20steps"))
+    assert not messages(caplog, "still on its way")

@@ -126,7 +126,7 @@ def test_checkpoints_hold_plain_values_and_load_without_running_code(tmp_path):
         ({"conv*": 3, "fc1": 3, "head": 1}, "1 layers differ, first head .*checkpoint: without it"),
     ],
 )
-def test_resume_with_another_plan_is_refused(tmp_path, ranks, words):
+def test_row_31_resume_with_another_plan_is_refused(tmp_path, ranks, words):
     run(tmp_path)
     with pytest.raises(CheckpointError, match=f"of another plan: {words}"):
         run(tmp_path / "other", ranks=ranks, resume=tmp_path / "4.ckpt")

@@ -49,9 +49,10 @@ def test_decomposing_a_projection_loses_nothing(case: Case, dtype: torch.dtype):
 @pytest.mark.parametrize("seed", range(3))
 def test_error_does_not_grow_with_rank(case: Case, seed: int):
     w = case.weight(seed=seed)
-    caps = range(1, max(case.form.max_ranks(case.shape, case.modes)) + 1)
+    most = max(case.form.max_ranks(case.shape, case.modes))
+    caps = range(1, most + 1) if most <= 40 else [1, 2, 3, 5, 8, 13, 21, most // 2, most - 1, most]
     errors = [relative(case.form.project(w, case.ranks(cap), case.modes), w) for cap in caps]
-    assert all(after <= before + 1e-12 for before, after in zip(errors, errors[1:]))
+    assert all(after <= before + case.form.rank_slack + 1e-12 for before, after in zip(errors, errors[1:]))
     assert errors[-1] < 1e-10 < 0.1 < errors[0] <= 1
 
 

@@ -176,17 +176,17 @@ def test_gradients_are_those_of_finite_differences(case: Case, execution: str):
 @every_execution
 def test_training_lowers_the_loss(case: Case, execution: str):
     x = case.input(torch.float32)
-    target = case.dense(torch.float32)(x).detach()
+    target = case.layer(case.dense(torch.float32))(x).detach()  # what such a layer can learn
     layer = case.layer(case.dense(torch.float32), execution=execution)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = (layer(x) - target).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @every_case
@@ -248,8 +248,7 @@ def test_row_4_a_huge_weight_is_factorized_finitely(case: Case):
     dense = case.dense(torch.float32)
     with torch.no_grad():
         dense.weight.div_(dense.weight.abs().max())
-        kind = KINDS[case.kind]
-        like_any_other = kind.stored(case.form.project(kind.canonical(dense.weight), case.ranks(3), case.modes))
+        like_any_other = case.layer(dense).dense_weight()
         dense.weight.mul_(1e38)
         layer = case.layer(dense)
     assert max(p.detach().abs().max().item() for p in layer.factors()) < 1e20  # balanced: none near its end

@@ -155,7 +155,7 @@ def test_test_pictures_are_not_opened_before_they_are_asked_for(cfg, make_tree):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_corrupt_picture_is_named_by_check(cfg, make_tree, picture, in_memory, content):
+def test_row_24_corrupt_picture_is_named_by_check(cfg, make_tree, picture, in_memory, content):
     root = make_tree()
     broken = root / "train" / "eel" / "002.png"
     broken.write_bytes(broken.read_bytes()[:20] if content is None else content)
@@ -181,7 +181,7 @@ def test_root_not_given(make_cfg):
         data.build_data(make_cfg(name="image_folder"))
 
 
-def test_root_missing_suggests_its_neighbours(cfg, tmp_path):
+def test_row_24_root_missing_suggests_its_neighbours(cfg, tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError, match=r"no such folder. Did you mean: pictures\?.*data.root="):
         data.build_data(cfg(tmp_path / "pictrues"))

@@ -132,7 +132,7 @@ def test_loaders_obey_the_settings(make_cfg):
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_batch_larger_than_the_training_split(make_cfg, world_size):
+def test_row_41_batch_larger_than_the_training_split(make_cfg, world_size):
     digits = data.build_data(make_cfg())
     share = len(digits.train) // world_size
     data.train_loader(digits, make_cfg(batch_size=share), seed=0, world_size=world_size)

@@ -1,0 +1,183 @@
+"""Milliseconds of layers on this device, measured once and kept: what ``budget`` and ``greedy`` spend.
+
+A factorized layer that runs as a row of convolutions takes the sum of their times. Those are measured at channel
+counts on a grid, and read off between them by straight lines, so that hundreds of ranks cost a few dozen measurements.
+What runs in another way (the chain, a rebuilt weight) is measured as it is.
+"""
+
+import copy
+import hashlib
+import logging
+import math
+import os
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hodec.cost.count import Inputs, as_inputs, inference
+from hodec.cost.probe import Probe, probes_of
+from hodec.cost.timing import device_name, medians_ms
+from hodec.errors import CheckpointError, ConfigError
+from hodec.files import read_json, write_json
+from hodec.layers.base import same_random_state
+from hodec.plan import LayerPlan
+
+log = logging.getLogger(__name__)
+
+FORMAT, VERSION = "hodec-latency", 1
+
+# Seconds for one entry, and for a whole net.
+ENTRY_SECONDS, NET_SECONDS = 0.02, 2.0
+
+
+def cache_folder() -> Path:
+    """Where measured times are kept: ``HODEC_CACHE``, or ``hodec`` in the user's folder of caches."""
+    given = os.environ.get("HODEC_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hodec"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a time holds for; another one has its own file."""
+
+    device: str
+    version: str
+    threads: int
+
+    @classmethod
+    def this(cls, device: torch.device) -> "Machine":
+        return cls(device_name(device), torch.__version__, torch.get_num_threads())
+
+    @property
+    def file(self) -> str:
+        text = f"{self.device}|{self.version}|{self.threads}"
+        return f"latency-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+class LatencyTable:
+    """Measured milliseconds by layer, for ``Budget(latency_ms=.., latency_table=..)`` and for ``Greedy``.
+
+    Times are of float32 in evaluation mode, on a CPU in channels-last order. They are kept in a JSON file with the
+    device's name, torch's version and the number of threads; a file of another machine is not used.
+
+    Args:
+        batch: images at a time, 1 or more; milliseconds are of the whole batch.
+        device: where to measure.
+        folder: where the file is; by default ``cache_folder()``. A folder that cannot be written is warned of once,
+            and times are then forgotten at the end of the process.
+
+    Raises:
+        ConfigError: a batch below 1.
+    """
+
+    def __init__(self, batch: int = 1, device: torch.device | str = "cpu", *, folder: str | Path | None = None) -> None:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"latency table: batch={batch!r} is not a whole number of at least 1")
+        self.batch, self.device = batch, torch.device(device)
+        self.machine = Machine.this(self.device)
+        self.path = (cache_folder() if folder is None else Path(folder)) / self.machine.file
+        self.measured = 0
+        self._times: dict[str, float] = _read(self.path, self.machine)
+        self._known: dict[tuple[Any, ...], float] = {}
+        # written when the table is given up, or at the end of the process
+        self._finalizer = weakref.finalize(self, _write, self.path, self.machine, self._times)
+
+    # -- what the rules ask ----------------------------------------------------------------------------------------
+
+    def after(self, layer: LayerPlan) -> float:
+        """Milliseconds of a planned layer, factorized."""
+        return self._layer_ms(layer, dense=False)
+
+    def before(self, layer: LayerPlan) -> float:
+        """Milliseconds of the dense layer in its place."""
+        return self._layer_ms(layer, dense=True)
+
+    def rest_ms(self, model: nn.Module, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
+        """Milliseconds of the dense net without these layers, at least 0.
+
+        Args:
+            model: the dense net; it is run in evaluation mode and left as it was.
+            example_input: as the model takes; its batch is brought to the table's.
+            layers: those that are planned.
+        """
+        return max(0.0, self.net_ms(model, example_input) - sum(self.before(layer) for layer in layers))
+
+    def net_ms(self, model: nn.Module, example_input: Inputs) -> float:
+        """Milliseconds of a whole net; measured each time, for nets have no name."""
+        inputs = [x[torch.arange(self.batch, device=x.device) % len(x)] for x in as_inputs(example_input)]
+        net = self._placed(copy.deepcopy(model))
+        given = [self._placed(x) for x in inputs]
+        with inference(net):
+            return medians_ms({"": lambda: net(*given)}, device=self.device, seconds=NET_SECONDS)[""]
+
+    def save(self) -> None:
+        """Write what was measured now, not only at the end of the process."""
+        _write(self.path, self.machine, self._times)
+
+    # -- measuring -------------------------------------------------------------------------------------------------
+
+    def _layer_ms(self, layer: LayerPlan, *, dense: bool) -> float:
+        key = (layer.method, layer.kind, layer.shape, layer.modes, layer.runs, dense or (layer.ranks, layer.runs_as))
+        if key not in self._known:
+            self._known[key] = sum(times * self._probe_ms(probe) for times, probe in probes_of(layer, dense=dense))
+        return self._known[key]
+
+    def _probe_ms(self, probe: Probe) -> float:
+        """Milliseconds of one probe: between its neighbours on the grid, of which there are one, two or four."""
+        return sum(share * self._entry(corner) for share, corner in probe.corners())
+
+    def _entry(self, probe: Probe) -> float:
+        key = f"batch {self.batch}: {probe.key}"
+        if key not in self._times:
+            self._times[key] = self._measure(probe)
+            self.measured += 1
+        return self._times[key]
+
+    def _measure(self, probe: Probe) -> float:
+        with same_random_state([]):
+            module, x = probe.build(), probe.example(self.batch)
+        module, x = self._placed(module).eval(), self._placed(x)
+        with torch.inference_mode():
+            ms = medians_ms({"": lambda: module(x)}, device=self.device, seconds=ENTRY_SECONDS)[""]
+        log.debug("measured %s at batch %d: %.4g ms", probe.key, self.batch, ms)
+        return ms
+
+    def _placed(self, what: Any) -> Any:
+        """A module or tensor on the device, in the memory order that is fast there."""
+        last = self.device.type == "cpu" and (isinstance(what, nn.Module) or what.ndim == 4)
+        return what.to(self.device, memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def _read(path: Path, machine: Machine) -> dict[str, float]:
+    """Times of a file; none where it is missing. A damaged one is measured anew."""
+    if not path.exists():
+        return {}
+    try:
+        value = read_json(path, "latency table")
+        same = (value["format"], value["version"], value["machine"]) == (FORMAT, VERSION, vars(machine))
+        times = {str(key): float(ms) for key, ms in value["ms"].items()} if same else {}
+        if not all(0 <= ms < math.inf for ms in times.values()):
+            raise ValueError("a time that is none")
+    except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
+        log.warning("latency table %s is damaged (%s) and will be measured anew", path, error)
+        return {}
+    return times
+
+
+def _write(path: Path, machine: Machine, times: Mapping[str, float]) -> None:
+    """Write the times, together with those that another process has written meanwhile."""
+    kept = _read(path, machine)
+    if times.items() <= kept.items():
+        return
+    value = {"format": FORMAT, "version": VERSION, "machine": vars(machine), "ms": {**kept, **times}}
+    try:
+        write_json(path, value)
+    except OSError as error:
+        log.warning("latency table %s cannot be written (%s); HODEC_CACHE names another folder", path, error.strerror)

@@ -1,0 +1,90 @@
+"""Milliseconds of several pieces of work, measured beside each other."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+# A sample shorter than this is mostly the timer and the interpreter: short work is repeated within it.
+SAMPLE_MS = 1.0
+
+
+def medians_ms(
+    works: Mapping[str, Callable[[], Any]],
+    *,
+    device: torch.device | None = None,
+    seconds: float = 1.0,
+    rounds: tuple[int, int] = (5, 60),
+) -> dict[str, float]:
+    """Median milliseconds of each piece of work.
+
+    Rounds go through all works in turn, each round from another one on, so that a machine that slows down slows all
+    of them alike: the ratios are good even where the times are not.
+
+    Args:
+        works: name -> function to time; it is called at least ``rounds[0] + 2`` times.
+        device: where it computes; a GPU is waited for. None: the CPU.
+        seconds: time to spend on all of them together; exceeded only by the least rounds.
+        rounds: least and most rounds.
+    """
+    if not works:
+        return {}
+    repeats = {name: _repeats(work, device) for name, work in works.items()}
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    names, until, (least, most) = list(works), time.perf_counter() + seconds, rounds
+    for at in range(most):
+        if at >= least and time.perf_counter() > until:
+            break
+        turn = at % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            samples[name].append(_sample_ms(works[name], repeats[name], device))
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def _repeats(work: Callable[[], Any], device: torch.device | None) -> int:
+    work()  # the first call allocates and compiles
+    took = _sample_ms(work, 1, device)
+    return max(1, math.ceil(SAMPLE_MS / max(took, 1e-3)))
+
+
+def _sample_ms(work: Callable[[], Any], repeats: int, device: torch.device | None) -> float:
+    clock = _clock(device)
+    _wait(device)
+    began = clock()
+    for _ in range(repeats):
+        work()
+    _wait(device)
+    return 1e3 * (clock() - began) / repeats
+
+
+def _clock(device: torch.device | None) -> Callable[[], float]:
+    """One thread's own time where that is all there is: other programs on the same core do not count then."""
+    alone = (device is None or device.type == "cpu") and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
+
+
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device | None = None) -> str:
+    """What times depend on: ``AMD EPYC 9R45, 1 thread`` or ``NVIDIA H200``."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _processor() -> str:
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(named, platform.machine())
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()

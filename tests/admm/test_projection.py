@@ -1,0 +1,232 @@
+"""What the Z-update remembers: learned ranks, and factors where a format is found by iteration."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from admm_fits import LAYERS, Users, cosine, fit, new_net, plan_of, samples, sgd
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from hodec.admm.callback import AdmmCallback
+from hodec.admm.projection import Projection, with_ranks
+from hodec.conversion import convert
+from hodec.errors import CheckpointError, PlanError
+from hodec.metric import Metric, collect_metrics, project_in_metric
+from hodec.plan import Plan
+from hodec.ranks import Learned, Manual, make_plan
+from hodec.ranks.learned import RankLearner
+
+RANK = 20  # beyond every side: a CP of this rank is not unique to find
+
+
+def alone(value):
+    """What all processes agree on when there is one."""
+    return value
+
+
+@pytest.fixture
+def cp() -> tuple[nn.Module, Plan]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3))
+    return net, make_plan(net, Manual(RANK), method="cp", example_input=torch.zeros(1, 12, 9, 9))
+
+
+def weights(net: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    return {name: net.get_submodule(name).weight.detach() for name in plan}
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+def test_a_second_update_of_the_same_tensor_changes_nothing(cp):
+    net, plan = cp
+    projection = Projection(plan)
+    z = projection.update(weights(net, plan), {}, alone)
+    for name, once in z.items():
+        assert error(once, weights(net, plan)[name]) > 0.1
+        assert error(Projection(plan).update(z, {}, alone)[name], once) > 1e-3  # from nothing: another optimum
+    again = projection.update(z, {}, alone)
+    for name, once in z.items():
+        assert error(again[name], once) < 1e-5
+
+
+def test_an_update_is_at_least_as_near_as_the_last_z_was(cp):
+    net, plan = cp
+    projection, w = Projection(plan), weights(net, plan)
+    z = projection.update(w, {}, alone)
+    noise = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        moved = {n: t + 0.02 * t.norm() * _unit(torch.randn(t.shape, generator=noise)) for n, t in z.items()}
+        after = projection.update(moved, {}, alone)
+        for name in z:
+            assert error(after[name], moved[name]) <= error(z[name], moved[name]) + 1e-6
+        z = after
+
+
+def _unit(t: Tensor) -> Tensor:
+    return t / t.norm()
+
+
+def test_truncating_remembers_nothing(cp):
+    net, plan = cp
+    projection = Projection(plan)
+    projection.truncate(weights(net, plan))
+    assert projection.factors == {}
+    projection.update(weights(net, plan), {}, alone)
+    before = {name: [f.clone() for f in factors] for name, factors in projection.factors.items()}
+    projection.truncate({name: w + 0.1 for name, w in weights(net, plan).items()})
+    assert_close(projection.factors, before, rtol=0, atol=0)
+
+
+def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp):
+    net, plan = cp
+    projection = Projection(plan)
+    z = projection.update(weights(net, plan), {}, alone)
+    for name in plan:
+        net.get_submodule(name).weight.data.copy_(z[name])
+    near, cold = convert(net, plan, starts=projection.factors), convert(net, plan)
+    for name in plan:
+        assert error(near.get_submodule(name).dense_weight(), z[name]) < 1e-5
+        assert error(cold.get_submodule(name).dense_weight(), z[name]) > 1e-3
+
+
+def test_factors_of_other_ranks_are_not_started_from(cp):
+    net, plan = cp
+    projection = Projection(plan)
+    projection.update(weights(net, plan), {}, alone)
+    projection.plan = with_ranks(plan, {"0": (5,)})
+    z = projection.update(weights(net, plan), {}, alone)
+    fresh = Projection(projection.plan).update(weights(net, plan), {}, alone)
+    assert_close(z["0"], fresh["0"])
+
+
+def test_state_goes_on_where_it_was(cp):
+    net, plan = cp
+    one, two = Projection(plan), Projection(plan)
+    one.update(weights(net, plan), {}, alone)
+    two.load_state_dict(one.state_dict())
+    moved = {name: w + 0.01 for name, w in weights(net, plan).items()}
+    assert_close(one.update(moved, {}, alone), two.update(moved, {}, alone), rtol=0, atol=0)
+
+
+def test_admm_with_cp_converges_and_hands_on_its_factors():
+    net = new_net()
+    plan = make_plan(net, Manual(14), method="cp", example_input=torch.zeros(1, 3, 8, 8), include=["conv2"])
+    callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps")
+    fit(Users(net, lambda module: cosine(sgd(module), 160)), callback, epochs=40)
+    assert callback.primal[-1] < 0.02 < callback.primal[0]
+    small = convert(net, plan, starts=callback.factors)
+    assert error(small.conv2.dense_weight().detach(), net.conv2.weight.detach()) < 0.02
+
+
+# -- learned ranks -------------------------------------------------------------------------------------------------
+
+
+def learned(net: nn.Module, share: float = 0.4) -> tuple[Plan, RankLearner]:
+    rule = Learned(params=share)
+    return make_plan(
+        net, rule, method="svd", example_input=torch.zeros(1, 3, 8, 8), include=list(LAYERS)
+    ), rule.learner()
+
+
+def test_admm_changes_the_ranks_and_stays_within_the_target():
+    net = new_net()
+    plan, learner = learned(net)
+    callback = AdmmCallback(plan, "auto", learner=learner, track_truncated=False, update_every="20steps")
+    fit(Users(net), callback, epochs=15)
+    now = callback.plan
+    assert isinstance(now, Plan)
+    assert {name: layer.ranks for name, layer in now.items()} != {name: layer.ranks for name, layer in plan.items()}
+    for name, layer in now.items():  # Z has the ranks that the plan says
+        z = callback.states[name].z
+        assert error(layer.project(z), z) < 1e-5
+    final = callback.final_plan()
+    assert isinstance(final, Plan)
+    assert all(layer.saves() for layer in final.values())
+    assert final.params_after <= 0.4 * plan.params_before
+    assert callback.latest["admm/planned_params"] == final.params_after / final.params_before
+    assert callback.latest["admm/planned_macs"] == final.macs_after / final.macs_before
+    assert callback.start_plan == plan  # the one that was given stays as it is
+    assert convert(net, final)
+
+
+def test_without_a_learner_the_plan_is_the_one_given():
+    net = new_net()
+    callback = AdmmCallback(plan_of(net), "auto", track_truncated=False)
+    fit(Users(net), callback, epochs=1)
+    assert callback.final_plan() is callback.plan is callback.start_plan
+    assert "admm/planned_macs" not in callback.latest
+
+
+def test_learned_ranks_are_state():
+    net = new_net()
+    plan, learner = learned(net)
+    callback = AdmmCallback(plan, "auto", learner=learner, track_truncated=False)
+    fit(Users(net), callback, epochs=2)
+    state = callback.state_dict()
+    assert state["projection"]["ranks"] == {name: list(layer.ranks) for name, layer in callback.plan.items()}
+    again = Projection(plan, learner)
+    again.load_state_dict(state["projection"])
+    assert again.plan == callback.plan != plan
+
+
+def test_state_of_another_plan_is_refused_before_its_ranks_are_taken():
+    net = new_net()
+    plan, learner = learned(net)
+    callback = AdmmCallback(plan, "auto", learner=learner, track_truncated=False)
+    fit(Users(net), callback, epochs=1)
+    state = callback.state_dict()
+    state["plan"]["conv1"] = state["plan"]["conv1"].replace("svd", "tt")
+    state["projection"]["ranks"]["conv1"] = [1, 2, 3]
+    other = AdmmCallback(plan, "auto", learner=learner, track_truncated=False)
+    other.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="another plan: 1 layers differ, first conv1"):
+        fit(Users(new_net()), other, epochs=2)
+
+
+def test_ranks_that_do_not_fit_are_refused():
+    plan = plan_of(new_net())
+    with pytest.raises(PlanError, match="conv1"):
+        with_ranks(plan, {"conv1": (99,)})
+    assert with_ranks(plan, {}) == replace(plan)
+
+
+# -- metrics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured() -> tuple[nn.Module, Plan, dict[str, Metric]]:
+    net = new_net()
+    plan = plan_of(net, {"conv2": 3, "fc1": 3})
+    return net, plan, collect_metrics(net, plan, [samples()[0]])
+
+
+def test_with_metrics_z_is_the_nearest_by_outputs(measured):
+    net, plan, metrics = measured
+    w = weights(net, plan)
+    z = Projection(plan, metrics=metrics).update(w, {}, alone)
+    plain = Projection(plan).update(w, {}, alone)
+    for name, metric in metrics.items():
+        assert_close(z[name], project_in_metric(plan[name], w[name], metric))
+        assert float(metric.apply(w[name] - z[name]).norm()) < float(metric.apply(w[name] - plain[name]).norm())
+
+
+def test_admm_converges_with_metrics_too(measured):
+    net, plan, metrics = measured
+    callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps", metrics=metrics)
+    fit(Users(net, lambda module: cosine(sgd(module), 160)), callback, epochs=40)
+    assert callback.primal[-1] < 0.1 * callback.primal[0]
+
+
+def test_metrics_of_other_layers_are_refused(measured):
+    _, plan, metrics = measured
+    with pytest.raises(PlanError, match="a metric for conv2, which is not in the plan"):
+        AdmmCallback(plan.without("conv2", "by hand"), metrics=metrics)
+
+
+def test_metrics_and_iteration_are_refused(cp):
+    net, plan = cp
+    with pytest.raises(PlanError, match=r"0: cp is found by iteration.*metric_batches=0"):
+        Projection(plan, metrics=collect_metrics(net, plan, [torch.randn(4, 12, 9, 9)]))
