@@ -1,6 +1,6 @@
 """What choosing all ranks together saves: Budget against ranks scaled alike in every layer, at the same cost.
 
-    python -m benchmarks.budget_vs_uniform [--resnet32 WEIGHTS] [--resnet56 WEIGHTS] [--method tt]
+    python -m benchmarks.budget_vs_uniform [--resnet20 WEIGHTS] [--resnet32 WEIGHTS] [--resnet56 WEIGHTS]
 
 For each net and target, the sum over layers of the squared relative error of the truncated weight (measured
 on the weights; a layer left dense has none), once for each way to choose the ranks. Uniform ranks are the
@@ -42,6 +42,7 @@ class Case:
 CASES = (
     Case("torchvision/resnet18", 224, 1000, {"macs": 0.32}),
     Case("torchvision/resnet50", 224, 1000, {"macs": 0.37}),
+    Case("resnet20", 32, 10, {"macs": 0.28}),
     Case("resnet32", 32, 10, {"macs": 0.40, "params": 0.35}),
     Case("resnet32", 32, 10, {"macs": 0.28, "params": 0.20}),
     Case("resnet56", 32, 10, {"macs": 0.38, "params": 0.33}),
@@ -131,8 +132,8 @@ def build(case: Case, weights: str | None) -> nn.Module:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resnet32", help="file of trained weights")
-    parser.add_argument("--resnet56", help="file of trained weights")
+    for net in dict.fromkeys(case.net for case in CASES if "/" not in case.net):
+        parser.add_argument(f"--{net}", help="file of trained weights")
     parser.add_argument("--method", default="tt")
     parser.add_argument("--n-modes", type=int, default=1)
     given = parser.parse_args()

@@ -1,0 +1,190 @@
+"""What fusing gains: whole ResNet-18 compressed and fused, over the dense net in the same setting.
+
+    python -m benchmarks.fused [--batches 1 32] [--settings eager compiled onnxruntime tltorch] [--macs KEEP]
+
+The dense net is not the plain one but the dense net treated alike: batch norms folded, its better memory format, the
+same compiler or runtime. Random weights, published ranks (or by Budget), one process, one thread, medians of
+interleaved rounds in that thread's own time (what else runs on the core does not count). ``--layers NET ..`` also
+fuses these torchvision nets and prints their slowest fused layer over its dense form. The table is Markdown.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import copy
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import hodec
+from hodec.cost.timing import device_name, medians_ms
+from hodec.export.onnx import session, to_onnx
+from hodec.plan import Plan
+from hodec.ranks import Budget, Manual, make_plan
+
+# setting -> batch -> least ratio of dense to fused milliseconds
+TARGETS = {
+    "eager": {1: 1.7, 32: 1.7},
+    "compiled": {1: 2.0, 32: 2.0},
+    "onnxruntime": {1: 1.7, 32: 2.0},
+    "tltorch": {1: 1.6, 32: 1.6},
+}
+SIZE = 224
+
+# Ranks (in, out) published for ResNet-18, at three quarters of them and in multiples of 16.
+RANKS = {
+    "layer1.*.conv*": [32, 32],
+    "layer2.*.conv*": [48, 48],
+    "layer2.0.conv1": [32, 64],
+    "layer3.*.conv*": [96, 96],
+    "layer3.0.conv1": [64, 112],
+    "layer4.*.conv*": [160, 160],
+    "layer4.0.conv1": [96, 176],
+}
+
+Works = dict[str, Callable[[], Any]]
+
+
+class Skip(Exception):
+    """A setting that cannot be measured here, with the reason."""
+
+
+def eager(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
+    """As PyTorch runs them."""
+    return {"dense": lambda: dense(x), "fused": lambda: fused(x)}
+
+
+def compiled(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
+    """By torch.compile, weights taken for constants."""
+    if not any(shutil.which(one) for one in ("g++", "clang++", "c++")):
+        raise Skip("no C++ compiler")
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    torch.compiler.reset()
+    nets = {name: torch.compile(net) for name, net in {"dense": dense, "fused": fused}.items()}
+    return {name: lambda net=net: net(x) for name, net in nets.items()}
+
+
+def onnxruntime(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
+    """As ONNX files in ONNX Runtime, one thread."""
+    if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise Skip(f"{', '.join(missing)} not installed")
+    runs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, net in {"dense": dense, "fused": fused}.items():
+            path = to_onnx(net, Path(folder) / f"{name}.onnx", example_input=x[:1], verify=False).path
+            runs[name] = session(path.read_bytes(), threads=1)
+    return {name: lambda run=run: run([x]) for name, run in runs.items()}
+
+
+def tltorch(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
+    """TensorLy-Torch's factorized Tucker convolution at the same ranks, channels last, in place of the dense net."""
+    if importlib.util.find_spec("tltorch") is None:
+        raise Skip("tensorly-torch not installed")
+    import tltorch as tl
+
+    net: Any = copy.deepcopy(resnet18())
+    for name, layer in plan.items():
+        conv = net.get_submodule(name)
+        rank = (layer.ranks[-1], layer.ranks[0], *conv.kernel_size)
+        settings = {"stride": conv.stride[0], "padding": conv.padding[0], "bias": conv.bias is not None}
+        how = {"order": 2, "factorization": "tucker", "implementation": "factorized", "rank": rank}
+        made = tl.FactorizedConv(conv.in_channels, conv.out_channels, conv.kernel_size[0], **settings, **how)
+        net.set_submodule(name, made)
+    net = net.eval().to(memory_format=torch.channels_last)
+    return {"dense": lambda: net(x), "fused": lambda: fused(x)}
+
+
+SETTINGS = {one.__name__: one for one in (eager, compiled, onnxruntime, tltorch)}
+
+
+def resnet18() -> nn.Module:
+    """Random weights, seeded."""
+    torch.manual_seed(0)
+    return torchvision.models.resnet18().eval()
+
+
+def plan_of(net: nn.Module, keep: float | None, round_to: int) -> Plan:
+    """A Tucker plan: by the ranks above, or by Budget at this share of the multiply-adds; the stem stays dense."""
+    x = torch.zeros(1, 3, SIZE, SIZE)
+    rule = Manual(RANKS) if keep is None else Budget(macs=keep, round_to=round_to)
+    first = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    return make_plan(net, rule, method="tucker", n_modes=1, example_input=x, exclude=[first])
+
+
+@torch.inference_mode()
+def row(setting: str, batch: int, works: Works) -> str:
+    """One line of the table."""
+    ms = medians_ms(works, seconds=20.0, rounds=(7, 41))
+    ratio, least = ms["dense"] / ms["fused"], TARGETS[setting].get(batch)
+    goal = "-" if least is None else f">= {least} {'met' if ratio >= least else 'missed'}"
+    return f"| {setting} | {batch} | {ms['dense']:.2f} | {ms['fused']:.2f} | {ratio:.2f} | {goal} |"
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Print the table of whole nets."""
+    net = resnet18()
+    plan = plan_of(net, given.macs, given.round_to)
+    small = hodec.convert(net, plan)
+    cut = plan.reduction
+    less = ", ".join(f"{share:.1%} fewer {what}" for what, share in cut.items())
+    print(f"resnet18 at {SIZE}: {less}, {len(plan)} layers\n")
+    print("| setting | batch | dense, ms | fused, ms | dense / fused | target |\n" + "|---" * 6 + "|", flush=True)
+    for batch in given.batches:
+        x = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
+        for setting in given.settings:
+            try:
+                with torch.no_grad():
+                    print(row(setting, batch, SETTINGS[setting](dense, fused, x, plan)), flush=True)
+            except Skip as reason:
+                print(f"| {setting} | {batch} | skipped: {reason} | | | |", flush=True)
+        if given.report:
+            print(fused.fuse_report)
+
+
+def layers(names: list[str], given: argparse.Namespace) -> None:
+    """Print, for each net, its slowest fused layer over its dense form."""
+    print(
+        "\n| net | layers | of them dense | least speed-up of a layer | whole net, dense / fused |\n" + "|---" * 5 + "|"
+    )
+    for name in names:
+        torch.manual_seed(0)
+        net = torchvision.models.get_model(name, weights=None).eval()
+        small = hodec.convert(net, plan_of(net, given.macs or 0.33, given.round_to))
+        report = hodec.fuse(small, example_input=torch.randn(1, 3, SIZE, SIZE)).fuse_report
+        speedups = [one.speedup or 1.0 for one in report.layers.values()]
+        dense = sum(one.form == "dense" for one in report.layers.values())
+        whole = report.whole_ms["dense"] / report.whole_ms["fused"] if "fused" in report.whole_ms else 1.0
+        print(f"| {name} | {len(speedups)} | {dense} | {min(speedups):.2f} | {whole:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--macs", type=float, help="share of the multiply-adds to keep; default: published ranks")
+    parser.add_argument("--round-to", type=int, default=8, help="ranks are multiples of this")
+    parser.add_argument("--layers", nargs="*", default=[], metavar="NET", help="torchvision nets to fuse as well")
+    parser.add_argument("--report", action="store_true", help="print what became of each layer")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, {device_name()}\n")
+    compare(given)
+    if given.layers:
+        layers(given.layers, given)
+
+
+if __name__ == "__main__":
+    main()

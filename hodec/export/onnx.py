@@ -1,0 +1,204 @@
+"""A compressed model as an ONNX file, in float32, float16 or int8, verified by running it in ONNX Runtime."""
+
+import contextlib
+import copy
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hodec.cost.count import Inputs, as_inputs
+from hodec.errors import ConvertError, near_matches
+from hodec.export.compare import batch_sizes, check_same, distance, outputs_of, with_batch
+from hodec.export.program import Exported, checked_path, exported_program, plain_net
+from hodec.files import replacing
+
+log = logging.getLogger(__name__)
+
+# How far outputs may be from the model's, relative to their norm. Rounding to 8 bits costs several percent in deep
+# nets; what is only to be found here is a file that computes something else.
+ALLOWED = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5}
+
+# Protocol buffers end at 2 GiB.
+LARGEST = 2**31 - 1
+
+
+def to_onnx(  # noqa: PLR0913
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example_input: Inputs,
+    dynamic_batch: bool = True,
+    verify: bool = True,
+    precision: str = "fp32",
+    calibration: Iterable[Inputs] | None = None,
+) -> Exported:
+    """Write a model as ONNX; factorized layers come out as plain convolutions and matrix products.
+
+    Args:
+        model: what ``fuse`` made; or a compressed model, which is brought into plain layers first.
+        path: ends in ``.onnx``; an existing file is replaced, in one move.
+        example_input: a tensor (or several) as the model takes, batch first.
+        dynamic_batch: let the file take any batch size.
+        verify: run the file in ONNX Runtime at several batch sizes and compare the outputs.
+        precision: ``fp32``; ``fp16`` (inputs and outputs stay float32); or ``int8``.
+        calibration: ``int8``: batches of inputs from which the ranges of all activations are read. Without them,
+            ranges are found anew at each call, which needs no data and is slower.
+
+    Raises:
+        CheckpointError: a path with another ending.
+        ConvertError: onnx is not installed, the model cannot be exported, the file gives other outputs.
+    """
+    path = checked_path(path, ".onnx")
+    batches = _checked(precision, calibration)
+    _check_installed("onnx", "onnxscript", *(["onnxruntime"] if verify or precision == "int8" else []))
+    inputs = as_inputs(example_input)
+    net = plain_net(model, inputs)
+    content = _content(HalfInside(net) if precision == "fp16" else net, inputs, dynamic_batch)
+    if precision == "int8":
+        content = _quantized(content, batches)
+    error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
+    if verify:
+        run = session(content)
+        apart = ((n, distance(run(with_batch(inputs, n)), outputs_of(net, with_batch(inputs, n)))) for n in sizes)
+        error = check_same(str(path), apart, ALLOWED[precision])
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Exported(path, error, sizes, nodes_of(content))
+
+
+def _checked(precision: str, calibration: Iterable[Inputs] | None) -> list[tuple[Tensor, ...]] | None:
+    """The calibration batches, if the settings go together."""
+    if precision not in ALLOWED:
+        hint = near_matches(precision, tuple(ALLOWED))
+        raise ConvertError(f"precision={precision!r} is not one of {', '.join(ALLOWED)}.{hint}")
+    batches = None if calibration is None else [as_inputs(batch) for batch in calibration]
+    if batches is not None and precision != "int8":
+        raise ConvertError(f"calibration is for precision='int8', but {precision!r} is given")
+    if batches == []:
+        raise ConvertError("calibration has no batches; give some, or calibration=None")
+    return batches
+
+
+class HalfInside(nn.Module):
+    """A net computed in float16 that takes and gives float32."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).half()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        given = [x.half() if x.is_floating_point() else x for x in inputs]
+        made = self.net(*given)
+        return torch.utils._pytree.tree_map(_to_float, made)
+
+
+def _to_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def session(content: bytes, threads: int | None = None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """An ONNX file as a function of tensors, on the CPU.
+
+    Args:
+        content: the file's bytes.
+        threads: by default as many as torch uses.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    made = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in made.get_inputs()]
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        given = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(out) for out in made.run(None, given)]
+
+    return run
+
+
+def nodes_of(content: bytes) -> dict[str, int]:
+    """Operator -> how often it stands in an ONNX file."""
+    import onnx
+
+    return dict(Counter(node.op_type for node in onnx.load_model_from_string(content).graph.node))
+
+
+def _check_installed(*modules: str) -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ConvertError(f"ONNX export needs {', '.join(missing)}: pip install 'hodec[export]'")
+
+
+def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> bytes:
+    """The net as the bytes of an ONNX file."""
+    program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
+    try:
+        with _quiet():
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+        if made.model_proto.ByteSize() > LARGEST:
+            raise ConvertError("the model is above 2 GiB, more than one ONNX file holds; to_program writes it as .pt2")
+        return made.model_proto.SerializeToString()  # type: ignore[no-any-return]
+    except ConvertError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConvertError(f"the model cannot be written as ONNX ({reason}); to_program writes it as .pt2") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporter and quantizer warn about their own insides."""
+    root = logging.getLogger()
+    level = root.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            root.setLevel(level)
+
+
+# -- int8 -----------------------------------------------------------------------------------------------------------
+
+
+class _Batches:
+    """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
+
+    def __init__(self, names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
+        self.names, self.left = names, iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.left, None)
+        return None if batch is None else {n: x.cpu().numpy() for n, x in zip(self.names, batch, strict=True)}
+
+
+def _quantized(content: bytes, batches: Sequence[Sequence[Tensor]] | None) -> bytes:
+    """The same graph in 8 bits: ranges from the batches, or found at each call."""
+    import onnx
+    from onnxruntime import quantization
+
+    model = onnx.load_model_from_string(content)
+    constants = {each.name for each in model.graph.initializer}
+    names = [each.name for each in model.graph.input if each.name not in constants]
+    del model.graph.value_info[:]  # the quantizer transposes weights and would find their old shapes here
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        given, made = (str(Path(folder) / name) for name in ("given.onnx", "made.onnx"))
+        onnx.save(model, given)
+        if batches is None:
+            # the CPU has no integer convolution with signed weights
+            quantization.quantize_dynamic(given, made, weight_type=quantization.QuantType.QUInt8)
+        else:
+            reader: Any = _Batches(names, batches)
+            quantization.quantize_static(given, made, reader, per_channel=True)
+        return Path(made).read_bytes()

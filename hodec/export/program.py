@@ -1,0 +1,135 @@
+"""A compressed model as a PyTorch program (.pt2): it runs without its Python class and without hodec."""
+
+import inspect
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hodec.cost.count import Inputs, as_inputs, uncompiled
+from hodec.errors import CheckpointError, ConvertError
+from hodec.export.compare import batch_sizes, check_same, distance, outputs_of, with_batch
+from hodec.export.fuse import fuse
+from hodec.export.fuse_report import FuseReport
+from hodec.files import replacing
+
+log = logging.getLogger(__name__)
+
+ALLOWED = 1e-3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    Attributes:
+        path: the file.
+        error: largest relative difference between its outputs and the model's; None where it was not verified.
+        batches: batch sizes that it was run with.
+        nodes: operator -> how often it occurs.
+    """
+
+    path: Path
+    error: float | None
+    batches: tuple[int, ...] = ()
+    nodes: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.batches))
+        checked = "not verified" if self.error is None else f"outputs differ by {self.error:.1e} at batch {sizes}"
+        return f"{self.path} ({self.path.stat().st_size / 1e6:.3g} MB): {checked}"
+
+
+def to_program(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example_input: Inputs,
+    dynamic_batch: bool = True,
+    verify: bool = True,
+) -> Exported:
+    """Write a model as a PyTorch program, which ``torch.export.load(path).module()`` runs.
+
+    Args:
+        model: what ``fuse`` made; or a compressed model, which is brought into plain layers first.
+        path: ends in ``.pt2``; an existing file is replaced, in one move.
+        example_input: a tensor (or several) as the model takes, batch first.
+        dynamic_batch: let the file take any batch size.
+        verify: read the file again, run it at several batch sizes and compare the outputs.
+
+    Raises:
+        CheckpointError: a path with another ending.
+        ConvertError: the model cannot be exported, or the file gives other outputs.
+    """
+    path = checked_path(path, ".pt2")
+    inputs = as_inputs(example_input)
+    net = plain_net(model, inputs)
+    program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
+    if verify:
+        content.seek(0)
+        again = torch.export.load(content).module()
+        error = check_same(str(path), ((n, _apart(again, net, with_batch(inputs, n))) for n in sizes), ALLOWED)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    counts: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            counts[str(node.target)] = counts.get(str(node.target), 0) + 1
+    return Exported(path, error, sizes, counts)
+
+
+@torch.no_grad()
+def _apart(program: Any, net: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    return distance(program(*inputs), outputs_of(net, inputs))
+
+
+def checked_path(path: str | Path, ending: str) -> Path:
+    """The path.
+
+    Raises:
+        CheckpointError: it has another ending.
+    """
+    path = Path(path)
+    if path.suffix != ending:
+        raise CheckpointError(f"{path}: this kind of file ends in {ending}, not {path.suffix!r}")
+    return path
+
+
+def plain_net(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The model in evaluation mode, out of torch's own layers: a fused one as it is, else fused by multiply-adds."""
+    model = uncompiled(model)
+    if isinstance(getattr(model, "fuse_report", None), FuseReport):
+        return model.eval()
+    return fuse(model, example_input=inputs, target="macs")
+
+
+def exported_program(net: nn.Module, inputs: tuple[Tensor, ...], *, dynamic_batch: bool) -> Any:
+    """What torch.export makes of the net.
+
+    Raises:
+        ConvertError: it cannot, with its reason.
+    """
+    given: tuple[Tensor, ...] = inputs
+    shapes: Any = None
+    if dynamic_batch:
+        # a batch of one would be taken for a constant
+        given = with_batch(inputs, max(2, len(inputs[0])))
+        batch = torch.export.Dim("batch")
+        shapes = tuple({0: batch} for _ in inputs)
+        if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(net.forward).parameters.values()):
+            shapes = (shapes,)
+    try:
+        with torch.no_grad():
+            return torch.export.export(net, given, dynamic_shapes=shapes)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        way_out = "; dynamic_batch=False fixes the batch size" if dynamic_batch else ""
+        raise ConvertError(f"the model cannot be exported by torch.export ({reason}){way_out}") from error

@@ -1,0 +1,90 @@
+"""hodec export: from a run's folder to a file."""
+
+import json
+
+import pytest
+import torch
+
+import hodec
+from hodec import cli
+from hodec.export import fuse as fuse_module
+from hodec.export.run_model import model_of_run, skeleton_of
+from hodec.pipeline import run
+
+from tiny_runs import tiny  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run(tiny(dense_epochs=1, retrain_epochs=0), folder)
+    return folder
+
+
+def call(capsys, *argv):
+    code = cli.main(["export", *map(str, argv)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_run_as_a_program(capsys, finished, tmp_path):
+    path = tmp_path / "net.pt2"
+    code, out, err = call(capsys, finished, "--to", "pt2", "--verify", "-o", path, "--json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    assert value["path"] == str(path)
+    assert value["error"] < 1e-4
+    assert value["batches"] == [1, 3]
+    made = model_of_run(finished)
+    x = made.example(2)
+    torch.testing.assert_close(torch.export.load(path).module()(x), made.model(x), rtol=1e-4, atol=1e-4)
+    code, _, err = call(capsys, finished, "--to", "pt2", "-o", path)
+    assert code == 2
+    assert "exists; --force replaces it" in err
+    assert call(capsys, finished, "--to", "pt2", "-o", path, "--force")[0] == 0
+
+
+def test_a_run_as_onnx_fused(capsys, finished, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(fuse_module, "LAYER_SECONDS", 0.0)
+    monkeypatch.setattr(fuse_module, "NET_SECONDS", 0.0)
+    code, out, err = call(capsys, finished, "--to", "onnx", "--fuse", "--verify")
+    assert (code, err) == (0, "")
+    assert "Fused for latency" in out
+    assert (finished / "fused.onnx").exists()
+
+
+def test_a_run_as_safetensors(capsys, finished, tmp_path):
+    path = tmp_path / "net.safetensors"
+    assert call(capsys, finished, "--to", "safetensors", "--verify", "-o", path)[0] == 0
+    made = model_of_run(finished)
+    again = hodec.load(path, skeleton_of(made.facts)).eval()
+    torch.testing.assert_close(dict(again.state_dict()), dict(made.model.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--to", "pt2", "-o", "net.onnx"], "with --to pt2 the file ends in .pt2"),
+        (["--to", "pt2", "--precision", "int8"], "--precision int8 is for --to onnx"),
+        (["--to", "safetensors", "--fuse"], "--fuse goes with --to onnx and --to pt2"),
+        (["--to", "pt2", "--batch", "0"], "--batch 0 is below 1"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(capsys, finished, argv, message):
+    code, out, err = call(capsys, finished, *argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_no_run_is_one_line(capsys, tmp_path):
+    code, _, err = call(capsys, tmp_path, "--to", "pt2")
+    assert code == 2
+    assert "has no compressed.safetensors" in err
+
+
+def test_rebuilding_leaves_the_random_state(finished):
+    state = torch.get_rng_state()
+    model_of_run(finished)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,93 @@
+"""ONNX files: plain operators, right at any batch size, whole or absent."""
+
+import pytest
+import torch
+from torch import nn
+
+import hodec
+from hodec.errors import CheckpointError, ConvertError
+from hodec.export import onnx as module
+from hodec.export.fuse import fuse
+from hodec.export.onnx import session, to_onnx
+from hodec.ranks import Manual, make_plan
+
+from small_nets import SmallResNet  # isort: skip
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+X = torch.randn(1, 6, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    net = SmallResNet()
+    return hodec.convert(net, make_plan(net, Manual(3), n_modes=2, example_input=X)).eval()
+
+
+def test_a_factorized_net_comes_out_as_plain_convolutions(small, tmp_path):
+    written = to_onnx(small, tmp_path / "net.onnx", example_input=X)
+    assert written.error < 1e-5
+    assert written.batches == (1, 3)
+    assert written.nodes["Conv"] >= 5
+    assert set(written.nodes) <= {"Conv", "Relu", "Add", "ReduceMean", "Gemm", "MatMul", "Reshape"}
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    run = session(written.path.read_bytes())
+    x = torch.randn(5, 6, 12, 12)
+    torch.testing.assert_close(run([x])[0], small(x), rtol=1e-4, atol=1e-4)
+    assert "net.onnx" in str(written)
+
+
+def test_a_fused_net_is_taken_as_it_is(small, tmp_path):
+    fused = fuse(small, example_input=X, target="macs")
+    written = to_onnx(fused, tmp_path / "net.onnx", example_input=X, dynamic_batch=False)
+    assert written.batches == (1,)
+    assert written.nodes["Conv"] == sum(isinstance(m, nn.Conv2d) for m in fused.modules())
+
+
+def test_float16_inside_and_float32_outside(small, tmp_path):
+    whole = to_onnx(small, tmp_path / "a.onnx", example_input=X, verify=False)
+    assert whole.error is None
+    half = to_onnx(small, tmp_path / "b.onnx", example_input=X, precision="fp16")
+    assert 1e-6 < half.error < 5e-2
+    assert half.nodes == {**whole.nodes, "Cast": 2}
+    assert session(half.path.read_bytes())([X])[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_int8(small, tmp_path, calibrated):
+    batches = [torch.randn(4, 6, 12, 12) for _ in range(2)] if calibrated else None
+    written = to_onnx(small, tmp_path / "net.onnx", example_input=X, precision="int8", calibration=batches)
+    assert 1e-6 < written.error < 0.2
+    assert ("QuantizeLinear" in written.nodes) == calibrated
+    assert ("ConvInteger" in written.nodes) == (not calibrated)
+
+
+def test_a_file_that_computes_something_else_is_not_written(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "session", lambda content: lambda inputs: [torch.zeros(len(inputs[0]), 10)])
+    with pytest.raises(ConvertError, match="does not give the outputs of the model: at batch 1 they differ by 1"):
+        to_onnx(small, tmp_path / "net.onnx", example_input=X)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"path": "net.pt"}, CheckpointError, r"ends in \.onnx, not '\.pt'"),
+        ({"precision": "fp8"}, ConvertError, r"precision='fp8' is not one of fp32, fp16, int8"),
+        ({"calibration": [X]}, ConvertError, "calibration is for precision='int8'"),
+        ({"precision": "int8", "calibration": []}, ConvertError, "calibration has no batches"),
+    ],
+)
+def test_a_wrong_setting_is_named(small, tmp_path, settings, kind, message):
+    settings = {"path": "net.onnx", **settings}
+    with pytest.raises(kind, match=message):
+        to_onnx(small, tmp_path / settings.pop("path"), example_input=X, **settings)
+
+
+def test_missing_packages_are_named(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConvertError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'hodec\[export\]'"):
+        to_onnx(small, tmp_path / "net.onnx", example_input=X)

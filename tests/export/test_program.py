@@ -1,0 +1,80 @@
+"""PyTorch programs: they run without hodec, at any batch size."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import hodec
+from hodec.errors import CheckpointError, ConvertError
+from hodec.export import program as module
+from hodec.export.program import to_program
+from hodec.ranks import Manual, make_plan
+
+from small_nets import SmallResNet  # isort: skip
+
+X = torch.randn(1, 6, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def compressed(net: nn.Module, **settings: object) -> nn.Module:
+    return hodec.convert(net, make_plan(net, Manual(3), example_input=X, **settings)).eval()
+
+
+def test_a_program_runs_alone(tmp_path):
+    small = compressed(SmallResNet())
+    written = to_program(small, tmp_path / "net.pt2", example_input=X)
+    assert written.error == 0
+    assert written.batches == (1, 3)
+    x = torch.randn(4, 6, 12, 12)
+    torch.save((x, small(x).detach()), tmp_path / "pair.pt")
+    code = (
+        "import sys, torch\n"
+        f"x, expected = torch.load({str(tmp_path / 'pair.pt')!r})\n"
+        f"made = torch.export.load({str(written.path)!r}).module()(x)\n"
+        "torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)\n"
+        "assert not any(name.startswith('hodec') for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", ["tt_classical", "cp", "svd"])
+def test_every_method_with_a_free_batch(tmp_path, method):
+    small = compressed(SmallResNet(), method=method, allow_larger=True)
+    assert to_program(small, tmp_path / "net.pt2", example_input=X).batches == (1, 3)
+
+
+class Fixed(nn.Module):
+    """Takes one batch size only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 12, 3)
+
+    def forward(self, x):
+        return self.conv(x.reshape(1, 6, 12, 12))
+
+
+def test_a_batch_that_is_not_free_says_how(tmp_path):
+    small = compressed(Fixed())
+    with pytest.raises(ConvertError, match="dynamic_batch=False"):
+        to_program(small, tmp_path / "net.pt2", example_input=X)
+    assert not (tmp_path / "net.pt2").exists()
+    assert to_program(small, tmp_path / "net.pt2", example_input=X, dynamic_batch=False).batches == (1,)
+
+
+def test_an_existing_file_stays_when_writing_fails(tmp_path, monkeypatch):
+    (tmp_path / "net.pt2").write_text("old")
+    monkeypatch.setattr(module, "distance", lambda *_: 1.0)
+    with pytest.raises(ConvertError, match="verify=False writes it all the same"):
+        to_program(compressed(SmallResNet()), tmp_path / "net.pt2", example_input=X)
+    assert (tmp_path / "net.pt2").read_text() == "old"
+    assert to_program(compressed(SmallResNet()), tmp_path / "net.pt2", example_input=X, verify=False).error is None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_ending_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"ends in \.pt2"):
+        to_program(SmallResNet(), tmp_path / "net.pt", example_input=X)
