@@ -10,7 +10,7 @@ from types import ModuleType
 from hodec.errors import HodecError
 
 OK, FAILED = 0, 2
-VERBS = ("show", "report")
+VERBS = ("show", "report", "plan", "export", "decompose", "bench")
 
 
 def verb_module(verb: str) -> ModuleType:

@@ -1,0 +1,125 @@
+"""One replaced layer by itself: the new nodes against the old one with the dense weight that the factors stand for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from hodec.errors import ConvertError
+from hodec.kinds import KINDS
+from hodec.onnx_graph.model_file import Array, ModelFile
+from hodec.onnx_graph.nodes import Writer
+from hodec.onnx_graph.session import Cannot, run_by_definition, run_model
+from hodec.onnx_graph.sites import Use, attributes
+
+# Largest difference of outputs over their largest number, by the type that the factors were rounded to.
+TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+# Images and rows that a layer is tried on.
+BATCH = 2
+
+
+def check_layer(
+    use: Use, writer: Writer, weights: Mapping[str, Array], dense: Tensor, *, model: ModelFile, size: Sequence[int]
+) -> float:
+    """Largest relative difference between the new nodes and the replaced node with the weight ``dense``.
+
+    Both run in float32 on a small random input, with a random bias where the layer has one, on the settings of the
+    real node: what stride, padding, dilation and order of weights come to is compared, not assumed.
+
+    Args:
+        weights: name -> numbers of the new initializers, as they stand in the file.
+        dense: (O, I, ..).
+        size: spatial sizes that the layer really runs at.
+
+    Raises:
+        ConvertError: they differ, or the new nodes do not run.
+    """
+    kind = str(next(iter(weights.values())).dtype)
+    feeds = _feeds(use, dense, size)
+    old = NodeProto()
+    old.CopyFrom(use.node)
+    old.input[use.place] = "dense"
+    stored = use.stored(dense.float()).numpy()
+    reference = _small_model([old], {"dense": stored}, feeds, use, model)
+    small = {name: array.astype(np.float32) for name, array in weights.items()}
+    new = _small_model(writer.nodes, small, feeds, use, model, writer.constants)
+    run: Callable[[onnx.ModelProto, Mapping[str, Any]], list[Any]] = run_model
+    try:
+        (wanted,) = run(reference, feeds)
+    except Cannot:  # onnxruntime does not know this version of the operator
+        run = run_by_definition
+        (wanted,) = run(reference, feeds)
+    try:
+        (given,) = run(new, feeds)
+    except Cannot as error:
+        raise ConvertError(f"{use.name}: the new nodes do not run ({error}); leave it dense with --exclude") from error
+    difference = _difference(given, wanted)
+    if not difference <= TOLERANCE[kind]:
+        raise ConvertError(
+            f"{use.name} ({use.node.op_type}): the new nodes differ from the layer they stand for by {difference:.2g}; "
+            f"this is a fault of hodec: leave the layer dense with --exclude {use.name}"
+        )
+    return difference
+
+
+def _difference(given: Array, wanted: Array) -> float:
+    if given.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    top = float(np.abs(wanted).max())
+    return (
+        float(np.abs(given.astype(np.float64) - wanted.astype(np.float64)).max()) / top
+        if top
+        else float(np.abs(given).max())
+    )
+
+
+def _feeds(use: Use, dense: Tensor, real: Sequence[int]) -> dict[str, Any]:
+    """Inputs of the layer's kind, small but larger than its kernel, and a bias if it has one."""
+    generator = np.random.default_rng(0)
+    out, inp, *kernel = dense.shape
+    size: Sequence[int]
+    if KINDS[use.kind].dims:
+        given = attributes(use.node)
+        steps, gaps = (given.get(key) or [1] * len(kernel) for key in ("strides", "dilations"))
+        extent = [gap * (k - 1) + 1 + 2 * step for k, step, gap in zip(kernel, steps, gaps, strict=True)]
+        size = (BATCH, inp, *(real if given.get("output_shape") else extent))  # that holds for one size of input only
+    elif use.place == 0 or attributes(use.node).get("transA", 0):
+        size = (inp, BATCH)
+    else:
+        size = (BATCH, inp)
+    feeds = {use.data: generator.standard_normal(size).astype(np.float32)}
+    if use.bias:
+        feeds[use.bias] = generator.standard_normal(out).astype(np.float32)
+    return feeds
+
+
+def _small_model(  # noqa: PLR0913
+    nodes: Sequence[NodeProto],
+    weights: Mapping[str, Array],
+    feeds: Mapping[str, Any],
+    use: Use,
+    model: ModelFile,
+    constants: Sequence[TensorProto] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()],
+        [helper.make_tensor_value_info(use.node.output[0], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    graph.initializer.extend(_as_float(one) for one in constants)
+    opsets = [entry for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")]
+    # onnxruntime refuses versions of the file format above its own; the layer does not depend on it
+    return helper.make_model(graph, opset_imports=opsets, ir_version=min(10, max(4, model.proto.ir_version)))
+
+
+def _as_float(tensor: TensorProto) -> TensorProto:
+    if tensor.data_type == TensorProto.INT64:
+        return tensor
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
