@@ -1,0 +1,327 @@
+"""docs/methods.md says what is so: every cell of its tables is tried on tiny nets or computed."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from swaps import factorized, planned
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from hodec.conversion import convert
+from hodec.errors import HodecError
+from hodec.formats.modes import Modes
+from hodec.formats.runs import Runs
+from hodec.methods import METHODS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+Row = dict[str, str]
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next heading of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n", PAGE, re.MULTILINE)
+    assert found, f"docs/methods.md has no section {title}"
+    return re.split(rf"^#{{1,{len(found[1])}}} ", PAGE[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(title: str) -> list[Row]:
+    """The rows of the first table below a heading, by column."""
+    found = re.search(r"(^\|.*\n)+", section(title), re.MULTILINE)
+    assert found, f"section {title} has no table"
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in found[0].strip().splitlines()]
+    assert all(len(line) == len(lines[0]) for line in lines), f"a row of section {title} has another number of cells"
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+# -- layers --------------------------------------------------------------------------------------------------------
+
+IMAGES = {dims: torch.randn(2, 8, *(6,) * dims) for dims in (0, 1, 2, 3)}
+TOKENS = torch.tensor([[0, 5, 3]])
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {  # build, input, why it stays dense
+    **{
+        f"{name}{dims}d": (
+            lambda name=name, dims=dims: getattr(nn, f"{name}{dims}d")(8, 12, 3, padding=1),
+            IMAGES[dims],
+            f"has no layer for {name}{dims}d",
+        )
+        for name in ("Conv", "ConvTranspose")
+        for dims in (1, 2, 3)
+    },
+    "Conv2d, 1x1": (lambda: nn.Conv2d(8, 12, 1), IMAGES[2], ""),
+    "Conv2d, grouped": (lambda: nn.Conv2d(8, 12, 3, groups=2), IMAGES[2], "grouped convolution (groups=2)"),
+    "Conv2d, depthwise": (lambda: nn.Conv2d(8, 8, 3, groups=8), IMAGES[2], "grouped convolution (groups=8)"),
+    "Linear": (lambda: nn.Linear(8, 12), IMAGES[0], "has no layer for Linear"),
+    "Embedding": (lambda: nn.Embedding(24, 12), TOKENS, "has no layer for Embedding"),
+}
+
+
+def beside(layer: nn.Module) -> nn.Module:
+    """A net in which the layer stands beside one that the method can factorize."""
+    other = nn.Conv2d(8, 12, 3, padding=1)
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.other = layer, other
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).sum() + self.other(IMAGES[2]).sum()
+
+    return Beside()
+
+
+def test_all_layers_and_methods_are_in_the_table():
+    rows = table("Layers")
+    assert sorted(row["layer"] for row in rows) == sorted(LAYERS)
+    assert list(rows[0]) == ["layer", *METHODS]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("row", table("Layers"), ids=lambda row: row["layer"])
+def test_layers(row: Row, method: str):
+    build, x, reason = LAYERS[row["layer"]]
+    net = beside(build())
+    plan = planned(net, 2, x, method=method, allow_larger=True)
+    if row[method] == "dense":
+        assert reason in plan.skipped["layer"]
+        if "grouped" not in reason:
+            assert plan.skipped["layer"] == f"method {method} {reason}"
+        return
+    small = convert(net, plan)
+    assert type(small.layer).__name__ == row[method]
+    assert small.layer(x).shape == net.layer(x).shape
+
+
+# -- situations ----------------------------------------------------------------------------------------------------
+
+
+class OwnLinear(nn.Linear):
+    """Anything may be different in it."""
+
+
+class Net(nn.Module):
+    """Children by name; ``run`` says what the forward pass does with them. ``ok`` is a layer like any other."""
+
+    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor], **children: nn.Module) -> None:
+        super().__init__()
+        self.run, self.ok = run, nn.Linear(8, 8)
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ok(self.run(self, x))
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(8, 8)
+
+
+def shared() -> nn.Module:
+    one = linear()
+    return Net(lambda self, x: self.layer(self.again(x)), layer=one, again=one)
+
+
+def tied(key: str) -> nn.Module:
+    net = Net(lambda self, x: self.layer(self.other(x)), layer=linear(), other=linear())
+    setattr(net.other, key, getattr(net.layer, key))
+    return net
+
+
+def in_a_list() -> nn.Module:
+    net = Net(lambda self, x: self.kept[0](x), layer=linear())
+    net.kept = [net.layer]
+    return net
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    return Net(lambda self, x: self.layer(x), layer=layer)
+
+
+def broken() -> nn.Module:
+    net = plain(linear())
+    net.layer.weight.data[0, 0] = math.nan
+    return net
+
+
+def attention() -> nn.Module:
+    return Net(lambda self, x: self.a(x, x, x)[0], a=nn.MultiheadAttention(8, 2, batch_first=True))
+
+
+def encoder() -> nn.Module:
+    return Net(lambda self, x: self.a(x), a=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+
+
+def embedding(entries: int = 24, **settings: object) -> nn.Module:
+    return Net(lambda self, x: self.layer(TOKENS).sum() + x, layer=nn.Embedding(entries, 8, **settings))
+
+
+def functional(self: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(x, self.layer.weight)
+
+
+# situation -> net, name of its layer, settings of the plan
+SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = {
+    "a module under two names": (shared, "layer", {}),
+    "a module called twice": (lambda: Net(lambda self, x: self.layer(self.layer(x)), layer=linear()), "layer", {}),
+    "frozen weight": (lambda: plain(linear().requires_grad_(False)), "layer", {}),
+    "weight tied with another layer": (lambda: tied("weight"), "layer", {}),
+    "bias tied with another layer": (lambda: tied("bias"), "layer", {}),
+    "weight used functionally only": (lambda: Net(functional, layer=linear()), "layer", {}),
+    "weight used functionally and by calls": (
+        lambda: Net(lambda self, x: self.layer(functional(self, x)), layer=linear()),
+        "layer",
+        {},
+    ),
+    "layer never used": (lambda: Net(lambda self, x: x, layer=linear()), "layer", {}),
+    "layer held in a list too": (in_a_list, "layer", {}),
+    "MultiheadAttention, output projection": (attention, "a.out_proj", {}),
+    "TransformerEncoderLayer, linear layers": (encoder, "a.linear1", {}),
+    "weight_norm or another parametrization": (lambda: plain(weight_norm(linear())), "layer", {}),
+    "pruned weight": (lambda: plain(prune.l1_unstructured(linear(), "weight", 0.5)), "layer", {}),
+    "subclass of a layer": (lambda: plain(OwnLinear(8, 8)), "layer", {}),
+    "Bilinear": (lambda: Net(lambda self, x: self.layer(x, x), layer=nn.Bilinear(8, 8, 8)), "layer", {}),
+    "Lazy layer without a weight": (lambda: plain(nn.LazyLinear(8)), "layer", {}),
+    "the model is the layer": (linear, "", {}),
+    "weight with NaN": (broken, "layer", {}),
+    "Embedding with max_norm": (lambda: embedding(max_norm=1.0), "layer", {}),
+    "Embedding of a prime vocabulary, tt": (lambda: embedding(23), "layer", {"method": "tt"}),
+    "Linear of one mode a side, tt": (
+        lambda: Net(lambda self, x: self.layer(x), layer=linear(), ok=nn.Conv1d(5, 5, 3, padding=1)),
+        "layer",
+        {"method": "tt", "n_modes": 1},
+    ),
+    "ranks that save nothing": (lambda: plain(nn.Linear(8, 8)), "layer", {"ranks": {"layer": 8, "ok": 1}}),
+}
+
+
+def test_all_situations_are_in_the_table():
+    assert [row["situation"] for row in table("Situations")] == list(SITUATIONS)
+
+
+@pytest.mark.parametrize("method", ["svd", "tt"])
+@pytest.mark.parametrize("row", table("Situations"), ids=lambda row: row["situation"])
+def test_situations(row: Row, method: str):
+    build, name, settings = SITUATIONS[row["situation"]]
+    if settings.get("method", method) != method:
+        pytest.skip(f"a matter of {settings['method']} only")
+    settings = {"ranks": 2, "allow_larger": "save" not in row["situation"], **settings, "method": method}
+    net, x = build(), torch.randn(2, 5, 8)
+    if row["outcome"] == "error":
+        with pytest.raises(HodecError, match=re.escape(row["words"])):
+            convert(net, planned(net, x=x, **settings))
+        return
+    plan = planned(net, x=x, **settings)
+    small = convert(net, plan)
+    assert (name in factorized(small)) == (row["outcome"] == "factorized")
+    if row["outcome"] == "dense":
+        assert row["words"] in plan.skipped[name]
+    else:
+        FACTS[row["words"]](plan, small)
+
+
+FACTS: dict[str, Callable[[object, nn.Module], None]] = {}
+
+
+def fact(words: str) -> Callable[[Callable], Callable]:
+    """What the words of a factorized situation claim."""
+    return lambda check: FACTS.setdefault(words, check)
+
+
+@fact("one layer under both names")
+def _(plan, small):
+    assert small.layer is small.again
+
+
+@fact("one layer, its costs counted twice")
+def _(plan, small):
+    assert plan["layer"].macs_before == 2 * 5 * 64
+    assert plan["ok"].macs_before == 5 * 64
+
+
+@fact("factors are frozen too")
+def _(plan, small):
+    assert not any(p.requires_grad for p in small.layer.parameters())
+    assert all(p.requires_grad for p in small.ok.parameters())
+
+
+# -- formulas ------------------------------------------------------------------------------------------------------
+
+WEIGHTS = {  # O, I, kernel; input and output positions along each axis
+    "conv2d": [
+        ((12, 8, 3, 5), (9, 8), (5, 4)),
+        ((8, 12, 3, 5), (9, 8), (5, 4)),
+        ((12, 8, 5, 3), (7, 7), (7, 7)),
+        ((4, 24, 2, 3), (6, 5), (3, 5)),
+    ],
+    "conv_transpose2d": [((12, 8, 3, 5), (5, 4), (9, 8)), ((8, 12, 3, 5), (5, 4), (9, 8))],
+    "linear": [((12, 8), (7,), (7,)), ((4, 24), (1,), (1,))],
+    "embedding": [((12, 8), (7,), (7,)), ((4, 24), (1,), (1,))],
+}
+
+
+def names_of(shape: tuple[int, ...], modes: Modes, before: tuple[int, ...], after: tuple[int, ...]) -> dict[str, int]:
+    """What the formulas' letters stand for."""
+    out, inp, *kernel = shape
+    letters = {"O": out, "I": inp, "K": math.prod(kernel), "Q": math.prod(before), "P": math.prod(after)}
+    letters |= {f"I{k}": n for k, n in enumerate(modes.inputs, 1)} | {
+        f"O{k}": n for k, n in enumerate(modes.outputs, 1)
+    }
+    if kernel:
+        first = 0 if (out >= inp) == (kernel[0] <= kernel[1]) else 1
+        half = {0: after[0] * before[1], 1: before[0] * after[1]}
+        letters |= {"K1": kernel[0], "K2": kernel[1], "Ka": kernel[first], "Kb": kernel[1 - first]}
+        letters |= {"M": half[0], "N": half[first]}
+    return letters
+
+
+def value(formula: str, letters: dict[str, int]) -> object:
+    return eval(formula.strip("`"), {"min": min, "max": max}, letters)
+
+
+FORMULAS = [(method, row) for method in METHODS for row in table(method)]
+
+
+@pytest.mark.parametrize(
+    ("method", "row"), FORMULAS, ids=lambda v: v if isinstance(v, str) else str(list(v.values())[:2])
+)
+def test_formulas(method: str, row: Row):
+    form = METHODS[method].form(row["layer"])
+    assert row["execution"] in form.executions
+    for shape, before, after in WEIGHTS[row["layer"]]:
+        modes = Modes.split(shape[1], shape[0], 2 if form.uses_modes else 1)
+        letters = names_of(shape, modes, before, after)
+        most = value(row["most ranks"], letters)
+        assert form.max_ranks(shape, modes) == (most if isinstance(most, tuple) else (most,))
+        for cap in (2, 3, 100):
+            ranks = form.fit_ranks(shape, modes, [cap] * len(form.max_ranks(shape, modes)))
+            letters |= {f"r{k}": rank for k, rank in enumerate(ranks, 1)}
+            assert value(row["parameters"], letters) == form.params(shape, ranks, modes)
+            macs = form.macs(shape, ranks, modes, runs=Runs.once(before, after), execution=row["execution"])
+            assert value(row["MACs"], letters) == macs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_its_section_with_its_source(method: str):
+    assert f"Source: {METHODS[method].source}\n" in section(method)
+    shown = {row["layer"] for row in table(method)}
+    wanted = {"conv2d", "linear", "embedding"} & set(METHODS[method].layers)
+    assert wanted <= shown
+
+
+def test_metrics_cover_the_axes_of_the_table():
+    rows = table("Projection in the metric of the input")
+    assert {row["method"] for row in rows} == set(METHODS)
+    for row in rows:
+        form = METHODS[row["method"]].form(row["layer"])
+        shape, *_ = WEIGHTS[row["layer"]][0]
+        modes = Modes.split(shape[1], shape[0], 2 if form.uses_modes else 1)
+        inputs = ["I1", "I2"] if form.uses_modes else ["I"]
+        axes = [*inputs, "K1", "K2"]
+        found = [[axes[a] for a in group] for group in form.mixable(shape, modes)]
+        assert found == [group.split() for group in row["axes covered together"].split(";")], row
