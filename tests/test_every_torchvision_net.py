@@ -67,7 +67,10 @@ def liven(model: nn.Module, x: Tensor) -> None:
     biases = [m.bias.clone() if m.bias is not None else None for m in layers]
 
     def scale(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        factor = 1 / output.std().clamp(min=1e-12)
+        if not layer.weight.any():  # vision transformers start with a head of zeros
+            nn.init.normal_(layer.weight)
+            output = layer.forward(*given)
+        factor = 1 / output.std()
         layer.weight.mul_(factor)
         return output * factor
 

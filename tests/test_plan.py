@@ -227,7 +227,7 @@ def test_stale_costs_in_the_file_are_not_believed(plan: Plan):
         (lambda v: v["layers"]["conv1"].update(ranks=[2, 3, 2.5, 3]), "rank 2.5"),
         (lambda v: v["layers"]["conv1"].update(modes={"in": [6], "out": [3, 4]}), "conv1: modes"),
         (lambda v: v["layers"]["conv1"].update(method="ttt"), "unknown method 'ttt'.*Did you mean: tt"),
-        (lambda v: v["layers"]["conv1"].update(kind="embedding"), "has no layer for kind 'embedding'"),
+        (lambda v: v["layers"]["conv1"].update(kind="bilinear"), "has no layer for kind 'bilinear'"),
         (lambda v: v["layers"]["conv1"].update(execution="quick"), "execution 'quick'"),
         (lambda v: v["layers"]["conv1"].pop("shape"), "conv1: field 'shape'"),
         (lambda v: v.pop("layers"), "lacks a field.*layers"),

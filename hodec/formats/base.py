@@ -10,7 +10,7 @@ from torch import Tensor
 from hodec.errors import RankError
 from hodec.formats.modes import Modes
 from hodec.formats.runs import Runs
-from hodec.linalg import check_finite
+from hodec.linalg import check_finite, singular_values
 
 Shape = Sequence[int]
 Ranks = tuple[int, ...]
@@ -63,6 +63,14 @@ class Form(ABC):
 
         A rank below the rank of its matrix cuts off that matrix's smallest singular values.
         """
+
+    def spectra(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
+        """What ranks lose: (position in ranks, singular values, largest first) each.
+
+        Squares cut off by a rank are what it loses of the weight's squared norm, at the most; exactly so where there
+        is one spectrum and the format is not ``iterative``.
+        """
+        return [(position, singular_values(matrix)) for position, matrix in self.unfoldings(weight, modes)]
 
     @abstractmethod
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
-from hodec.formats.cp_als import factorize, khatri_rao, recoverable
+from hodec.formats.cp_als import factorize, khatri_rao, recoverable, start_values
 from hodec.formats.modes import Modes
 from hodec.formats.staged import Stage, StagedForm, spatial_axes
 
@@ -93,6 +93,10 @@ class CP(StagedForm):
     def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
         kernel = [tuple(1 + axis for axis in group) for group in self.groups(shape)]
         return [(0,), *kernel]
+
+    def spectra(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
+        # ranks of the unfoldings are far below those at which a CP is near: what its start loses says more
+        return [(0, start_values(weight.reshape(self.sides(weight.shape))))]
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         shape, factors = weights.shape[1:], self._factors(weights, ranks)

@@ -107,6 +107,20 @@ def factorize(tensors: Tensor, rank: int, start: Sequence[Tensor] | None = None)
     return [fitted.get(k, one) for k in range(1, work.ndim)]
 
 
+def start_values(tensor: Tensor) -> Tensor:
+    """Norms of all components of the orthogonal start, largest first, float64.
+
+    Squares of those that a rank cuts off bound what it loses: iteration only lowers it.
+    """
+    work = tensor.detach().double()[None]
+    sides = sorted((k for k in range(1, work.ndim) if work.shape[k] > 1), key=lambda k: -work.shape[k])
+    while len(sides) < 2:
+        sides.append(next(k for k in range(1, work.ndim) if k not in sides))
+    rest = [k for k in range(1, work.ndim) if k not in sides]
+    slices, _ = _turned_slices(work.permute(0, *sides, *rest).flatten(len(sides)))
+    return torch.linalg.svdvals(slices).flatten().sort(descending=True).values
+
+
 def recoverable(sides: Sequence[int], rank: int) -> bool:
     """Whether a tensor of these sides that is exactly of this rank is recovered, coincidences aside."""
     longest_first = sorted((n for n in sides if n > 1), reverse=True)
@@ -196,11 +210,7 @@ def _orthogonal_start(tensors: Tensor, rank: int) -> Components:
     All are orthogonal to each other: the squared error is 1 - |weights|^2.
     """
     small = tensors.shape[3:]
-    turned, turns = tensors, []
-    for k, side in enumerate(small, start=3):
-        turns.append(truncate(tensors.movedim(k, 1).flatten(2), side)[0])
-        turned = torch.einsum("b...i,bij->b...j", turned.movedim(k, -1), turns[-1]).movedim(-1, k)
-    slices = turned.flatten(3).movedim(3, 1) if small else turned[:, None]  # (B, S, n_1, n_2)
+    slices, turns = _turned_slices(tensors)
     values, right = torch.linalg.eigh(slices.mT @ slices)
     index = values.flatten(1).topk(rank, dim=1).indices  # (B, R)
     left = _columns(slices @ right, index)
@@ -210,6 +220,16 @@ def _orthogonal_start(tensors: Tensor, rank: int) -> Components:
     for turn, at in zip(turns, _unravel(where, small), strict=True):
         columns.append(turn.gather(2, at[:, None].expand(-1, turn.shape[1], -1)))
     return Components(columns, weights)
+
+
+def _turned_slices(tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Slices (B, S, n_1, n_2) along the short sides, each turned to its principal axes; and the turns, one a side."""
+    small = tensors.shape[3:]
+    turned, turns = tensors, []
+    for k, side in enumerate(small, start=3):
+        turns.append(truncate(tensors.movedim(k, 1).flatten(2), side)[0])
+        turned = torch.einsum("b...i,bij->b...j", turned.movedim(k, -1), turns[-1]).movedim(-1, k)
+    return (turned.flatten(3).movedim(3, 1) if small else turned[:, None]), turns
 
 
 def _moved(start: Components) -> Components:

@@ -3,17 +3,19 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from hodec.conversion import match_names
 from hodec.cost.count import Cost, Inputs, count_cost
 from hodec.cost.latency import LatencyTable
 from hodec.errors import ConfigError, PlanError
+from hodec.metric import Metric
 from hodec.plan import LayerPlan
 from hodec.ranks.allotment import Allotment, allot, closer, least
 from hodec.ranks.base import Candidate, Choice
+from hodec.ranks.importance import Weights, checked_weights, importance
 from hodec.ranks.menu import COUNTED, Menu, Resource
 from hodec.ranks.rounding import Rounding
 
@@ -38,7 +40,9 @@ class Budget:
         macs, params: share of the dense net's multiply-adds and parameters to keep, 0..1.
         latency_ms: time of the whole net, milliseconds.
         weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the
-            last match counts); or ``norm``: by its share of all candidates' squared norm.
+            last match counts); ``norm``: by its share of all candidates' squared norm; or ``Greedy.stats``: by the
+            score that a layer's candidates lost there.
+        metrics: of the layers' inputs, see ``hodec.collect_metrics``: errors are those of a layer's outputs then.
         latency_table: measured milliseconds of this device, for ``latency_ms``; or instead of it:
         latency: planned layer -> its milliseconds.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
@@ -62,7 +66,8 @@ class Budget:
         params: float | None = None,
         latency_ms: float | None = None,
         *,
-        weights: Mapping[str, float] | str | None = None,
+        weights: Weights = None,
+        metrics: Mapping[str, Metric] | None = None,
         latency: Latency | None = None,
         dense_latency: Latency | None = None,
         rest_ms: float = 0.0,
@@ -86,7 +91,7 @@ class Budget:
                     "without them give ranks.macs=0.4"
                 )
         check_number("tolerance", tolerance, 0, 1)
-        self.weights = _checked_weights(weights)
+        self.weights, self.metrics = checked_weights(weights), dict(metrics or {})
         self.latency_ms, self.rest_ms = latency_ms, rest_ms
         self.latency, self.dense_latency, self.latency_table = latency, dense_latency, latency_table
         self.tolerance = tolerance
@@ -111,7 +116,8 @@ class Budget:
             PlanError: a target that cannot be met, with the nearest that can.
         """
         resources = self._resources(candidates)
-        weights = self._weights(candidates)
+        weights = importance(self.weights, candidates)
+        candidates = self._by_outputs(candidates)
         menus = {
             name: Menu(candidate, resources, weight=weights[name], rounding=self.rounding)
             for name, candidate in candidates.items()
@@ -140,15 +146,15 @@ class Budget:
             raise PlanError(f"{self.name}: latency_ms needs the model itself: call bind(..) first, as make_plan does")
         return self.latency_table.rest_ms(*self._net, (c.planned(c.most) for c in candidates.values()))
 
-    def _weights(self, candidates: Mapping[str, Candidate]) -> dict[str, float]:
-        if self.weights == "norm":
-            squares = {name: float(c.site.weight.double().square().sum()) for name, c in candidates.items()}
-            total = sum(squares.values()) or 1.0
-            return {name: square / total for name, square in squares.items()}
-        given = self.weights if isinstance(self.weights, Mapping) else {}
-        names = list(candidates)
-        matched = {n: w for glob, w in given.items() for n in match_names(glob, names, "ranks.weights:")}
-        return {name: matched.get(name, 1.0) for name in names}
+    def _by_outputs(self, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+        """The candidates with weights whose distances are those of their outputs, where there are metrics."""
+        found = dict(candidates)
+        for name in found.keys() & self.metrics.keys():
+            candidate = found[name]
+            self.metrics[name].check(name, candidate.planned(candidate.most))
+            weight = self.metrics[name].apply(candidate.site.weight)
+            found[name] = replace(candidate, site=replace(candidate.site, weight=weight))
+        return found
 
     # -- what a target allows ------------------------------------------------------------------------------
 
@@ -239,14 +245,3 @@ def check_number(key: str, value: Any, low: float, high: float) -> None:
         allowed = f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
         example = f"{low + min(1.0, high - low) * 0.4:g}"
         raise ConfigError(f"ranks.{key}={value!r} is not {allowed}, e.g. ranks.{key}={example}")
-
-
-def _checked_weights(weights: Any) -> Mapping[str, float] | str | None:
-    if weights is None or weights == "norm":
-        return weights  # type: ignore[no-any-return]
-    if not isinstance(weights, Mapping):
-        raise ConfigError(f"ranks.weights={weights!r} is not allowed: give norm, or '{{layer1.*: 2.0}}'")
-    for glob, value in weights.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"ranks.weights: {glob}={value!r} is not a number of at least 0, e.g. {{{glob}: 2}}")
-    return {str(glob): float(value) for glob, value in weights.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.rounding import Rounding, check_share
-from hodec.ranks.spectra import spectra
+from hodec.ranks.spectra import unfolding_spectra
 
 # Shares are sums of many numbers: a rank that misses by less than this share of what may be lost is enough.
 SLACK = 1e-9
@@ -14,6 +14,7 @@ class Energy:
     """The least ranks at which every unfolding keeps at least a share of the weight's squared norm.
 
     With n unfoldings the factorized weight may lose up to n (1 - keep) of the squared norm: what each loses adds up.
+    Not so for CP, whose rank is seldom enough when it is enough for each unfolding alone.
 
     Args:
         keep: share of the squared norm, above 0 and at most 1; 1 keeps the numerical rank.
@@ -37,6 +38,6 @@ class Energy:
     def _one(self, candidate: Candidate) -> Choice:
         lost = (1 - self.keep) * (1 + SLACK)
         ranks = [1] * len(candidate.most)
-        for spectrum in spectra(candidate):
+        for spectrum in unfolding_spectra(candidate):
             ranks[spectrum.position] = max(ranks[spectrum.position], spectrum.rank_for_tail(lost))
         return Choice(*self.rounding.apply(candidate, ranks))

@@ -17,7 +17,7 @@ STEPS = 128
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Squared singular values of one unfolding, as shares of the weight's squared norm, largest first.
+    """Squared singular values, of one unfolding say, as shares of the weight's squared norm, largest first.
 
     Attributes:
         position: which of the format's ranks it decides.
@@ -39,12 +39,19 @@ class Spectrum:
 
 
 def spectra(candidate: Candidate) -> list[Spectrum]:
+    """What a candidate's ranks lose; for most formats the spectra of its unfoldings."""
+    return [_spectrum(*one) for one in candidate.form.spectra(candidate.site.weight, candidate.modes)]
+
+
+def unfolding_spectra(candidate: Candidate) -> list[Spectrum]:
     """The spectra of a candidate's unfoldings."""
-    found = []
-    for position, matrix in candidate.form.unfoldings(candidate.site.weight, candidate.modes):
-        energy = singular_values(matrix).square()
-        found.append(Spectrum(position, energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)))
-    return found
+    unfoldings = candidate.form.unfoldings(candidate.site.weight, candidate.modes)
+    return [_spectrum(position, singular_values(matrix)) for position, matrix in unfoldings]
+
+
+def _spectrum(position: int, values: Tensor) -> Spectrum:
+    energy = values.double().square()
+    return Spectrum(position, energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def ranks_for_tail(candidate: Candidate, found: Sequence[Spectrum], share: float) -> tuple[int, ...]:

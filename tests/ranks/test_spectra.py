@@ -49,7 +49,7 @@ def test_the_relative_error_bounds_the_error_of_the_projection(method: str):
         real = float((weight - one.form.project(weight, ranks, one.modes)).norm() / weight.norm())
         bound = relative_error(found, ranks)
         assert real <= bound + 1e-6
-        if len(found) == 1:
+        if len(found) == 1 and not one.form.iterative:
             assert real == pytest.approx(bound, abs=1e-6)
 
 
