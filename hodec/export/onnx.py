@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import logging
 import tempfile
 import warnings
@@ -60,7 +61,8 @@ def to_onnx(  # noqa: PLR0913
     _check_installed("onnx", "onnxscript", *(["onnxruntime"] if verify or precision == "int8" else []))
     inputs = as_inputs(example_input)
     net = plain_net(model, inputs)
-    content = _content(HalfInside(net) if precision == "fp16" else net, inputs, dynamic_batch)
+    names = _input_names(net, len(inputs))
+    content = _content(HalfInside(net) if precision == "fp16" else net, inputs, dynamic_batch, names)
     if precision == "int8":
         content = _quantized(content, batches)
     error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
@@ -139,12 +141,21 @@ def _check_installed(*modules: str) -> None:
         raise ConvertError(f"ONNX export needs {', '.join(missing)}: pip install 'hodec[export]'")
 
 
-def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> bytes:
+def _input_names(net: nn.Module, count: int) -> list[str] | None:
+    """What the net calls its first inputs; None where it leaves that open."""
+    parameters = list(inspect.signature(net.forward).parameters.values())[:count]
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return (
+        [p.name for p in parameters] if len(parameters) == count and all(p.kind in named for p in parameters) else None
+    )
+
+
+def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, names: list[str] | None = None) -> bytes:
     """The net as the bytes of an ONNX file."""
     program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
     try:
         with _quiet():
-            made: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)
         if made.model_proto.ByteSize() > LARGEST:
             raise ConvertError("the model is above 2 GiB, more than one ONNX file holds; to_program writes it as .pt2")
         return made.model_proto.SerializeToString()  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from hodec.ranks import Manual, make_plan
 
 from small_nets import SmallResNet  # isort: skip
 
-pytest.importorskip("onnx")
+onnx_file = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
@@ -53,6 +53,8 @@ def test_float16_inside_and_float32_outside(small, tmp_path):
     half = to_onnx(small, tmp_path / "b.onnx", example_input=X, precision="fp16")
     assert 1e-6 < half.error < 5e-2
     assert half.nodes == {**whole.nodes, "Cast": 2}
+    names = [[i.name for i in onnx_file.load(made.path).graph.input] for made in (whole, half)]
+    assert names[0] == names[1]
     assert session(half.path.read_bytes())([X])[0].dtype == torch.float32
 
 

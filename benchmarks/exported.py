@@ -1,0 +1,90 @@
+"""A run's compressed net as ONNX beside its dense one: ``python -m benchmarks.exported RUN [data.root]``, one thread.
+
+Reads the test set once per net: accuracy in PyTorch and in ONNX Runtime, as float32, float16 and int8; then the latency
+of each file over the dense one's, the two run in turns.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import onnxruntime
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import nn
+
+import hodec
+from hodec.config import Config, open_schema, to_config
+from hodec.data import ImageData, build_data, test_loader, train_loader
+from hodec.export.run_model import model_of_run, skeleton_of
+from hodec.lit import evaluate
+from hodec.onnx_graph.bench import bench_files
+from hodec.run_folder import RunFolder
+
+CALIBRATION = 8  # batches of training pictures for int8
+SECONDS = 8.0  # of measuring a pair
+
+
+def config_of(run: Path, root: str | None) -> Config:
+    """The settings of a run, its data perhaps moved."""
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = OmegaConf.merge(open_schema(), settings, {"data": {"root": root}} if root else {})
+    return to_config(config)  # type: ignore[arg-type]
+
+
+def dense_of(run: Path, facts: dict[str, object]) -> nn.Module:
+    """The dense net that the run compressed: before ADMM where it had been trained by then."""
+    stages = RunFolder.open(run, (run / "config.yaml").read_text(encoding="utf-8"), writes=False)
+    net = skeleton_of(facts)
+    stages.load_stage(next(name for name in ("pretrain", "dense", "admm") if stages.done(name)), net)
+    return net.eval()
+
+
+def accuracy(file: Path, data: ImageData, config: Config) -> float:
+    """Share of the test set that a file classifies rightly in ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    right = count = 0
+    for images, labels in test_loader(data, config.data):
+        (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        right += int((np.argmax(scores, axis=1) == labels.numpy()).sum())
+        count += len(labels)
+    return right / count
+
+
+def main(run: str, root: str | None = None) -> None:
+    """Export, evaluate, measure, print one table."""
+    torch.set_num_threads(1)
+    folder = Path(run)
+    config, made = config_of(folder, root), model_of_run(folder)
+    data = build_data(config.data)
+    x, cpu = made.example(), torch.device("cpu")
+    batches = [images for images, _ in zip(train_loader(data, config.data, seed=0), range(CALIBRATION))]
+    calibration = [images for images, _ in batches]
+    dense = dense_of(folder, made.facts)
+    loader = test_loader(data, config.data)
+    print(f"{made.facts['model']}, {torch.get_num_threads()} thread, ONNX Runtime {onnxruntime.__version__}, batch 1")
+    print(f"PyTorch: dense {evaluate(dense, loader, cpu):.2%}, compressed {evaluate(made.model, loader, cpu):.2%}")
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {"dense": (hodec.fuse(dense, example_input=x), "fp32"), "compressed": (made.model, "fp32")}
+        fused = hodec.fuse(made.model, example_input=x)
+        files |= {f"fused {p}": (fused, p) for p in ("fp32", "fp16", "int8")}
+        for name, (net, precision) in files.items():
+            path = Path(scratch) / f"{name.replace(' ', '_')}.onnx"
+            ranges = calibration if precision == "int8" else None
+            hodec.to_onnx(net, path, example_input=x, precision=precision, calibration=ranges)
+            pair = bench_files(Path(scratch) / "dense.onnx", path, seconds=SECONDS)
+            print(
+                f"{name:12} {accuracy(path, data, config):7.2%}  {path.stat().st_size / 1e3:7.1f} kB  "
+                f"{pair.second_ms:6.3f} ms, {pair.speedup:.2f} times as fast as dense (noise {pair.noise:.1%})"
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
