@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats import svd
-from hodec.formats.modes import Modes
 from hodec.kinds import KINDS
-from hodec.layers.base import FactorizedLayer
+from hodec.layers.embedding import FactorizedEmbedding
 from hodec.layers.staged import StagedConv, StagedLinear
 
 
@@ -104,7 +103,7 @@ class SVDLinear(StagedLinear):
     form = svd.SVD
 
 
-class SVDEmbedding(FactorizedLayer):
+class SVDEmbedding(FactorizedEmbedding):
     """A narrow table of ``rank`` columns and a linear map to the full width; padding rows stay zero.
 
     Args:
@@ -112,42 +111,12 @@ class SVDEmbedding(FactorizedLayer):
         ranks: one rank.
     """
 
-    form, kind = svd.LOOKUP, KINDS["embedding"]
+    form = svd.LOOKUP
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
-        padding_idx: int | None = None,
-        execution: str = "",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__((embedding_dim, num_embeddings), ranks=ranks, modes=modes, execution=execution)
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+    def build_factors(self, *, device: Any, dtype: Any) -> None:
         rank = self.ranks[0]
-        self.table = nn.Parameter(torch.empty(num_embeddings, rank, device=device, dtype=dtype))
-        self.expand = nn.Parameter(torch.empty(embedding_dim, rank, device=device, dtype=dtype))
-        self.bias = None
-        self.reset_parameters()
-
-    @classmethod
-    def like(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> "SVDEmbedding":
-        return cls(
-            module.num_embeddings,
-            module.embedding_dim,
-            ranks=ranks,
-            modes=modes,
-            padding_idx=module.padding_idx,
-            execution=execution,
-            device=module.weight.device,
-            dtype=module.weight.dtype,
-        )
+        self.table = nn.Parameter(torch.empty(self.num_embeddings, rank, device=device, dtype=dtype))
+        self.expand = nn.Parameter(torch.empty(self.embedding_dim, rank, device=device, dtype=dtype))
 
     def factors(self) -> list[Tensor]:
         return [self.table.mT, self.expand]

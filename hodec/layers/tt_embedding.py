@@ -1,7 +1,7 @@
 """Embeddings stored as tensor trains: a row is a product of one slice from each core."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from hodec.formats import tt
 from hodec.formats.modes import Modes
-from hodec.kinds import KINDS
-from hodec.layers.base import FactorizedLayer
+from hodec.layers.embedding import FactorizedEmbedding
 
 
-class TTEmbedding(FactorizedLayer):
+class TTEmbedding(FactorizedEmbedding):
     """Embedding whose table is a TT-matrix: token i is read as (i_1, .., i_d), and each i_k picks a slice of core k.
 
     The table is never built. The padding row, which all cores would have to agree on, is kept as it was beside them:
@@ -27,47 +26,21 @@ class TTEmbedding(FactorizedLayer):
     Source: Hrinchuk et al., Tensorized Embedding Layers, Findings of EMNLP 2020: section 3.
     """
 
-    form, kind = tt.LOOKUP, KINDS["embedding"]
+    form = tt.LOOKUP
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
-        padding_idx: int | None = None,
-        execution: str = "",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__((embedding_dim, num_embeddings), ranks=ranks, modes=modes, execution=execution)
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+    def build_factors(self, *, device: Any, dtype: Any) -> None:
         r, pairs = (1, *self.ranks, 1), zip(self.modes.inputs, self.modes.outputs, strict=True)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(i, r[k], o, r[k + 1], device=device, dtype=dtype))
             for k, (i, o) in enumerate(pairs)
         )
-        row = None if padding_idx is None else torch.zeros(embedding_dim, device=device, dtype=dtype)
+        row = None if self.padding_idx is None else torch.zeros(self.embedding_dim, device=device, dtype=dtype)
         self.padding_row: Tensor | None
         self.register_buffer("padding_row", row)
-        self.bias = None
-        self.reset_parameters()
 
     @classmethod
-    def like(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> "TTEmbedding":
-        layer = cls(
-            module.num_embeddings,
-            module.embedding_dim,
-            ranks=ranks,
-            modes=modes,
-            padding_idx=module.padding_idx,
-            execution=execution,
-            device=module.weight.device,
-            dtype=module.weight.dtype,
-        )
+    def like(cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = "") -> Self:
+        layer = super().like(module, ranks, modes=modes, execution=execution)
         if layer.padding_row is not None:
             layer.padding_row.copy_(module.weight.detach()[module.padding_idx])
         return layer
