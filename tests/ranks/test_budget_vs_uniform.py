@@ -1,6 +1,6 @@
 """What the table of docs/ranks.md says holds: targets are met closely, with less error than uniform ranks make.
 
-Nets are untrained and seeded. HODEC_WEIGHTS, a folder of resnet20-cifar10.safetensors and the like, adds trained ones.
+Nets are untrained and seeded. HODEC_DATA, a folder of resnet20-cifar10.safetensors and the like, adds trained ones.
 """
 
 import importlib.util
@@ -45,10 +45,10 @@ def test_row_2_budget_loses_less_than_uniform_ranks_at_the_same_cost(monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("HODEC_WEIGHTS" not in os.environ, reason="HODEC_WEIGHTS names no folder of trained weights")
+@pytest.mark.skipif("HODEC_DATA" not in os.environ, reason="HODEC_DATA names no folder of trained weights")
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "/" not in case.net])
 def test_row_2_on_trained_weights_too(name):
     case = CASES[name]
     model = benchmark.build(case, None)
-    load_weights(model, Path(os.environ["HODEC_WEIGHTS"]) / f"{case.net}-cifar10.safetensors")
+    load_weights(model, Path(os.environ["HODEC_DATA"]) / f"{case.net}-cifar10.safetensors")
     check(case, model)
