@@ -38,6 +38,9 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 
+# Where a converted model keeps its plan.
+PLAN_ATTRIBUTE = "hodec_plan"
+
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
 
@@ -204,6 +207,7 @@ def convert(
                 small.set_submodule(each, layer)
         if plan.inputs:
             _dry_run(small, model, plan)
+    setattr(small, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
     return small
 
 

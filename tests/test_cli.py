@@ -98,3 +98,9 @@ def test_help_names_every_verb(capsys):
     for verb in cli.VERBS:
         assert f"    {verb}" in [line[: 4 + len(verb)] for line in out.splitlines()]  # its help may be below it
         assert cli.verb_module(verb).HELP.split()[0] in out
+
+
+def test_show_of_a_folder_says_which_file(capsys, tmp_path):
+    code, _, err = call(capsys, "show", tmp_path)
+    assert code == 2
+    assert "is a folder; give a file in it: plan.json, or compressed.safetensors of a run" in err

@@ -1,6 +1,7 @@
 """hodec decompose: a model file in, a smaller model file out."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,20 +64,24 @@ def run(options: argparse.Namespace) -> Answer:
     """
     _check_plan_options(options)
     _apply_preset(options)
+    what = _what(options)
     with errors_in_flags():
-        outcome = _decompose(options)
+        outcome = _decompose(options, what)
     if options.plan_out:
-        _save_plan(outcome.plan, options.plan_out)
+        _save_plan(outcome.plan, options.plan_out, options.output)
     return Answer(_text(outcome, options.output), {"output": options.output, **outcome.to_dict()})
 
 
-def _decompose(options: argparse.Namespace) -> "Outcome":
+def _what(options: argparse.Namespace) -> dict[str, Any]:
+    """What is to be done: a plan, or a rule and its settings."""
     if options.plan:
         from hodec.plan import Plan
 
-        what: dict[str, Any] = {"plan": Plan.load(options.plan)}
-    else:
-        what = {"rule": rule_from(options), **method_from(options), "allow_larger": options.allow_larger}
+        return {"plan": Plan.load(options.plan)}
+    return {"rule": rule_from(options), **method_from(options), "allow_larger": options.allow_larger}
+
+
+def _decompose(options: argparse.Namespace, what: dict[str, Any]) -> "Outcome":
     from hodec.onnx_graph.decompose import decompose_file
     from hodec.onnx_graph.planning import Options
     from hodec.onnx_graph.sizes import parse_shapes
@@ -87,8 +92,8 @@ def _decompose(options: argparse.Namespace) -> "Outcome":
 
 
 def _check_plan_options(options: argparse.Namespace) -> None:
-    if options.plan_out and not Path(options.plan_out).parent.is_dir():
-        raise ConfigError(f"--plan-out: folder {Path(options.plan_out).parent} does not exist; make it first")
+    if options.plan_out:
+        check_place(options.plan_out)
     if options.plan_out and Path(options.plan_out).resolve() in {
         Path(p).resolve() for p in (options.path, options.output)
     }:
@@ -100,6 +105,21 @@ def _check_plan_options(options: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} and --plan: the plan says that already; edit the plan, or leave it out")
 
 
+def check_place(given: str) -> None:
+    """Refuse a place for the plan before any work is done.
+
+    Raises:
+        ConfigError: no folder to write to, or something there that is no file.
+    """
+    path = Path(given)
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plan-out: folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--plan-out: folder {path.parent} cannot be written to; name another one")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--plan-out: {path} is no file that could be replaced; name another one")
+
+
 def _apply_preset(options: argparse.Namespace) -> None:
     for key, value in PRESETS.get(options.preset, {}).items():
         given = getattr(options, key)
@@ -108,11 +128,13 @@ def _apply_preset(options: argparse.Namespace) -> None:
         setattr(options, key, value)
 
 
-def _save_plan(plan: "Plan", path: str) -> None:
+def _save_plan(plan: "Plan", path: str, out: str) -> None:
     try:
         plan.save(path)
     except OSError as error:
-        raise ConfigError(f"--plan-out: {path} could not be written: {error.strerror}") from error
+        raise ConfigError(
+            f"--plan-out: {path} could not be written: {error.strerror}; the model {out} is written"
+        ) from error
 
 
 def _text(outcome: "Outcome", out: str) -> str:

@@ -64,6 +64,8 @@ def _output(folder: Path, options: argparse.Namespace) -> Path:
     path = Path(options.output) if options.output else default
     if path.suffix != ENDINGS[options.to]:
         raise ConfigError(f"{path}: with --to {options.to} the file ends in {ENDINGS[options.to]}, not {path.suffix!r}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file that could be replaced; -o FILE names another")
     if path.exists() and not options.force:
         raise ConfigError(f"{path} exists; --force replaces it, -o FILE writes another")
     return path

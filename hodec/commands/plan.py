@@ -85,7 +85,10 @@ def run(options: argparse.Namespace) -> Answer:
         )
     if target is None:
         return Answer(str(plan), plan.to_dict())
-    plan.save(target)
+    try:
+        plan.save(target)
+    except OSError as error:
+        raise PlanError(f"-o: {target} could not be written: {error.strerror}; name another file") from error
     return Answer(f"{plan}\n{next_steps(options.model, pictures, target)}", plan.to_dict())
 
 
@@ -113,6 +116,8 @@ def checked_output(given: str | None, *, force: bool) -> Path | None:
     path = Path(given)
     if path.is_dir() or not path.parent.is_dir():
         raise PlanError(f"-o: {given!r} given; allowed: a file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise PlanError(f"-o: {given} is no file that could be replaced; name another one")
     if path.exists() and not force:
         raise PlanError(f"-o: {given} exists; another name, or --force to overwrite it")
     return path

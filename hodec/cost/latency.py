@@ -74,13 +74,13 @@ class LatencyTable:
             and times are then forgotten at the end of the process.
 
     Raises:
-        ConfigError: a batch below 1.
+        ConfigError: a batch below 1, or a device that is not there.
     """
 
     def __init__(self, batch: int = 1, device: torch.device | str = "cpu", *, folder: str | Path | None = None) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ConfigError(f"latency table: batch={batch!r} is not a whole number of at least 1")
-        self.batch, self.device = batch, torch.device(device)
+        self.batch, self.device = batch, _usable(device)
         self.machine = Machine.this(self.device)
         self.path = (cache_folder() if folder is None else Path(folder)) / self.machine.file
         self.measured = 0
@@ -153,6 +153,19 @@ class LatencyTable:
         """A module or tensor on the device, in the memory order that is fast there."""
         last = self.device.type == "cpu" and (isinstance(what, nn.Module) or what.ndim == 4)
         return what.to(self.device, memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """The device, tried out: torch takes the name of any, and fails at the first tensor."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"latency table: device={str(device)!r} cannot be used ({reason}); 'cpu' always can"
+        ) from error
+    return found
 
 
 def _read(path: Path, machine: Machine) -> dict[str, float]:

@@ -9,59 +9,103 @@ import torch
 from torch import nn
 
 import hodec
-from hodec.conversion import convert
-from hodec.errors import CheckpointError
+from hodec.conversion import PLAN_ATTRIBUTE, convert
+from hodec.cost.count import uncompiled
+from hodec.errors import CheckpointError, ConfigError
+from hodec.export.writing import writing
 from hodec.files import read_json, sha256, write_json
+from hodec.layers.base import same_random_state
+from hodec.methods import get_method
+from hodec.models import build_model
 from hodec.plan import Plan
 from hodec.run_folder import load_tensors, save_tensors
 
 FORMAT, VERSION = "hodec-model", 1
 
+# What a net is built from by its name.
+FACTS = ("model", "in_channels", "num_classes", "image_size")
 
-def save(model: nn.Module, path: str | Path, plan: Plan, *, facts: Mapping[str, Any] | None = None) -> None:
+
+def save(
+    model: nn.Module, path: str | Path, plan: Plan | None = None, *, facts: Mapping[str, Any] | None = None
+) -> None:
     """Write a converted model: ``path`` (safetensors) and the same name with ``.json`` (plan, SHA-256, facts).
 
     Args:
         model: what ``convert`` made from ``plan``, trained further or not.
         path: ends in ``.safetensors``.
-        plan: the plan it was converted by.
-        facts: plain JSON values to keep with it, e.g. the name the dense net is built by.
+        plan: the plan it was converted by; by default the one that ``convert`` and ``load`` leave on the model.
+        facts: plain JSON values to keep with it. With those of FACTS, ``load`` needs no skeleton.
 
     Raises:
-        CheckpointError: a path with another ending.
+        CheckpointError: a path with another ending or that cannot be written, or a model that is not what ``convert``
+            makes from the plan.
     """
-    path = Path(path)
+    path, model = Path(path), uncompiled(model)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a compressed model is written to a .safetensors file, not {path.suffix!r}")
-    save_tensors(path, model.state_dict(), {"format": FORMAT})  # one entry: of several, the order would vary
-    structure = {
-        "format": FORMAT,
-        "version": VERSION,
-        "hodec": hodec.__version__,
-        "sha256": sha256(path),
-        "facts": dict(facts or {}),
-        "plan": plan.to_dict(),
-    }
-    write_json(path.with_suffix(".json"), structure)
+    plan = _plan_of(model) if plan is None else plan
+    _check_converted(model, plan)
+    with writing(path):
+        save_tensors(path, model.state_dict(), {"format": FORMAT})  # one entry: of several, the order would vary
+        structure = {
+            "format": FORMAT,
+            "version": VERSION,
+            "hodec": hodec.__version__,
+            "sha256": sha256(path),
+            "facts": dict(facts or {}),
+            "plan": plan.to_dict(),
+        }
+        write_json(path.with_suffix(".json"), structure)
 
 
-def load(path: str | Path, skeleton: nn.Module) -> nn.Module:
-    """Rebuild a compressed model.
+def _plan_of(model: nn.Module) -> Plan:
+    plan = getattr(model, PLAN_ATTRIBUTE, None)
+    if not isinstance(plan, Plan):
+        raise CheckpointError(
+            "save: this model holds no plan, as it is not what hodec.convert or hodec.load returned; give the plan: "
+            "hodec.save(model, path, plan)"
+        )
+    return plan
+
+
+def _check_converted(model: nn.Module, plan: Plan) -> None:
+    """Refuse to write what could not be read again."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, layer in plan.items():
+        found: Any = modules.get(name)
+        if type(found) is not get_method(layer.method).layers[layer.kind] or (
+            (found.shape, found.ranks, found.modes) != (layer.shape, layer.ranks, layer.modes)
+        ):
+            raise CheckpointError(
+                f"save: {name} is {found if found is None else type(found).__name__} in this model, and {layer.method} "
+                f"at ranks {list(layer.ranks)} in the plan; give what hodec.convert made from it (a fused net is "
+                "written by hodec.to_onnx or hodec.to_program)"
+            )
+
+
+def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
+    """Rebuild a compressed model, in the training mode and number type of its skeleton.
 
     Args:
         path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it.
-        skeleton: the dense net, of any weights; it is left as it was.
+        skeleton: the dense net, of any weights; it is left as it was. None: the net that the file names, as those of
+            runs do (``compressed.safetensors``).
 
     Raises:
-        CheckpointError: a file is missing, truncated or altered, or belongs to another model.
+        CheckpointError: a file is missing, truncated or altered, or belongs to another model; or there is no skeleton
+            and the file names no net.
         PlanError: the plan is for another skeleton.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a compressed model is read from its .safetensors file, not {path.suffix!r}")
     structure = read_structure(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if sha256(path) != structure["sha256"]:
         raise CheckpointError(f"{path} is truncated or was altered: its SHA-256 is not the one in its .json")
+    skeleton = named_skeleton(path, structure) if skeleton is None else skeleton
     small = convert(skeleton, Plan.from_dict(structure["plan"]), decompose=False)
     tensors = load_tensors(path)
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
@@ -89,6 +133,27 @@ def read_structure(path: str | Path) -> dict[str, Any]:
     if missing := [key for key in ("sha256", "plan") if key not in structure]:
         raise CheckpointError(f"{Path(path).with_suffix('.json')} lacks {', '.join(missing)}: it was altered")
     return structure
+
+
+def named_skeleton(path: str | Path, structure: Mapping[str, Any]) -> nn.Module:
+    """The dense net that a compressed model's facts name, with fresh weights; the random state stays as it is.
+
+    Raises:
+        CheckpointError: they name none, or one that cannot be built.
+    """
+    where, given = Path(path).with_suffix(".json"), structure.get("facts")
+    facts: dict[str, Any] = given if isinstance(given, dict) else {}
+    if missing := [key for key in FACTS if key not in facts]:
+        raise CheckpointError(
+            f"{where} does not say how the dense net is built (its facts lack {', '.join(missing)}): give the net as "
+            "skeleton, hodec.load(path, skeleton)"
+        )
+    sizes = {"in_channels": facts["in_channels"], "num_classes": facts["num_classes"]}
+    try:
+        with same_random_state([]):
+            return build_model(facts["model"], **sizes, image_size=min(facts["image_size"]))
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: no net can be built from its facts {facts}: {error}") from error
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -105,7 +105,14 @@ class _Work:
     @classmethod
     def of(cls, model: nn.Module, inputs: tuple[Tensor, ...], *, fold: bool) -> "_Work":
         base = copy.deepcopy(model).eval()
-        calls, expected = observed(base, inputs)
+        try:
+            calls, expected = observed(base, inputs)
+        except Exception as error:  # whatever a forward pass raises
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+            raise ConvertError(
+                f"the model does not run on example_input of shape {shapes}: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''}; give inputs as the model takes, on its device"
+            ) from error
         folds = find_folds(base, inputs, calls) if fold else Folds({}, {})
         work = cls(base, inputs, expected, calls, folds)
         if folds.norms and not work.close(work.build(work.choose(_fewest_macs))):

@@ -18,7 +18,7 @@ from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import ConvertError, near_matches
 from hodec.export.compare import batch_sizes, check_same, distance, outputs_of, with_batch
 from hodec.export.program import Exported, checked_path, exported_program, plain_net
-from hodec.files import replacing
+from hodec.export.writing import write_content
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,11 @@ def to_onnx(  # noqa: PLR0913
         verify: run the file in ONNX Runtime at several batch sizes and compare the outputs.
         precision: ``fp32``; ``fp16`` (inputs and outputs stay float32); or ``int8``.
         calibration: ``int8``: batches of inputs from which the ranges of all activations are read. Without them,
-            ranges are found anew at each call, which needs no data and is slower.
+            ranges are found anew at each call, which needs no data and is slower. What stands behind the inputs in
+            a batch (labels) is not used.
 
     Raises:
-        CheckpointError: a path with another ending.
+        CheckpointError: a path with another ending, or one that cannot be written.
         ConvertError: onnx is not installed, the model cannot be exported, the file gives other outputs.
     """
     path = checked_path(path, ".onnx")
@@ -70,8 +71,7 @@ def to_onnx(  # noqa: PLR0913
         run = session(content)
         apart = ((n, distance(run(with_batch(inputs, n)), outputs_of(net, with_batch(inputs, n)))) for n in sizes)
         error = check_same(str(path), apart, ALLOWED[precision])
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_content(path, content)
     return Exported(path, error, sizes, nodes_of(content))
 
 
@@ -191,7 +191,7 @@ class _Batches:
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self.left, None)
-        return None if batch is None else {n: x.cpu().numpy() for n, x in zip(self.names, batch, strict=True)}
+        return None if batch is None else {n: x.cpu().numpy() for n, x in zip(self.names, batch)}  # then labels
 
 
 def _quantized(content: bytes, batches: Sequence[Sequence[Tensor]] | None) -> bytes:
@@ -211,5 +211,11 @@ def _quantized(content: bytes, batches: Sequence[Sequence[Tensor]] | None) -> by
             quantization.quantize_dynamic(given, made, weight_type=quantization.QuantType.QUInt8)
         else:
             reader: Any = _Batches(names, batches)
-            quantization.quantize_static(given, made, reader, per_channel=True)
+            try:
+                quantization.quantize_static(given, made, reader, per_channel=True)
+            except Exception as error:  # the runtime's own kinds, e.g. for batches of another size
+                reason = str(error).splitlines()[0]
+                raise ConvertError(
+                    f"calibration: the model does not run on these batches ({reason}); give inputs as the model takes"
+                ) from error
         return Path(made).read_bytes()

@@ -16,7 +16,7 @@ from hodec.errors import CheckpointError, ConvertError
 from hodec.export.compare import batch_sizes, check_same, distance, outputs_of, with_batch
 from hodec.export.fuse import fuse
 from hodec.export.fuse_report import FuseReport
-from hodec.files import replacing
+from hodec.export.writing import write_content
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def to_program(
         verify: read the file again, run it at several batch sizes and compare the outputs.
 
     Raises:
-        CheckpointError: a path with another ending.
+        CheckpointError: a path with another ending, or one that cannot be written.
         ConvertError: the model cannot be exported, or the file gives other outputs.
     """
     path = checked_path(path, ".pt2")
@@ -77,8 +77,7 @@ def to_program(
         content.seek(0)
         again = torch.export.load(content).module()
         error = check_same(str(path), ((n, _apart(again, net, with_batch(inputs, n))) for n in sizes), ALLOWED)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+    write_content(path, content.getvalue())
     counts: dict[str, int] = {}
     for node in program.graph.nodes:
         if node.op == "call_function":

@@ -11,11 +11,7 @@ from hodec.errors import CheckpointError
 from hodec.export import checkpoint
 from hodec.export.compare import check_same, distance, outputs_of
 from hodec.export.program import Exported, checked_path
-from hodec.layers.base import same_random_state
-from hodec.models import build_model
 from hodec.plan import Plan
-
-FACTS = ("model", "in_channels", "num_classes", "image_size")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class RunModel:
         if not verify:
             return Exported(path, None)
         x = self.example(2)
-        again = checkpoint.load(path, skeleton_of(self.facts)).eval()
+        again = checkpoint.load(path).eval()
         apart = distance(outputs_of(again, [x]), outputs_of(self.model, [x]))
         return Exported(path, check_same(str(path), [(2, apart)], 0.0), (2,))
 
@@ -70,21 +66,5 @@ def model_of_run(folder: str | Path) -> RunModel:
             "started the run finishes it"
         )
     structure = checkpoint.read_structure(path)
-    facts = structure.get("facts", {})
-    if missing := [key for key in FACTS if key not in facts]:
-        raise CheckpointError(
-            f"{path.with_suffix('.json')} does not say how the dense net is built: its facts lack {', '.join(missing)}"
-        )
-    model = checkpoint.load(path, skeleton_of(facts)).eval()
-    return RunModel(model, Plan.from_dict(structure["plan"]), facts)
-
-
-def skeleton_of(facts: dict[str, Any]) -> nn.Module:
-    """The dense net of a run, with fresh weights; the random state stays as it is."""
-    with same_random_state([]):
-        return build_model(
-            facts["model"],
-            in_channels=facts["in_channels"],
-            num_classes=facts["num_classes"],
-            image_size=min(facts["image_size"]),
-        )
+    model = checkpoint.load(path).eval()
+    return RunModel(model, Plan.from_dict(structure["plan"]), structure["facts"])

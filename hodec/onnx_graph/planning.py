@@ -151,6 +151,11 @@ def _bind(rule: NeedsModel, facts: GraphFacts, sites: Mapping[str, GraphSite], m
 
 
 def _bind_budget(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
+    if rule.latency_ms is not None:
+        raise PlanError(
+            f"ranks.latency_ms={rule.latency_ms} is no target for a model file: milliseconds are measured on PyTorch "
+            "layers; give ranks.macs=0.4 or ranks.params=0.4, and measure the result with hodec bench"
+        )
     rule.bind_cost(facts.cost)
 
 

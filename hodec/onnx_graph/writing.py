@@ -29,6 +29,8 @@ def check_target(out: Path, model: ModelFile, *, force: bool) -> None:
     """
     if out.is_dir():
         raise ConvertError(f"output {out} is a folder; name a file, e.g. {out / 'small.onnx'}")
+    if out.exists() and not out.is_file():  # a device, which a move would replace
+        raise ConvertError(f"output {out} is no file that could be replaced; name a file")
     if not out.parent.is_dir():
         raise ConvertError(f"folder {out.parent} of the output does not exist; make it first")
     if not os.access(out.parent, os.W_OK):

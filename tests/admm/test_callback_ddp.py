@@ -23,10 +23,13 @@ def two_processes(folder, how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["together", "apart"])
+@pytest.mark.parametrize("how", ["together", "apart", "learned"])
 def test_both_processes_hold_the_same_state(tmp_path, how):
     """Even where their decompositions differ: one process decides."""
     first, second = two_processes(tmp_path, how)
+    assert second["ranks"] == first["ranks"]
+    if how == "learned":
+        assert set(first["ranks"]["conv1"]) == {1}  # those of the first process
     assert_close(second, first, rtol=0, atol=0)
 
 

@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 from admm_fits import Users, admm, cosine, fit, new_net, samples, sgd  # noqa: E402
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset  # noqa: E402
 
-from hodec.admm import callback as callback_module  # noqa: E402
+from hodec.admm import projection as projection_module  # noqa: E402
 
 
 def share() -> DataLoader:
@@ -21,26 +21,38 @@ def share() -> DataLoader:
     return DataLoader(data, batch_size=4, sampler=DistributedSampler(data, 2, rank, shuffle=False))
 
 
-def main(folder: Path, *, apart: bool) -> None:
+class Undecided:
+    """A learner whose ranks differ between processes."""
+
+    def update(self, plan, weights, rho):
+        if torch.distributed.get_rank():
+            return plan
+        return projection_module.with_ranks(plan, {name: [1] * len(layer.ranks) for name, layer in plan.items()})
+
+
+def main(folder: Path, how: str) -> None:
     net = new_net()
     net.dropout.p = 0.0
-    callback = admm(net, ranks=2, track_truncated=True, tolerance=0.0)
-    real = callback_module.project_layers
+    callback = admm(
+        net, ranks=2, track_truncated=True, tolerance=0.0, learner=Undecided() if how == "learned" else None
+    )
+    real = projection_module.project_layers
 
-    def project(plan, tensors):
+    def project(plan, tensors, metrics):
         """Decompositions that differ between processes, as they do between machines, only more."""
-        noise = 1e-3 * (1 + torch.distributed.get_rank()) if apart else 0.0
-        return {name: z + noise for name, z in real(plan, tensors).items()}
+        noise = 1e-3 * (1 + torch.distributed.get_rank()) if how == "apart" else 0.0
+        return {name: z + noise for name, z in real(plan, tensors, metrics).items()}
 
-    callback_module.project_layers = project
+    projection_module.project_layers = project
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     module = Users(net, lambda m: cosine(sgd(m), 12))
     trainer = fit(module, callback, epochs=3, data=share(), val=share(), **options)
     states = {name: {"z": s.z, "u": s.u, "rho": s.rho} for name, s in callback.states.items()}
     state = {"states": states, "weights": dict(net.state_dict()), "primal": callback.primal}
+    state["ranks"] = {name: list(layer.ranks) for name, layer in callback.plan.items()}
     state["truncated"] = callback.latest["admm/truncated_accuracy"]
     torch.save(state, folder / f"{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), apart=sys.argv[2] == "apart")
+    main(Path(sys.argv[1]), sys.argv[2])

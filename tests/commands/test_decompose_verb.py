@@ -1,6 +1,7 @@
 """hodec decompose at the shell: options, exit codes, JSON."""
 
 import json
+import socket
 
 import numpy as np
 import onnx
@@ -123,3 +124,48 @@ def test_nothing_to_decompose_is_exit_code_2(capsys, tmp_path):
     code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--ranks", "4")
     assert code == 2
     assert "no layer is left to factorize" in err
+
+
+@pytest.fixture
+def no_file(tmp_path, monkeypatch):
+    """Something that is neither file nor folder: a move would put a file in its place."""
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("place")
+        yield tmp_path / "place"
+
+
+@pytest.mark.parametrize("flag", ["-o", "--plan-out"])
+def test_what_is_no_file_is_not_replaced(capsys, tmp_path, source, no_file, flag):
+    other = {"-o": "--plan-out", "--plan-out": "-o"}[flag]
+    argv = (flag, no_file, other, tmp_path / "other", "--force", "--method", "tucker", "--ranks", "4")
+    code, _, err = call(capsys, "decompose", source, *argv)
+    assert code == 2
+    assert "place is no file that could be replaced; name" in err
+    assert no_file.is_socket()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_plan_that_cannot_be_written_says_that_the_model_is(capsys, tmp_path, source, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hodec.plan.Plan.save", full)
+    out = tmp_path / "out.onnx"
+    argv = ("-o", out, "--method", "tucker", "--ranks", "4", "--plan-out", tmp_path / "plan.json")
+    code, _, err = call(capsys, "decompose", source, *argv)
+    assert code == 2
+    assert f"plan.json could not be written: No space left on device; the model {out} is written" in err
+
+
+def test_rules_that_need_training_name_train_py_with_its_own_words(capsys, tmp_path, source):
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--rule", "greedy")
+    assert code == 2
+    assert "python train.py ranks=greedy does" in err
+
+
+def test_milliseconds_are_no_target_for_a_file(capsys, tmp_path, source):
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2")
+    assert code == 2
+    assert "--latency-ms 2.0 is no target for a model file" in err
+    assert "give --macs 0.4 or --params 0.4" in err

@@ -1,6 +1,7 @@
 """hodec plan at the shell: a plan on the screen and in a file, which train.py and convert take."""
 
 import json
+import socket
 
 import pytest
 import torch
@@ -201,3 +202,19 @@ def test_errors_are_those_of_hodec():
     options = cli.parser().parse_args(["plan", "--model", "resnet20", "--macs", "7"])
     with pytest.raises(HodecError, match="--macs"):
         plan.run(options)
+
+
+def test_a_place_that_is_no_file_or_cannot_be_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("place")
+        code, _, err = call(capsys, *SMALL, "--ranks", "3", "-o", "place", "--force")
+    assert (code, err) == (2, "hodec plan: -o: place is no file that could be replaced; name another one\n")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hodec.plan.Plan.save", full)
+    code, _, err = call(capsys, *SMALL, "--ranks", "3", "-o", "plan.json")
+    assert code == 2
+    assert err.endswith("-o: plan.json could not be written: No space left on device; name another file\n")

@@ -269,3 +269,10 @@ def test_settings_bring_the_table_of_this_machine():
     rule = build_rule("budget", settings)
     assert isinstance(rule.latency_table, LatencyTable)
     assert build_rule("budget", settings | {"latency_ms": None, "macs": 0.5}).latency_table is None
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_message(device):
+    with pytest.raises(ConfigError, match=f"device='{device}' cannot be used") as error:
+        LatencyTable(device=device)
+    assert "\n" not in str(error.value)

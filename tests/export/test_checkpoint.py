@@ -1,5 +1,6 @@
 """A compressed model on disk: what is read is what was written, or it is refused."""
 
+import copy
 import json
 
 import pytest
@@ -10,7 +11,10 @@ from torch.testing import assert_close
 from hodec.conversion import convert
 from hodec.errors import CheckpointError, PlanError
 from hodec.export.checkpoint import load, read_structure, save, weights_digest
+from hodec.export.fuse import fuse
 from hodec.methods import METHODS
+from hodec.models import build_model
+from hodec.plan import Plan
 from hodec.ranks import Manual, make_plan
 from hodec.run_folder import save_tensors
 
@@ -175,3 +179,101 @@ def test_digest_tells_every_bit_and_every_name():
 
 def test_digest_of_half_precision_weights():
     assert weights_digest(dense_net().bfloat16()) != weights_digest(dense_net().half())
+
+
+def test_a_model_says_its_plan_by_itself(tmp_path):
+    small, plan = trained_small(dense_net())
+    save(small, tmp_path / "small.safetensors")
+    again = load(tmp_path / "small.safetensors", dense_net())
+    save(again, tmp_path / "again.safetensors")  # and what was read can be written again
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "small.safetensors").read_bytes()
+    assert read_structure(tmp_path / "again.safetensors")["plan"] == plan.to_dict()
+
+
+def test_a_net_known_by_name_needs_no_skeleton(tmp_path):
+    facts = {"model": "resnet20", "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}
+    net, x = build_model("resnet20", in_channels=3, num_classes=4), torch.randn(2, 3, 8, 8)
+    small = convert(net, make_plan(net, Manual(3), example_input=x)).eval()
+    path = tmp_path / "small.safetensors"
+    save(small, path, facts=facts)
+    state = torch.get_rng_state()
+    again = load(path).eval()
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        assert_close(again(x), small(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "lack model, in_channels, num_classes, image_size.*give the net as skeleton"),
+        (["resnet20"], "give the net as skeleton"),
+        ({"model": "resnet21", "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}, "'resnet21' is unknown"),
+        ({"model": 20, "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}, "no net can be built"),
+        ({"model": "resnet20", "in_channels": "3", "num_classes": 4, "image_size": [8, 8]}, "no net can be built"),
+        ({"model": "resnet20", "in_channels": 3, "num_classes": 4, "image_size": 8}, "no net can be built"),
+    ],
+)
+def test_without_a_skeleton_the_file_must_name_its_net(written, facts, words):
+    structure = json.loads(written.with_suffix(".json").read_text())
+    written.with_suffix(".json").write_text(json.dumps({**structure, "facts": facts}))
+    with pytest.raises(CheckpointError, match=words) as error:
+        load(written)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_its_plan_is_not_written(tmp_path):
+    small, _ = trained_small(dense_net())
+    with pytest.raises(CheckpointError, match=r"holds no plan.*hodec\.save\(model, path, plan\)"):
+        save(nn.Sequential(small), tmp_path / "small.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    small, plan = trained_small(dense_net())
+    other = make_plan(dense_net(), Manual(2), method="tt", example_input=X, allow_larger=True)
+    fused = fuse(small, example_input=X, target="macs")
+    for model, given in ((dense_net(), plan), (small, other), (fused, plan), (fused, None), (nn.Sequential(), plan)):
+        with pytest.raises(CheckpointError, match=r"save: \d is \w+ in this model, and tt at ranks"):
+            save(model, tmp_path / "small.safetensors", given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_model_is_written_under_its_own_names(tmp_path):
+    small, plan = trained_small(dense_net())
+    save(torch.compile(small), tmp_path / "small.safetensors", plan)
+    assert weights_digest(load(tmp_path / "small.safetensors", dense_net())) == weights_digest(small)
+
+
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path):
+    small, _ = trained_small(dense_net())
+    (tmp_path / "small.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"small\.safetensors could not be written: Is a directory"):
+        save(small, tmp_path / "small.safetensors")
+
+
+@pytest.mark.parametrize("name", ["small.json", "small.onnx", "small"])
+def test_only_the_safetensors_file_is_read(written, name):
+    with pytest.raises(CheckpointError, match=r"read from its \.safetensors file"):
+        load(written.with_name(name), dense_net())
+
+
+def test_structure_first_then_the_optimizer_then_the_state_of_both(written):
+    """Resuming the training of a compressed model: what an optimizer holds must be the layers that go on."""
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+
+    model = load(written, dense_net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, optimizer)
+    kept = (copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()))
+    step(model, optimizer)
+    again = convert(dense_net(), Plan.from_dict(read_structure(written)["plan"]), decompose=False)
+    resumed = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
+    again.load_state_dict(kept[0])
+    resumed.load_state_dict(kept[1])
+    step(again, resumed)
+    assert weights_digest(again) == weights_digest(model)

@@ -8,7 +8,7 @@ import torch
 import hodec
 from hodec import cli
 from hodec.export import fuse as fuse_module
-from hodec.export.run_model import model_of_run, skeleton_of
+from hodec.export.run_model import model_of_run
 from hodec.pipeline import run
 
 from tiny_runs import tiny  # isort: skip
@@ -58,7 +58,7 @@ def test_a_run_as_safetensors(capsys, finished, tmp_path):
     path = tmp_path / "net.safetensors"
     assert call(capsys, finished, "--to", "safetensors", "--verify", "-o", path)[0] == 0
     made = model_of_run(finished)
-    again = hodec.load(path, skeleton_of(made.facts)).eval()
+    again = hodec.load(path).eval()
     torch.testing.assert_close(dict(again.state_dict()), dict(made.model.state_dict()), rtol=0, atol=0)
 
 
@@ -88,3 +88,19 @@ def test_rebuilding_leaves_the_random_state(finished):
     state = torch.get_rng_state()
     model_of_run(finished)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_place_that_is_no_file_is_refused_before_any_work(capsys, finished, tmp_path):
+    path = tmp_path / "net.pt2"
+    path.mkdir()
+    code, _, err = call(capsys, finished, "--to", "pt2", "-o", path, "--force")
+    assert code == 2
+    assert "net.pt2 is no file that could be replaced; -o FILE names another" in err
+
+
+def test_a_place_that_cannot_be_written_is_one_line(capsys, finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call(capsys, finished, "--to", "pt2", "-o", tmp_path / "file" / "net.pt2")
+    assert code == 2
+    assert "net.pt2 could not be written: " in err
+    assert err.count("\n") == 1

@@ -285,3 +285,9 @@ def test_torchvision_nets(name):
     torch.testing.assert_close(fused(x), small.eval()(x), rtol=1e-3, atol=1e-3)
     for choice in fused.fuse_report.layers.values():
         assert choice.speedup is None or choice.speedup >= 1.0
+
+
+def test_an_input_that_does_not_fit_is_one_message():
+    with pytest.raises(ConvertError, match=r"does not run on example_input of shape \(2, 5, 12, 12\): ") as error:
+        fuse(compressed(SmallResNet(), PICTURES), example_input=torch.randn(2, 5, 12, 12))
+    assert "\n" not in str(error.value)

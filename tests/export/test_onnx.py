@@ -93,3 +93,24 @@ def test_missing_packages_are_named(small, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConvertError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'hodec\[export\]'"):
         to_onnx(small, tmp_path / "net.onnx", example_input=X)
+
+
+def test_labels_in_calibration_batches_are_left_out(small, tmp_path):
+    batches = [(X, torch.zeros(1)), (X + 1, torch.ones(1))]
+    labelled = to_onnx(small, tmp_path / "a.onnx", example_input=X, precision="int8", calibration=batches)
+    plain = to_onnx(small, tmp_path / "b.onnx", example_input=X, precision="int8", calibration=[x for x, _ in batches])
+    assert labelled.path.read_bytes() == plain.path.read_bytes()
+
+
+def test_calibration_batches_that_do_not_fit_are_one_message(small, tmp_path):
+    batches = [torch.randn(1, 5, 12, 12)]
+    with pytest.raises(ConvertError, match="calibration: the model does not run on these batches") as error:
+        to_onnx(small, tmp_path / "a.onnx", example_input=X, precision="int8", calibration=batches)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_its_place_is_one_message(small, tmp_path):
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(CheckpointError, match=r"net\.onnx could not be written: Is a directory"):
+        to_onnx(small, tmp_path / "net.onnx", example_input=X, verify=False)
