@@ -17,7 +17,7 @@ from hodec.formats.base import working_copy
 from hodec.formats.runs import Runs
 from hodec.kinds import KINDS, kind_of
 from hodec.layers.base import FactorizedLayer, same_random_state
-from hodec.linalg import check_finite
+from hodec.linalg import check_finite, naming
 from hodec.methods import Method, get_method
 from hodec.metric import Metric, project_in_metric
 from hodec.plan import LayerPlan, Plan
@@ -202,7 +202,11 @@ def convert(
         for name, layer_plan in plan.items():
             dense = small.get_submodule(name)
             start = (starts or {}).get(name)
-            layer = _factorized(dense, name, layer_plan, decompose=decompose, metric=metrics.get(name), start=start)
+            metric = metrics.get(name)
+            if decompose:
+                check_finite(weight_of(dense), f"layer {name}")
+            with naming(f"layer {name}"):
+                layer = _factorized(dense, layer_plan, decompose=decompose, metric=metric, start=start)
             for each in (name, *layer_plan.aliases):
                 small.set_submodule(each, layer)
         if plan.inputs:
@@ -223,15 +227,12 @@ def _checked(metrics: Mapping[str, Metric], plan: Plan) -> Mapping[str, Metric]:
 
 def _factorized(
     dense: Any,
-    name: str,
     plan: LayerPlan,
     *,
     decompose: bool,
     metric: Metric | None,
     start: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    if decompose:
-        check_finite(dense.weight.detach(), f"layer {name}")
     cls = get_method(plan.method).layers[plan.kind]
     how: dict[str, Any] = {"modes": plan.modes, "execution": plan.runs_as}
     if decompose:

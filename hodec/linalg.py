@@ -1,18 +1,30 @@
 """Truncated factorizations of matrices, batched; NaN and non-convergence are handled here and nowhere else."""
 
+import hashlib
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+from hodec import eigen
 from hodec.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
 # Up to this side the float64 Gram matrix costs 1.3x the float32 one and spares every accuracy check.
 FLOAT64_SIDE = 256
+# From this side on all singular values of a float32 matrix come from its own type: twice as fast, half the memory.
+FLOAT32_SIDE = 4096
+# What ``sharing`` holds at most.
+SHARED_BYTES = 2**30
 # Eigenvalues are squared singular values: below this share of the largest a Gram matrix of that type is blurred.
 TAIL = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+_shared: ContextVar[dict[bytes, eigen.Tridiagonal] | None] = ContextVar("shared", default=None)
 
 
 def check_finite(x: Tensor, what: str) -> None:
@@ -21,12 +33,36 @@ def check_finite(x: Tensor, what: str) -> None:
     Raises:
         TrainingError: naming ``what`` (a layer) and how many numbers are not finite.
     """
-    if not bool(torch.isfinite(x).all()):
+    if not math.isfinite(float(torch.linalg.vector_norm(x.detach(), ord=math.inf))):  # 6 times as fast as isfinite
         bad = int((~torch.isfinite(x)).sum())
         raise TrainingError(
             f"{what}: {bad} of {x.numel()} weights are NaN or Inf, so it cannot be decomposed. "
             "Training broke down before this point: lower optimizer.lr, or start from the last good checkpoint."
         )
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Errors of the factorizations within name ``what`` (a layer); too little memory becomes such an error.
+
+    Raises:
+        TrainingError: whatever went wrong.
+    """
+    try:
+        yield
+    except TrainingError as error:
+        raise error if what in str(error) else TrainingError(f"{what}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{what}: too little memory to factorize it ({str(error).splitlines()[0]}); leave it dense "
+            "with exclude=[..], or free memory"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def truncate(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -45,8 +81,14 @@ def truncate(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Source: Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
     """
+    if rank == min(m.shape[-2:]):
+        return _all_of(m)
     try:
         return _truncate_gram(m, rank)
+    except torch.OutOfMemoryError:
+        log.warning("a %s matrix is too large for %s; truncating it on the CPU", tuple(m.shape), m.device)
+        u, rest = _truncate_gram(m.cpu(), rank)
+        return u.to(m.device), rest.to(m.device)
     except torch.linalg.LinAlgError:
         log.warning("eigenvalues of a %s matrix did not converge; trying an SVD in float64", tuple(m.shape))
         return _truncate_svd(m, rank)
@@ -55,37 +97,98 @@ def truncate(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def singular_values(m: Tensor) -> Tensor:
     """All singular values of a matrix, largest first, float64, shape (min(rows, cols),).
 
-    From the Gram matrix of the shorter side, in float64: values below 1e-8 of the largest are noise, and are given
-    as 0. Tens of times faster than an SVD.
+    From the Gram matrix of the shorter side, tens of times faster than an SVD. In float64: values below about 1e-7 of
+    the largest are noise, and are given as 0. From side 4096 on a float32 matrix keeps its type, and that is so below
+    about 2e-3: a spectrum of as many values is not decided by those.
+
+    Raises:
+        TrainingError: no convergence.
     """
-    work = m.detach().double()
-    gram = work @ work.mT if work.shape[0] <= work.shape[1] else work.mT @ work
-    squares = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
-    floor = squares[:1] * max(m.shape) * torch.finfo(torch.float64).eps
+    work = m.detach()
+    if min(m.shape) < FLOAT32_SIDE or m.dtype != torch.float32:
+        work = work.double()
+    squares = _eigenvalues(work).double().flip(0).clamp_min(0)
+    grain = torch.finfo(work.dtype).eps
+    floor = squares[:1] * grain * (max(m.shape) if work.dtype == torch.float64 else min(m.shape) ** 0.5)
     return torch.where(squares > floor, squares, 0).sqrt()
 
 
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Within this, what ``singular_values`` found out about a wide matrix on the CPU helps to ``truncate`` it.
+
+    That halves the time of choosing a rank and truncating to it. Held are at most ``SHARED_BYTES``, each until used.
+    """
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def _eigenvalues(m: Tensor) -> Tensor:
+    """Of the Gram matrix, ascending."""
+    shared = _shared.get()
+    try:
+        if shared is None or not _is_shareable(m):
+            return torch.linalg.eigvalsh(eigen.gram(m))
+        form = eigen.Tridiagonal(eigen.gram(m))
+        if sum(held.nbytes for held in shared.values()) + form.nbytes <= SHARED_BYTES:
+            shared[_digest(m)] = form
+        return form.eigenvalues()
+    except torch.linalg.LinAlgError as error:
+        raise TrainingError(f"the singular values of a {tuple(m.shape)} matrix did not converge ({error})") from error
+
+
+def _all_of(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Nothing to cut off, so nothing to find out."""
+    rows, cols = m.shape[-2:]
+    if rows > cols:
+        return torch.linalg.qr(m)
+    return torch.eye(rows, dtype=m.dtype, device=m.device).expand(*m.shape[:-1], rows).contiguous(), m.clone()
+
+
+def _is_shareable(m: Tensor) -> bool:
+    return m.ndim == 2 and min(m.shape) >= FLOAT32_SIDE and m.device.type == "cpu" and m.dtype == torch.float32
+
+
+def _digest(m: Tensor) -> bytes:
+    digest = hashlib.blake2b(repr(tuple(m.shape)).encode())
+    digest.update(m.contiguous().numpy().data)
+    return digest.digest()
+
+
+def _largest(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of the Gram matrices, ascending, and their eigenvectors."""
+    shared = _shared.get()
+    form = shared.pop(_digest(m), None) if shared and _is_shareable(m) else None
+    try:
+        return form.largest(rank) if form else eigen.largest(eigen.gram(m), rank)
+    except torch.linalg.LinAlgError:
+        return eigen.largest_of_all(eigen.gram(m), rank)
+
+
 def _truncate_gram(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    wide = m.shape[-2] <= m.shape[-1]
-    side = min(m.shape[-2:])
-    work = m.double() if side <= FLOAT64_SIDE else m
-    values, vectors = torch.linalg.eigh(work @ work.mT if wide else work.mT @ work)
-    if _tail_is_blurred(values, rank, m.dtype, work.dtype):
+    if m.ndim > 2 and math.prod(m.shape[:-2]) == 1:
+        u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank)
+        return u.reshape(*m.shape[:-1], rank), rest.reshape(*m.shape[:-2], rank, -1)
+    work = m.double() if min(m.shape[-2:]) <= FLOAT64_SIDE else m
+    values, vectors = _largest(work, rank)
+    if _tail_is_blurred(values, m.dtype, work.dtype):
         if work.dtype == torch.float64:
             return _truncate_svd(m, rank)
-        work = m.double()
-        vectors = torch.linalg.eigh(work @ work.mT if wide else work.mT @ work)[1]
-    basis = vectors[..., -rank:].flip(-1).to(m.dtype)
-    if wide:
+        vectors = _largest(m.double(), rank)[1]
+    basis = vectors.flip(-1).to(m.dtype)
+    if m.shape[-2] <= m.shape[-1]:
         return basis, basis.mT @ m
     u, r = torch.linalg.qr(m @ basis)  # orthonormal even where kept singular values are zero
     return u, r @ basis.mT
 
 
-def _tail_is_blurred(values: Tensor, rank: int, wanted: torch.dtype, used: torch.dtype) -> bool:
+def _tail_is_blurred(values: Tensor, wanted: torch.dtype, used: torch.dtype) -> bool:
     if used == torch.float64 and wanted != torch.float64:
         return False  # float64 resolves all that float32 numbers can say
-    kept = values[..., -rank] / values[..., -1].clamp_min(torch.finfo(values.dtype).tiny)
+    kept = values[..., 0] / values[..., -1].clamp_min(torch.finfo(values.dtype).tiny)
     return not bool((kept >= TAIL[used]).all())  # so that a Gram matrix that overflowed (NaN) counts too
 
 

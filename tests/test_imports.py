@@ -14,7 +14,7 @@ PACKAGE = Path(hodec.__file__).parent
 
 # A module may import those to its left.
 ORDER = [
-    "errors", "files", "kinds", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost", "patches",
+    "errors", "files", "kinds", "eigen", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost", "patches",
     "metric", "conversion", "ranks", "admm", "config_values", "config", "config_check", "run_folder", "lit", "loggers",
     "export", "onnx_graph", "report", "training", "stages", "pipeline", "commands", "cli",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hodec import linalg
+from hodec import eigen, linalg
 from hodec.errors import TrainingError
 from hodec.linalg import check_finite, truncate
 
@@ -151,3 +151,159 @@ def test_rows_1_and_2_check_finite_counts_and_names(bad: float):
     x[1, 2] = x[3, 4] = bad
     with pytest.raises(TrainingError, match="layer conv1: 2 of 20 weights are NaN or Inf.*lower optimizer.lr"):
         check_finite(x, "layer conv1")
+
+
+# -- the engines ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engines of wide matrices take small ones too."""
+    monkeypatch.setattr(eigen, "SYRK_SIDE", 0)
+    monkeypatch.setattr(eigen, "PARTIAL_SIDE", 4)
+    monkeypatch.setattr(linalg, "FLOAT64_SIDE", 0)
+    monkeypatch.setattr(linalg, "FLOAT32_SIDE", 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("side", [2, 3, 40])
+def test_the_tridiagonal_form_has_the_eigenvalues_and_vectors_of_its_matrix(
+    side: int, dtype: torch.dtype, generator: torch.Generator
+):
+    m = torch.randn(side, 2 * side, generator=generator, dtype=dtype)
+    matrix, tolerance = m @ m.mT, 1e-10 if dtype == torch.float64 else 1e-4
+    form = eigen.Tridiagonal(matrix.clone())
+    wanted = torch.linalg.eigvalsh(matrix.double())
+    torch.testing.assert_close(form.eigenvalues(), wanted, rtol=tolerance, atol=tolerance)
+    for count in {1, side // 2, side}:
+        values, vectors = form.largest(count)
+        torch.testing.assert_close(values.double(), wanted[-count:], rtol=tolerance, atol=tolerance)
+        assert vectors.shape == (side, count)
+        assert vectors.dtype == dtype
+        assert_orthonormal(vectors, tolerance)
+        torch.testing.assert_close(matrix @ vectors, vectors * values, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (60, 60), (1, 60, 90), (3, 60, 90)], ids=str)
+@pytest.mark.parametrize("power", [0.0, 1.0, 6.0])
+def test_every_engine_truncates_as_well_as_an_svd(
+    shape: tuple[int, ...], power: float, small_sides: None, generator: torch.Generator
+):
+    values = torch.arange(1, 61, dtype=torch.float64) ** -power
+    m = spectrum(values, *shape[-2:], generator).float().expand(shape).contiguous()
+    for rank in (1, 10, 15, 40, 60):
+        with linalg.sharing():
+            if m.ndim == 2:
+                linalg.singular_values(m)
+            u, rest = truncate(m, rank)
+        assert u.shape == (*shape[:-1], rank)
+        assert_orthonormal(u, 1e-4)
+        best = float(values[rank:].norm() / values.norm())
+        assert float((u @ rest - m).norm() / m.norm()) <= best * (1 + 1e-4) + 2e-6
+
+
+def test_a_shared_form_is_used_once_and_only_for_its_own_matrix(
+    small_sides: None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+    monkeypatch.setattr(eigen.Tridiagonal, "__init__", counting(eigen.Tridiagonal.__init__, made))
+    one, other = (torch.randn(20, 30, generator=generator) for _ in range(2))
+    with linalg.sharing():
+        linalg.singular_values(one)
+        for m, count in ((other, 2), (one, 2), (one.clone(), 3)):  # the second finds what singular_values made
+            u, rest = truncate(m, 4)
+            torch.testing.assert_close(u @ rest, optimum(m, 4).float(), rtol=1e-4, atol=1e-4)
+            assert len(made) == count
+    truncate(one, 4)
+    assert len(made) == 4
+
+
+def counting(function, calls: list):  # noqa: ANN001
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def test_no_more_is_shared_than_allowed(small_sides: None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(linalg, "SHARED_BYTES", 2 * 4 * 19 * 19)
+    with linalg.sharing():
+        for _ in range(5):
+            linalg.singular_values(torch.randn(20, 30, generator=generator))
+        assert len(linalg._shared.get()) == 2
+
+
+def test_float32_spectra_of_wide_matrices_are_those_of_float64(small_sides: None, generator: torch.Generator):
+    values = torch.cat([torch.linspace(10, 1, 30), torch.zeros(10)]).double()
+    found = linalg.singular_values(spectrum(values, 40, 60, generator).float())
+    torch.testing.assert_close(found[:30], values[:30], rtol=1e-4, atol=0)
+    assert not found[30:].any()  # rounding is not a signal
+
+
+def test_engines_that_break_down_hand_over(
+    small_sides: None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: object) -> None:
+        raise torch.linalg.LinAlgError("stemr did not converge")
+
+    monkeypatch.setattr(eigen.Tridiagonal, "largest", broken)
+    m = torch.randn(40, 60, generator=generator)
+    u, rest = truncate(m, 5)
+    torch.testing.assert_close(u @ rest, optimum(m, 5).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_full_rank_costs_nothing_and_shares_nothing(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eigen, "largest", None)
+    for shape in ((4, 9), (9, 4), (3, 4, 4)):
+        m = torch.randn(shape, generator=generator)
+        u, rest = truncate(m, min(shape[-2:]))
+        assert_orthonormal(u, 1e-5)
+        torch.testing.assert_close(u @ rest, m)
+        rest.zero_()
+        assert m.any()  # a layer's factors must not be another layer's weight
+
+
+# -- errors with names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 39.1 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_names_the_layer(error: Exception):
+    wanted = r"^layer head: too little memory to factorize it .*exclude"
+    with pytest.raises(TrainingError, match=wanted), linalg.naming("layer head"):
+        raise error
+
+
+def test_errors_are_named_once_and_others_pass():
+    with pytest.raises(TrainingError, match=r"^layer head: it broke$"), linalg.naming("layer head"):
+        raise TrainingError("it broke")
+    with pytest.raises(TrainingError, match=r"^layer head: 3 of 4"), linalg.naming("layer head"):
+        raise TrainingError("layer head: 3 of 4")
+    with pytest.raises(RuntimeError, match="sizes"), linalg.naming("layer head"):
+        raise RuntimeError("sizes do not match")
+
+
+def test_a_matrix_too_large_for_the_device_is_truncated_on_the_cpu(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    real, tries = linalg._truncate_gram, []
+
+    def first_fails(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        tries.append(m)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(m, rank)
+
+    monkeypatch.setattr(linalg, "_truncate_gram", first_fails)
+    m = torch.randn(6, 9, generator=generator)
+    u, rest = truncate(m, 2)
+    torch.testing.assert_close(u @ rest, optimum(m, 2).float(), rtol=1e-5, atol=1e-5)
+    assert "truncating it on the CPU" in caplog.text

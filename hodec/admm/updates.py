@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hodec.formats.base import project_batch
 from hodec.kinds import KINDS
+from hodec.linalg import naming
 from hodec.metric import Metric, project_in_metric
 from hodec.plan import LayerPlan
 
@@ -108,7 +109,8 @@ def project_layers(
         layer = plan[names[0]]
         kind = KINDS[layer.kind]
         batch = torch.stack([kind.canonical(tensors[name]) for name in names])
-        projected = project_batch(layer.form, batch, layer.ranks, layer.modes)
+        with naming(f"layer {' or '.join(names)}"):
+            projected = project_batch(layer.form, batch, layer.ranks, layer.modes)
         result.update((name, kind.stored(one)) for name, one in zip(names, projected, strict=True))
     return {name: result[name] for name in tensors}
 

@@ -11,6 +11,7 @@ import onnx
 
 from hodec.cost.count import Cost
 from hodec.errors import ConvertError
+from hodec.linalg import sharing
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
 from hodec.onnx_graph.model_file import ModelFile, first_line, load_model
@@ -94,15 +95,16 @@ def decompose_file(  # noqa: PLR0913
     check_target(out, model, force=force)
     size = _bytes_of(model)
     facts = look_at(model, shapes or {})
-    if plan is not None:
-        sites = check_plan(plan, facts)
-    elif rule is not None:
-        plan, sites = plan_graph(facts, rule, method, options or Options())
-    else:
-        raise ConvertError("there is neither a rule nor a plan")
-    feeds = example_feeds(model, facts.inputs)
-    wanted, remarks = _dense_outputs(model, feeds)
-    changes = rewrite(model, sites, plan)
+    with sharing():
+        if plan is not None:
+            sites = check_plan(plan, facts)
+        elif rule is not None:
+            plan, sites = plan_graph(facts, rule, method, options or Options())
+        else:
+            raise ConvertError("there is neither a rule nor a plan")
+        feeds = example_feeds(model, facts.inputs)
+        wanted, remarks = _dense_outputs(model, feeds)
+        changes = rewrite(model, sites, plan)
     after = _cost_after(model, facts)
     with staged(model, out) as finished:
         _check_file(finished)

@@ -11,6 +11,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hodec.errors import ConvertError
+from hodec.linalg import naming
 from hodec.onnx_graph.constants import Constants, every_name
 from hodec.onnx_graph.layer_check import check_layer
 from hodec.onnx_graph.model_file import Array, ModelFile
@@ -90,7 +91,8 @@ class _Done:
 def _replace(site: GraphSite, layer: LayerPlan, constants: Constants, names: Names) -> _Done:
     first = site.uses[0]
     stored = constants.array(first.weight)
-    factors = factors_of(layer, site.layer.weight)
+    with naming(f"node {first.name}"):
+        factors = factors_of(layer, site.layer.weight)
     recipe = recipe_of(layer, factors)
     arrays = _arrays(first, recipe, stored.dtype)
     weights = [names.new(f"{first.weight}.{k}") for k in range(len(arrays))]

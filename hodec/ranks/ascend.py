@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hodec.cost.count import Inputs
 from hodec.errors import PlanError
-from hodec.linalg import singular_values
+from hodec.linalg import naming, singular_values
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.vbmf import signals
 
@@ -125,5 +125,6 @@ def _one(candidate: Candidate, layer: nn.Module) -> Choice:
         if not condition.holds(layer, shape):  # type: ignore[arg-type]
             return Choice(None, reason=f"Ascend's decomposition leaves it alone: {condition.otherwise}")
     ((_, matrix),) = candidate.form.unfoldings(candidate.site.weight, candidate.modes)
-    rank, note = _banded(_found(matrix, *shape), *shape)
+    with naming(f"layer {candidate.name}"):
+        rank, note = _banded(_found(matrix, *shape), *shape)
     return Choice((rank,), notes=(note,))

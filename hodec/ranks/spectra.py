@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hodec.linalg import singular_values
+from hodec.linalg import naming, singular_values
 from hodec.plan import LayerPlan
 from hodec.ranks.base import Candidate
 
@@ -40,13 +40,15 @@ class Spectrum:
 
 def spectra(candidate: Candidate) -> list[Spectrum]:
     """What a candidate's ranks lose; for most formats the spectra of its unfoldings."""
-    return [_spectrum(*one) for one in candidate.form.spectra(candidate.site.weight, candidate.modes)]
+    with naming(f"layer {candidate.name}"):
+        return [_spectrum(*one) for one in candidate.form.spectra(candidate.site.weight, candidate.modes)]
 
 
 def unfolding_spectra(candidate: Candidate) -> list[Spectrum]:
     """The spectra of a candidate's unfoldings."""
     unfoldings = candidate.form.unfoldings(candidate.site.weight, candidate.modes)
-    return [_spectrum(position, singular_values(matrix)) for position, matrix in unfoldings]
+    with naming(f"layer {candidate.name}"):
+        return [_spectrum(position, singular_values(matrix)) for position, matrix in unfoldings]
 
 
 def _spectrum(position: int, values: Tensor) -> Spectrum:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hodec.errors import ConfigError, PlanError
-from hodec.linalg import check_finite, singular_values
+from hodec.linalg import check_finite, naming, singular_values
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.rounding import Rounding
 
@@ -59,7 +59,8 @@ class Vbmf:
         most = candidate.most
         found = [0] * len(most)
         for position, matrix in candidate.form.unfoldings(candidate.site.weight, candidate.modes):
-            found[position] = max(found[position], signals(singular_values(matrix), *matrix.shape))
+            with naming(f"layer {name}"):
+                found[position] = max(found[position], signals(singular_values(matrix), *matrix.shape))
         notes = _noise_note(name, found)
         kept = [min(max(1, rank), full) for rank, full in zip(found, most, strict=True)]
         ranks = [calibrate(rank, full, self.calibration) for rank, full in zip(kept, most, strict=True)]
