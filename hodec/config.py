@@ -116,6 +116,7 @@ class AdmmConfig:
     relax: float = setting(1.0, low=1, high=1.9)
     tolerance: float = setting(1e-3, low=0)
     track_truncated: bool = True
+    spread: bool = True
 
 
 @dataclass(frozen=True)

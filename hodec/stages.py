@@ -166,6 +166,7 @@ class Stages:
             relax=config.relax,
             tolerance=config.tolerance,
             track_truncated=config.track_truncated,
+            spread=config.spread,
             learner=self._learner(),
             metrics=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
             root="net",

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from hodec.admm.binding import find_root, planned_weights, refuse_impossible, trainable
 from hodec.admm.interval import Interval
 from hodec.admm.penalty import WEAK_PULL, StepSize, make_penalty
+from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.stopping import Verdict, final, judge
 from hodec.admm.truncated import Evaluate, validation_accuracy, weights_replaced
@@ -52,6 +53,7 @@ class AdmmCallback(Callback):
         evaluate: module -> accuracy, for modules whose validation batches are not (images, labels).
         learner: chooses the ranks anew at each Z-update, see ``hodec.ranks.Learned``; ``final_plan`` has the last ones.
         metrics: of the layers' inputs, see ``hodec.collect_metrics``: Z is then the nearest by the layer's outputs.
+        spread: of several processes that train together, each projects its share of the layers.
         root: the part of the LightningModule that the plan was made from, where that is ambiguous.
 
     The pull is added to the gradient in ``on_before_optimizer_step`` (after unscaling and accumulation, before
@@ -76,11 +78,12 @@ class AdmmCallback(Callback):
         evaluate: Evaluate | None = None,
         learner: RankLearner | None = None,
         metrics: Mapping[str, Metric] | None = None,
+        spread: bool = True,
         root: str | None = None,
     ) -> None:
         if not 1 <= relax < 2:
             raise ConfigError(f"admm.relax={relax} must lie in 1..1.9")
-        self.start_plan, self.learner, self.metrics = plan, learner, metrics
+        self.start_plan, self.learner, self.metrics, self.spread = plan, learner, metrics, spread
         self.penalty = make_penalty(rho, pull=pull, layers=list(plan))
         self.interval = Interval.parse(update_every)
         self.relax, self.tolerance, self.stop_when_converged = relax, tolerance, stop_when_converged
@@ -106,7 +109,7 @@ class AdmmCallback(Callback):
         self.dual: list[float] = []
         self.verdict = Verdict.RUNNING
         self.updated_at = 0
-        self.projection = Projection(self.start_plan, self.learner, self.metrics)
+        self.projection = Projection(self.start_plan, self.learner, self.metrics, spread=self.spread)
 
     @property
     def plan(self) -> Mapping[str, LayerPlan]:
@@ -258,15 +261,7 @@ class AdmmCallback(Callback):
         rho = {name: state.rho for name, state in self.states.items()}
 
         def project(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return self.projection.update(tensors, rho or dict.fromkeys(tensors, 0.0), agree)
-
-        def agree(value: dict[str, Any]) -> dict[str, Any]:
-            if trainer.world_size == 1:
-                return value
-            # Over the CPU, for a tensor is unpickled on the device of its sender.
-            plain = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in value.items()}
-            same = trainer.strategy.broadcast(plain)
-            return {name: v.to(value[name].device) if isinstance(v, Tensor) else v for name, v in same.items()}
+            return self.projection.update(tensors, rho or dict.fromkeys(tensors, 0.0), Processes.of(trainer))
 
         return project
 

@@ -1,21 +1,19 @@
 """Projection: the Z-update of all planned layers, and what has to be remembered from one to the next."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hodec.admm.processes import Processes, shares
 from hodec.admm.updates import project_layers
 from hodec.errors import PlanError
 from hodec.formats.base import working_copy
 from hodec.kinds import KINDS
 from hodec.metric import Metric
 from hodec.plan import LayerPlan, Plan
-
-#: value of the first process -> the same value in all processes
-Agree = Callable[[Any], Any]
 
 
 class RankLearner(Protocol):
@@ -35,6 +33,7 @@ class Projection:
         plan: the layers.
         learner: chooses the ranks anew at each update; without one they stay.
         metrics: of the layers' inputs, see ``hodec.collect_metrics``: distances are those of the outputs.
+        spread: each process projects its share of the layers; otherwise the first projects all.
 
     Raises:
         PlanError: metrics of layers that the plan lacks, or whose format is found by iteration.
@@ -50,8 +49,10 @@ class Projection:
         plan: Mapping[str, LayerPlan],
         learner: RankLearner | None = None,
         metrics: Mapping[str, Metric] | None = None,
+        *,
+        spread: bool = True,
     ) -> None:
-        self.plan, self.learner, self.metrics = plan, learner, dict(metrics or {})
+        self.plan, self.learner, self.metrics, self.spread = plan, learner, dict(metrics or {}), spread
         for name, metric in self.metrics.items():
             if name not in plan:
                 raise PlanError(f"there is a metric for {name}, which is not in the plan: collect them with this plan")
@@ -63,15 +64,24 @@ class Projection:
                 )
         self.factors: dict[str, list[Tensor]] = {}
 
-    def update(self, tensors: dict[str, Tensor], rho: Mapping[str, float], agree: Agree) -> dict[str, Tensor]:
+    def update(self, tensors: dict[str, Tensor], rho: Mapping[str, float], processes: Processes) -> dict[str, Tensor]:
         """The next Z of each layer from its W + U, equal in all processes."""
         if self.learner is not None and isinstance(self.plan, Plan):
             learned = self.learner.update(self.plan, tensors, rho)
-            ranks = agree({name: layer.ranks for name, layer in learned.items()})
+            ranks = processes.agree({name: layer.ranks for name, layer in learned.items()})
             self.plan = with_ranks(self.plan, ranks)
-        self.factors = {name: factors for name, factors in self._found(tensors).items()}
-        # decompositions differ in the last bits between processes
-        return dict(agree(self._projected(tensors, self.factors)))
+        divided = shares(self.plan, list(tensors), processes.count if self.spread else 1)
+        z: dict[str, Tensor] = {}
+        factors: dict[str, list[Tensor]] = {}
+        for source, names in enumerate(divided):
+            mine = {name: tensors[name] for name in names} if processes.rank == source else {}
+            found = self._found(mine)
+            # decompositions differ in the last bits between processes, so one of them decides
+            part, found = processes.agree((self._projected(mine, found), found), source)
+            z.update((name, one.to(tensors[name].device)) for name, one in part.items())
+            factors.update((name, [f.to(tensors[name].device) for f in many]) for name, many in found.items())
+        self.factors = {name: factors[name] for name in tensors if name in factors}
+        return {name: z[name] for name in tensors}
 
     def truncate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each tensor at its planned ranks; nothing is remembered."""

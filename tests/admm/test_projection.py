@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hodec.admm.callback import AdmmCallback
+from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, with_ranks
 from hodec.conversion import convert
 from hodec.errors import CheckpointError, PlanError
@@ -20,9 +21,7 @@ from hodec.ranks.learned import RankLearner
 RANK = 20  # beyond every side: a CP of this rank is not unique to find
 
 
-def alone(value):
-    """What all processes agree on when there is one."""
-    return value
+ALONE = Processes()
 
 
 @pytest.fixture
@@ -43,11 +42,11 @@ def error(a: Tensor, b: Tensor) -> float:
 def test_a_second_update_of_the_same_tensor_changes_nothing(cp):
     net, plan = cp
     projection = Projection(plan)
-    z = projection.update(weights(net, plan), {}, alone)
+    z = projection.update(weights(net, plan), {}, ALONE)
     for name, once in z.items():
         assert error(once, weights(net, plan)[name]) > 0.1
-        assert error(Projection(plan).update(z, {}, alone)[name], once) > 1e-3  # from nothing: another optimum
-    again = projection.update(z, {}, alone)
+        assert error(Projection(plan).update(z, {}, ALONE)[name], once) > 1e-3  # from nothing: another optimum
+    again = projection.update(z, {}, ALONE)
     for name, once in z.items():
         assert error(again[name], once) < 1e-5
 
@@ -55,11 +54,11 @@ def test_a_second_update_of_the_same_tensor_changes_nothing(cp):
 def test_an_update_is_at_least_as_near_as_the_last_z_was(cp):
     net, plan = cp
     projection, w = Projection(plan), weights(net, plan)
-    z = projection.update(w, {}, alone)
+    z = projection.update(w, {}, ALONE)
     noise = torch.Generator().manual_seed(1)
     for _ in range(3):
         moved = {n: t + 0.02 * t.norm() * _unit(torch.randn(t.shape, generator=noise)) for n, t in z.items()}
-        after = projection.update(moved, {}, alone)
+        after = projection.update(moved, {}, ALONE)
         for name in z:
             assert error(after[name], moved[name]) <= error(z[name], moved[name]) + 1e-6
         z = after
@@ -74,7 +73,7 @@ def test_truncating_remembers_nothing(cp):
     projection = Projection(plan)
     projection.truncate(weights(net, plan))
     assert projection.factors == {}
-    projection.update(weights(net, plan), {}, alone)
+    projection.update(weights(net, plan), {}, ALONE)
     before = {name: [f.clone() for f in factors] for name, factors in projection.factors.items()}
     projection.truncate({name: w + 0.1 for name, w in weights(net, plan).items()})
     assert_close(projection.factors, before, rtol=0, atol=0)
@@ -83,7 +82,7 @@ def test_truncating_remembers_nothing(cp):
 def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp):
     net, plan = cp
     projection = Projection(plan)
-    z = projection.update(weights(net, plan), {}, alone)
+    z = projection.update(weights(net, plan), {}, ALONE)
     for name in plan:
         net.get_submodule(name).weight.data.copy_(z[name])
     near, cold = convert(net, plan, starts=projection.factors), convert(net, plan)
@@ -95,20 +94,20 @@ def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp
 def test_factors_of_other_ranks_are_not_started_from(cp):
     net, plan = cp
     projection = Projection(plan)
-    projection.update(weights(net, plan), {}, alone)
+    projection.update(weights(net, plan), {}, ALONE)
     projection.plan = with_ranks(plan, {"0": (5,)})
-    z = projection.update(weights(net, plan), {}, alone)
-    fresh = Projection(projection.plan).update(weights(net, plan), {}, alone)
+    z = projection.update(weights(net, plan), {}, ALONE)
+    fresh = Projection(projection.plan).update(weights(net, plan), {}, ALONE)
     assert_close(z["0"], fresh["0"])
 
 
 def test_state_goes_on_where_it_was(cp):
     net, plan = cp
     one, two = Projection(plan), Projection(plan)
-    one.update(weights(net, plan), {}, alone)
+    one.update(weights(net, plan), {}, ALONE)
     two.load_state_dict(one.state_dict())
     moved = {name: w + 0.01 for name, w in weights(net, plan).items()}
-    assert_close(one.update(moved, {}, alone), two.update(moved, {}, alone), rtol=0, atol=0)
+    assert_close(one.update(moved, {}, ALONE), two.update(moved, {}, ALONE), rtol=0, atol=0)
 
 
 def test_admm_with_cp_converges_and_hands_on_its_factors():
@@ -206,8 +205,8 @@ def measured() -> tuple[nn.Module, Plan, dict[str, Metric]]:
 def test_with_metrics_z_is_the_nearest_by_outputs(measured):
     net, plan, metrics = measured
     w = weights(net, plan)
-    z = Projection(plan, metrics=metrics).update(w, {}, alone)
-    plain = Projection(plan).update(w, {}, alone)
+    z = Projection(plan, metrics=metrics).update(w, {}, ALONE)
+    plain = Projection(plan).update(w, {}, ALONE)
     for name, metric in metrics.items():
         assert_close(z[name], project_in_metric(plan[name], w[name], metric))
         assert float(metric.apply(w[name] - z[name]).norm()) < float(metric.apply(w[name] - plain[name]).norm())
