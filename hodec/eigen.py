@@ -17,6 +17,13 @@ from torch import Tensor
 SYRK_SIDE = 256
 # From this side on, and up to this share of the vectors, the tridiagonal form is faster than torch's eigh.
 PARTIAL_SIDE, PARTIAL_SHARE = 1024, 0.25
+# From this side on, and up to this share of the vectors, iterating on random ones is worth a try: where the spectrum
+# falls it takes a tenth to a third of the time of the tridiagonal form, where it is flat the try costs a third more.
+RANDOM_SIDE, RANDOM_SHARE = 2048, 1 / 32
+# Passes before the try is given up, and what the error may be above the best one, as a share of its square.
+PASSES, EXCESS = 8, 1e-4
+# Captured energies of float32 numbers say nothing of a rest below this share.
+LEAST_REST = 1e-5
 
 
 def gram(m: Tensor) -> Tensor:
@@ -49,6 +56,37 @@ def largest_of_all(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """``largest`` by way of all eigenvectors."""
     values, vectors = torch.linalg.eigh(symmetric)
     return values[..., -count:], vectors[..., -count:]
+
+
+def by_iteration(m: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    """``largest`` of the Gram matrix of a wide matrix, without forming it, by iterating on random vectors.
+
+    Only where ``count`` is small against the sides, and only as long as it pays: None where it does not, or where the
+    error of truncating to these vectors could not be shown to be within ``EXCESS`` of the least one. What the next
+    passes would still add is extrapolated from what the last ones did.
+
+    Args:
+        m: (rows, cols), rows <= cols, float32 or float64.
+
+    Source: Halko, Martinsson, Tropp, Finding structure with randomness, SIAM Review 53(2), 2011: algorithm 4.4.
+    """
+    if m.ndim != 2 or len(m) < RANDOM_SIDE or count > RANDOM_SHARE * len(m):
+        return None
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.randn(m.shape[1], count + max(16, count // 2), generator=seeded, dtype=m.dtype).to(m.device)
+    total, captured, gained = float(torch.linalg.vector_norm(m, dtype=torch.float64)) ** 2, 0.0, 0.0
+    for _ in range(PASSES):
+        q, _ = torch.linalg.qr(m @ x)
+        x = m.mT @ q
+        values, turn = torch.linalg.eigh(x.mT @ x)
+        before, captured = captured, float(values[-count:].double().sum())
+        last, gained = gained, captured - before
+        speed = min(max(gained / last, 0.0), 0.99) if last else 1.0
+        if total - captured < LEAST_REST * total:
+            return None
+        if speed < 1 and gained * speed / (1 - speed) <= EXCESS * (total - captured):
+            return values[-count:], q @ turn[:, -count:]
+    return None
 
 
 class Tridiagonal:

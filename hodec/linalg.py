@@ -162,6 +162,8 @@ def _largest(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues of the Gram matrices, ascending, and their eigenvectors."""
     shared = _shared.get()
     form = shared.pop(_digest(m), None) if shared and _is_shareable(m) else None
+    if form is None and (found := eigen.by_iteration(m if m.shape[-2] <= m.shape[-1] else m.mT, rank)):
+        return found
     try:
         return form.largest(rank) if form else eigen.largest(eigen.gram(m), rank)
     except torch.linalg.LinAlgError:

@@ -253,6 +253,31 @@ def test_engines_that_break_down_hand_over(
     torch.testing.assert_close(u @ rest, optimum(m, 5).float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300)], ids=str)
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 4.0])
+def test_iterating_on_random_vectors_is_as_good_or_says_nothing(
+    shape: tuple[int, int], power: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(eigen, "RANDOM_SIDE", 100)
+    values = torch.arange(1, 301, dtype=torch.float64) ** -power
+    m = spectrum(values, *shape, generator).float()
+    tried = []
+    real = eigen.by_iteration
+    monkeypatch.setattr(eigen, "by_iteration", lambda *given: tried.append(real(*given)) or tried[-1])
+    for rank in (1, 4, 9):
+        u, rest = truncate(m, rank)
+        assert_orthonormal(u, 1e-4)
+        best = float(values[rank:].norm())
+        assert float((u @ rest - m).norm()) <= best * (1 + 1e-4) + 2e-6 * float(values.norm())
+    if power:  # float32 energies of a steep spectrum cannot tell how much is left
+        assert (tried[-1] is not None) == (power <= 1)
+
+
+def test_small_or_high_ranks_are_not_tried_by_iteration(generator: torch.Generator):
+    assert eigen.by_iteration(torch.randn(100, 100, generator=generator), 1) is None
+    assert eigen.by_iteration(torch.randn(2048, 2048, generator=generator), 65) is None
+
+
 def test_full_rank_costs_nothing_and_shares_nothing(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eigen, "largest", None)
     for shape in ((4, 9), (9, 4), (3, 4, 4)):
