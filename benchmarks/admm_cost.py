@@ -1,75 +1,202 @@
-"""What ADMM costs beside a training step: ``python -m benchmarks.admm_cost [resnet32] [batch]``, one thread.
+"""What ADMM costs beside a training step, and beside projections by tensorly.
 
-Prints the median milliseconds of a plain step, of the penalty that each step gains, and of one Z- and U-update of all
-layers, and the last two as shares of the step.
+    python -m benchmarks.admm_cost [resnet32] [batch]
+
+All 3x3 convolutions are projected onto tensor trains of HODEC's order at half ranks. A step is forward, backward and
+SGD with momentum, float32; a Z-update happens once an epoch unless asked for oftener, so its share of a step is the
+worst case. tensorly's loop projects the same tensors onto the same ranks; the distances |Z - W| / |W| of both must
+agree.
 """
 
-import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
+from benchmarks import work
+from benchmarks.admm_epoch import epochs
+from benchmarks.kernels import half_ranks
+from benchmarks.rows import Row, Target
+from benchmarks.settings import Settings, standalone
+from benchmarks.timing import Times, Work, in_turns
 from hodec.admm.updates import project_layers, start, step
+from hodec.formats import tt
 from hodec.models import build_model
+from hodec.plan import Plan
 from hodec.ranks import Manual, make_plan
 
-
-def median_ms(work: Callable[[], object], rounds: int = 9) -> float:
-    """Median milliseconds of ``work`` after two warm-up calls."""
-    times = []
-    for k in range(rounds + 2):
-        began = time.perf_counter()
-        work()
-        if k >= 2:
-            times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+GROUP = "admm"
+# 1e-4 is the most that the distances of two exact methods may differ by.
+SAME_DISTANCE = 1.0001
+# What a step's own time varies by: less cannot be seen.
+PENALTY = Target("<=", 0.02, "%")
 
 
-def main(name: str = "resnet32", batch: int = 128) -> None:
-    """Measure and print one table."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    net = build_model(name, in_channels=3, num_classes=10)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
-    x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-    print(f"{name}, batch {batch}, float32, threads {torch.get_num_threads()}, torch {torch.__version__}")
+@dataclass(frozen=True)
+class Case:
+    """A net, its batch of images, and the most that a Z-update may take of a step."""
 
-    def train() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    net: str
+    batch: int
+    size: int
+    share: float | None = None
+    rounds: int = 7
 
-    plain = median_ms(train)
-    print("| modes a side | step, ms | penalty, ms | share | Z- and U-update, ms | share |")
-    print("|---|---|---|---|---|---|")
-    for n_modes in (1, 2):
-        plan = make_plan(net, Manual(16), example_input=x[:1], n_modes=n_modes, exclude=["linear"])
-        weights = {layer: net.get_parameter(f"{layer}.weight") for layer in plan}
+    def __str__(self) -> str:
+        return f"{self.net.removeprefix('torchvision/')} (batch {self.batch}, {self.size}x{self.size})"
 
-        def project(tensors: dict[str, torch.Tensor], plan: object = plan) -> dict[str, torch.Tensor]:
-            return project_layers(plan, tensors)  # type: ignore[arg-type]
 
-        states = start(weights, dict.fromkeys(weights, 1e-3), project)
-        values = [w.detach() for w in weights.values()]
+CASES = (Case("resnet32", 128, 32, 0.03), Case("torchvision/resnet50", 32, 224, 0.08, rounds=2))
+QUICK = (Case("resnet20", 8, 32, 0.03),)
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """Steps, penalty, projections; then whole epochs."""
+    for case in QUICK if settings.quick else CASES:
+        yield from measure(case, settings)
+    yield epochs(GROUP, settings)
+
+
+def half_rank_plan(net: nn.Module, x: Tensor) -> Plan:
+    """All 3x3 convolutions but the first at half ranks."""
+    convs = {
+        name: half_ranks(tuple(module.weight.shape))[1]
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.in_channels > 3
+    }
+    rule = Manual({name: list(ranks) for name, ranks in convs.items()})
+    return make_plan(net, rule, example_input=x[:1], n_modes=2, include=list(convs), allow_larger=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A net with its planned layers, and copies of their weights that no step changes."""
+
+    net: nn.Module
+    plan: Plan
+    x: Tensor
+    y: Tensor
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, case: Case) -> "Bench":
+        """Random weights and pictures, seeded."""
+        torch.manual_seed(0)
+        net = build_model(case.net, in_channels=3, num_classes=10)
+        x, y = torch.randn(case.batch, 3, case.size, case.size), torch.randint(0, 10, (case.batch,))
+        plan = half_rank_plan(net, x)
+        return cls(net, plan, x, y, {name: net.get_parameter(f"{name}.weight").detach().clone() for name in plan})
+
+    def project(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return project_layers(self.plan, tensors)
+
+    def works(self) -> dict[str, Work]:
+        """A training step, and what ADMM adds to it: each apart."""
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4, momentum=0.9)
+        states = start(self.weights, dict.fromkeys(self.weights, 1e-3), self.project)
+        values, targets = list(self.weights.values()), [state.z - state.u for state in states.values()]
         grads = [torch.zeros_like(w) for w in values]
-        targets = [s.z - s.u for s in states.values()]
 
-        def penalty(values: list = values, targets: list = targets, grads: list = grads) -> None:
+        def train() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(self.net(self.x), self.y).backward()
+            optimizer.step()
+
+        def penalty() -> None:
             offsets = torch._foreach_sub(values, targets)
             torch._foreach_mul_(offsets, 1e-3)
             torch._foreach_add_(grads, offsets)
 
-        def update(weights: dict = weights, states: dict = states, project: object = project) -> object:
-            return step(weights, states, project)  # type: ignore[arg-type]
+        return {
+            "step": train,
+            "penalty": penalty,
+            "update": lambda: step(self.weights, states, self.project),
+            "ours": lambda: self.project(self.weights),
+            "tensorly": lambda: by_tensorly(self.plan, self.weights),
+        }
 
-        pull, z = median_ms(penalty, 50), median_ms(update)
-        print(f"| {n_modes} | {plain:.0f} | {pull:.2f} | {pull / plain:.1%} | {z:.1f} | {z / plain:.1%} |")
+
+def measure(case: Case, settings: Settings) -> Iterator[Row]:
+    """The rows of one net."""
+    bench = Bench.of(case)
+    times = in_turns(bench.works(), seconds=settings.seconds(15), rounds=settings.rounds(case.rounds, 15))
+    update = Target("<=", case.share, "%") if case.share else None
+    limit = _limit(bench.plan, times.median("update"), settings)
+    yield _share(f"Z- and U-update of {case}, every step", "update", update, times, limit)
+    yield _share(f"penalty of {case}, added to the gradients", "penalty", PENALTY, times)
+    made = [project(bench.weights) for project in (bench.project, lambda tensors: by_tensorly(bench.plan, tensors))]
+    distances = [_distance(one, bench.weights) for one in made]
+    yield Row(
+        GROUP,
+        f"projection of {case}: {len(bench.plan)} layers",
+        "tensorly loop",
+        ours=times.median("ours"),
+        theirs=times.median("tensorly"),
+        figure=times.ratio("tensorly", "ours"),
+        target=Target(">=", 3),
+        spread=times.spread("tensorly", "ours"),
+        error=distances[0] / distances[1],
+        allowed_error=SAME_DISTANCE,
+        limit=_limit(bench.plan, times.median("ours"), settings),
+        note=f"distances {distances[0]:.6f} and {distances[1]:.6f}",
+    )
+
+
+def _share(what: str, name: str, target: Target | None, times: Times, limit: str = "") -> Row:
+    """One piece of work as a share of a training step."""
+    return Row(
+        GROUP,
+        what,
+        "training step",
+        ours=times.median(name),
+        theirs=times.median("step"),
+        figure=times.ratio(name, "step"),
+        figure_unit="%",
+        target=target,
+        spread=times.spread(name, "step"),
+        limit=limit,
+    )
+
+
+def _limit(plan: Plan, seconds: float, settings: Settings) -> str:
+    """Of projecting all layers: truncations, and multiplying the cores out."""
+    total = work.Work()
+    for layer in plan.values():
+        shape = tt.CONV.tensor_shape(layer.shape, layer.modes)
+        total += work.tensor_train(shape, layer.ranks) + work.rebuilt_train(shape, layer.ranks)
+        total += work.Work(nbytes=2.0 * work.FLOAT * prod(layer.shape))
+    return settings.ceilings.limit(seconds, flops=total.flops, nbytes=total.nbytes)
+
+
+@torch.no_grad()
+def by_tensorly(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor projected by tensorly onto the ranks of the plan."""
+    import tensorly as tl
+    from tensorly.decomposition import tensor_train
+
+    made = {}
+    with tl.backend_context("pytorch"):
+        for name, layer in plan.items():
+            x = tt.CONV.tensorize(tensors[name][None], layer.modes)[0]
+            dense = tl.tt_to_tensor(tensor_train(x, [1, *layer.ranks, 1]))
+            made[name] = tt.CONV.to_weight(dense[None], layer.shape, layer.modes)[0]
+    return made
+
+
+def _distance(made: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> float:
+    """|Z - W| / |W| over all layers."""
+    gap = sum(float((made[name] - w).double().square().sum()) for name, w in values.items())
+    return (gap / sum(float(w.double().square().sum()) for w in values.values())) ** 0.5
+
+
+def main(net: str = "resnet32", batch: int = 128) -> None:
+    """One net's table."""
+    case = next((case for case in CASES if case.net == net), Case(net, batch, 32))
+    standalone(lambda settings: measure(replace(case, batch=batch), settings))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,9 @@ Reads the test set once per net: accuracy in PyTorch and in ONNX Runtime, as flo
 of each file over the dense one's, the two run in turns.
 """
 
-import os
 import sys
 import tempfile
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnxruntime
@@ -21,7 +18,8 @@ from torch import nn
 import hodec
 from hodec.config import Config, open_schema, to_config
 from hodec.data import ImageData, build_data, test_loader, train_loader
-from hodec.export.run_model import model_of_run, skeleton_of
+from hodec.export.checkpoint import named_skeleton
+from hodec.export.run_model import model_of_run
 from hodec.lit import evaluate
 from hodec.onnx_graph.bench import bench_files
 from hodec.run_folder import RunFolder
@@ -40,7 +38,7 @@ def config_of(run: Path, root: str | None) -> Config:
 def dense_of(run: Path, facts: dict[str, object]) -> nn.Module:
     """The dense net that the run compressed: before ADMM where it had been trained by then."""
     stages = RunFolder.open(run, (run / "config.yaml").read_text(encoding="utf-8"), writes=False)
-    net = skeleton_of(facts)
+    net = named_skeleton(run, {"facts": facts})
     stages.load_stage(next(name for name in ("pretrain", "dense", "admm") if stages.done(name)), net)
     return net.eval()
 

@@ -8,16 +8,11 @@ interleaved rounds in that thread's own time (what else runs on the core does no
 fuses these torchvision nets and prints their slowest fused layer over its dense form. The table is Markdown.
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
 import copy
-import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +21,22 @@ import torchvision
 from torch import Tensor, nn
 
 import hodec
-from hodec.cost.timing import device_name, medians_ms
+from benchmarks.machine import Ceilings
+from benchmarks.rows import Row, Target, missing
+from benchmarks.settings import Settings, not_installed
+from benchmarks.timing import Times, Work, in_turns
+from hodec.cost.timing import device_name
 from hodec.export.onnx import session, to_onnx
 from hodec.plan import Plan
 from hodec.ranks import Budget, Manual, make_plan
 
-# setting -> batch -> least ratio of dense to fused milliseconds
+GROUP = "inference"
+# setting -> batch -> least ratio of dense to fused seconds
 TARGETS = {
     "eager": {1: 1.7, 32: 1.7},
     "compiled": {1: 2.0, 32: 2.0},
     "onnxruntime": {1: 1.7, 32: 2.0},
-    "tltorch": {1: 1.6, 32: 1.6},
+    "tltorch": {1: 1.8, 32: 1.8},
 }
 SIZE = 224
 
@@ -51,7 +51,7 @@ RANKS = {
     "layer4.0.conv1": [96, 176],
 }
 
-Works = dict[str, Callable[[], Any]]
+Works = dict[str, Work]
 
 
 class Skip(Exception):
@@ -76,21 +76,21 @@ def compiled(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works
 
 
 def onnxruntime(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
-    """As ONNX files in ONNX Runtime, one thread."""
-    if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise Skip(f"{', '.join(missing)} not installed")
+    """As ONNX files in ONNX Runtime."""
+    if reason := not_installed("onnx", "onnxruntime", "onnxscript"):
+        raise Skip(reason)
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, net in {"dense": dense, "fused": fused}.items():
             path = to_onnx(net, Path(folder) / f"{name}.onnx", example_input=x[:1], verify=False).path
-            runs[name] = session(path.read_bytes(), threads=1)
+            runs[name] = session(path.read_bytes(), threads=torch.get_num_threads())
     return {name: lambda run=run: run([x]) for name, run in runs.items()}
 
 
 def tltorch(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
     """TensorLy-Torch's factorized Tucker convolution at the same ranks, channels last, in place of the dense net."""
-    if importlib.util.find_spec("tltorch") is None:
-        raise Skip("tensorly-torch not installed")
+    if reason := not_installed("tltorch"):
+        raise Skip(reason)
     import tltorch as tl
 
     net: Any = copy.deepcopy(resnet18())
@@ -105,7 +105,10 @@ def tltorch(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
     return {"dense": lambda: net(x), "fused": lambda: fused(x)}
 
 
-SETTINGS = {one.__name__: one for one in (eager, compiled, onnxruntime, tltorch)}
+SETTINGS: dict[str, Callable[[nn.Module, nn.Module, Tensor, Plan], Works]] = {
+    one.__name__: one for one in (eager, compiled, onnxruntime, tltorch)
+}
+PEERS = {"tltorch": "tltorch Tucker, factorized, channels last, batch norms as they are"}
 
 
 def resnet18() -> nn.Module:
@@ -114,21 +117,75 @@ def resnet18() -> nn.Module:
     return torchvision.models.resnet18().eval()
 
 
-def plan_of(net: nn.Module, keep: float | None, round_to: int) -> Plan:
+def plan_of(net: nn.Module, keep: float | None, round_to: int, *, size: int = SIZE) -> Plan:
     """A Tucker plan: by the ranks above, or by Budget at this share of the multiply-adds; the stem stays dense."""
-    x = torch.zeros(1, 3, SIZE, SIZE)
+    x = torch.zeros(1, 3, size, size)
     rule = Manual(RANKS) if keep is None else Budget(macs=keep, round_to=round_to)
     first = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
     return make_plan(net, rule, method="tucker", n_modes=1, example_input=x, exclude=[first])
 
 
+def pictures(batch: int, size: int = SIZE) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """Whole ResNet-18, fused, over the dense net treated alike; and over tensorly-torch's layers."""
+    size, batches = (64, (1,)) if settings.quick else (SIZE, (1, 32))
+    net = resnet18()
+    plan = plan_of(net, None, 8, size=size)
+    small = hodec.convert(net, plan)
+    for batch in batches:
+        x = pictures(batch, size)
+        dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
+        for setting, make in SETTINGS.items():
+            peer = PEERS.get(setting, f"dense, {setting}, batch norms folded")
+            what = f"resnet18 at {size}x{size}, batch {batch}, fused, {setting}"
+            if setting == "compiled" and not settings.compiled:
+                yield missing(GROUP, what, peer, "asked for by --compiled only, as it takes minutes")
+                continue
+            try:
+                with torch.no_grad():
+                    times = measure(make(dense, fused, x, plan), settings.seconds(20), settings.rounds(7, 41))
+            except Skip as reason:
+                yield missing(GROUP, what, peer, str(reason))
+                continue
+            yield _row(what, peer, times, TARGETS[setting].get(batch), _limit(settings.ceilings, plan, batch, times))
+
+
+def _row(what: str, peer: str, times: Times, least: float | None, limit: str) -> Row:
+    return Row(
+        GROUP,
+        what,
+        peer,
+        ours=times.median("fused"),
+        theirs=times.median("dense"),
+        figure=times.ratio("dense", "fused"),
+        target=None if least is None else Target(">=", least),
+        spread=times.spread("dense", "fused"),
+        limit=limit,
+    )
+
+
+def _limit(ceilings: Ceilings, plan: Plan, batch: int, times: Times) -> str:
+    """Multiply-adds at the rate of a 3x3 convolution; each weight read once."""
+    flops, nbytes = 2.0 * plan.macs_after * batch, 4.0 * plan.params_after
+    return ceilings.limit(times.median("fused"), flops=flops, nbytes=nbytes, conv=True)
+
+
 @torch.inference_mode()
-def row(setting: str, batch: int, works: Works) -> str:
-    """One line of the table."""
-    ms = medians_ms(works, seconds=20.0, rounds=(7, 41))
-    ratio, least = ms["dense"] / ms["fused"], TARGETS[setting].get(batch)
+def measure(works: Works, seconds: float = 20.0, rounds: tuple[int, int] = (7, 41)) -> Times:
+    """Times of ``dense`` and ``fused``."""
+    return in_turns(works, seconds=seconds, rounds=rounds)
+
+
+def line(setting: str, batch: int, works: Works) -> str:
+    """One line of the table that this module prints by itself."""
+    times = measure(works)
+    ratio, least = times.ratio("dense", "fused"), TARGETS[setting].get(batch)
     goal = "-" if least is None else f">= {least} {'met' if ratio >= least else 'missed'}"
-    return f"| {setting} | {batch} | {ms['dense']:.2f} | {ms['fused']:.2f} | {ratio:.2f} | {goal} |"
+    dense, fused = (1e3 * times.median(name) for name in ("dense", "fused"))
+    return f"| {setting} | {batch} | {dense:.2f} | {fused:.2f} | {ratio:.2f} | {goal} |"
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -141,12 +198,12 @@ def compare(given: argparse.Namespace) -> None:
     print(f"resnet18 at {SIZE}: {less}, {len(plan)} layers\n")
     print("| setting | batch | dense, ms | fused, ms | dense / fused | target |\n" + "|---" * 6 + "|", flush=True)
     for batch in given.batches:
-        x = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        x = pictures(batch)
         dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
         for setting in given.settings:
             try:
                 with torch.no_grad():
-                    print(row(setting, batch, SETTINGS[setting](dense, fused, x, plan)), flush=True)
+                    print(line(setting, batch, SETTINGS[setting](dense, fused, x, plan)), flush=True)
             except Skip as reason:
                 print(f"| {setting} | {batch} | skipped: {reason} | | | |", flush=True)
         if given.report:

@@ -150,6 +150,7 @@ class TrainerConfig:
     devices: int = setting(1, low=1)
     precision: str = setting("32-true", choices=("32-true", "bf16-mixed", "16-mixed"))
     channels_last: bool = False
+    compile: bool = False
     gradient_clip_val: float | None = setting(None, above=0)
     accumulate_grad_batches: int = setting(1, low=1)
     deterministic: bool = False

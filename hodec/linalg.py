@@ -16,7 +16,7 @@ from hodec.errors import TrainingError
 log = logging.getLogger(__name__)
 
 # Up to this side the float64 Gram matrix costs 1.3x the float32 one and spares every accuracy check.
-FLOAT64_SIDE = 256
+FLOAT64_SIDE = 128
 # From this side on all singular values of a float32 matrix come from its own type: twice as fast, half the memory.
 FLOAT32_SIDE = 4096
 # What ``sharing`` holds at most.
@@ -65,7 +65,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def truncate(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def truncate(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Tensor, Tensor]:
     """Best rank-``rank`` approximation of each matrix, as a product with an orthonormal left factor.
 
     Works on the Gram matrix of the shorter side (eigenvalues are squared singular values), which is several
@@ -74,20 +74,21 @@ def truncate(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Args:
         m: matrices, shape (..., rows, cols), float32 or float64, finite.
         rank: numbers to keep, 1..min(rows, cols).
+        orthonormal: whether the left factor must be so; where only the product counts, a QR can be spared.
 
     Returns:
-        ``u`` (..., rows, rank) with orthonormal columns and ``rest`` (..., rank, cols); ``u @ rest`` is the
+        ``u`` (..., rows, rank), with orthonormal columns, and ``rest`` (..., rank, cols); ``u @ rest`` is the
         approximation, and its error is the norm of the dropped singular values.
 
     Source: Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
     """
     if rank == min(m.shape[-2:]):
-        return _all_of(m)
+        return _all_of(m, orthonormal)
     try:
-        return _truncate_gram(m, rank)
+        return _truncate_gram(m, rank, orthonormal)
     except torch.OutOfMemoryError:
         log.warning("a %s matrix is too large for %s; truncating it on the CPU", tuple(m.shape), m.device)
-        u, rest = _truncate_gram(m.cpu(), rank)
+        u, rest = _truncate_gram(m.cpu(), rank, orthonormal)
         return u.to(m.device), rest.to(m.device)
     except torch.linalg.LinAlgError:
         log.warning("eigenvalues of a %s matrix did not converge; trying an SVD in float64", tuple(m.shape))
@@ -140,12 +141,13 @@ def _eigenvalues(m: Tensor) -> Tensor:
         raise TrainingError(f"the singular values of a {tuple(m.shape)} matrix did not converge ({error})") from error
 
 
-def _all_of(m: Tensor) -> tuple[Tensor, Tensor]:
+def _all_of(m: Tensor, orthonormal: bool) -> tuple[Tensor, Tensor]:
     """Nothing to cut off, so nothing to find out."""
     rows, cols = m.shape[-2:]
-    if rows > cols:
+    if rows > cols and orthonormal:
         return torch.linalg.qr(m)
-    return torch.eye(rows, dtype=m.dtype, device=m.device).expand(*m.shape[:-1], rows).contiguous(), m.clone()
+    one = torch.eye(min(rows, cols), dtype=m.dtype, device=m.device).expand(*m.shape[:-2], -1, -1).contiguous()
+    return (one, m.clone()) if rows <= cols else (m.clone(), one)
 
 
 def _is_shareable(m: Tensor) -> bool:
@@ -170,9 +172,9 @@ def _largest(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         return eigen.largest_of_all(eigen.gram(m), rank)
 
 
-def _truncate_gram(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _truncate_gram(m: Tensor, rank: int, orthonormal: bool) -> tuple[Tensor, Tensor]:
     if m.ndim > 2 and math.prod(m.shape[:-2]) == 1:
-        u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank)
+        u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank, orthonormal)
         return u.reshape(*m.shape[:-1], rank), rest.reshape(*m.shape[:-2], rank, -1)
     work = m.double() if min(m.shape[-2:]) <= FLOAT64_SIDE else m
     values, vectors = _largest(work, rank)
@@ -183,6 +185,8 @@ def _truncate_gram(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     basis = vectors.flip(-1).to(m.dtype)
     if m.shape[-2] <= m.shape[-1]:
         return basis, basis.mT @ m
+    if not orthonormal:
+        return m @ basis, basis.mT
     u, r = torch.linalg.qr(m @ basis)  # orthonormal even where kept singular values are zero
     return u, r @ basis.mT
 

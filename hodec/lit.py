@@ -42,6 +42,9 @@ class LitClassifier(LightningModule):
         teacher: the net to distil from; it is run in evaluation mode and not saved with this module.
         distill_weight: share of the distillation loss, 0..1. Source: Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
         temperature: of the distillation, above 0.
+        channels_last: memory order of the net's weights.
+        compiled: train through ``torch.compile``; parameters, checkpoints and validation are those of ``net`` itself.
+            Equal up to rounding, except for random numbers drawn inside the net (dropout), which are others.
     """
 
     def __init__(  # noqa: PLR0913
@@ -57,6 +60,7 @@ class LitClassifier(LightningModule):
         distill_weight: float = 0.0,
         temperature: float = 4.0,
         channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS or schedule not in SCHEDULES:
@@ -68,7 +72,8 @@ class LitClassifier(LightningModule):
         self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
         self.options = {"lr": 0.1} if options is None else options
         self.label_smoothing, self.distill_weight, self.temperature = label_smoothing, distill_weight, temperature
-        # Hidden in a tuple: a teacher is no part of this module's parameters or checkpoints.
+        # Hidden in tuples: neither is a part of this module's parameters or checkpoints.
+        self._compiled = (torch.compile(self.net),) if compiled else ()
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and distill_weight > 0 else ()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ class LitClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        scores = self.net(x)
+        scores = self._trained(x)
         loss = self._loss(scores, x, y)
         if batch_idx % CHECK_EVERY.get(x.device.type, CHECK_EVERY_ELSEWHERE) == 0 and not bool(torch.isfinite(loss)):
             raise TrainingError(
@@ -90,6 +95,22 @@ class LitClassifier(LightningModule):
             )
         self._log("train", loss, scores, y)
         return loss
+
+    def _trained(self, x: Tensor) -> Tensor:
+        """The scores of a training batch; all have one size, so a compiled net is compiled once."""
+        if not self._compiled:
+            return self.net(x)  # type: ignore[no-any-return]
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._compiled[0](x)  # type: ignore[no-any-return]
+        except TorchDynamoException as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = " ".join(lines[:2]) or type(error).__name__  # who raised it, and what
+            raise TrainingError(
+                f"trainer.compile=true: torch cannot compile the net here ({reason}); give trainer.compile=false "
+                "or install what it needs: a C++ compiler on a cpu, Triton on a gpu"
+            ) from error
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch

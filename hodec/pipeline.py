@@ -80,8 +80,15 @@ def open_folder(config: Config, path: Path) -> RunFolder:
             theirs = yaml.safe_load(stored.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
-    keys = differences(theirs if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
+    keys = differences(_completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
     return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings of a run, where those that did not exist when it began have their defaults."""
+    defaults = yaml.safe_load(to_yaml(Config()))
+    sections = {key: {**one, **(stored.get(key) or {})} for key, one in defaults.items() if isinstance(one, dict)}
+    return {**defaults, **stored, **sections}
 
 
 def prepare(config: Config) -> None:

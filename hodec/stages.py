@@ -249,6 +249,7 @@ class Stages:
             distill_weight=config.distill.weight,
             temperature=config.distill.temperature,
             channels_last=config.trainer.channels_last,
+            compiled=config.trainer.compile,
         )
 
     # -- conversion and results ----------------------------------------------------------------------------------

@@ -1,6 +1,10 @@
 """The shell's view: exit codes, one line per error, JSON for machines."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,12 +86,69 @@ def test_report_of_nothing_is_one_line_and_exit_code_2(capsys, tmp_path):
         assert err.startswith("hodec report: ")
 
 
-@pytest.mark.parametrize("argv", [[], ["sho", "x"], ["show"], ["show", "x", "--yaml"]])
-def test_wrong_usage_is_exit_code_2(capsys, argv):
+@pytest.mark.parametrize(("argv", "who", "reason"), [
+    ([], "hodec", "are required: VERB"),
+    (["sho", "x"], "hodec", "invalid choice: 'sho'"),
+    (["--json", "show", "x"], "hodec", "unrecognized arguments: --json"),
+    (["show"], "hodec show", "are required: path"),
+    (["show", "x", "y"], "hodec show", "unrecognized arguments: y"),
+    (["show", "x", "--jsn"], "hodec show", "unrecognized arguments: --jsn. Did you mean: json?"),
+    (["export", "run", "--to", "onx"], "hodec export", "--to: invalid choice: 'onx' (choose from 'onnx'"),
+    (["bench", "a", "b", "--seconds", "ten"], "hodec bench", "--seconds: invalid float value: 'ten'"),
+    (["decompose", "x"], "hodec decompose", "are required: -o/--output"),
+])  # fmt: skip
+def test_wrong_usage_is_one_line_and_exit_code_2(capsys, argv, who, reason):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     assert stop.value.code == 2
-    assert "usage: hodec" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{who}: ")
+    assert err.endswith(f"; see {who} --help\n")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def no_reader():
+    """A stream into a pipe whose other end is closed."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("argv", [["show", "plan.json"], ["decompose", "--help"]])
+def test_a_closed_pipe_ends_a_verb_quietly(model_file, no_reader, argv):
+    command = [sys.executable, "-m", "hodec.cli", *argv]
+    folder, path = model_file[0].parent, os.pathsep.join(sys.path)
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=no_reader, stderr=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
+    assert done.stderr == b""
+    # argparse swallows the error of a help text that is too long for one write, and ends with 0
+    assert done.returncode in ((cli.NO_READER,) if argv[0] == "show" else (cli.NO_READER, 0))
+
+
+def test_a_closed_pipe_of_errors_ends_a_verb_quietly(monkeypatch, no_reader, tmp_path):
+    monkeypatch.setattr("sys.stderr", no_reader)
+    assert cli.main(["show", str(tmp_path / "missing.json")]) == cli.NO_READER
+
+
+def test_every_verb_writes_through_one_place():
+    """So that what holds of show above holds of all: no verb prints by itself."""
+    for verb in cli.VERBS:
+        assert "print(" not in Path(cli.verb_module(verb).__file__).read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(capsys, monkeypatch, model_file):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        code = cli.main(["show", str(model_file[0])])
+    assert code == 2
+    assert capsys.readouterr().err == "hodec: the output could not be written: No space left on device\n"
 
 
 def test_help_names_every_verb(capsys):

@@ -14,9 +14,9 @@ PACKAGE = Path(hodec.__file__).parent
 
 # A module may import those to its left.
 ORDER = [
-    "errors", "files", "kinds", "eigen", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost", "patches",
-    "metric", "conversion", "ranks", "admm", "config_values", "config", "config_check", "run_folder", "lit", "loggers",
-    "export", "onnx_graph", "report", "training", "stages", "pipeline", "commands", "cli",
+    "errors", "files", "kinds", "eigen", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost",
+    "patches", "metric", "conversion", "ranks", "admm", "config_values", "config", "config_check", "run_folder", "lit",
+    "loggers", "export", "onnx_graph", "report", "training", "stages", "pipeline", "commands", "cli",
 ]  # fmt: skip
 HEART = ORDER[: ORDER.index("ranks") + 1]
 # These are leaves: nets and data know nothing of decomposition.

@@ -45,6 +45,17 @@ def test_truncation_is_the_best_one(shape: tuple[int, ...], dtype: torch.dtype, 
         torch.testing.assert_close(u @ rest, optimum(m, rank).to(dtype), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_only_the_product_counts_where_the_left_factor_need_not_be_orthonormal(
+    shape: tuple[int, ...], generator: torch.Generator
+):
+    m = torch.randn(shape, generator=generator, dtype=torch.float64)
+    for rank in range(1, min(shape[-2:]) + 1):
+        u, rest = truncate(m, rank, orthonormal=False)
+        assert u.shape == (*shape[:-1], rank)
+        torch.testing.assert_close(u @ rest, optimum(m, rank))
+
+
 @pytest.mark.parametrize("shape", [(300, 280), (280, 300)], ids=str)
 @pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
 def test_big_float32_matrices_are_truncated_as_well_as_by_an_svd(
@@ -321,11 +332,11 @@ def test_a_matrix_too_large_for_the_device_is_truncated_on_the_cpu(
 ):
     real, tries = linalg._truncate_gram, []
 
-    def first_fails(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    def first_fails(m: Tensor, *how: object) -> tuple[Tensor, Tensor]:
         tries.append(m)
         if len(tries) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(m, rank)
+        return real(m, *how)
 
     monkeypatch.setattr(linalg, "_truncate_gram", first_fails)
     m = torch.randn(6, 9, generator=generator)

@@ -186,3 +186,53 @@ def test_evaluate_refuses_what_cannot_be_scored(generator):
     model[1].weight.data[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="NaN or Inf on the evaluation data"):
         evaluate(model, [(x, y)])
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """torch.compile without code generation: traced, then run as it stands."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
+
+
+def test_a_compiled_net_has_the_same_parameters_and_state(eager, generator):
+    x, y = batch(generator)
+    plain, compiled = LitClassifier(net()), LitClassifier(net(), compiled=True)
+    compiled.load_state_dict(plain.state_dict())
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in compiled.named_modules()] == [name for name, _ in plain.named_modules()]
+    fit(plain, DataLoader(TensorDataset(x, y), batch_size=5), epochs=2)
+    fit(compiled, DataLoader(TensorDataset(x, y), batch_size=5), epochs=2)
+    for name, value in plain.state_dict().items():
+        assert_close(compiled.state_dict()[name], value)
+    assert type(compiled.net) is nn.Sequential
+
+
+def test_training_goes_through_the_compiled_net_and_validation_does_not(monkeypatch, generator):
+    x, y = batch(generator)
+    calls = []
+
+    def compile_(model):
+        return lambda given: calls.append(len(given)) or model(given)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    module = LitClassifier(net(), compiled=True)
+    module.log_dict = lambda *_, **__: None
+    module.validation_step((x, y), 0)
+    assert calls == []
+    module.training_step((x[:7], y[:7]), 1)
+    assert calls == [7]
+
+
+def test_a_net_that_cannot_be_compiled_is_one_message(monkeypatch, generator):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler\nand more")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend=broken))
+    module = LitClassifier(net(), compiled=True)
+    with pytest.raises(
+        TrainingError, match=r"trainer\.compile=true: .*no compiler.* give trainer\.compile=false"
+    ) as error:
+        module.training_step(batch(generator), 0)
+    assert "\n" not in str(error.value)

@@ -266,6 +266,22 @@ def test_settings_that_change_no_result_may_differ(finished, free):
     assert pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}, **free), folder) == metrics
 
 
+def test_settings_that_are_newer_than_the_folder_have_their_defaults_there(finished):
+    folder, metrics = finished
+    stored = folder / "config.yaml"
+    text = stored.read_text()
+    settings = yaml.safe_load(text)
+    del settings["admm"]["spread"], settings["trainer"]["compile"]
+    stored.write_text(yaml.safe_dump(settings))
+    mine = {"pretrain_epochs": 1, "distill": {"weight": 0.5}}
+    try:
+        assert pipeline.run(tiny(**mine), folder) == metrics
+        with pytest.raises(ConfigError, match=r"they differ in admm\.spread"):
+            pipeline.run(tiny(**mine, admm={"spread": False}), folder)
+    finally:
+        stored.write_text(text)
+
+
 def test_a_folder_below_a_file_is_refused_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(pipeline, "build_data", lambda *a: pytest.fail("data was read first"))

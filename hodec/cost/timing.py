@@ -21,8 +21,7 @@ def medians_ms(
 ) -> dict[str, float]:
     """Median milliseconds of each piece of work.
 
-    Rounds go through all works in turn, each round from another one on, so that a machine that slows down slows all
-    of them alike: the ratios are good even where the times are not.
+    The ratios are good even where the times are not, see ``samples_ms``.
 
     Args:
         works: name -> function to time; it is called at least ``rounds[0] + 2`` times.
@@ -30,18 +29,39 @@ def medians_ms(
         seconds: time to spend on all of them together; exceeded only by the least rounds.
         rounds: least and most rounds.
     """
-    if not works:
-        return {}
+    samples = samples_ms(works, device=device, seconds=seconds, rounds=rounds)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def samples_ms(
+    works: Mapping[str, Callable[[], Any]],
+    *,
+    device: torch.device | None = None,
+    seconds: float = 1.0,
+    rounds: tuple[int, int] = (5, 60),
+    between: Callable[[], Any] | None = None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each piece of work, one number a round.
+
+    Rounds go through all works in turn, each round from another one on, so that a machine that slows down slows all
+    of them alike.
+
+    Args:
+        works, device, seconds, rounds: as of ``medians_ms``.
+        between: called before each sample and not timed.
+    """
     repeats = {name: _repeats(work, device) for name, work in works.items()}
     samples: dict[str, list[float]] = {name: [] for name in works}
     names, until, (least, most) = list(works), time.perf_counter() + seconds, rounds
-    for at in range(most):
+    for at in range(most if works else 0):
         if at >= least and time.perf_counter() > until:
             break
         turn = at % len(names)
         for name in (*names[turn:], *names[:turn]):
+            if between is not None:
+                between()
             samples[name].append(_sample_ms(works[name], repeats[name], device))
-    return {name: statistics.median(times) for name, times in samples.items()}
+    return samples
 
 
 def _repeats(work: Callable[[], Any], device: torch.device | None) -> int:
@@ -51,16 +71,16 @@ def _repeats(work: Callable[[], Any], device: torch.device | None) -> int:
 
 
 def _sample_ms(work: Callable[[], Any], repeats: int, device: torch.device | None) -> float:
-    clock = _clock(device)
+    now = clock(device)
     _wait(device)
-    began = clock()
+    began = now()
     for _ in range(repeats):
         work()
     _wait(device)
-    return 1e3 * (clock() - began) / repeats
+    return 1e3 * (now() - began) / repeats
 
 
-def _clock(device: torch.device | None) -> Callable[[], float]:
+def clock(device: torch.device | None = None) -> Callable[[], float]:
     """One thread's own time where that is all there is: other programs on the same core do not count then."""
     alone = (device is None or device.type == "cpu") and torch.get_num_threads() == 1
     return time.thread_time if alone else time.perf_counter

@@ -56,8 +56,8 @@ class TensorLoader(EpochLoader):
         self.normalise = Normalise(mean, std, size=image_size, channels_last=channels_last, device=self.device)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        # all numbers of an epoch go to the device at once: no batch has to wait for the host
-        order, shifts, flips = (drawn.to(self.device) for drawn in self._draws(epoch))
+        # all numbers of an epoch go to the device at once: no batch has to wait for the host, nor the host for them
+        order, shifts, flips = (self._sent(drawn) for drawn in self._draws(epoch))
         for positions in self.positions[start:]:
             chosen = order[positions]
             images = self.images[chosen]
@@ -66,6 +66,10 @@ class TensorLoader(EpochLoader):
             if self.augment.flip:
                 images = mirror(images, flips[positions])
             yield self.normalise(images), self.labels[chosen]
+
+    def _sent(self, drawn: Tensor) -> Tensor:
+        pinned = drawn.pin_memory() if self.device.type == "cuda" else drawn
+        return pinned.to(self.device, non_blocking=True)
 
     def _draws(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.arange(self.size)

@@ -51,7 +51,7 @@ class MatrixSplit(StagedForm):
         return [(0, self.matrix(weight))]
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
-        left, right = truncate(torch.stack([self.matrix(w) for w in weights]), ranks[0])
+        left, right = truncate(torch.stack([self.matrix(w) for w in weights]), ranks[0], orthonormal=False)
         return torch.stack([self.to_weight(m, weights.shape[1:]) for m in left @ right])
 
 

@@ -59,8 +59,8 @@ def decompose(x: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     return [core[0] for core in _decompose_many(x[None], ranks)]
 
 
-def _decompose_many(x: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-    """``decompose`` for (B, n_1, .., n_d): cores (B, r_{k-1}, n_k, r_k)."""
+def _decompose_many(x: Tensor, ranks: Sequence[int], *, orthonormal: bool = True) -> list[Tensor]:
+    """``decompose`` for (B, n_1, .., n_d): cores (B, r_{k-1}, n_k, r_k); all but the last orthonormal, if wanted."""
     batch, *shape = x.shape
     if len(ranks) != len(shape) - 1:
         raise RankError(f"modes {tuple(shape)} need {len(shape) - 1} ranks, got {len(ranks)}")
@@ -69,7 +69,7 @@ def _decompose_many(x: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         rest = rest.reshape(batch, left * n, -1)
         if not 1 <= rank <= min(rest.shape[1:]):
             raise RankError(f"TT-rank r_{k} = {rank} is outside 1..{min(rest.shape[1:])} for modes {tuple(shape)}")
-        u, rest = truncate(rest, rank)
+        u, rest = truncate(rest, rank, orthonormal=orthonormal or k < len(ranks))
         cores.append(u.reshape(batch, left, n, rank))
         left = rank
     return [*cores, rest.reshape(batch, left, shape[-1], 1)]
@@ -147,7 +147,7 @@ class TTForm(Form):
         return channels_and_kernel(shape, len(modes.inputs))
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
-        cores = _decompose_many(self.tensorize(weights, modes), ranks)
+        cores = _decompose_many(self.tensorize(weights, modes), ranks, orthonormal=False)
         return self.to_weight(_reconstruct_many(cores), weights.shape[1:], modes)
 
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:

@@ -1,6 +1,6 @@
 """ONNX files as they come: read, checked, their tensors fetched one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, external_data_helper, numpy_helper
 
 from hodec.errors import CheckpointError
 
@@ -151,10 +151,31 @@ def load_model(path: str | Path) -> ModelFile:
         raise CheckpointError(f"{path} is not a valid ONNX model: a name in it is no text")
     _check_data_files(model)
     try:
-        onnx.checker.check_model(str(path))
+        _check(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a valid ONNX model: {first_line(error)}") from error
     return model
+
+
+def without_axes(values: Iterable[ValueInfoProto]) -> list[ValueInfoProto]:
+    """Those tensors among a graph's inputs or outputs that have no shape, not even a number of axes."""
+    tensors = [value for value in values if value.type.HasField("tensor_type")]
+    return [value for value in tensors if not value.type.tensor_type.HasField("shape")]
+
+
+def _check(model: ModelFile) -> None:
+    """Ask onnx.checker, which refuses tensors without a number of axes: the standard asks for it, runtimes do not."""
+    bare = without_axes((*model.graph.input, *model.graph.output))
+    if not bare:
+        onnx.checker.check_model(str(model.path))
+    elif not model.data_files:  # which it would look for beside the working folder; the result is checked anyway
+        for value in bare:
+            value.type.tensor_type.shape.SetInParent()
+        try:
+            onnx.checker.check_model(model.proto)
+        finally:
+            for value in bare:
+                value.type.tensor_type.ClearField("shape")
 
 
 def _opset(proto: onnx.ModelProto, path: Path) -> int:

@@ -14,11 +14,11 @@ from hodec.errors import PlanError, near_matches
 from hodec.methods import get_method
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
-from hodec.onnx_graph.model_file import ModelFile
+from hodec.onnx_graph.model_file import ModelFile, without_axes
 from hodec.onnx_graph.recipes import numbers_of
 from hodec.onnx_graph.session import example_feeds
 from hodec.onnx_graph.sites import GraphSite, Use, attributes, eligible_sites, weight_uses
-from hodec.onnx_graph.sizes import Size, input_sizes, measured_sizes, tensor_sizes
+from hodec.onnx_graph.sizes import Size, give_axes, input_sizes, measured_sizes, tensor_sizes
 from hodec.plan import LayerPlan, Plan
 from hodec.ranks import RULES, Ascend, Budget
 from hodec.ranks.base import NeedsModel, RankRule, plan_layers
@@ -45,17 +45,21 @@ class GraphFacts:
 def look_at(model: ModelFile, shapes: Mapping[str, Size]) -> GraphFacts:
     """Sizes and cost of a graph, for inputs of these sizes (its own where none are given).
 
+    Inputs and outputs of ``model`` that have no number of axes get it.
+
     Raises:
-        ConfigError: sizes that do not fit its inputs.
+        ConfigError: sizes that do not fit its inputs, or are needed and not given.
     """
     inputs = input_sizes(model, shapes)
     constants = Constants(model)
     sizes = tensor_sizes(constants, inputs)
     uses, _ = weight_uses(constants, sizes)
     wanted = [name for use in uses for name in (use.data, use.weight, use.node.output[0])]
+    wanted += [value.name for value in without_axes(model.graph.output)]
     missing = [name for name in wanted if name not in sizes]
     if missing:
         sizes |= measured_sizes(model, missing, example_feeds(model, inputs))
+    give_axes(model, {**sizes, **inputs})
     batch = next((size[0] for size in inputs.values() if size), 1)
     return GraphFacts(constants, inputs, sizes, graph_cost(constants, sizes, batch=batch), batch)
 

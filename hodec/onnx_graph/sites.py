@@ -215,7 +215,7 @@ def _own_refusal(use: Use, constants: Constants, method: Method, sizes: Mapping[
     if reason := _settings_refusal(use, form, method.name, shape):
         return reason
     if use.data not in sizes or node.output[0] not in sizes:
-        return "the sizes of its input and output are not known: give the model's input sizes with --shape"
+        return _unsized(constants)
     kind = constants.type_of(use.weight)
     return "" if kind in FLOATS else f"its weight is {kind}; only {', '.join(FLOATS)} are decomposed"
 
@@ -235,6 +235,14 @@ def _settings_refusal(use: Use, form: Form, method: str, shape: Size) -> str:
     if given.get("output_shape") and movers(form, shape, use.kind) > 1:
         return "its output_shape cannot be shared out among several convolutions; give pads instead"
     return ""
+
+
+def _unsized(constants: Constants) -> str:
+    names = [value.name for value in constants.model.graph.input if value.name not in constants.initializers]
+    return (
+        "the sizes of its input and output are not known: neither shape inference nor a run of the model tells them; "
+        f"give sizes that the model runs on with {' '.join(f'--shape {name}:1,3,224,224' for name in names)}"
+    )
 
 
 def _site(uses: list[Use], stored: Array, sizes: Mapping[str, Size], batch: int) -> LayerSite:

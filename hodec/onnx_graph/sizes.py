@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from hodec.errors import ConfigError
 from hodec.onnx_graph.constants import Constants
-from hodec.onnx_graph.model_file import ModelFile, is_external
+from hodec.onnx_graph.model_file import ModelFile, is_external, without_axes
 from hodec.onnx_graph.session import Cannot, run_model
 
 Size = tuple[int, ...]
@@ -26,7 +26,7 @@ def input_sizes(model: ModelFile, given: Mapping[str, Size]) -> dict[str, Size]:
     """A size for each input of the graph: its own, the given one, and a usual one for axes that are open.
 
     Raises:
-        ConfigError: a given size that does not fit, or for an input that is not there.
+        ConfigError: a given size that does not fit, for an input that is not there, or none for one without axes.
     """
     known = {tensor.name for tensor in model.graph.initializer}
     tensors = [value for value in model.graph.input if value.type.HasField("tensor_type")]
@@ -34,10 +34,28 @@ def input_sizes(model: ModelFile, given: Mapping[str, Size]) -> dict[str, Size]:
     for name in given:
         if name not in inputs:
             raise ConfigError(f"--shape {name}: the model has no such input; it has {', '.join(inputs) or 'none'}")
+    bare = [value.name for value in without_axes(inputs.values()) if value.name not in given]
+    if bare:
+        raise ConfigError(
+            f"{model.path}: input {', '.join(bare)} has no shape, not even a number of axes; give its size with "
+            f"{' '.join(f'--shape {name}:1,3,224,224' for name in bare)}"
+        )
     symbols: dict[str, int] = {}
     for name, size in given.items():
         symbols.update(_symbols(inputs[name], size))
-    return {name: _size(value, given.get(name), symbols) for name, value in inputs.items()}
+    channels = _channels(model.graph)
+    return {name: _size(value, given.get(name), symbols, channels.get(name)) for name, value in inputs.items()}
+
+
+def _channels(graph: onnx.GraphProto) -> dict[str, int]:
+    """Channels of what convolutions with a constant weight read."""
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[1] in weights:
+            groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+            found[node.input[0]] = weights[node.input[1]][1] * groups
+    return found
 
 
 def _symbols(value: ValueInfoProto, size: Size) -> dict[str, int]:
@@ -50,12 +68,12 @@ def _symbols(value: ValueInfoProto, size: Size) -> dict[str, int]:
     return {dim.dim_param: n for dim, n in zip(dims, size) if dim.dim_param}
 
 
-def _size(value: ValueInfoProto, given: Size | None, symbols: Mapping[str, int]) -> Size:
+def _size(value: ValueInfoProto, given: Size | None, symbols: Mapping[str, int], channels: int | None) -> Size:
     if given is not None:
         return given
     dims = value.type.tensor_type.shape.dim
     usual = IMAGE if len(dims) >= IMAGE_RANK else OTHER
-    guess = (BATCH, *(usual for _ in dims[1:]))
+    guess = (BATCH, channels or usual, *(usual for _ in dims[2:]))
     return tuple(
         dim.dim_value if dim.HasField("dim_value") else symbols.get(dim.dim_param, open_)
         for dim, open_ in zip(dims, guess)
@@ -126,6 +144,25 @@ def _declare(graph: onnx.GraphProto, tensor: TensorProto, name: str) -> None:
     else:
         graph.initializer.append(tensor)
         graph.initializer[-1].name = name
+
+
+def give_axes(model: ModelFile, sizes: Mapping[str, Size]) -> None:
+    """Write the number of axes, each open, of inputs and outputs that lack it: onnx.checker asks for it.
+
+    Raises:
+        ConfigError: it is not known, as the model does not run on its inputs.
+    """
+    for value in without_axes((*model.graph.input, *model.graph.output)):
+        if value.name not in sizes:
+            one = model.graph.input[0].name
+            given = f"--shape {one}:{','.join(map(str, sizes.get(one, ())))}"
+            raise ConfigError(
+                f"{model.path}: output {value.name} has no shape, and neither shape inference nor a run of the model "
+                f"tells its number of axes; give sizes that the model runs on in place of {given}"
+            )
+        for _ in sizes[value.name] or ():
+            value.type.tensor_type.shape.dim.add()
+        value.type.tensor_type.shape.SetInParent()  # a single number has none
 
 
 def measured_sizes(model: ModelFile, names: Iterable[str], feeds: Mapping[str, Any]) -> dict[str, Size]:

@@ -113,9 +113,10 @@ class Budget:
         """Ranks of every layer, or why it stays dense.
 
         Raises:
-            PlanError: a target that cannot be met, with the nearest that can.
+            PlanError: a target that cannot be met, with the nearest that can, or that the dense net meets.
         """
         resources = self._resources(candidates)
+        self._refuse_idle(resources, candidates)
         weights = importance(self.weights, candidates)
         candidates = self._by_outputs(candidates)
         menus = {
@@ -170,6 +171,21 @@ class Budget:
 
     def _whole(self, resource: Resource) -> float:
         return resource.limit / self.targets[resource.name] if resource.name in self.targets else 1.0
+
+    def _refuse_idle(self, resources: list[Resource], candidates: Mapping[str, Candidate]) -> None:
+        """Shares of the dense net are below 1, so milliseconds are the only target that it can meet already."""
+        dense = [candidate.planned(candidate.most) for candidate in candidates.values()]
+        if [r.name for r in resources] != ["latency_ms"]:
+            return
+        (time,) = resources
+        taken = time.fixed + sum(time.before(layer) for layer in dense)
+        if taken <= time.limit:
+            known = "measured here" if self.latency_table is not None else "by the given tables"
+            raise PlanError(
+                f"budget: the dense net meets ranks.latency_ms={time.limit:.4g} already: it takes {taken:.4g} ms "
+                f"({known}), so there is nothing to factorize. Give a target below that, or none in milliseconds: "
+                "ranks.macs=0.4"
+            )
 
     def _unreachable(self, reachable: Mapping[str, float], resources: list[Resource]) -> str:
         lines = [

@@ -1,5 +1,7 @@
 """ONNX files: plain operators, right at any batch size, whole or absent."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,9 @@ import hodec
 from hodec.errors import CheckpointError, ConvertError
 from hodec.export import onnx as module
 from hodec.export.fuse import fuse
+from hodec.export.layer_errors import _varying_distance, layer_errors
 from hodec.export.onnx import session, to_onnx
+from hodec.export.program import plain_net
 from hodec.ranks import Manual, make_plan
 
 from small_nets import SmallResNet  # isort: skip
@@ -65,6 +69,47 @@ def test_int8(small, tmp_path, calibrated):
     assert 1e-6 < written.error < 0.2
     assert ("QuantizeLinear" in written.nodes) == calibrated
     assert ("ConvInteger" in written.nodes) == (not calibrated)
+
+
+def without_weights(content, number):
+    """The quantized file with the weights of one layer set to what stands for zero."""
+    graph = (model := onnx_file.load_model_from_string(content)).graph
+    numbers = {one.name: one for one in graph.initializer}
+    names = [name for name, one in numbers.items() if name.endswith("_quantized") and len(one.dims) > 1]
+    weight, zero = numbers[names[number]], numbers[names[number].replace("_quantized", "_zero_point")]
+    array = onnx_file.numpy_helper.to_array(weight)
+    filled = array * 0 + onnx_file.numpy_helper.to_array(zero).reshape(-1)[0]
+    weight.CopyFrom(onnx_file.numpy_helper.from_array(filled.astype(array.dtype), weight.name))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_an_int8_file_that_lost_the_weights_of_a_layer_is_not_written(small, tmp_path, monkeypatch, calibrated, number):
+    """Behind a shortcut that changes the net's outputs by 0.4 % of their norm, less than rounding does elsewhere."""
+    right = module._quantized
+    monkeypatch.setattr(module, "_quantized", lambda *given: without_weights(right(*given), number))
+    batches = [torch.randn(4, 6, 12, 12, generator=torch.Generator().manual_seed(1))] if calibrated else None
+    with pytest.raises(ConvertError, match=r"those of its layer '.*' differ by (0\.[6-9]|1)") as error:
+        to_onnx(small, tmp_path / "net.onnx", example_input=X, precision="int8", calibration=batches)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_an_int8_file_are_close_to_those_of_the_whole_one(small):
+    content = module._content(plain_net(small, (X,)), (X,), True)
+    for batches in (None, [(torch.randn(4, 6, 12, 12, generator=torch.Generator().manual_seed(1)),)]):
+        errors = layer_errors(content, module._quantized(content, batches), [X], session=session)
+        assert len(errors) >= 10
+        assert 1e-4 < max(errors.values()) < 0.2
+    assert set(layer_errors(content, content, [X], session=session).values()) == {0.0}
+
+
+def test_a_layer_whose_outputs_hardly_vary_is_not_judged_by_rounding():
+    wanted = 1000 + torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert _varying_distance(wanted + torch.randn_like(wanted), wanted) < 0.1
+    assert _varying_distance(torch.full_like(wanted, torch.nan), wanted) == math.inf
+    assert _varying_distance(torch.zeros(1, 10), torch.ones(1, 10)) == 1
 
 
 def test_a_file_that_computes_something_else_is_not_written(small, tmp_path, monkeypatch):

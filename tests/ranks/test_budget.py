@@ -366,6 +366,30 @@ def test_latency_is_a_target_like_the_others():
     assert rule.found.prices["latency_ms"] > 0
 
 
+@pytest.mark.parametrize("target", [50.0, 49.0])
+def test_a_latency_that_the_dense_net_meets_is_said_to_be_met(target):
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3))
+    tables = {"latency": lambda layer: 1.0, "dense_latency": lambda layer: 20.0, "rest_ms": 9.0}
+    message = rf"the dense net meets ranks\.latency_ms={target:g} already: it takes 49 ms \(by the given tables\)"
+    with pytest.raises(PlanError, match=message) as error:
+        make_plan(model, Budget(latency_ms=target, **tables), method="svd", example_input=PICTURE)
+    assert "\n" not in str(error.value)
+
+
+def test_a_latency_just_below_that_of_the_dense_net_is_a_target():
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3))
+    tables = {"latency": lambda layer: 19.0, "dense_latency": lambda layer: 20.0, "rest_ms": 9.0}
+    plan = make_plan(model, Budget(latency_ms=48.9, tolerance=0.1, **tables), method="svd", example_input=PICTURE)
+    assert len(plan) == 1
+
+
+def test_a_latency_that_the_dense_net_meets_does_no_harm_beside_another_target():
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3))
+    tables = {"latency": lambda layer: 1.0, "dense_latency": lambda layer: 20.0, "rest_ms": 9.0}
+    plan = make_plan(model, Budget(0.5, latency_ms=50.0, tolerance=0.1, **tables), method="svd", example_input=PICTURE)
+    assert plan.reduction["macs"] > 0.45
+
+
 # -- speed -------------------------------------------------------------------------------------------------------
 
 
