@@ -27,9 +27,10 @@ from hodec.ranks import Manual, make_plan
 
 GROUP = "training"
 NET, SHARE, LEAST_OUTPUTS = "resnet32", 29 / 64, 32
+# The chain as published has channels first; that it gains from the other order too is said, and no aim of ours.
 PEERS = {
     "published chain, channels first": Target(">=", 1.6),
-    "published chain, channels last": Target(">=", 1.6),
+    "published chain, channels last": None,
     "dense, channels last": Target(">=", 1),
 }
 

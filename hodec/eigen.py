@@ -4,6 +4,7 @@ A wide symmetric matrix on the CPU is brought to tridiagonal form once; its eige
 then cost little more.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +16,8 @@ from torch import Tensor
 
 # From this side on OpenBLAS' half product (SYRK) is 1.9 times as fast as torch's whole one.
 SYRK_SIDE = 256
+# Numbers that are converted at a time.
+PIECE = 2**22
 # From this side on, and up to this share of the vectors, the tridiagonal form is faster than torch's eigh.
 PARTIAL_SIDE, PARTIAL_SHARE = 1024, 0.25
 # From this side on, and up to this share of the vectors, iterating on random ones is worth a try: where the spectrum
@@ -26,14 +29,29 @@ PASSES, EXCESS = 8, 1e-4
 LEAST_REST = 1e-5
 
 
-def gram(m: Tensor) -> Tensor:
-    """Inner products along the longer side of each matrix: (..., rows, cols) -> (..., n, n), n = min(rows, cols)."""
-    wide = m.shape[-2] <= m.shape[-1]
-    if min(m.shape[-2:]) <= SYRK_SIDE or not _is_lapack_matrix(m):
-        return m @ m.mT if wide else m.mT @ m
-    a = m.detach().numpy()
+def gram(m: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Inner products along the longer side of each matrix: (..., rows, cols) -> (..., n, n), n = min(rows, cols).
+
+    Args:
+        dtype: type of the result, in which it is also computed; by default that of ``m``.
+    """
+    wide = m if m.shape[-2] <= m.shape[-1] else m.mT
+    if dtype in (None, m.dtype):
+        return _products(wide)
+    # piece by piece: in float64 the largest kernels are gigabytes
+    pieces = wide.split(max(1, PIECE // math.prod(wide.shape[:-1])), dim=-1)
+    total = _products(pieces[0].to(dtype))
+    for piece in pieces[1:]:
+        total += _products(piece.to(dtype))
+    return total
+
+
+def _products(wide: Tensor) -> Tensor:
+    if len(wide) <= SYRK_SIDE or not _is_lapack_matrix(wide):
+        return wide @ wide.mT
+    a = wide.detach().numpy()
     with _torch_threads(), np.errstate(over="ignore", invalid="ignore"):  # callers look at what comes out
-        return torch.from_numpy(a @ a.T if wide else a.T @ a)
+        return torch.from_numpy(a @ a.T)
 
 
 def largest(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:

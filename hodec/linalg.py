@@ -33,12 +33,18 @@ def check_finite(x: Tensor, what: str) -> None:
     Raises:
         TrainingError: naming ``what`` (a layer) and how many numbers are not finite.
     """
-    if not math.isfinite(float(torch.linalg.vector_norm(x.detach(), ord=math.inf))):  # 6 times as fast as isfinite
+    if not math.isfinite(largest_magnitude(x)):
         bad = int((~torch.isfinite(x)).sum())
         raise TrainingError(
             f"{what}: {bad} of {x.numel()} weights are NaN or Inf, so it cannot be decomposed. "
             "Training broke down before this point: lower optimizer.lr, or start from the last good checkpoint."
         )
+
+
+def largest_magnitude(x: Tensor) -> float:
+    """The largest absolute value; NaN or Inf where there is one. A tenth of the time of ``isfinite``, and one wait."""
+    low, high = torch.aminmax(x.detach())
+    return float(torch.maximum(-low, high))
 
 
 @contextmanager
@@ -105,12 +111,10 @@ def singular_values(m: Tensor) -> Tensor:
     Raises:
         TrainingError: no convergence.
     """
-    work = m.detach()
-    if min(m.shape) < FLOAT32_SIDE or m.dtype != torch.float32:
-        work = work.double()
-    squares = _eigenvalues(work).double().flip(0).clamp_min(0)
-    grain = torch.finfo(work.dtype).eps
-    floor = squares[:1] * grain * (max(m.shape) if work.dtype == torch.float64 else min(m.shape) ** 0.5)
+    dtype = torch.float64 if min(m.shape) < FLOAT32_SIDE else m.dtype
+    squares = _eigenvalues(m.detach(), dtype).double().flip(0).clamp_min(0)
+    grain = torch.finfo(dtype).eps
+    floor = squares[:1] * grain * (max(m.shape) if dtype == torch.float64 else min(m.shape) ** 0.5)
     return torch.where(squares > floor, squares, 0).sqrt()
 
 
@@ -127,12 +131,12 @@ def sharing() -> Iterator[None]:
         _shared.reset(token)
 
 
-def _eigenvalues(m: Tensor) -> Tensor:
-    """Of the Gram matrix, ascending."""
+def _eigenvalues(m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the Gram matrix in this type, ascending."""
     shared = _shared.get()
     try:
         if shared is None or not _is_shareable(m):
-            return torch.linalg.eigvalsh(eigen.gram(m))
+            return torch.linalg.eigvalsh(eigen.gram(m, dtype))
         form = eigen.Tridiagonal(eigen.gram(m))
         if sum(held.nbytes for held in shared.values()) + form.nbytes <= SHARED_BYTES:
             shared[_digest(m)] = form
@@ -160,28 +164,28 @@ def _digest(m: Tensor) -> bytes:
     return digest.digest()
 
 
-def _largest(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues of the Gram matrices, ascending, and their eigenvectors."""
-    shared = _shared.get()
-    form = shared.pop(_digest(m), None) if shared and _is_shareable(m) else None
-    if form is None and (found := eigen.by_iteration(m if m.shape[-2] <= m.shape[-1] else m.mT, rank)):
+def _largest(m: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of the Gram matrices in this type, ascending, and their eigenvectors."""
+    same, shared = dtype == m.dtype, _shared.get()
+    form = shared.pop(_digest(m), None) if shared and same and _is_shareable(m) else None
+    if same and form is None and (found := eigen.by_iteration(m if m.shape[-2] <= m.shape[-1] else m.mT, rank)):
         return found
     try:
-        return form.largest(rank) if form else eigen.largest(eigen.gram(m), rank)
+        return form.largest(rank) if form else eigen.largest(eigen.gram(m, dtype), rank)
     except torch.linalg.LinAlgError:
-        return eigen.largest_of_all(eigen.gram(m), rank)
+        return eigen.largest_of_all(eigen.gram(m, dtype), rank)
 
 
 def _truncate_gram(m: Tensor, rank: int, orthonormal: bool) -> tuple[Tensor, Tensor]:
     if m.ndim > 2 and math.prod(m.shape[:-2]) == 1:
         u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank, orthonormal)
         return u.reshape(*m.shape[:-1], rank), rest.reshape(*m.shape[:-2], rank, -1)
-    work = m.double() if min(m.shape[-2:]) <= FLOAT64_SIDE else m
-    values, vectors = _largest(work, rank)
-    if _tail_is_blurred(values, m.dtype, work.dtype):
-        if work.dtype == torch.float64:
+    used = torch.float64 if min(m.shape[-2:]) <= FLOAT64_SIDE else m.dtype
+    values, vectors = _largest(m, rank, used)
+    if _tail_is_blurred(values, m.dtype, used):
+        if used == torch.float64:
             return _truncate_svd(m, rank)
-        vectors = _largest(m.double(), rank)[1]
+        vectors = _largest(m, rank, torch.float64)[1]
     basis = vectors.flip(-1).to(m.dtype)
     if m.shape[-2] <= m.shape[-1]:
         return basis, basis.mT @ m

@@ -10,7 +10,7 @@ from torch import Tensor
 from hodec.errors import RankError
 from hodec.formats.modes import Modes
 from hodec.formats.runs import Runs
-from hodec.linalg import check_finite, singular_values
+from hodec.linalg import check_finite, largest_magnitude, singular_values
 
 Shape = Sequence[int]
 Ranks = tuple[int, ...]
@@ -141,7 +141,7 @@ def working_copy(weights: Tensor) -> Tensor:
     Raises:
         TrainingError: NaN or Inf among the weights.
     """
-    largest = float(torch.linalg.vector_norm(weights.detach(), ord=math.inf))
+    largest = largest_magnitude(weights)
     if not math.isfinite(largest):
         check_finite(weights, "a weight to factorize")
     return weights.double() if largest > HUGE or weights.dtype == torch.float64 else weights.float()

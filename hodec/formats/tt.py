@@ -64,15 +64,21 @@ def _decompose_many(x: Tensor, ranks: Sequence[int], *, orthonormal: bool = True
     batch, *shape = x.shape
     if len(ranks) != len(shape) - 1:
         raise RankError(f"modes {tuple(shape)} need {len(shape) - 1} ranks, got {len(ranks)}")
-    cores, rest, left = [], x, 1
+    cores, rest, left, cut = [], x, 1, False
+    del x  # where nobody else holds it, its memory is free after the first cut
     for k, (n, rank) in enumerate(zip(shape[:-1], ranks, strict=True), start=1):
         rest = rest.reshape(batch, left * n, -1)
         if not 1 <= rank <= min(rest.shape[1:]):
             raise RankError(f"TT-rank r_{k} = {rank} is outside 1..{min(rest.shape[1:])} for modes {tuple(shape)}")
-        u, rest = truncate(rest, rank, orthonormal=orthonormal or k < len(ranks))
-        cores.append(u.reshape(batch, left, n, rank))
+        if rank == left * n:  # nothing to cut off, and large tensors are not copied for that
+            u = torch.eye(rank, dtype=rest.dtype, device=rest.device).expand(batch, -1, -1)
+        else:
+            cut = True
+            u, rest = truncate(rest, rank, orthonormal=orthonormal or k < len(ranks))
+        cores.append(u.reshape(batch, left, n, rank).contiguous())
         left = rank
-    return [*cores, rest.reshape(batch, left, shape[-1], 1)]
+    last = rest.reshape(batch, left, shape[-1], 1)
+    return [*cores, last if cut else last.clone()]
 
 
 def reconstruct(cores: Sequence[Tensor]) -> Tensor:

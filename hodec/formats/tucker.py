@@ -60,9 +60,10 @@ class Tucker2(StagedForm):
     def _factor(self, weights: Tensor, ranks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (B, O, I, K..) -> inner (B, I, r_in), core (B, r_out, r_in, K..), outer (B, O, r_out)."""
         r_in, r_out = ranks
-        outer, rest = truncate(weights.flatten(2), r_out)
-        inner, _ = truncate(self._by_input(rest.unflatten(2, weights.shape[2:])), r_in)
-        outer, _ = truncate(torch.einsum("boi...,bis->bos...", weights, inner).flatten(2), r_out)
+        rest = truncate(weights.flatten(2), r_out)[1]
+        inner = truncate(self._by_input(rest.unflatten(2, weights.shape[2:])), r_in)[0]
+        del rest  # of the largest kernels each of these is gigabytes
+        outer = truncate(torch.einsum("boi...,bis->bos...", weights, inner).flatten(2), r_out)[0]
         half = torch.einsum("boi...,bor->bri...", weights, outer)
         inner, rest = truncate(self._by_input(half), r_in)
         core = rest.unflatten(2, (r_out, *weights.shape[3:])).transpose(1, 2).contiguous()
