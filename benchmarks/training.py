@@ -43,6 +43,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     plan = tt_plan(net, x)
     yield from _steps(net, plan, x, y, settings)
+    yield from _trainer_settings(net, x, y, settings)
     yield from _kept(net, plan, x[:4])
 
 
@@ -65,7 +66,7 @@ def chained(net: nn.Module, plan: Plan) -> nn.Module:
     return net
 
 
-def stepper(net: nn.Module, x: Tensor, y: Tensor, *, last: bool) -> Work:
+def stepper(net: nn.Module, x: Tensor, y: Tensor, *, last: bool, bfloat16: bool = False) -> Work:
     """One training step of its own copy; ``last``: with channels last in memory."""
     if last:
         net, x = copy.deepcopy(net).to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
@@ -73,7 +74,9 @@ def stepper(net: nn.Module, x: Tensor, y: Tensor, *, last: bool) -> Work:
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
         optimizer.step()
 
     return step
@@ -104,6 +107,28 @@ def _steps(net: nn.Module, plan: Plan, x: Tensor, y: Tensor, settings: Settings)
             spread=times.spread(peer, "ours"),
             limit=limit,
             note=f"{plan.reduction['macs']:.0%} fewer multiply-adds than dense",
+        )
+
+
+def _trainer_settings(net: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Iterator[Row]:
+    """What ``trainer.channels_last`` and ``trainer.precision`` bring to the dense net."""
+    base = "float32, channels first"
+    works = {
+        base: stepper(net, x, y, last=False),
+        "float32, channels last": stepper(net, x, y, last=True),
+        "bf16-mixed, channels first": stepper(net, x, y, last=False, bfloat16=True),
+        "bf16-mixed, channels last": stepper(net, x, y, last=True, bfloat16=True),
+    }
+    times = in_turns(works, seconds=settings.seconds(20), rounds=settings.rounds(3, 9))
+    for name in list(works)[1:]:
+        yield Row(
+            GROUP,
+            f"training step of dense {NET}, batch {len(x)}, {name}",
+            base,
+            ours=times.median(name),
+            theirs=times.median(base),
+            figure=times.ratio(base, name),
+            spread=times.spread(base, name),
         )
 
 
