@@ -27,6 +27,7 @@ GROUPS = {
     "admm": "benchmarks.admm_cost",
     "training": "benchmarks.training",
     "inference": "benchmarks.fused",
+    "layers": "benchmarks.fused_layers",
     "files": "benchmarks.files",
     "scaling": "benchmarks.scaling",
 }
