@@ -18,6 +18,7 @@ from hodec.onnx_graph.model_file import ModelFile, first_line, load_model
 from hodec.onnx_graph.planning import GraphFacts, Options, check_plan, look_at, plan_graph
 from hodec.onnx_graph.rewrite import Change, rewrite
 from hodec.onnx_graph.session import Cannot, example_feeds, run_model
+from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size, tensor_sizes
 from hodec.onnx_graph.writing import check_target, staged
 from hodec.plan import Plan
@@ -95,15 +96,10 @@ def decompose_file(  # noqa: PLR0913
     check_target(out, model, force=force)
     size = _bytes_of(model)
     facts = look_at(model, shapes or {})
+    feeds = example_feeds(model, facts.inputs)
     with sharing():
-        if plan is not None:
-            sites = check_plan(plan, facts)
-        elif rule is not None:
-            plan, sites = plan_graph(facts, rule, method, options or Options())
-        else:
-            raise ConvertError("there is neither a rule nor a plan")
-        feeds = example_feeds(model, facts.inputs)
-        wanted, remarks = _dense_outputs(model, feeds)
+        plan, sites = _planned(facts, rule, plan, method, options or Options())
+        wanted, remarks = _dense_outputs(model, feeds, facts.inputs)
         changes = rewrite(model, sites, plan)
     after = _cost_after(model, facts)
     with staged(model, out) as finished:
@@ -112,6 +108,16 @@ def decompose_file(  # noqa: PLR0913
     return Outcome(
         plan, changes, facts.cost, after, size, _bytes_of(load_model(out)), difference, tuple([*remarks, *more])
     )
+
+
+def _planned(
+    facts: GraphFacts, rule: RankRule | None, plan: Plan | None, method: str, options: Options
+) -> tuple[Plan, dict[str, GraphSite]]:
+    if plan is not None:
+        return plan, check_plan(plan, facts)
+    if rule is None:
+        raise ConvertError("there is neither a rule nor a plan")
+    return plan_graph(facts, rule, method, options)
 
 
 def _bytes_of(model: ModelFile) -> int:
@@ -124,12 +130,18 @@ def _cost_after(model: ModelFile, facts: GraphFacts) -> Cost:
     return graph_cost(constants, sizes, batch=facts.batch)
 
 
-def _dense_outputs(model: ModelFile, feeds: Mapping[str, Any]) -> tuple[list[Any] | None, list[str]]:
+def _dense_outputs(
+    model: ModelFile, feeds: Mapping[str, Any], inputs: Mapping[str, Size]
+) -> tuple[list[Any] | None, list[str]]:
     """What the given model answers, or why that is not known."""
     try:
         return run_model(model.path, feeds), []
     except Cannot as error:
-        remark = f"onnxruntime does not run the given model ({error}); only the replaced layers were checked"
+        sizes = " ".join(f"--shape {name}:{','.join(map(str, size))}" for name, size in inputs.items())
+        remark = (
+            f"onnxruntime does not run the given model on inputs of {sizes} ({error}); only the replaced layers were "
+            "checked. Give sizes that it runs on"
+        )
         log.warning(remark)
         return None, [remark]
 

@@ -87,3 +87,10 @@ def test_an_output_that_nothing_sizes_is_named(tmp_path):
     source = bare(save(tmp_path / "in.onnx", nodes, {"w": numbers(16, 8, 3, 3)}, domains=("own",)), inputs=False)
     with pytest.raises(ConfigError, match="output y has no shape.* in place of --shape x:1,8,10,12$"):
         decompose_file(source, tmp_path / "out.onnx", rule=Manual(4))
+
+
+def test_sizes_that_the_model_does_not_run_on_are_said(tmp_path):
+    source = bare(conv_net(tmp_path / "in.onnx"))
+    made = decompose_file(source, tmp_path / "out.onnx", rule=Manual(4), shapes={"x": (1, 4, 10, 12)})
+    assert made.difference is None
+    assert "does not run the given model on inputs of --shape x:1,4,10,12 (" in made.remarks[0]
