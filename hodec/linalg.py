@@ -111,7 +111,11 @@ def singular_values(m: Tensor) -> Tensor:
     Raises:
         TrainingError: no convergence.
     """
-    dtype = torch.float64 if min(m.shape) < FLOAT32_SIDE else m.dtype
+    dtype = torch.float64
+    if min(m.shape) >= FLOAT32_SIDE:
+        check_finite(m, "a matrix")
+        # beyond these, squares leave the range of float32
+        dtype = m.dtype if 1e-12 < largest_magnitude(m) < 1e12 else torch.float64
     squares = _eigenvalues(m.detach(), dtype).double().flip(0).clamp_min(0)
     grain = torch.finfo(dtype).eps
     floor = squares[:1] * grain * (max(m.shape) if dtype == torch.float64 else min(m.shape) ** 0.5)
@@ -135,7 +139,7 @@ def _eigenvalues(m: Tensor, dtype: torch.dtype) -> Tensor:
     """Of the Gram matrix in this type, ascending."""
     shared = _shared.get()
     try:
-        if shared is None or not _is_shareable(m):
+        if shared is None or dtype != m.dtype or not _is_shareable(m):
             return torch.linalg.eigvalsh(eigen.gram(m, dtype))
         form = eigen.Tridiagonal(eigen.gram(m))
         if sum(held.nbytes for held in shared.values()) + form.nbytes <= SHARED_BYTES:
@@ -160,7 +164,7 @@ def _is_shareable(m: Tensor) -> bool:
 
 def _digest(m: Tensor) -> bytes:
     digest = hashlib.blake2b(repr(tuple(m.shape)).encode())
-    digest.update(m.contiguous().numpy().data)
+    digest.update(m.detach().contiguous().numpy().data)
     return digest.digest()
 
 

@@ -87,8 +87,11 @@ def open_folder(config: Config, path: Path) -> RunFolder:
 def _completed(stored: dict[str, Any]) -> dict[str, Any]:
     """Stored settings of a run, where those that did not exist when it began have their defaults."""
     defaults = yaml.safe_load(to_yaml(Config()))
-    sections = {key: {**one, **(stored.get(key) or {})} for key, one in defaults.items() if isinstance(one, dict)}
-    return {**defaults, **stored, **sections}
+    whole = {**defaults, **stored}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(whole[key], dict):
+            whole[key] = {**default, **whole[key]}
+    return whole
 
 
 def prepare(config: Config) -> None:

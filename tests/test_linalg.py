@@ -252,6 +252,32 @@ def test_float32_spectra_of_wide_matrices_are_those_of_float64(small_sides: None
     assert not found[30:].any()  # rounding is not a signal
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e18, 1e30])
+def test_float32_spectra_of_wide_matrices_at_scales_whose_squares_leave_the_type(
+    scale: float, small_sides: None, generator: torch.Generator
+):
+    m = torch.randn(40, 60, generator=generator)
+    wanted = torch.linalg.svdvals(m.double())
+    with linalg.sharing():
+        torch.testing.assert_close(linalg.singular_values(m * scale) / scale, wanted, rtol=1e-4, atol=1e-6)
+    with pytest.raises(TrainingError, match="1 of 2400 weights are NaN"):
+        linalg.singular_values(torch.where(m == m.max(), torch.nan, m))
+
+
+def test_sharing_takes_parameters(small_sides: None, generator: torch.Generator):
+    m = torch.randn(20, 30, generator=generator).requires_grad_()
+    with linalg.sharing(), torch.no_grad():
+        linalg.singular_values(m)
+        u, rest = truncate(m, 4)
+    torch.testing.assert_close(u @ rest, optimum(m.detach(), 4).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_batch_has_empty_factors():
+    u, rest = truncate(torch.randn(0, 5, 6), 2)
+    assert u.shape == (0, 5, 2)
+    assert rest.shape == (0, 2, 6)
+
+
 def test_engines_that_break_down_hand_over(
     small_sides: None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
@@ -282,6 +308,23 @@ def test_iterating_on_random_vectors_is_as_good_or_says_nothing(
         assert float((u @ rest - m).norm()) <= best * (1 + 1e-4) + 2e-6 * float(values.norm())
     if power:  # float32 energies of a steep spectrum cannot tell how much is left
         assert (tried[-1] is not None) == (power <= 1)
+
+
+@pytest.mark.parametrize("high", [1.3, 10.0, 100.0])
+@pytest.mark.parametrize("low", [1.02, 1.1, 1.3, 2.0])
+def test_what_iteration_gives_is_within_its_excess(
+    high: float, low: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    """A few large values converge at once, those just above a flat rest hardly: the slow ones must not be missed."""
+    monkeypatch.setattr(eigen, "RANDOM_SIDE", 100)
+    values = torch.ones(600, dtype=torch.float64)
+    values[:8], values[8:16] = high, low
+    m = spectrum(values, 600, 600, generator).float()
+    found = eigen.by_iteration(m, 16)
+    if found is not None:
+        lost = float((m - found[1] @ (found[1].mT @ m)).double().square().sum())
+        assert lost <= (1 + 1.5 * eigen.EXCESS) * float(values[16:].square().sum())
+    assert (found is not None) or low < 2
 
 
 def test_small_or_high_ranks_are_not_tried_by_iteration(generator: torch.Generator):

@@ -289,7 +289,7 @@ def test_a_folder_below_a_file_is_refused_at_once(tmp_path, monkeypatch):
         pipeline.run(tiny(), tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("text", ["a: [", "just text", "\x00"])
+@pytest.mark.parametrize("text", ["a: [", "just text", "\x00", "admm: off_it_is", "admm: [1]", "admm:"])
 def test_damaged_settings_in_the_folder_are_one_message(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises((CheckpointError, ConfigError), match=r"config\.yaml|other settings"):
