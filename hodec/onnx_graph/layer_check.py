@@ -42,18 +42,18 @@ def check_layer(
     old = NodeProto()
     old.CopyFrom(use.node)
     old.input[use.place] = "dense"
-    stored = use.stored(dense.float()).numpy()
-    reference = _small_model([old], {"dense": stored}, feeds, use, model)
-    small = {name: array.astype(np.float32) for name, array in weights.items()}
-    new = _small_model(writer.nodes, small, feeds, use, model, writer.constants)
+    before = {**feeds, "dense": use.stored(dense.float()).numpy()}
+    after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in weights.items()}}
+    reference = _small_model([old], before, use, model)
+    new = _small_model(writer.nodes, after, use, model, writer.constants)
     run: Callable[[onnx.ModelProto, Mapping[str, Any]], list[Any]] = run_model
     try:
-        (wanted,) = run(reference, feeds)
+        (wanted,) = run(reference, before)
     except Cannot:  # onnxruntime does not know this version of the operator
         run = run_by_definition
-        (wanted,) = run(reference, feeds)
+        (wanted,) = run(reference, before)
     try:
-        (given,) = run(new, feeds)
+        (given,) = run(new, after)
     except Cannot as error:
         raise ConvertError(f"{use.name}: the new nodes do not run ({error}); leave it dense with --exclude") from error
     difference = _difference(given, wanted)
@@ -98,22 +98,21 @@ def _feeds(use: Use, dense: Tensor, real: Sequence[int]) -> dict[str, Any]:
     return feeds
 
 
-def _small_model(  # noqa: PLR0913
+def _small_model(
     nodes: Sequence[NodeProto],
-    weights: Mapping[str, Array],
     feeds: Mapping[str, Any],
     use: Use,
     model: ModelFile,
     constants: Sequence[TensorProto] = (),
 ) -> onnx.ModelProto:
+    """A model of these nodes. Weights are inputs too: as initializers they would be copied half a dozen times."""
     graph = helper.make_graph(
         nodes,
         "layer",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()],
         [helper.make_tensor_value_info(use.node.output[0], TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        [_as_float(one) for one in constants],
     )
-    graph.initializer.extend(_as_float(one) for one in constants)
     opsets = [entry for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")]
     # onnxruntime refuses versions of the file format above its own; the layer does not depend on it
     return helper.make_model(graph, opset_imports=opsets, ir_version=min(10, max(4, model.proto.ir_version)))

@@ -113,7 +113,7 @@ def _arrays(use: Use, recipe: Recipe, dtype: np.dtype[Any]) -> list[Array]:
     with np.errstate(over="ignore"):
         steps = [step for step in recipe.steps if isinstance(step, Convolve | Multiply)]
         arrays = [as_stored(use, step, dtype) for step in steps]
-    if not all(np.isfinite(array.astype(np.float64)).all() for array in arrays):
+    if not all(np.isfinite(array).all() for array in arrays):
         raise ConvertError(
             f"{use.name}: its factors have numbers that {dtype} cannot hold; leave it dense with --exclude {use.name}, "
             "or decompose the float32 model"
