@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from benchmarks import work
-from benchmarks.child import Outcome, in_child
+from benchmarks.child import Outcome, in_child, peak_row
 from benchmarks.kernels import half_ranks, kernel
 from benchmarks.rows import Row, Target, in_unit, missing
 from benchmarks.settings import Settings
@@ -77,19 +77,9 @@ def _measured(  # noqa: PLR0913
         limit=settings.ceilings.limit(seconds, flops=least.flops, nbytes=least.nbytes),
         note=f"once, without the {bare.seconds:.1f} s that making the kernel takes",
     )
-    above = done.peak - done.before
-    yield Row(
-        GROUP,
-        f"{what}: peak memory of the process",
-        ours=done.peak,
-        unit="B",
-        figure=done.peak,
-        figure_unit="B",
-        target=MEMORY if judged else None,
-        note=f"{in_unit(above, 'B')} above what importing torch and hodec takes ({in_unit(done.before, 'B')}), "
-        f"the kernel among them ({in_unit(4 * prod(shape), 'B')}); making the kernel alone peaks at "
-        f"{in_unit(bare.peak, 'B')}",
-    )
+    kernel_bytes, bare_peak = (in_unit(value, "B") for value in (4 * prod(shape), bare.peak))
+    more = f", the kernel among them ({kernel_bytes}); making the kernel alone peaks at {bare_peak}"
+    yield peak_row(GROUP, what, done, MEMORY if judged else None, more)
 
 
 def _rank(name: str, shape: tuple[int, ...]) -> str:

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import Row, Target, in_unit
+
 _STATUS = Path("/proc/self/status")
 _ROOT = Path(__file__).parents[1]
 
@@ -60,6 +62,21 @@ def in_child(work: str, *, limit: float = 600.0, **arguments: Any) -> Outcome:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         return Outcome(problem=f"the process ended with {done.returncode} ({last})")
     return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak_row(group: str, what: str, done: Outcome, target: Target | None, more: str = "") -> Row:
+    """The row of a child's peak memory."""
+    above, before = (in_unit(value, "B") for value in (done.peak - done.before, done.before))
+    return Row(
+        group,
+        f"{what}: peak memory of the process",
+        ours=done.peak,
+        unit="B",
+        figure=done.peak,
+        figure_unit="B",
+        target=target,
+        note=f"{above} above what importing torch and hodec takes ({before}){more}",
+    )
 
 
 def resident(key: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.child import in_child
+from benchmarks.child import in_child, peak_row
 from benchmarks.rows import Row, Target, in_unit, missing
 from benchmarks.settings import Settings, not_installed, standalone
 from hodec.export.onnx import to_onnx
@@ -81,16 +81,7 @@ def _measured(what: str, source: Path, flags: list[str], most: int, memory: Targ
         target=Target("<=", most, "s"),
         note=f"{done.startup:.1f} s of it start-up; file {sizes}",
     )
-    yield Row(
-        GROUP,
-        f"{what}: peak memory of the process",
-        ours=done.peak,
-        unit="B",
-        figure=done.peak,
-        figure_unit="B",
-        target=memory,
-        note=f"{in_unit(done.peak - done.before, 'B')} above what importing torch and hodec takes",
-    )
+    yield peak_row(GROUP, what, done, memory)
 
 
 def main() -> None:

@@ -6,12 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
+from hodec.errors import ConvertError
 from hodec.methods import METHODS
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.planning import Options
 from hodec.ranks import Manual, Ratio
 
-from small_graphs import answer, node, numbers, relative, save  # isort: skip
+from small_graphs import answer, conv_net, node, numbers, relative, save  # isort: skip
 
 FULL = Manual(10**6)
 ANY = Options(allow_larger=True)
@@ -181,3 +182,22 @@ def test_the_planned_cost_is_the_counted_one(tmp_path):
         plan = outcome.plan
         assert (outcome.before.params, outcome.before.macs) == (plan.params_before, plan.macs_before)
         assert (outcome.after.params, outcome.after.macs) == (plan.params_after, plan.macs_after)
+
+
+def test_nodes_that_compute_something_else_are_found(tmp_path, monkeypatch):
+    """The check of single layers can fail."""
+    from hodec.onnx_graph.nodes import Writer
+
+    rightly = Writer.add
+
+    def wrongly(self, kind, inputs, **settings):
+        settings.pop("pads", None) or settings.pop("strides", None)
+        return rightly(self, kind, inputs, **settings)
+
+    monkeypatch.setattr(Writer, "add", wrongly)
+    for name in ("first", "second"):
+        with pytest.raises(
+            ConvertError, match=f"{name}.*this is a fault of hodec: leave the layer dense with --exclude"
+        ):
+            decompose_file(conv_net(tmp_path / "in.onnx"), tmp_path / "out.onnx", rule=Manual({name: 6}), options=ANY)
+    assert not (tmp_path / "out.onnx").exists()
