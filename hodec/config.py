@@ -114,6 +114,7 @@ class AdmmConfig:
     pull: float = setting(0.8, above=0, below=1)
     update_every: Any = setting(1, words="whole epochs from 1, or 50steps, 2epochs", check=bad_interval)
     relax: float = setting(1.0, low=1, high=1.9)
+    dual: bool = True
     tolerance: float = setting(1e-3, low=0)
     track_truncated: bool = True
     spread: bool = True
@@ -187,6 +188,7 @@ class Config:
     exclude: list[str] | None = setting(None, words=GLOBS, check=bad_globs)
     bn_batches: int = setting(100, low=0)
     metric_batches: int = setting(0, low=0)
+    random_factors: bool = False
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -90,15 +90,14 @@ def truncate(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Tensor,
     """
     if rank == min(m.shape[-2:]):
         return _all_of(m, orthonormal)
-    try:
-        return _truncate_gram(m, rank, orthonormal)
-    except torch.OutOfMemoryError:
-        log.warning("a %s matrix is too large for %s; truncating it on the CPU", tuple(m.shape), m.device)
-        u, rest = _truncate_gram(m.cpu(), rank, orthonormal)
-        return u.to(m.device), rest.to(m.device)
-    except torch.linalg.LinAlgError:
-        log.warning("eigenvalues of a %s matrix did not converge; trying an SVD in float64", tuple(m.shape))
-        return _truncate_svd(m, rank)
+    return _truncate(m, rank, orthonormal=orthonormal)
+
+
+def leading_vectors(m: Tensor, rank: int) -> Tensor:
+    """The left factor of ``truncate`` alone, (..., rows, rank): up to half of the time is that of the other one."""
+    if rank == min(m.shape[-2:]):
+        return _all_of(m, orthonormal=True)[0]
+    return _truncate(m, rank, product=False)[0]
 
 
 def singular_values(m: Tensor) -> Tensor:
@@ -180,10 +179,23 @@ def _largest(m: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return eigen.largest_of_all(eigen.gram(m, dtype), rank)
 
 
-def _truncate_gram(m: Tensor, rank: int, orthonormal: bool) -> tuple[Tensor, Tensor]:
+def _truncate(m: Tensor, rank: int, *, orthonormal: bool = True, product: bool = True) -> tuple[Tensor, Tensor]:
+    """``truncate`` below full rank; where the product with the left factor is not wanted, ``rest`` is empty."""
+    try:
+        return _truncate_gram(m, rank, orthonormal, product)
+    except torch.OutOfMemoryError:
+        log.warning("a %s matrix is too large for %s; truncating it on the CPU", tuple(m.shape), m.device)
+        u, rest = _truncate_gram(m.cpu(), rank, orthonormal, product)
+        return u.to(m.device), rest.to(m.device)
+    except torch.linalg.LinAlgError:
+        log.warning("eigenvalues of a %s matrix did not converge; trying an SVD in float64", tuple(m.shape))
+        return _truncate_svd(m, rank)
+
+
+def _truncate_gram(m: Tensor, rank: int, orthonormal: bool, product: bool) -> tuple[Tensor, Tensor]:
     if m.ndim > 2 and math.prod(m.shape[:-2]) == 1:
-        u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank, orthonormal)
-        return u.reshape(*m.shape[:-1], rank), rest.reshape(*m.shape[:-2], rank, -1)
+        u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank, orthonormal, product)
+        return u.reshape(*m.shape[:-1], rank), rest.reshape(*m.shape[:-2], rank, -1) if product else rest
     used = torch.float64 if min(m.shape[-2:]) <= FLOAT64_SIDE else m.dtype
     values, vectors = _largest(m, rank, used)
     if _tail_is_blurred(values, m.dtype, used):
@@ -192,11 +204,11 @@ def _truncate_gram(m: Tensor, rank: int, orthonormal: bool) -> tuple[Tensor, Ten
         vectors = _largest(m, rank, torch.float64)[1]
     basis = vectors.flip(-1).to(m.dtype)
     if m.shape[-2] <= m.shape[-1]:
-        return basis, basis.mT @ m
+        return basis, basis.mT @ m if product else m.new_empty(0)
     if not orthonormal:
         return m @ basis, basis.mT
     u, r = torch.linalg.qr(m @ basis)  # orthonormal even where kept singular values are zero
-    return u, r @ basis.mT
+    return u, r @ basis.mT if product else m.new_empty(0)
 
 
 def _tail_is_blurred(values: Tensor, wanted: torch.dtype, used: torch.dtype) -> bool:

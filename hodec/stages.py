@@ -24,6 +24,7 @@ from hodec.data import ImageData, test_loader, train_loader, val_loader
 from hodec.errors import ConfigError, PlanError
 from hodec.export import checkpoint
 from hodec.formats.modes import Modes
+from hodec.layers.base import randomize_factors
 from hodec.lit import LitClassifier, evaluate
 from hodec.loggers import CurveLogger
 from hodec.metric import Metric, collect_metrics
@@ -164,6 +165,7 @@ class Stages:
             pull=config.pull,
             update_every=config.update_every,
             relax=config.relax,
+            dual=config.dual,
             tolerance=config.tolerance,
             track_truncated=config.track_truncated,
             spread=config.spread,
@@ -275,7 +277,10 @@ class Stages:
         self.folder.save_stage(stage, self.small, errors=errors)
 
     def _converted(self) -> nn.Module:
-        return convert(self.dense, self.planned(), metrics=self._metrics(), starts=self.starts)
+        small = convert(self.dense, self.planned(), metrics=self._metrics(), starts=self.starts)
+        if self.config.random_factors:
+            randomize_factors(small, seed=self.config.seed)
+        return small
 
     def _metrics(self) -> dict[str, Metric] | None:
         """Second moments of the planned layers' inputs in the dense net as it is now, where they are wanted."""

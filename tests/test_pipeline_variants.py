@@ -55,6 +55,24 @@ def test_other_settings_run_through(tmp_path, changes):
     assert metrics["admm"]["primal_residual"] < 1
 
 
+def test_without_dual_the_whole_job_runs_as_a_penalty(tmp_path):
+    metrics = pipeline.run(tiny(dense_epochs=2, retrain_epochs=0, admm={"dual": False}), tmp_path / "penalty")
+    other = pipeline.run(tiny(dense_epochs=2, retrain_epochs=0), tmp_path / "admm")
+    assert 0 < metrics["admm"]["primal_residual"] < 1
+    assert metrics["admm"]["primal_residual"] != other["admm"]["primal_residual"]
+
+
+def test_random_factors_know_nothing_of_the_dense_weights(tmp_path):
+    settings = {"pretrain_epochs": 1, "retrain_epochs": 1, "random_factors": True, **OFF}
+    first, again = (pipeline.run(tiny(**settings), tmp_path / name) for name in ("first", "again"))
+    assert min(first["conversion"].values()) > 0.9
+    assert first["weights_sha256"] == again["weights_sha256"]
+    assert first["truncated"]["test_accuracy_raw"] == again["truncated"]["test_accuracy_raw"]
+    other = pipeline.run(tiny(**{**settings, "random_factors": False}), tmp_path / "other")
+    assert first["dense"] == other["dense"]
+    assert first["weights_sha256"] != other["weights_sha256"]
+
+
 def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
     plain, aware = (
         pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=n, **OFF), tmp_path / str(n))

@@ -47,6 +47,7 @@ class AdmmCallback(Callback):
         pull: share of the way to Z - U that W covers between two Z-updates, 0..1; for ``auto`` and ``balanced``.
         update_every: epochs (``1``) or optimizer steps (``"50steps"``) between Z-updates.
         relax: over-relaxation, 1..1.9.
+        dual: False keeps U at 0: the control without ADMM's memory, a quadratic penalty.
         tolerance: relative primal and dual residual at which the run has converged.
         stop_when_converged: end the fit then (``min_epochs`` still holds).
         track_truncated: each epoch, the accuracy that hard truncation would leave (costs one validation pass).
@@ -72,6 +73,7 @@ class AdmmCallback(Callback):
         pull: float = 0.8,
         update_every: int | str = 1,
         relax: float = 1.0,
+        dual: bool = True,
         tolerance: float = 1e-3,
         stop_when_converged: bool = True,
         track_truncated: bool = True,
@@ -86,7 +88,8 @@ class AdmmCallback(Callback):
         self.start_plan, self.learner, self.metrics, self.spread = plan, learner, metrics, spread
         self.penalty = make_penalty(rho, pull=pull, layers=list(plan))
         self.interval = Interval.parse(update_every)
-        self.relax, self.tolerance, self.stop_when_converged = relax, tolerance, stop_when_converged
+        self.relax, self.uses_dual = relax, dual
+        self.tolerance, self.stop_when_converged = tolerance, stop_when_converged
         self.track_truncated, self.evaluate, self.root = track_truncated, evaluate, root
         self.latest: dict[str, Any] = {}  # what the last epoch reported
         self._begin_anew()
@@ -239,7 +242,8 @@ class AdmmCallback(Callback):
     def _update(self, trainer: Trainer) -> None:
         for name, w in self._weights.items():
             check_finite(w.detach(), f"layer {name}, epoch {trainer.current_epoch}, step {trainer.global_step}")
-        self.states, self.residuals = step(self._weights, self.states, self._project(trainer), relax=self.relax)
+        project = self._project(trainer)
+        self.states, self.residuals = step(self._weights, self.states, project, relax=self.relax, dual=self.uses_dual)
         self.updated_at = trainer.global_step
         overall = total(self.residuals)
         self.primal.append(overall.primal)

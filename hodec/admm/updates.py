@@ -124,7 +124,12 @@ def start(weights: Mapping[str, Tensor], rho: Mapping[str, float], project: Proj
 
 @torch.no_grad()
 def step(
-    weights: Mapping[str, Tensor], states: Mapping[str, AdmmState], project: Project, *, relax: float = 1.0
+    weights: Mapping[str, Tensor],
+    states: Mapping[str, AdmmState],
+    project: Project,
+    *,
+    relax: float = 1.0,
+    dual: bool = True,
 ) -> tuple[dict[str, AdmmState], dict[str, Residuals]]:
     """Z- and U-update of all layers.
 
@@ -133,6 +138,7 @@ def step(
         states: state before the update.
         project: name -> tensor, projected onto the planned ranks.
         relax: over-relaxation, 1..1.9; 1 is plain ADMM. Source: Boyd et al., section 3.4.3.
+        dual: False keeps U at 0, which leaves a quadratic penalty with alternating projections.
 
     Returns:
         The states after it, and each layer's residuals.
@@ -142,7 +148,8 @@ def step(
     after, residuals = {}, {}
     for name, w in weights.items():
         before = states[name]
-        after[name] = replace(before, z=z[name], u=before.u + relaxed[name] - z[name])
+        u = before.u + relaxed[name] - z[name] if dual else before.u
+        after[name] = replace(before, z=z[name], u=u)
         residuals[name] = measure(w, after[name], before.z)
     return after, residuals
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hodec.linalg import truncate
+from hodec.linalg import leading_vectors, truncate
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _turned_slices(tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
     small = tensors.shape[3:]
     turned, turns = tensors, []
     for k, side in enumerate(small, start=3):
-        turns.append(truncate(tensors.movedim(k, 1).flatten(2), side)[0])
+        turns.append(leading_vectors(tensors.movedim(k, 1).flatten(2), side))
         turned = torch.einsum("b...i,bij->b...j", turned.movedim(k, -1), turns[-1]).movedim(-1, k)
     return (turned.flatten(3).movedim(3, 1) if small else turned[:, None]), turns
 
@@ -283,9 +283,9 @@ def _eigen_start(tensors: Tensor, rank: int) -> Components:
     """
     split = _split(tensors.shape[1:], rank) or 2
     three = tensors.flatten(split + 1).flatten(2, split)  # (B, rows, cols, third)
-    rows = truncate(three.flatten(2), rank)[0]
-    cols = truncate(three.transpose(1, 2).flatten(2), rank)[0]
-    third = truncate(three.movedim(3, 1).flatten(2), 2)[0]
+    rows = leading_vectors(three.flatten(2), rank)
+    cols = leading_vectors(three.transpose(1, 2).flatten(2), rank)
+    third = leading_vectors(three.movedim(3, 1).flatten(2), 2)
     core = torch.einsum("bijk,bir,bjs,bkt->btrs", three, rows, cols, third)
     # mixed, since slices of a tensor with zeros in it can be singular where their sum is not
     one, two = core[:, 0] + 0.37 * core[:, 1], core[:, 1] - 0.61 * core[:, 0]
@@ -296,7 +296,7 @@ def _eigen_start(tensors: Tensor, rank: int) -> Components:
     rest = (torch.linalg.pinv(first) @ tensors.flatten(2)).unflatten(2, tensors.shape[2:])  # (B, R, n_2, ..)
     columns = [first]
     for k in range(2, rest.ndim):
-        columns.append(truncate(rest.movedim(k, 2).flatten(3), 1)[0][..., 0].mT.contiguous())
+        columns.append(leading_vectors(rest.movedim(k, 2).flatten(3), 1)[..., 0].mT.contiguous())
     weights = rest.flatten(2).norm(dim=2)
     return Components(columns, weights)
 

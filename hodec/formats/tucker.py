@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
 from hodec.formats.modes import Modes
 from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
-from hodec.linalg import truncate
+from hodec.linalg import leading_vectors, truncate
 
 
 class Tucker2(StagedForm):
@@ -45,7 +44,7 @@ class Tucker2(StagedForm):
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
         inner, core, outer = factors
-        return torch.einsum("or,rs...,si->oi...", outer.flatten(1), core, inner.flatten(1))
+        return self._expand(inner.flatten(1).mT[None], core[None], outer.flatten(1)[None])[0]
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return [(0, weight.transpose(0, 1).flatten(1)), (1, weight.flatten(1))]
@@ -54,25 +53,31 @@ class Tucker2(StagedForm):
         return channels_and_kernel(shape)
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
-        inner, core, outer = self._factor(weights, ranks)
-        return torch.einsum("bor,brs...,bis->boi...", outer, core, inner)
+        return self._expand(*self._factor(weights, ranks))
 
     def _factor(self, weights: Tensor, ranks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (B, O, I, K..) -> inner (B, I, r_in), core (B, r_out, r_in, K..), outer (B, O, r_out)."""
-        r_in, r_out = ranks
-        rest = truncate(weights.flatten(2), r_out)[1]
-        inner = truncate(self._by_input(rest.unflatten(2, weights.shape[2:])), r_in)[0]
-        del rest  # of the largest kernels each of these is gigabytes
-        outer = truncate(torch.einsum("boi...,bis->bos...", weights, inner).flatten(2), r_out)[0]
-        half = torch.einsum("boi...,bor->bri...", weights, outer)
-        inner, rest = truncate(self._by_input(half), r_in)
-        core = rest.unflatten(2, (r_out, *weights.shape[3:])).transpose(1, 2).contiguous()
-        return inner, core, outer
+        (r_in, r_out), (out, *rest) = ranks, weights.shape[1:]
+        half = truncate(weights.flatten(2), r_out)[1]
+        inner = leading_vectors(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
+        del half  # of the largest kernels each of these is gigabytes
+        half = inner.mT @ _swapped(weights).flatten(2)
+        outer = leading_vectors(_swapped(half.unflatten(2, (out, *rest[1:]))).flatten(2), r_out)
+        half = outer.mT @ weights.flatten(2)
+        inner, core = truncate(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
+        return inner, _swapped(core.unflatten(2, (r_out, *rest[1:]))).contiguous(), outer
 
     @staticmethod
-    def _by_input(tensors: Tensor) -> Tensor:
-        """(B, r, I, K..) -> (B, I, r K..)."""
-        return tensors.transpose(1, 2).flatten(2)
+    def _expand(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
+        """Inverse of ``_factor``: whole matrix products, with the kernel's axes last throughout."""
+        half = inner @ _swapped(core).flatten(2)
+        half = _swapped(half.unflatten(2, (core.shape[1], *core.shape[3:])))
+        return (outer @ half.flatten(2)).unflatten(2, half.shape[2:])
+
+
+def _swapped(tensors: Tensor) -> Tensor:
+    """(B, x, y, ..) -> (B, y, x, ..)."""
+    return tensors.transpose(1, 2)
 
 
 CONV, CONV_TRANSPOSED = Tucker2(), Tucker2(transposed=True)

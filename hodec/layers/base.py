@@ -144,6 +144,15 @@ class FactorizedLayer(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def randomize_factors(model: nn.Module, *, seed: int) -> None:
+    """Overwrite the factors of all factorized layers by seeded random ones; the global generators do not move."""
+    with same_random_state(model.parameters()):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, FactorizedLayer):
+                module.reset_parameters()
+
+
 def balance(factors: Sequence[Tensor]) -> list[Tensor]:
     """Scale factors to equal root-mean-square entries; their product stays as it is.
 

@@ -1,7 +1,7 @@
 """The whole way of a model file: look, plan, rewrite, check, write."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def decompose_file(  # noqa: PLR0913
     """
     model, out = load_model(source), Path(out)
     check_target(out, model, force=force)
-    size = _bytes_of(model)
+    size = _bytes_of((model.path, *model.data_files))
     facts = look_at(model, shapes or {})
     feeds = example_feeds(model, facts.inputs)
     with sharing():
@@ -105,9 +105,8 @@ def decompose_file(  # noqa: PLR0913
     with staged(model, out) as finished:
         _check_file(finished)
         difference, more = _check_outputs(finished, feeds, wanted)
-    return Outcome(
-        plan, changes, facts.cost, after, size, _bytes_of(load_model(out)), difference, tuple([*remarks, *more])
-    )
+        written = _bytes_of(finished.parent.iterdir())
+    return Outcome(plan, changes, facts.cost, after, size, written, difference, tuple([*remarks, *more]))
 
 
 def _planned(
@@ -120,8 +119,8 @@ def _planned(
     return plan_graph(facts, rule, method, options)
 
 
-def _bytes_of(model: ModelFile) -> int:
-    return sum(path.stat().st_size for path in (model.path, *model.data_files))
+def _bytes_of(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def _cost_after(model: ModelFile, facts: GraphFacts) -> Cost:

@@ -1,5 +1,7 @@
 """Which nodes of a graph can be decomposed, and why others cannot."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from hodec.formats.base import Form
 from hodec.formats.runs import Runs
 from hodec.formats.staged import StagedForm
 from hodec.kinds import KINDS
+from hodec.linalg import largest_magnitude
 from hodec.methods import Method
 from hodec.onnx_graph.constants import FLOATS, Constants
 from hodec.onnx_graph.model_file import DEFAULT_DOMAINS, Array
@@ -181,7 +184,7 @@ def eligible_sites(
     for weight, together in groups.items():
         reason = _refusal(weight, together, constants, method, sizes=sizes)
         site = None if reason else _site(together, constants.array(weight), sizes, batch)
-        if site is None or not bool(torch.isfinite(site.weight).all()):
+        if site is None or not math.isfinite(largest_magnitude(site.weight)):
             refused |= {use.name: reason or "its weight holds NaN or Inf" for use in together}
         else:
             found[together[0].name] = GraphSite(tuple(together), site)
@@ -268,7 +271,12 @@ def _call(use: Use, sizes: Mapping[str, Size], batch: int) -> Runs:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Numbers in the type to decompose them in: float32, which holds all of the shorter types, or float64."""
+    """Numbers in the type to decompose them in: float32, which holds all of the shorter types, or float64.
+
+    Not a copy where the type is that already: it is only to be read.
+    """
     if array.dtype.itemsize < SINGLE:
         return torch.from_numpy(array.astype("float32"))
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -35,14 +35,14 @@ def projection(plan):
     return lambda tensors: project_layers(plan, tensors)
 
 
-def solve(plan, wanted, *, rho=1.0, relax=1.0, updates=200, tolerance=1e-9):
+def solve(plan, wanted, *, rho=1.0, relax=1.0, dual=True, updates=200, tolerance=1e-9):
     """ADMM on 1/2 |W - A|^2, whose W-step has a closed form. Returns the weights, states, and residuals."""
     project = projection(plan)
     weights = {name: a.clone() for name, a in wanted.items()}
     states, history = start(weights, dict.fromkeys(wanted, rho), project), []
     for _ in range(updates):
         weights = {n: (a + rho * (states[n].z - states[n].u)) / (1 + rho) for n, a in wanted.items()}
-        states, residuals = step(weights, states, project, relax=relax)
+        states, residuals = step(weights, states, project, relax=relax, dual=dual)
         history.append(total(residuals).primal)
         if history[-1] < tolerance:
             break
@@ -69,6 +69,15 @@ def test_least_squares_ends_at_the_projection(generator, rho, relax):
     assert_close(states["fc"].z, nearest, rtol=0, atol=1e-7)
     # at the solution the true dual is the gradient of the loss: rho U = A - W
     assert_close(rho * states["fc"].u, wanted - nearest, rtol=0, atol=1e-6)
+
+
+def test_without_dual_the_pull_ends_between_the_weight_and_its_projection(generator):
+    wanted, plan = falling(generator), {"fc": linear_plan()}
+    weights, states, _ = solve(plan, {"fc": wanted}, rho=3.0, dual=False)
+    assert not states["fc"].u.any()
+    z = plan["fc"].project(wanted)
+    assert_close(states["fc"].z, z)
+    assert_close(weights["fc"], (wanted + 3 * z) / 4)  # what minimizes 1/2 |W - A|^2 + 3/2 |W - Z|^2
 
 
 def test_over_relaxation_is_faster(generator):
