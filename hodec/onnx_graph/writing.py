@@ -1,6 +1,7 @@
 """Model files that are either whole or not there, with their numbers beside them where they are too many."""
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -134,8 +135,8 @@ def _mode() -> int:
 
 def _data_of(out: Path) -> list[Path]:
     """Data files of a model that is about to be replaced, as far as this module wrote them."""
-    if not out.exists():
-        return []
+    if not out.exists() or not any(out.parent.glob(f"{glob.escape(out.name)}.*data")):
+        return []  # and the file, which may be gigabytes, need not be read
     try:
         graph = onnx.load(str(out), format="protobuf", load_external_data=False).graph
     except Exception:  # whatever it is, its neighbours are not ours
