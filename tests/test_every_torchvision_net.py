@@ -1,7 +1,7 @@
 """Every classification net of torchvision: planned, converted, cheaper, and the same function at full rank.
 
 Random weights, evaluation mode, one picture, small where the net allows it. Three nets run always, all of them with
-``-m slow`` (an hour on one core, 20 GB; ``-k resnet18`` picks one, and ``--log-file=FILE`` keeps the numbers).
+``-m slow -n 0`` (an hour or two on one core, 20 GB; ``-k resnet18`` picks one, ``--log-file=FILE`` keeps the numbers).
 """
 
 import copy
