@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import THREAD_VARIABLES
 from benchmarks.rows import Row, Target, in_unit
 
 _STATUS = Path("/proc/self/status")
@@ -29,6 +30,7 @@ class Outcome:
     Attributes:
         seconds: CPU seconds of the work, all threads.
         startup: CPU seconds before it, imports most of all.
+        wall: seconds on the clock, from starting the process to its end.
         peak: bytes, most of resident memory that the whole process ever had.
         before: bytes of resident memory when torch, hodec and the module of the work had been imported.
         value: what the function returned.
@@ -37,31 +39,34 @@ class Outcome:
 
     seconds: float = 0.0
     startup: float = 0.0
+    wall: float = 0.0
     peak: int = 0
     before: int = 0
     value: Any = None
     problem: str = ""
 
 
-def in_child(work: str, *, limit: float = 600.0, **arguments: Any) -> Outcome:
+def in_child(work: str, *, limit: float = 600.0, threads: int | None = None, **arguments: Any) -> Outcome:
     """Call ``module:function`` with these arguments in a new process of this Python.
 
     Args:
         work: where the function is.
         limit: seconds after which it is ended.
+        threads: of each library; by default as many as here.
     """
     command = [sys.executable, "-m", "benchmarks.child", work, json.dumps(arguments)]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    pinned = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
+    env = {**os.environ, **pinned, "PYTHONPATH": path}
+    began = time.perf_counter()
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, env={**os.environ, "PYTHONPATH": path}, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=env, check=False)
     except subprocess.TimeoutExpired:
         return Outcome(problem=f"it took longer than {limit:.0f} s")
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         return Outcome(problem=f"the process ended with {done.returncode} ({last})")
-    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+    return Outcome(wall=time.perf_counter() - began, **json.loads(done.stdout.splitlines()[-1]))
 
 
 def peak_row(group: str, what: str, done: Outcome, target: Target | None, more: str = "") -> Row:
