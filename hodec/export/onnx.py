@@ -48,7 +48,8 @@ def to_onnx(  # noqa: PLR0913
         path: ends in ``.onnx``; an existing file is replaced, in one move.
         example_input: a tensor (or several) as the model takes, batch first.
         dynamic_batch: let the file take any batch size.
-        verify: run the file in ONNX Runtime at several batch sizes and compare the outputs.
+        verify: run the file in ONNX Runtime at several batch sizes and compare the outputs; on the first of the
+            ``calibration`` batches where there are any.
         precision: ``fp32``; ``fp16`` (inputs and outputs stay float32); or ``int8``.
         calibration: ``int8``: batches of inputs from which the ranges of all activations are read. Without them,
             ranges are found anew at each call, which needs no data and is slower. What stands behind the inputs in
@@ -70,12 +71,12 @@ def to_onnx(  # noqa: PLR0913
         content = _quantized(content, batches)
     error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
     if verify:
+        # ranges that were read from data say nothing about other inputs
+        like = inputs if batches is None else batches[0][: len(inputs)]
         run = session(content)
-        apart = ((n, distance(run(with_batch(inputs, n)), outputs_of(net, with_batch(inputs, n)))) for n in sizes)
+        apart = ((n, distance(run(with_batch(like, n)), outputs_of(net, with_batch(like, n)))) for n in sizes)
         error = check_same(str(path), apart, ALLOWED[precision])
         if precision == "int8":
-            # ranges that were read from data say nothing about other inputs
-            like = inputs if batches is None else batches[0][: len(inputs)]
             check_layers(str(path), layer_errors(whole, content, like, session=session))
     write_content(path, content)
     return Exported(path, error, sizes, nodes_of(content))

@@ -71,6 +71,15 @@ def test_int8(small, tmp_path, calibrated):
     assert ("ConvInteger" in written.nodes) == (not calibrated)
 
 
+def test_a_calibrated_file_is_compared_on_what_it_was_calibrated_with(small, tmp_path):
+    """Not on an example input far out of those ranges, where every such file is wrong."""
+    far, near = 30 * X, [torch.randn(4, 6, 12, 12, generator=torch.Generator().manual_seed(1))]
+    written = to_onnx(small, tmp_path / "net.onnx", example_input=far, precision="int8", calibration=near)
+    assert written.error < 0.2
+    run = session(written.path.read_bytes())
+    assert (run([far])[0] - small(far)).norm() > 0.5 * small(far).norm()
+
+
 def without_weights(content, number):
     """The quantized file with the weights of one layer set to what stands for zero."""
     graph = (model := onnx_file.load_model_from_string(content)).graph
