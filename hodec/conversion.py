@@ -17,7 +17,7 @@ from hodec.formats.base import working_copy
 from hodec.formats.runs import Runs
 from hodec.kinds import KINDS, kind_of
 from hodec.layers.base import FactorizedLayer, same_random_state
-from hodec.linalg import check_finite, naming
+from hodec.linalg import check_finite, naming, norm
 from hodec.methods import Method, get_method
 from hodec.metric import Metric, project_in_metric
 from hodec.plan import LayerPlan, Plan
@@ -331,8 +331,8 @@ def conversion_errors(dense: nn.Module, plan: Plan, small: nn.Module | None = No
     for name, layer in plan.items():
         weight = weight_of(dense.get_submodule(name)).float()
         near = layer.project(weight) if small is None else _dense_weight(small.get_submodule(name)).to(weight)
-        norm, distance = weight.norm().item(), (weight - near).norm().item()
-        errors[name] = distance / norm if norm > 0 else 0.0
+        whole = norm(weight)
+        errors[name] = norm(weight - near) / whole if whole else 0.0
     return errors
 
 

@@ -34,6 +34,9 @@ class Form(ABC):
     executions: tuple[str, ...] = ("merged",)
     #: whether factors are found by iteration, so that those of an earlier weight nearby are worth starting from
     iterative: bool = False
+    #: whether all factors but one are orthonormal and that one is the weight projected onto them: then the squared
+    #: norms of what is kept and of what is lost add up
+    orthogonal: bool = False
     #: how much the error, relative to the weight, may grow from one rank to the next: 0 but for local optima
     rank_slack: float = 0.0
 
@@ -56,6 +59,10 @@ class Form(ABC):
     @abstractmethod
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
         """Factors -> dense weight of ``shape``."""
+
+    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
+        """About the first ``count`` rows (of O) of ``reconstruct``; None where they cost as much as all of them."""
+        return None
 
     @abstractmethod
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:

@@ -5,6 +5,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hodec.formats.base import Form, Ranks, Shape
 from hodec.formats.modes import Modes
 from hodec.formats.runs import Runs
@@ -50,6 +52,8 @@ class StagedForm(Form):
     """
 
     uses_modes = False
+    #: whether each row of the last factor belongs to one output, whatever the number of outputs
+    by_rows = False
 
     def __init__(self, *, transposed: bool = False) -> None:
         self.transposed = transposed
@@ -67,6 +71,12 @@ class StagedForm(Form):
 
     def fit_ranks(self, shape: Shape, modes: Modes, ranks: Sequence[int]) -> Ranks:
         return tuple(min(r, most) for r, most in zip(ranks, self.most(shape), strict=True))
+
+    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
+        if not self.by_rows:
+            return None
+        *inner, last = factors
+        return self.reconstruct([*inner, last[:count]], (len(last[:count]), *shape[1:]), modes)
 
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         return sum(stage.numbers for stage in self.stages(shape, ranks))

@@ -19,6 +19,8 @@ class MatrixSplit(StagedForm):
     singular values, the least possible.
     """
 
+    orthogonal = by_rows = True
+
     def matrix(self, weight: Tensor) -> Tensor:
         """Weight (O, I, K..) -> matrix (rows, cols)."""
         raise NotImplementedError
@@ -129,6 +131,8 @@ class SpatialSplit(MatrixSplit):
     Source: Jaderberg, Vedaldi, Zisserman, Speeding up Convolutional Neural Networks with Low Rank Expansions,
     BMVC 2014: scheme 2; orientations: Ascend AMCT documentation, tensor decomposition.
     """
+
+    by_rows = False  # which axis comes first depends on the number of outputs
 
     @staticmethod
     def first_axis(shape: Shape) -> int:

@@ -121,6 +121,8 @@ def project(weight: Tensor, ranks: Sequence[int], modes: Modes | None = None) ->
 class TTForm(Form):
     """A weight read as a tensor by ``tensorize``, undone by ``to_weight``, and trained as its tensor train."""
 
+    orthogonal = True
+
     @abstractmethod
     def tensor_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
         """Modes of the tensor that the weight is read as."""
@@ -191,6 +193,15 @@ class TTConv(TTForm):
     def to_weight(self, tensors: Tensor, shape: Shape, modes: Modes) -> Tensor:
         out, inp, *kernel = shape
         return torch.einsum("bi...o->boi...", tensors.reshape(len(tensors), inp, *kernel, out)).contiguous()
+
+    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
+        d, others = len(modes.inputs), math.prod(modes.outputs[1:])
+        head, rest, first, *more = factors[:d], *factors[d : d + 2], *factors[d + 2 :]
+        first = first[:, : max(1, count // others)]
+        for core in (first, *more):  # from the narrow end, which is where the little work is
+            rest = rest.reshape(-1, core.shape[0]) @ core.flatten(1)
+        rest = rest.reshape(head[-1].shape[2], -1, 1)
+        return self.reconstruct([*head, rest], (first.shape[1] * others, *shape[1:]), modes)
 
     def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
         d, before, after = len(modes.inputs), runs.before, runs.after

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
@@ -20,6 +21,8 @@ class Tucker2(StagedForm):
     Source: De Lathauwer, De Moor, Vandewalle, On the best rank-1 and rank-(R1,..,RN) approximation, SIAM J. Matrix
     Anal. Appl. 21(4), 2000; Kim et al., Compression of Deep CNNs for Fast and Low Power Mobile Applications, ICLR 2016.
     """
+
+    orthogonal = True
 
     def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
         (out, inp, *kernel), (r_in, r_out) = shape, ranks
@@ -45,6 +48,12 @@ class Tucker2(StagedForm):
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
         inner, core, outer = factors
         return self._expand(inner.flatten(1).mT[None], core[None], outer.flatten(1)[None])[0]
+
+    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
+        inner, core, outer = factors
+        rows = (outer[:count].flatten(1) @ core.flatten(1)).unflatten(1, core.shape[1:])
+        one = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        return self.reconstruct([inner, rows, one], shape, modes)
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return [(0, weight.transpose(0, 1).flatten(1)), (1, weight.flatten(1))]

@@ -1,14 +1,16 @@
 """ONNX files as they come: read, checked, their tensors fetched one at a time."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto, ValueInfoProto, external_data_helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
 from hodec.errors import CheckpointError
 
@@ -18,6 +20,9 @@ Array = NDArray[np.generic]
 OLDEST = 7
 # Until this version of the file format, every initializer must be among the graph's inputs too.
 LISTED_UNTIL = 3
+# Bytes of the numbers that large tensors are made of; as many bytes are a large tensor.
+WIDTHS: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
+LARGE_BYTES = 2**20
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -166,7 +171,9 @@ def without_axes(values: Iterable[ValueInfoProto]) -> list[ValueInfoProto]:
 def _check(model: ModelFile) -> None:
     """Ask onnx.checker, which refuses tensors without a number of axes: the standard asks for it, runtimes do not."""
     bare = without_axes((*model.graph.input, *model.graph.output))
-    if not bare:
+    if not bare and not model.data_files:
+        onnx.checker.check_model(_without_numbers(model))
+    elif not bare:
         onnx.checker.check_model(str(model.path))
     elif not model.data_files:  # which it would look for beside the working folder; the result is checked anyway
         for value in bare:
@@ -176,6 +183,40 @@ def _check(model: ModelFile) -> None:
         finally:
             for value in bare:
                 value.type.tensor_type.ClearField("shape")
+
+
+def _without_numbers(model: ModelFile) -> onnx.ModelProto:
+    """The model with its large initializers as inputs: the checker would read and parse the whole file again."""
+    light = onnx.ModelProto()
+    for field, value in model.proto.ListFields():
+        if field.name != "graph":
+            _set(light, field.name, value)
+    listed = {value.name for value in model.graph.input}
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _set(light.graph, field.name, value)
+    for tensor in model.graph.initializer:
+        if not _is_large_and_whole(tensor):
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            listed.add(tensor.name)
+    return light
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    if isinstance(value, str | bytes | int | float):
+        setattr(message, name, value)
+    elif hasattr(value, "extend"):
+        getattr(message, name).extend(value)
+    else:
+        getattr(message, name).CopyFrom(value)
+
+
+def _is_large_and_whole(tensor: TensorProto) -> bool:
+    """Whether the checker would find nothing in it: numbers in plain bytes, as many as its shape asks for."""
+    size = math.prod(tensor.dims) * WIDTHS.get(tensor.data_type, 0)
+    return size >= LARGE_BYTES and min(tensor.dims) > 0 and len(tensor.raw_data) == size
 
 
 def _opset(proto: onnx.ModelProto, path: Path) -> int:

@@ -14,7 +14,13 @@ from hodec.formats.staged import StagedForm
 from hodec.formats.tt import TTConv, TTLinearForm
 from hodec.kinds import KINDS
 from hodec.layers.base import balance
+from hodec.linalg import norm
 from hodec.plan import LayerPlan
+
+# Weights of as many numbers are compared by their first rows, and their error is found without a copy of them.
+LARGE, ROWS = 2**24, 64
+# A smaller error would be blurred by the rounding of the two norms it is the difference of.
+LEAST_LOST = 0.1
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,38 @@ class Cook:
 def factors_of(layer: LayerPlan, weight: Tensor) -> list[Tensor]:
     """Factors of a weight (O, I, ..) as the plan says, equally large, in float32 or float64."""
     return balance(layer.form.decompose(working_copy(weight), layer.ranks, layer.modes))
+
+
+def dense_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Tensor:
+    """The weight (O, I, ..) that factors stand for; of a large one its first rows, where they can be had alone."""
+    if math.prod(layer.shape) >= LARGE:
+        rows = layer.form.leading(factors, ROWS, layer.shape, layer.modes)
+        if rows is not None:
+            return rows
+    return layer.form.reconstruct(factors, layer.shape, layer.modes)
+
+
+def error_of(layer: LayerPlan, factors: Sequence[Tensor], weight: Tensor, dense: Tensor) -> float:
+    """norm(W - factorized W) / norm(W), 0 for a zero weight.
+
+    Of a large weight from norms alone where the format allows it: W is the sum of two orthogonal parts, and the norm
+    of the kept one is that of the factor that is not orthonormal. The others have as many columns as their ranks.
+
+    Args:
+        factors: as ``factors_of`` gives them.
+        dense: ``dense_of`` them.
+    """
+    whole = norm(weight)
+    if not whole:
+        return 0.0
+    if math.prod(layer.shape) >= LARGE and layer.form.orthogonal:
+        kept = math.prod(norm(factor) for factor in factors) / math.prod(layer.ranks) ** 0.5 / whole
+        lost = math.sqrt(max(0.0, 1.0 - kept**2))
+        if lost >= LEAST_LOST:
+            return lost
+    if dense.shape != weight.shape:
+        dense = layer.form.reconstruct(factors, layer.shape, layer.modes)
+    return norm(weight - dense) / whole
 
 
 def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:

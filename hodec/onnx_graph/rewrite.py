@@ -16,7 +16,7 @@ from hodec.onnx_graph.constants import Constants, every_name
 from hodec.onnx_graph.layer_check import check_layer
 from hodec.onnx_graph.model_file import Array, ModelFile
 from hodec.onnx_graph.nodes import Names, Writer, as_stored
-from hodec.onnx_graph.recipes import Convolve, Multiply, Recipe, factors_of, recipe_of
+from hodec.onnx_graph.recipes import Convolve, Multiply, Recipe, dense_of, error_of, factors_of, recipe_of
 from hodec.onnx_graph.sites import GraphSite, Use
 from hodec.plan import LayerPlan, Plan
 
@@ -90,23 +90,20 @@ class _Done:
 
 def _replace(site: GraphSite, layer: LayerPlan, constants: Constants, names: Names) -> _Done:
     first = site.uses[0]
-    stored = constants.array(first.weight)
     with naming(f"node {first.name}"):
         factors = factors_of(layer, site.layer.weight)
     recipe = recipe_of(layer, factors)
-    arrays = _arrays(first, recipe, stored.dtype)
+    arrays = _arrays(first, recipe, np.dtype(constants.type_of(first.weight)))
     weights = [names.new(f"{first.weight}.{k}") for k in range(len(arrays))]
     tensors = [numpy_helper.from_array(array, name) for array, name in zip(arrays, weights, strict=True)]
     dtype, opset = tensors[0].data_type, constants.model.opset
     writers = [Writer(use, weights, dtype, names, opset).write(recipe) for use in site.uses]
-    kept = layer.form.reconstruct(factors, layer.shape, layer.modes)
+    dense = dense_of(layer, factors)
     size = site.layer.runs.calls[0][1]
     for use, writer in zip(site.uses, writers, strict=True):
         numbers = dict(zip(weights, arrays, strict=True))
-        check_layer(use, writer, numbers, kept, model=constants.model, size=size)
-    weight = site.layer.weight.float()
-    norm = float(weight.norm())
-    return _Done(tensors, writers, float((weight - kept.float()).norm()) / norm if norm else 0.0)
+        check_layer(use, writer, numbers, dense, model=constants.model, outputs=layer.shape[0], size=size)
+    return _Done(tensors, writers, error_of(layer, factors, site.layer.weight, dense))
 
 
 def _arrays(use: Use, recipe: Recipe, dtype: np.dtype[Any]) -> list[Array]:

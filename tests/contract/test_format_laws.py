@@ -65,6 +65,28 @@ def test_a_projection_is_no_longer_than_its_weight(case: Case):
 
 
 @every_case
+def test_norms_of_orthogonal_factors_say_what_is_kept(case: Case):
+    w, ranks = case.weight(), case.ranks(3)
+    factors = case.form.decompose(w, ranks, case.modes)
+    kept = case.form.reconstruct(factors, case.shape, case.modes).norm()
+    product = math.prod(factor.norm() for factor in factors) / math.prod(ranks) ** 0.5
+    assert case.form.orthogonal == (abs(product / kept - 1) < 1e-10)
+
+
+@every_case
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_leading_rows_are_those_of_the_whole(case: Case, count: int):
+    factors = case.form.decompose(case.weight(), case.ranks(3), case.modes)
+    rows = case.form.leading(factors, count, case.shape, case.modes)
+    whole = case.form.reconstruct(factors, case.shape, case.modes)
+    if rows is None:
+        assert case.method in ("cp", "cp3", "spatial_svd", "tt", "tt_classical")
+    else:
+        assert 1 <= len(rows) <= max(count, case.shape[0] // 2)
+        assert relative(rows, whole[: len(rows)]) < 1e-12
+
+
+@every_case
 @every_dtype
 def test_a_batch_is_projected_one_by_one(case: Case, dtype: torch.dtype):
     batch = torch.stack([case.weight(dtype, seed) * 10**seed for seed in range(3)])
