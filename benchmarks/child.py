@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def in_child(work: str, *, limit: float = 600.0, threads: int | None = None, **a
     command = [sys.executable, "-m", "benchmarks.child", work, json.dumps(arguments)]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
-    env = {**os.environ, **pinned, "PYTHONPATH": path}
+    env = {**_with_bytecode(os.environ), **pinned, "PYTHONPATH": path}
     began = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=env, check=False)
@@ -67,6 +68,14 @@ def in_child(work: str, *, limit: float = 600.0, threads: int | None = None, **a
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         return Outcome(problem=f"the process ended with {done.returncode} ({last})")
     return Outcome(wall=time.perf_counter() - began, **json.loads(done.stdout.splitlines()[-1]))
+
+
+def _with_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
+    """Where Python may write no bytecode, each start would compile a thousand modules that an installation has."""
+    env = dict(environment)
+    if env.pop("PYTHONDONTWRITEBYTECODE", None):
+        env.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / "hodec-benchmarks-bytecode"))
+    return env
 
 
 def peak_row(group: str, what: str, done: Outcome, target: Target | None, more: str = "") -> Row:

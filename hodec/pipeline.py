@@ -132,5 +132,6 @@ def finish(config: Config, folder: RunFolder, stages: Stages, metrics: dict[str,
 def summary(metrics: dict[str, Any]) -> str:
     """The result in one line."""
     cut = metrics["reduction"]
-    scores = ", ".join(f"{name} {metrics[name]['test_accuracy']:.2%}" for name in ("dense", "truncated", "compressed"))
+    nets = [name for name in ("pretrained", "dense", "truncated", "compressed") if name in metrics]
+    scores = ", ".join(f"{name} {metrics[name]['test_accuracy']:.2%}" for name in nets)
     return f"{cut['params']:.1%} fewer parameters, {cut['macs']:.1%} fewer MACs; test accuracy: {scores}"

@@ -307,7 +307,7 @@ class Stages:
         loader = test_loader(self.data, self.config.data, device=self.device)
         nets: dict[str, nn.Module | None] = {"dense": self.dense, "truncated": self.truncated()}
         nets["compressed"] = self.small
-        if self.pretrain_epochs:
+        if self.pretrain_epochs or (self.config.init and self.config.dense_epochs):
             nets = {"pretrained": self.teacher} | nets
         metrics: dict[str, Any] = {}
         for name, net in nets.items():

@@ -86,6 +86,16 @@ def test_metrics_say_what_was_won_and_lost(finished):
     assert metrics["seconds"].keys() == {"pretrain", "admm", "retrain"}
 
 
+def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
+    folder, metrics = finished
+    given = str(folder / "stages" / "pretrain.safetensors")
+    under_admm = pipeline.run(tiny(init=given, dense_epochs=1, retrain_epochs=0), tmp_path / "admm")
+    assert under_admm["pretrained"] == metrics["pretrained"]
+    as_it_came = pipeline.run(tiny(init=given, dense_epochs=0, retrain_epochs=0), tmp_path / "none")
+    assert "pretrained" not in as_it_came
+    assert as_it_came["dense"] == metrics["pretrained"]
+
+
 def test_costs_are_those_of_the_plan_and_of_the_model(finished):
     folder, metrics = finished
     plan = Plan.load(folder / "plan.json")

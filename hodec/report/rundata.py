@@ -15,7 +15,7 @@ STAGES = {
 
 #: Key of a measured network in the files -> what it is, in the order of a run.
 NETWORKS = {
-    "pretrained": "the network that the plan was made for",
+    "pretrained": "the trained network that this run began with",
     "dense": "the trained network, before anything is cut",
     "truncated": "cut to the planned ranks, not yet retrained",
     "compressed": "factorized and retrained: the result",
@@ -133,6 +133,17 @@ class RunData:
         """Measurements of a network, named as in ``NETWORKS``; all ``None`` when the files have none."""
         return self.outcome.networks.get(name, Network())
 
+    @property
+    def reference(self) -> str:
+        """The dense network that others are measured against: the more accurate one of those that were measured.
+
+        ADMM costs a network accuracy before anything is cut: beside that one alone, what comes out would look better
+        than it is.
+        """
+        scores = {name: self.network(name).accuracy for name in ("dense", "pretrained")}
+        known = {name: score for name, score in scores.items() if score is not None}
+        return max(known, key=lambda name: known[name], default="dense")
+
     def stage(self, name: str) -> tuple[Epoch, ...]:
         """The epochs of one stage, in order."""
         return tuple(row for row in self.epochs if row.stage == name)
@@ -149,7 +160,7 @@ class RunData:
         """Fraction of ``params`` or ``macs`` that was cut: as recorded, else from the measured networks."""
         if cost in self.outcome.reduction:
             return self.outcome.reduction[cost]
-        return cut(getattr(self.network("dense"), cost), getattr(self.network("compressed"), cost))
+        return cut(getattr(self.network(self.reference), cost), getattr(self.network("compressed"), cost))
 
     def planned_reduction(self, cost: str) -> float | None:
         """Fraction of ``params`` or ``macs`` that the plan promises to cut."""

@@ -65,8 +65,8 @@ def _changed(before: float | None, after: float | None, *, bar: bool = False) ->
 
 
 def results(run: RunData) -> Table:
-    """Dense, truncated and compressed network side by side; changes are against dense."""
-    dense = run.network("dense")
+    """Dense, truncated and compressed network side by side; changes are against the most accurate dense one."""
+    dense = run.network(run.reference)
     rows: list[Row] = []
     for name, meaning in NETWORKS.items():
         network = run.network(name)
@@ -75,7 +75,8 @@ def results(run: RunData) -> Table:
         if network.accuracy_raw is not None:
             raw = Network(network.accuracy_raw, params=network.params, macs=network.macs)
             rows.append(_result(f"{name}, raw", "the same before BatchNorm statistics were re-estimated", raw, dense))
-        rows.append(_result(name, meaning, network, dense, strong=name == "compressed"))
+        beside = None if name == run.reference else dense
+        rows.append(_result(name, meaning, network, beside, strong=name == "compressed"))
     columns = (
         ("network", False), ("", False), ("test accuracy", True), ("points", True), ("parameters", True),
         ("change", True), ("size fp32", True), ("MACs", True), ("change ", True), ("latency", True),
@@ -83,21 +84,22 @@ def results(run: RunData) -> Table:
     return Table(columns, tuple(rows)).without_empty_columns("latency")
 
 
-def _result(name: str, meaning: str, network: Network, dense: Network, *, strong: bool = False) -> Row:
-    is_dense = name == "dense"
-    known = network.accuracy is not None and dense.accuracy is not None
-    difference = network.accuracy - dense.accuracy if known else None  # type: ignore[operator]
+def _result(name: str, meaning: str, network: Network, dense: Network | None, *, strong: bool = False) -> Row:
+    """``dense`` is the network to compare with; None for that one itself."""
+    beside = dense or Network()
+    known = network.accuracy is not None and beside.accuracy is not None
+    difference = network.accuracy - beside.accuracy if known else None  # type: ignore[operator]
     size = None if network.params is None else network.params * FP32_BYTES
     cells = (
         Cell(name),
         Cell(meaning),
         Cell(units.accuracy(network.accuracy)),
-        Cell("" if is_dense else units.points(difference)),
+        Cell("" if dense is None else units.points(difference)),
         _counted(network.params),
-        Cell("") if is_dense else _changed(dense.params, network.params),
+        Cell("") if dense is None else _changed(dense.params, network.params),
         Cell(units.size(size), detail=units.exact(size)),
         _counted(network.macs),
-        Cell("") if is_dense else _changed(dense.macs, network.macs),
+        Cell("") if dense is None else _changed(dense.macs, network.macs),
         Cell(units.milliseconds(network.latency_ms)),
     )
     return Row(cells, strong=strong)

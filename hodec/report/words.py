@@ -85,9 +85,9 @@ def _cut(value: float, what: str) -> str:
 
 
 def _accuracies(run: RunData) -> str:
-    dense, small = run.network("dense").accuracy, run.network("compressed").accuracy
+    dense, small = run.network(run.reference).accuracy, run.network("compressed").accuracy
     if dense is not None and small is not None:
-        return f"test accuracy {units.accuracy(dense)} dense → {units.accuracy(small)} compressed"
+        return f"test accuracy {units.accuracy(dense)} {run.reference} → {units.accuracy(small)} compressed"
     return f"test accuracy {units.accuracy(small)} compressed" if small is not None else ""
 
 

@@ -1,14 +1,16 @@
 """The written reports: complete, offline, escaped, whole."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from hodec.errors import CheckpointError
-from hodec.report import words
+from hodec.report import tables, words
 from hodec.report.collect import collect
 from hodec.report.render import render_html, render_markdown, write_report, write_sweep
+from hodec.report.rundata import Network
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -64,6 +66,22 @@ def test_the_headline_says_what_was_won_and_lost(run):
         "resnet20 on digits: 78.8 % fewer parameters, 72.0 % fewer MACs; "
         "test accuracy 97.20 % dense → 96.90 % compressed"
     )
+
+
+def test_what_admm_cost_the_dense_net_is_not_left_out(run):
+    """Beside a dense net that ADMM has held back alone, the result would look like a gain."""
+    networks = dict(run.outcome.networks)
+    before = Network(accuracy=0.98, params=networks["dense"].params, macs=networks["dense"].macs)
+    began = replace(run, outcome=replace(run.outcome, networks={"pretrained": before, **networks}))
+    assert words.headline(began).endswith("test accuracy 98.00 % pretrained → 96.90 % compressed")
+    points = {row.cells[0].text: row.cells[3].text for row in tables.results(began).rows}
+    assert (points["pretrained"], points["dense"], points["compressed"]) == ("", "-0.80", "-1.10")
+    # a dense net that was trained on, and is better now, is what the result is to be measured against
+    worse = replace(before, accuracy=0.96)
+    better = replace(run, outcome=replace(run.outcome, networks={"pretrained": worse, **networks}))
+    assert words.headline(better).endswith("test accuracy 97.20 % dense → 96.90 % compressed")
+    points = {row.cells[0].text: row.cells[3].text for row in tables.results(better).rows}
+    assert (points["pretrained"], points["dense"], points["compressed"]) == ("-1.20", "", "-0.30")
 
 
 def test_html_holds_everything_in_order(run, html):
