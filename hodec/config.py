@@ -137,10 +137,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Learning from the dense network while the factorized one is retrained."""
+    """Learning from the trained dense network while the factorized one is retrained, and under ADMM."""
 
     weight: float = setting(0.0, low=0, high=1)
     temperature: float = setting(4.0, above=0)
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,11 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         lambda c: c.ranks.rule == "learned" and not c.plan and not (c.admm.enabled and c.dense_epochs),
         "ranks: learned given without ADMM, which learns them; allowed: dense_epochs from 1 and admm=default, or "
         "ranks=budget",
+    ),
+    (
+        lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs)),
+        "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
+        "trained net, init=FILE or pretrain_epochs=30",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

@@ -235,6 +235,7 @@ class Stages:
 
     def _module(self, stage: str, net: nn.Module) -> LitClassifier:
         config, retraining = self.config, stage == "retrain"
+        taught = retraining or (config.distill.dense and stage != "pretrain")
         options: dict[str, Any] = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
         if retraining and config.optimizer.retrain_lr is not None:
             options["lr"] = config.optimizer.retrain_lr
@@ -247,7 +248,7 @@ class Stages:
             schedule=config.optimizer.schedule,
             warmup_epochs=config.optimizer.warmup_epochs,
             label_smoothing=config.optimizer.label_smoothing,
-            teacher=(self.teacher or self.dense) if retraining else None,
+            teacher=(self.teacher or self.dense) if taught else None,
             distill_weight=config.distill.weight,
             temperature=config.distill.temperature,
             channels_last=config.trainer.channels_last,

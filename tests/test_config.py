@@ -157,6 +157,7 @@ def test_each_combination_can_be_refused():
         composed("ranks=budget", "ranks.macs=null"),
         composed("ranks=learned", "ranks.alpha=0.1"),
         composed("ranks=learned", "admm=off"),
+        composed("distill.dense=true", "distill.weight=0.5"),
         composed("optimizer.momentum=0"),
         composed("trainer.precision=16-mixed", "trainer.accelerator=cpu"),
         replace(Config(), data=DataConfig(name="image_folder")),
@@ -164,6 +165,12 @@ def test_each_combination_can_be_refused():
     assert [[text for _, text in COMBINATIONS if text in validate(config)] for config in wrong] == [
         [text] for _, text in COMBINATIONS
     ]
+
+
+def test_what_teaches_the_dense_net_was_trained_before():
+    assert validate(composed("distill.dense=true", "distill.weight=0.5", "pretrain_epochs=1")) == []
+    assert validate(composed("distill.dense=true", "distill.weight=0.5", "init=net.safetensors")) == []
+    assert len(validate(composed("distill.dense=true", "pretrain_epochs=1"))) == 1  # with no share in the loss
 
 
 @pytest.mark.parametrize("ranks", [["ranks.alpha=0.1", "ranks.macs=null"], ["ranks.params=0.3"], []])

@@ -163,11 +163,8 @@ def test_batchnorm_is_estimated_anew_from_training_batches(finished):
     assert (kept["bn1.running_var"] - dense.state_dict()["bn1.running_var"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"), [({"pretrain_epochs": 1}, "pretrain"), ({}, "admm"), ({"distill": {"weight": 0.0}}, None)]
-)
-def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
-    """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
+def teachers_of(monkeypatch):
+    """Stage -> the teachers that it will have had."""
     teachers, real = {}, stages.fit_stage
 
     def fit_stage(stage, module, *args, **kwargs):
@@ -175,6 +172,27 @@ def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, chang
         real(stage, module, *args, **kwargs)
 
     monkeypatch.setattr(stages, "fit_stage", fit_stage)
+    return teachers
+
+
+@pytest.mark.parametrize("admm", [{}, {"enabled": False}])
+def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
+    teachers = teachers_of(monkeypatch)
+    distill = {"weight": 0.5, "dense": True}
+    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill, admm=admm), tmp_path)
+    assert teachers.pop("pretrain") == []
+    assert len(teachers) == 2
+    kept = load_tensors(tmp_path / "stages" / "pretrain.safetensors")
+    for (teacher,) in teachers.values():
+        torch.testing.assert_close(dict(teacher), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"pretrain_epochs": 1}, "pretrain"), ({}, "admm"), ({"distill": {"weight": 0.0}}, None)]
+)
+def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
+    """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
+    teachers = teachers_of(monkeypatch)
     settings = {"dense_epochs": 1, "retrain_epochs": 1, "distill": {"weight": 0.5}, **changes}
     pipeline.run(tiny(**settings), tmp_path)
     found = teachers.pop("retrain")
