@@ -132,8 +132,6 @@ class SpatialSplit(MatrixSplit):
     BMVC 2014: scheme 2; orientations: Ascend AMCT documentation, tensor decomposition.
     """
 
-    by_rows = False  # which axis comes first depends on the number of outputs
-
     @staticmethod
     def first_axis(shape: Shape) -> int:
         """The spatial axis (0: rows, 1: columns) of the first convolution."""
@@ -151,7 +149,11 @@ class SpatialSplit(MatrixSplit):
         return torch.einsum(pattern, weight).flatten(2).flatten(0, 1)
 
     def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        (out, inp, *kernel), first = shape, self.first_axis(shape)
+        return self._unsplit(matrix, shape, self.first_axis(shape))
+
+    @staticmethod
+    def _unsplit(matrix: Tensor, shape: Shape, first: int) -> Tensor:
+        out, inp, *kernel = shape
         split = matrix.reshape(out, kernel[1 - first], inp, kernel[first])
         return torch.einsum("owih->oihw" if first == 0 else "ohiw->oihw", split).contiguous()
 
@@ -162,9 +164,18 @@ class SpatialSplit(MatrixSplit):
         return [one.unsqueeze(3 - first), two.unsqueeze(2 + first)]
 
     def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        first = self.first_axis(shape)
+        return self._sides(kernels, self.first_axis(shape))
+
+    @staticmethod
+    def _sides(kernels: Sequence[Tensor], first: int) -> tuple[Tensor, Tensor]:
         one, two = kernels[0].squeeze(3 - first), kernels[1].squeeze(2 + first)
         return two.transpose(1, 2).flatten(0, 1), one.flatten(1)
+
+    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
+        one, two = factors
+        first = self.first_axis(shape)  # of the whole weight: fewer rows alone would have another order
+        left, right = self._sides([one, two[:count]], first)
+        return self._unsplit(left @ right, (len(two[:count]), *shape[1:]), first)
 
     def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
         first = self.first_axis(shape)

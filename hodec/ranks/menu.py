@@ -68,7 +68,7 @@ class Item:
 def remembered_spectra(candidate: Candidate) -> list[Spectrum]:
     """``spectra``, remembered by the numbers in the weight, so that a sweep of targets computes them once."""
     weight = candidate.site.weight.detach().contiguous().cpu()
-    digest = hashlib.blake2b(weight.view(torch.uint8).numpy().data, digest_size=16).digest()
+    digest = hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()
     key = (digest, weight.dtype, weight.shape, candidate.method, candidate.site.kind, candidate.modes)
     if key not in _spectra:
         _spectra[key] = spectra(candidate)
