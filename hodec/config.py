@@ -132,6 +132,7 @@ class OptimizerConfig:
     schedule: str = setting("cosine", choices=("cosine", "linear", "step", "constant"))
     warmup_epochs: int = setting(0, low=0)
     retrain_lr: float | None = setting(0.02, above=0)
+    joint_schedule: bool = False
     label_smoothing: float = setting(0.0, low=0, below=1)
 
 
@@ -225,6 +226,11 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs)),
         "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
         "trained net, init=FILE or pretrain_epochs=30",
+    ),
+    (
+        lambda c: c.optimizer.joint_schedule and c.optimizer.retrain_lr is not None,
+        "optimizer.retrain_lr: given together with optimizer.joint_schedule=true, where retraining goes on at the "
+        "learning rate it finds; allowed: optimizer.retrain_lr=null",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

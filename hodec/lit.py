@@ -37,7 +37,8 @@ class LitClassifier(LightningModule):
         optimizer: ``sgd`` or ``adamw``.
         options: keyword arguments of that optimizer (lr, momentum, weight_decay, ..).
         schedule: ``cosine``, ``linear``, ``step`` (x0.1 at 1/2 and 3/4) or ``constant``, over the whole fit, per step.
-        warmup_epochs: epochs of linear warm-up from 0.
+        warmup_epochs: epochs of linear warm-up from 0, where the schedule begins.
+        span: the part of the schedule that this fit covers, (0, 1) for all of it.
         label_smoothing: 0..1.
         teacher: the net to distil from; it is run in evaluation mode and not saved with this module.
         distill_weight: share of the distillation loss, 0..1. Source: Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
@@ -55,6 +56,7 @@ class LitClassifier(LightningModule):
         options: dict[str, Any] | None = None,
         schedule: str = "cosine",
         warmup_epochs: float = 0,
+        span: tuple[float, float] = (0.0, 1.0),
         label_smoothing: float = 0.0,
         teacher: nn.Module | None = None,
         distill_weight: float = 0.0,
@@ -69,7 +71,8 @@ class LitClassifier(LightningModule):
                 f"{', '.join(SCHEDULES)}"
             )
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
+        self.optimizer, self.schedule, self.span = optimizer, schedule, span
+        self.warmup_epochs = 0 if span[0] else warmup_epochs
         self.options = {"lr": 0.1} if options is None else options
         self.label_smoothing, self.distill_weight, self.temperature = label_smoothing, distill_weight, temperature
         # Hidden in tuples: neither is a part of this module's parameters or checkpoints.
@@ -139,10 +142,13 @@ class LitClassifier(LightningModule):
         epochs = self.trainer.max_epochs or 1
         warmup = int(total * min(1.0, self.warmup_epochs / epochs)) if epochs > 0 else 0
 
+        begin, end = self.span
+
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
-            return SCHEDULES[self.schedule](min(1.0, (step - warmup) / max(1, total - warmup)))
+            done = min(1.0, (step - warmup) / max(1, total - warmup))
+            return SCHEDULES[self.schedule](begin + (end - begin) * done)
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

@@ -247,6 +247,7 @@ class Stages:
             options=options,
             schedule=config.optimizer.schedule,
             warmup_epochs=config.optimizer.warmup_epochs,
+            span=self._span(stage),
             label_smoothing=config.optimizer.label_smoothing,
             teacher=(self.teacher or self.dense) if taught else None,
             distill_weight=config.distill.weight,
@@ -254,6 +255,14 @@ class Stages:
             channels_last=config.trainer.channels_last,
             compiled=config.trainer.compile,
         )
+
+    def _span(self, stage: str) -> tuple[float, float]:
+        """The part of the learning rate's schedule that a stage covers."""
+        config = self.config
+        if stage == "pretrain" or not config.optimizer.joint_schedule:
+            return 0.0, 1.0
+        middle = config.dense_epochs / max(1, config.dense_epochs + config.retrain_epochs)
+        return (middle, 1.0) if stage == "retrain" else (0.0, middle)
 
     # -- conversion and results ----------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def test_without_weight_there_is_no_teacher():
     assert all(p.requires_grad for p in teacher.parameters())
 
 
-def rates(schedule, *, epochs=4, warmup=0.0, batches=5):
+def rates(schedule, *, epochs=4, warmup=0.0, batches=5, span=(0.0, 1.0)):
     """The learning rate of every step of a fit."""
     seen = []
 
@@ -101,7 +101,7 @@ def rates(schedule, *, epochs=4, warmup=0.0, batches=5):
             seen.append(optimizer.param_groups[0]["lr"])
 
     g = torch.Generator().manual_seed(0)
-    module = LitClassifier(net(), options={"lr": 0.1}, schedule=schedule, warmup_epochs=warmup)
+    module = LitClassifier(net(), options={"lr": 0.1}, schedule=schedule, warmup_epochs=warmup, span=span)
     data = DataLoader(TensorDataset(*batch(g, 2 * batches)), batch_size=2)
     fit(module, data, epochs=epochs, callbacks=[Watch()])
     return seen
@@ -118,6 +118,13 @@ def test_warm_up_rises_from_near_zero_and_then_the_schedule_begins():
     seen = rates("linear", warmup=1)
     assert seen[:5] == pytest.approx([0.1 * (k + 1) / 6 for k in range(5)])
     assert seen[5:] == pytest.approx([0.1 * (1 - k / 15) for k in range(15)])
+
+
+def test_two_fits_share_a_schedule():
+    apart = rates("cosine", epochs=1, span=(0.0, 0.25)) + rates("cosine", epochs=3, span=(0.25, 1.0))
+    assert apart == pytest.approx(rates("cosine"))
+    # the second goes on where the first was, so it does not warm up
+    assert rates("cosine", epochs=3, span=(0.25, 1.0), warmup=1) == pytest.approx(rates("cosine")[5:])
 
 
 def test_schedules_go_from_one_to_their_end():

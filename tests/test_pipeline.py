@@ -86,6 +86,15 @@ def test_metrics_say_what_was_won_and_lost(finished):
     assert metrics["seconds"].keys() == {"pretrain", "admm", "retrain"}
 
 
+@pytest.mark.parametrize(("changes", "stage"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
+def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, stage):
+    optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
+    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
+    seen = [(row["stage"], row["lr"]) for row in rows(tmp_path)]  # at the begin of each epoch
+    assert [name for name, _ in seen] == ["pretrain", stage, *["retrain"] * 3]
+    assert [rate for _, rate in seen] == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
+
+
 def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
     folder, metrics = finished
     given = str(folder / "stages" / "pretrain.safetensors")
