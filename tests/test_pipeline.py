@@ -1,6 +1,5 @@
 """Whole runs, a second each: what they leave behind, and what they refuse."""
 
-import copy
 import csv
 import errno
 import json
@@ -86,15 +85,6 @@ def test_metrics_say_what_was_won_and_lost(finished):
     assert metrics["seconds"].keys() == {"pretrain", "admm", "retrain"}
 
 
-@pytest.mark.parametrize(("changes", "stage"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
-def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, stage):
-    optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
-    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
-    seen = [(row["stage"], row["lr"]) for row in rows(tmp_path)]  # at the begin of each epoch
-    assert [name for name, _ in seen] == ["pretrain", stage, *["retrain"] * 3]
-    assert [rate for _, rate in seen] == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
-
-
 def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
     folder, metrics = finished
     given = str(folder / "stages" / "pretrain.safetensors")
@@ -170,46 +160,6 @@ def test_batchnorm_is_estimated_anew_from_training_batches(finished):
     kept = load_tensors(folder / "stages" / "truncated.safetensors")
     torch.testing.assert_close(kept, dict(small.state_dict()), rtol=0, atol=0)
     assert (kept["bn1.running_var"] - dense.state_dict()["bn1.running_var"]).abs().max() > 1e-3
-
-
-def teachers_of(monkeypatch):
-    """Stage -> the teachers that it will have had."""
-    teachers, real = {}, stages.fit_stage
-
-    def fit_stage(stage, module, *args, **kwargs):
-        teachers[stage] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
-        real(stage, module, *args, **kwargs)
-
-    monkeypatch.setattr(stages, "fit_stage", fit_stage)
-    return teachers
-
-
-@pytest.mark.parametrize("admm", [{}, {"enabled": False}])
-def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
-    teachers = teachers_of(monkeypatch)
-    distill = {"weight": 0.5, "dense": True}
-    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill, admm=admm), tmp_path)
-    assert teachers.pop("pretrain") == []
-    assert len(teachers) == 2
-    kept = load_tensors(tmp_path / "stages" / "pretrain.safetensors")
-    for (teacher,) in teachers.values():
-        torch.testing.assert_close(dict(teacher), kept, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"), [({"pretrain_epochs": 1}, "pretrain"), ({}, "admm"), ({"distill": {"weight": 0.0}}, None)]
-)
-def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
-    """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
-    teachers = teachers_of(monkeypatch)
-    settings = {"dense_epochs": 1, "retrain_epochs": 1, "distill": {"weight": 0.5}, **changes}
-    pipeline.run(tiny(**settings), tmp_path)
-    found = teachers.pop("retrain")
-    assert not any(teachers.values()), "only retraining is taught"
-    assert len(found) == (expected is not None)
-    if expected:
-        kept = load_tensors(tmp_path / "stages" / f"{expected}.safetensors")
-        torch.testing.assert_close(dict(found[0]), kept, rtol=0, atol=0)
 
 
 def test_stages_hand_their_weights_on(finished):

@@ -1,10 +1,14 @@
 """Runs that leave stages out or go other ways: each ends with what it says."""
 
+import copy
+
 import pytest
+import torch
 from tiny_runs import tiny
 from train_script import rows
 
-from hodec import pipeline
+from hodec import pipeline, stages
+from hodec.run_folder import load_tensors
 
 
 def test_no_epochs_at_all_is_direct_truncation(tmp_path):
@@ -100,3 +104,52 @@ def test_an_early_stop_is_told(tmp_path):
     metrics = pipeline.run(tiny(admm={"tolerance": 10.0}, dense_epochs=3, retrain_epochs=0), tmp_path)
     assert metrics["admm"]["status"] == "converged"
     assert len(rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("changes", "stage"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
+def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, stage):
+    optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
+    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
+    seen = [(row["stage"], row["lr"]) for row in rows(tmp_path)]  # at the begin of each epoch
+    assert [name for name, _ in seen] == ["pretrain", stage, *["retrain"] * 3]
+    assert [rate for _, rate in seen] == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
+
+
+def teachers_of(monkeypatch):
+    """Stage -> the teachers that it will have had."""
+    teachers, real = {}, stages.fit_stage
+
+    def fit_stage(stage, module, *args, **kwargs):
+        teachers[stage] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
+        real(stage, module, *args, **kwargs)
+
+    monkeypatch.setattr(stages, "fit_stage", fit_stage)
+    return teachers
+
+
+@pytest.mark.parametrize("admm", [{}, {"enabled": False}])
+def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
+    teachers = teachers_of(monkeypatch)
+    distill = {"weight": 0.5, "dense": True}
+    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill, admm=admm), tmp_path)
+    assert teachers.pop("pretrain") == []
+    assert len(teachers) == 2
+    kept = load_tensors(tmp_path / "stages" / "pretrain.safetensors")
+    for (teacher,) in teachers.values():
+        torch.testing.assert_close(dict(teacher), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"pretrain_epochs": 1}, "pretrain"), ({}, "admm"), ({"distill": {"weight": 0.0}}, None)]
+)
+def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
+    """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
+    teachers = teachers_of(monkeypatch)
+    settings = {"dense_epochs": 1, "retrain_epochs": 1, "distill": {"weight": 0.5}, **changes}
+    pipeline.run(tiny(**settings), tmp_path)
+    found = teachers.pop("retrain")
+    assert not any(teachers.values()), "only retraining is taught"
+    assert len(found) == (expected is not None)
+    if expected:
+        kept = load_tensors(tmp_path / "stages" / f"{expected}.safetensors")
+        torch.testing.assert_close(dict(found[0]), kept, rtol=0, atol=0)
