@@ -216,7 +216,7 @@ def _set(message: Any, name: str, value: Any) -> None:
 def _is_large_and_whole(tensor: TensorProto) -> bool:
     """Whether the checker would find nothing in it: numbers in plain bytes, as many as its shape asks for."""
     size = math.prod(tensor.dims) * WIDTHS.get(tensor.data_type, 0)
-    return size >= LARGE_BYTES and min(tensor.dims) > 0 and len(tensor.raw_data) == size
+    return size >= LARGE_BYTES and all(n > 0 for n in tensor.dims) and len(tensor.raw_data) == size
 
 
 def _opset(proto: onnx.ModelProto, path: Path) -> int:
