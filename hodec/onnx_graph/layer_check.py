@@ -56,14 +56,8 @@ def check_layer(
     after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in weights.items()}}
     reference = _small_model([old], before, use, model)
     new = _small_model(writer.nodes, after, use, model, writer.constants)
-    run: Callable[[onnx.ModelProto, Mapping[str, Any]], list[Any]] = run_model
     try:
-        (wanted,) = run(reference, before)
-    except Cannot:  # onnxruntime does not know this version of the operator
-        run = run_by_definition
-        (wanted,) = run(reference, before)
-    try:
-        (given,) = run(new, after)
+        wanted, given = _answers((reference, before), (new, after))
     except Cannot as error:
         raise ConvertError(f"{use.name}: the new nodes do not run ({error}); leave it dense with --exclude") from error
     difference = _difference(_leading(given, use, len(dense)), wanted)
@@ -73,6 +67,19 @@ def check_layer(
             f"this is a fault of hodec: leave the layer dense with --exclude {use.name}"
         )
     return difference
+
+
+def _answers(
+    reference: tuple[onnx.ModelProto, Mapping[str, Any]], new: tuple[onnx.ModelProto, Mapping[str, Any]]
+) -> tuple[Array, Array]:
+    """Outputs of two models on their feeds, by onnxruntime if it knows the first one's version of the operator."""
+    run: Callable[[onnx.ModelProto, Mapping[str, Any]], list[Any]] = run_model
+    try:
+        (wanted,) = run(*reference)
+    except Cannot:
+        run = run_by_definition
+        (wanted,) = run(*reference)
+    return wanted, run(*new)[0]
 
 
 def _leading(output: Array, use: Use, count: int) -> Array:
