@@ -53,6 +53,7 @@ class DataConfig:
     batch_size: int = setting(64, low=1)
     eval_batch_size: int = setting(512, low=1)
     val_fraction: float = setting(0.1, low=0, below=1)
+    train_fraction: float = setting(1.0, above=0, high=1)
     augment: bool = False
     crop_padding: int = setting(0, low=0)
     flip: bool = False
@@ -226,11 +227,6 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs)),
         "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
         "trained net, init=FILE or pretrain_epochs=30",
-    ),
-    (
-        lambda c: c.optimizer.joint_schedule and c.optimizer.retrain_lr is not None,
-        "optimizer.retrain_lr: given together with optimizer.joint_schedule=true, where retraining goes on at the "
-        "learning rate it finds; allowed: optimizer.retrain_lr=null",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

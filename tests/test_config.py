@@ -158,7 +158,6 @@ def test_each_combination_can_be_refused():
         composed("ranks=learned", "ranks.alpha=0.1"),
         composed("ranks=learned", "admm=off"),
         composed("distill.dense=true", "distill.weight=0.5"),
-        composed("optimizer.joint_schedule=true"),
         composed("optimizer.momentum=0"),
         composed("trainer.precision=16-mixed", "trainer.accelerator=cpu"),
         replace(Config(), data=DataConfig(name="image_folder")),

@@ -102,11 +102,13 @@ GOOD_VALUES = [
     "admm.pull=0.99", "admm.relax=1.9", "method.n_modes=4", "data.val_fraction=0", "optimizer.retrain_lr=null",
     "distill.weight=1", "include=[layer1.*]", "exclude=[]", "retrain_epochs=0", "admm.update_every=50steps",
     "method.modes={layer1.*:{in:[4,4],out:[4,4]}}", "optimizer.schedule=step", "data.mean=[0.5]", "data.std=[0.5]",
+    "data.train_fraction=0.1",
 ]  # fmt: skip
 BAD_VALUES = [
     "admm.pull=0", "admm.relax=1.91", "method.n_modes=5", "data.val_fraction=1", "optimizer.lr=inf",
     "distill.weight=1.1", "include=[[a]]", "retrain_epochs=-1", "admm.update_every=0steps", "tt_ranks=abc",
     "method.modes={layer1.*:{in:[4,4]}}", "optimizer.schedule=exponential", "trainer.threads=0", "admm.tolerance=nan",
+    "data.train_fraction=0",
 ]  # fmt: skip
 BAD_ARGUMENTS = {
     "admm.puul=0.5": "admm.puul: no such setting. Did you mean: admm.pull",

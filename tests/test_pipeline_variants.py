@@ -115,6 +115,13 @@ def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, stage)
     assert [rate for _, rate in seen] == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
 
 
+def test_retraining_may_take_its_part_of_the_joint_schedule_lower(tmp_path):
+    """At one learning rate the product of factors moves further than a dense weight, so its rate is scaled."""
+    optimizer = {"lr": 0.05, "retrain_lr": 0.02, "joint_schedule": True, "schedule": "linear"}
+    pipeline.run(tiny(dense_epochs=1, retrain_epochs=3, optimizer=optimizer), tmp_path)
+    assert [row["lr"] for row in rows(tmp_path)] == pytest.approx([0.05, 0.015, 0.01, 0.005])
+
+
 def teachers_of(monkeypatch):
     """Stage -> the teachers that it will have had."""
     teachers, real = {}, stages.fit_stage

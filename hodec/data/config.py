@@ -30,6 +30,10 @@ class DataConfig(Protocol):
         """Share of the training set put aside for validation, in [0, 1)."""
 
     @property
+    def train_fraction(self) -> float:
+        """Share of the training pictures that are used, the validation split apart, above 0, at most 1."""
+
+    @property
     def augment(self) -> bool:
         """Whether training pictures are cropped and flipped at random."""
 
@@ -86,6 +90,8 @@ def check_config(cfg: DataConfig) -> None:
     ]
     if not 0 <= cfg.val_fraction < 1:
         problems.append(f"data.val_fraction={cfg.val_fraction} must be in [0, 1); 0.1 is the usual choice")
+    if not 0 < cfg.train_fraction <= 1:
+        problems.append(f"data.train_fraction={cfg.train_fraction} must be above 0 and at most 1, which is all")
     if problems:
         raise ConfigError("; ".join(problems))
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hodec.data.config import DataConfig, channel_statistics
 from hodec.data.decode import decode_all, header_size
-from hodec.data.images import FolderSplit, ImageData, Split, TensorSplit, TrainAndVal, stratified_split
-from hodec.data.tensor_sets import SPLIT_SEED
+from hodec.data.images import FolderSplit, ImageData, Split, TensorSplit, TrainAndVal, fewer, training_and_validation
 from hodec.errors import ConfigError, DataError, near_matches
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,8 @@ def image_folder(cfg: DataConfig) -> ImageData:
     """RGB pictures in one folder per class.
 
     With ``val/`` and ``test/`` both there, they are the validation and the test split. With only one of
-    them, it is the test split, and the validation split is cut off ``train/`` as ``data.val_fraction`` says.
+    them, it is the test split, and the validation split is cut off ``train/`` as ``data.val_fraction`` says;
+    of what is left in ``train/``, ``data.train_fraction`` is trained on.
 
     Pictures are decoded once and held when they fit into 2 GiB (``data.in_memory`` decides otherwise): their
     middle square is scaled to ``data.image_size``. Else workers read them each time.
@@ -127,12 +127,10 @@ def _assign(listings: dict[str, _Listing], cfg: DataConfig, root: Path) -> tuple
         _same_classes(train, listing, root / name)
     if len(listings) == 3:
         log.info("%s: validation on its val/ folder; data.val_fraction is not used", root)
-        return train, listings["val"], listings["test"]
+        return train.subset(fewer(train.labels, cfg.train_fraction)), listings["val"], listings["test"]
     test = listings.get("test") or listings["val"]
-    if cfg.val_fraction == 0:
-        return train, None, test
-    kept, put_aside = stratified_split(train.labels, cfg.val_fraction, seed=SPLIT_SEED)
-    return train.subset(kept), train.subset(put_aside), test
+    kept, val = training_and_validation(train.labels, cfg)
+    return train.subset(kept), None if val is None else train.subset(val), test
 
 
 def _same_classes(train: _Listing, other: _Listing, folder: Path) -> None:

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hodec.data.config import DataConfig
 from hodec.data.decode import check_headers, check_size, open_rgb
 
+SPLIT_SEED = 0  # of the test split of digits, of every validation split, and of the part that is trained on
 EVAL_MARGIN = 0.875  # share of the shorter side which the middle cut keeps: 224 of 256, as ImageNet nets are tested
 
 
@@ -158,6 +160,26 @@ class ImageData:
         for split in (self.train, self.val, self.test):
             if split is not None:
                 split.check()
+
+
+def training_and_validation(labels: Tensor, cfg: DataConfig) -> tuple[Tensor, Tensor | None]:
+    """Indices of what is trained on and of the validation split (None without one), the same in all runs.
+
+    Args:
+        labels: int64 (N,), of the training set.
+        cfg: ``val_fraction`` of it is the validation split, whatever ``train_fraction`` of the rest is used.
+    """
+    kept, put_aside = torch.arange(len(labels)), None
+    if cfg.val_fraction:
+        kept, put_aside = stratified_split(labels, cfg.val_fraction, seed=SPLIT_SEED)
+    return kept[fewer(labels[kept], cfg.train_fraction)], put_aside
+
+
+def fewer(labels: Tensor, fraction: float) -> Tensor:
+    """Indices of ``fraction`` of the pictures, with the mix of classes that they have."""
+    if fraction == 1:
+        return torch.arange(len(labels))
+    return stratified_split(labels, 1 - fraction, seed=SPLIT_SEED)[0]
 
 
 def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:

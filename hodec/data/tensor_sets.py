@@ -7,10 +7,16 @@ import torch
 from torch import Tensor
 
 from hodec.data.config import DataConfig, channel_statistics
-from hodec.data.images import ImageData, TensorSplit, TrainAndVal, stratified_split
+from hodec.data.images import (
+    SPLIT_SEED,
+    ImageData,
+    TensorSplit,
+    TrainAndVal,
+    stratified_split,
+    training_and_validation,
+)
 from hodec.errors import ConfigError, DataError
 
-SPLIT_SEED = 0  # of the test split of digits and of every validation split: the same in all runs
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_STATISTICS = ((0.3060,), (0.3763,))  # of the training part
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -36,7 +42,7 @@ def digits(cfg: DataConfig) -> ImageData:
         classes=names,
         mean=mean,
         std=std,
-        load_train=lambda: with_validation(everything.subset(train), cfg.val_fraction),
+        load_train=lambda: with_validation(everything.subset(train), cfg),
         load_test=lambda: everything.subset(test),
     )
 
@@ -66,7 +72,7 @@ def _cifar(kind: Any, cfg: DataConfig) -> ImageData:
         classes=tuple(source.classes),
         mean=mean,
         std=std,
-        load_train=lambda: with_validation(train, cfg.val_fraction),
+        load_train=lambda: with_validation(train, cfg),
         load_test=lambda: _cifar_split(_read_cifar(kind, cfg, train=False)),
     )
 
@@ -106,7 +112,7 @@ def fake(cfg: DataConfig) -> ImageData:
         classes=tuple(f"class{label}" for label in range(cfg.fake_classes)),
         mean=mean,
         std=std,
-        load_train=lambda: with_validation(_fake_split(cfg, side, cfg.fake_size, seed=1), cfg.val_fraction),
+        load_train=lambda: with_validation(_fake_split(cfg, side, cfg.fake_size, seed=1), cfg),
         load_test=lambda: _fake_split(cfg, side, test_size, seed=2),
     )
 
@@ -126,12 +132,10 @@ def _fake_patterns(classes: int, side: int) -> Tensor:
     return torch.nn.functional.interpolate(patches, size=(side, side), mode="nearest")
 
 
-def with_validation(train: TensorSplit, fraction: float) -> TrainAndVal:
-    """The training set, cut in two: what is trained on, and the validation split (None for fraction 0)."""
-    if fraction == 0:
-        return train, None
-    kept, put_aside = stratified_split(train.labels, fraction, seed=SPLIT_SEED)
-    return train.subset(kept), train.subset(put_aside)
+def with_validation(everything: TensorSplit, cfg: DataConfig) -> TrainAndVal:
+    """The training set, cut in two: what is trained on, and the validation split (None for ``val_fraction=0``)."""
+    train, val = training_and_validation(everything.labels, cfg)
+    return everything.subset(train), None if val is None else everything.subset(val)
 
 
 def _square(cfg: DataConfig, images: Tensor) -> tuple[int, int]:

@@ -11,6 +11,7 @@ SETTINGS = {
     "batch_size": 16,
     "eval_batch_size": 50,
     "val_fraction": 0.1,
+    "train_fraction": 1.0,
     "augment": True,
     "crop_padding": 2,
     "flip": True,

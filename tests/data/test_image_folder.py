@@ -46,6 +46,14 @@ def test_validation_is_cut_off_the_training_folder(cfg, make_tree):
     assert torch.equal(rows.unique(dim=0), whole.train.images.flatten(1).unique(dim=0))
 
 
+@pytest.mark.parametrize(("splits", "kept"), [(("train", "test"), 6), (("train", "val", "test"), 9)])
+def test_part_of_the_training_folder(cfg, make_tree, splits, kept):
+    root = make_tree(splits=splits)
+    part = data.build_data(cfg(root, val_fraction=1 / 3, train_fraction=0.5))
+    assert part.train.labels.bincount().tolist() == [kept // 3] * 3
+    assert torch.equal(part.val.images, data.build_data(cfg(root, val_fraction=1 / 3)).val.images)
+
+
 def test_val_folder_is_validation_beside_a_test_folder(cfg, make_tree):
     pictures = data.build_data(cfg(make_tree(splits=("train", "val", "test")), val_fraction=0.5))
     assert (len(pictures.train), len(pictures.val), len(pictures.test)) == (18, 18, 18)

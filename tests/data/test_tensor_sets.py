@@ -39,6 +39,16 @@ def test_digits_are_the_same_in_every_build_and_whatever_the_global_seed(make_cf
     assert len(other.val) > len(one.val)
 
 
+def test_part_of_the_training_pictures_keeps_the_classes_and_the_other_splits(make_cfg):
+    whole, part = data.build_data(make_cfg()), data.build_data(make_cfg(train_fraction=0.25))
+    assert len(part.train) == pytest.approx(len(whole.train) / 4, abs=5)
+    torch.testing.assert_close(part.train.labels.bincount() * 4, whole.train.labels.bincount(), atol=2, rtol=0)
+    both = torch.cat([whole.train.images, part.train.images]).flatten(1)
+    assert len(both.unique(dim=0)) == len(whole.train)  # it is a part
+    assert torch.equal(part.val.images, whole.val.images)
+    assert torch.equal(part.test.images, whole.test.images)
+
+
 def test_digits_statistics_are_those_of_the_training_part(make_cfg):
     digits = data.build_data(make_cfg(val_fraction=0.0))
     pixels = digits.train.images.double() / 255
@@ -70,6 +80,8 @@ def test_statistics_can_be_set(make_cfg):
         ({"std": [0.1, 0.0, 0.2]}, ["data.std", "above 0"]),
         ({"val_fraction": 1.0}, ["data.val_fraction=1.0", "[0, 1)"]),
         ({"val_fraction": -0.1}, ["data.val_fraction=-0.1"]),
+        ({"train_fraction": 0.0}, ["data.train_fraction=0.0", "above 0"]),
+        ({"train_fraction": 1.1}, ["data.train_fraction=1.1", "at most 1"]),
         ({"batch_size": 0, "num_workers": -1}, ["data.batch_size=0", "data.num_workers=-1"]),
         ({"image_size": 0}, ["data.image_size=0"]),
         ({"fake_classes": 1}, ["data.fake_classes=1", "2 classes"]),
