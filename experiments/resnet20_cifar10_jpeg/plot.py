@@ -13,8 +13,9 @@ HERE = Path(__file__).parent
 RUNS = {
     "b_dense_longer": ("B dense, trained on", "#6b7280"),
     "e_direct": ("E truncated directly, taught", "#b45309"),
+    "e_direct_slow": ("E' as E, lower learning rate", "#f59e0b"),
     "d_admm": ("D ADMM, then taught", "#1d4ed8"),
-    "d_admm_taught": ("D' ADMM taught too, 10 + 20", "#0f766e"),
+    "d_admm_scaled": ('D" taught in both, one schedule', "#0f766e"),
     "f_no_dual": ("F as D, without U", "#a21caf"),
 }
 
