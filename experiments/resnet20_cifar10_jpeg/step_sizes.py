@@ -20,6 +20,7 @@ from hodec.data import build_data, train_loader
 from hodec.models import build_model, load_weights
 
 LEARNING_RATE = 1e-3
+MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 def dense_weights(net: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -49,16 +50,14 @@ def main() -> None:
     truncated = copy.deepcopy(dense)
     for name, weight in dense_weights(small, plan).items():
         truncated.get_submodule(name).weight.data.copy_(weight)
-    settings = DataConfig(
-        name="image_folder", root=sys.argv[2], batch_size=512, mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616]
-    )
+    settings = DataConfig(name="image_folder", root=sys.argv[2], batch_size=512, mean=MEAN, std=STD)
     images, labels = next(iter(train_loader(build_data(settings), settings, seed=0)))
     slow, fast = (step_sizes(net, plan, images, labels) for net in (truncated, small))
     ratios = {name: fast[name] / slow[name] for name in plan}
-    for name, ratio in ratios.items():
-        print(f"{name:20} {ratio:.2f}")
+    lines = [f"{name:20} {ratio:.2f}" for name, ratio in ratios.items()]
     values = ratios.values()
-    print(f"median {statistics.median(values):.2f}, {min(values):.2f} to {max(values):.2f}")
+    lines.append(f"median {statistics.median(values):.2f}, {min(values):.2f} to {max(values):.2f}")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
