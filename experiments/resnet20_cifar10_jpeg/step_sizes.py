@@ -1,6 +1,6 @@
 """How far one gradient step moves the weights of the dense net, and of the factorized net with the same weights.
 
-    python step_sizes.py DENSE.safetensors DATA
+    python experiments/resnet20_cifar10_jpeg/step_sizes.py DENSE.safetensors DATA
 
 Both nets hold the truncated weights and see the same 512 training pictures; the step is plain gradient descent at the
 same learning rate, small enough to be linear. For the factorized layers the step of their product is measured.
