@@ -10,7 +10,15 @@ from torch import Tensor
 
 from hodec.data.config import DataConfig, channel_statistics
 from hodec.data.decode import decode_all, header_size
-from hodec.data.images import FolderSplit, ImageData, Split, TensorSplit, TrainAndVal, fewer, training_and_validation
+from hodec.data.images import (
+    FolderSplit,
+    ImageData,
+    Split,
+    TensorSplit,
+    TrainAndVal,
+    stratified_part,
+    training_and_validation,
+)
 from hodec.errors import ConfigError, DataError, near_matches
 
 log = logging.getLogger(__name__)
@@ -127,7 +135,7 @@ def _assign(listings: dict[str, _Listing], cfg: DataConfig, root: Path) -> tuple
         _same_classes(train, listing, root / name)
     if len(listings) == 3:
         log.info("%s: validation on its val/ folder; data.val_fraction is not used", root)
-        return train.subset(fewer(train.labels, cfg.train_fraction)), listings["val"], listings["test"]
+        return train.subset(stratified_part(train.labels, cfg.train_fraction)), listings["val"], listings["test"]
     test = listings.get("test") or listings["val"]
     kept, val = training_and_validation(train.labels, cfg)
     return train.subset(kept), None if val is None else train.subset(val), test

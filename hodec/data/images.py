@@ -172,10 +172,10 @@ def training_and_validation(labels: Tensor, cfg: DataConfig) -> tuple[Tensor, Te
     kept, put_aside = torch.arange(len(labels)), None
     if cfg.val_fraction:
         kept, put_aside = stratified_split(labels, cfg.val_fraction, seed=SPLIT_SEED)
-    return kept[fewer(labels[kept], cfg.train_fraction)], put_aside
+    return kept[stratified_part(labels[kept], cfg.train_fraction)], put_aside
 
 
-def fewer(labels: Tensor, fraction: float) -> Tensor:
+def stratified_part(labels: Tensor, fraction: float) -> Tensor:
     """Indices of ``fraction`` of the pictures, with the mix of classes that they have."""
     if fraction == 1:
         return torch.arange(len(labels))
