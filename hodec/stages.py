@@ -337,7 +337,11 @@ class Stages:
             "admm": stages.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
             "conversion": stages["truncated"]["errors"],
             "seconds": {name: facts["seconds"] for name, facts in stages.items() if "seconds" in facts},
-            "data": {"name": self.config.data.name, "classes": self.data.num_classes},
+            "data": {
+                "name": self.config.data.name,
+                "classes": self.data.num_classes,
+                "images": self.data.split_sizes(),
+            },
             "model": {"name": self.config.model.name},
             "weights_sha256": checkpoint.weights_digest(self.small) if self.small else None,
             "seed": self.config.seed,

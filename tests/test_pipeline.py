@@ -79,6 +79,7 @@ def test_metrics_say_what_was_won_and_lost(finished):
     last = [row for row in rows(folder) if row["stage"] == "admm"][-1]
     assert metrics["admm"]["primal_residual"] == last["admm/primal_residual"]
     assert metrics["seed"] == 0
+    assert metrics["data"]["images"] == {"train": 48, "validation": 16, "test": 16}
     assert metrics["versions"].keys() >= {"hodec", "python", "torch", "pytorch-lightning", "threads", "device"}
     assert metrics["versions"]["threads"] == 1
     assert metrics["command"].startswith("python ")

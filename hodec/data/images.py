@@ -151,6 +151,10 @@ class ImageData:
         """The split of the final figures; not read before it is asked for."""
         return self.load_test()
 
+    def split_sizes(self) -> dict[str, int]:
+        """Number of pictures of each split: ``train``, ``validation`` (0 without one) and ``test``."""
+        return {"train": len(self.train), "validation": len(self.val or ()), "test": len(self.test)}
+
     def check(self) -> None:
         """Read every split once, so that a broken picture stops a run at its start and not after hours.
 

@@ -208,7 +208,7 @@ def _epoch(fields: Fields, number: int) -> Epoch:
 
 def _read_outcome(path: Path) -> Outcome:
     fields = Fields(read_object(path, _AGAIN), path, _AGAIN)
-    admm, versions = fields.inside("admm"), fields.inside("versions")
+    admm, data, versions = (fields.inside(key) for key in ("admm", "data", "versions"))
     return Outcome(
         networks={name: _network(fields.inside(name)) for name in NETWORKS if fields.source.get(name)},
         reduction=fields.inside("reduction").numbers(),
@@ -218,7 +218,8 @@ def _read_outcome(path: Path) -> Outcome:
         seconds=fields.inside("seconds").numbers(),
         seed=fields.text("seed"),
         command=fields.text("command"),
-        data=fields.inside("data").text("name"),
+        data=data.text("name"),
+        images=data.inside("images").numbers(),
         versions={name: versions.text(name) for name in versions.source},
     )
 

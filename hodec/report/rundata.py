@@ -96,6 +96,7 @@ class Outcome:
         primal_residual: norm(W - Z) / norm(W) over all layers at the end of ADMM.
         conversion: Layer name -> relative error of the factorized weight against W.
         seconds: Stage -> wall-clock seconds.
+        images: ``train``, ``validation`` and ``test`` -> number of pictures.
     """
 
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -107,6 +108,7 @@ class Outcome:
     seed: str = ""
     command: str = ""
     data: str = ""
+    images: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
 """The sentences of a report: what came out, and what the ADMM verdict means for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import median
@@ -96,6 +96,7 @@ def facts(run: RunData) -> tuple[str, ...]:
     plan, spent = run.plan, run.outcome.seconds
     many = "s" * (len(plan.layers) != 1)
     known = (
+        (run.outcome.images, _images(run.outcome.images)),
         (plan.method, f"method {plan.method}"),
         (plan.rule, f"ranks by rule {plan.rule}"),
         (plan.layers, f"{len(plan.layers)} layer{many} factorized, {len(plan.skipped)} left dense"),
@@ -103,6 +104,11 @@ def facts(run: RunData) -> tuple[str, ...]:
         (spent, f"{units.duration(sum(spent.values()))} of computing"),
     )
     return tuple(text for given, text in known if given)
+
+
+def _images(counts: Mapping[str, float]) -> str:
+    """``images: 4,500 train, 5,000 validation, 10,000 test``; empty splits are left out."""
+    return "images: " + ", ".join(f"{units.exact(number)} {split}" for split, number in counts.items() if number)
 
 
 def verdict(run: RunData) -> Verdict:

@@ -64,3 +64,4 @@ def test_splits_are_read_when_asked_for_and_once():
     data.check()
     assert data.test is data.test
     assert read == ["train", "test"]
+    assert data.split_sizes() == {"train": 4, "validation": 0, "test": 4}

@@ -99,6 +99,7 @@ def test_html_holds_everything_in_order(run, html):
     for part in (
         "truncated, raw",
         "94.17 %",
+        "images: 1,294 train, 144 validation, 359 test",
         "1.19 MB",
         "FLOPs = 2 x MACs",
         "64 x 64 x 3 x 3",
