@@ -23,6 +23,7 @@ from hodec.config_values import (
     bad_globs,
     bad_interval,
     bad_modes,
+    bad_names,
     bad_ranks,
     bad_rho,
     bad_scale,
@@ -91,6 +92,7 @@ class RanksConfig:
     macs: float | None = setting(None, above=0, high=1)
     params: float | None = setting(None, above=0, high=1)
     latency_ms: float | None = setting(None, above=0)
+    methods: list[str] | None = setting(None, words="null or a list of methods: [tt,spatial_svd]", check=bad_names)
     tolerance: float = setting(0.005, above=0, below=1)
     candidates: int = setting(10, low=2)
     monotonic: bool = False
@@ -208,6 +210,10 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.tt_ranks is not None and c.ranks.rule != "manual",
         "tt_ranks: given together with another rule than manual; allowed: ranks=manual, or tt_ranks=null",
+    ),
+    (
+        lambda c: c.ranks.methods is not None and c.ranks.rule != "budget",
+        "ranks.methods: given with another rule than budget; allowed: ranks=budget, or one method for all: method=tt",
     ),
     (
         lambda c: c.ranks.rule == "budget" and c.ranks.macs is c.ranks.params is c.ranks.latency_ms is None,

@@ -268,6 +268,7 @@ def _name_problems(config: Config, menu: Menu) -> list[str]:
         known = [str(file.get("name")) for file in files if file.get("source") != "torchvision"]
         if name not in known and not name.startswith("torchvision/"):
             problems.append(_not_among(f"{group}.name", name, known))
+    problems += [_not_among("ranks.methods", name, known) for name in config.ranks.methods or () if name not in known]
     return problems
 
 

@@ -140,6 +140,12 @@ def bad_globs(value: Any) -> BadParts:
         yield "", value
 
 
+def bad_names(value: Any) -> BadParts:
+    """Yield a list of names that is empty."""
+    if not value:
+        yield "", value
+
+
 def bad_scale(value: Any) -> BadParts:
     """Yield standard deviations of which one is not above 0."""
     if not value or not all(map(is_positive, value)):

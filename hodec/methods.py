@@ -1,5 +1,6 @@
 """METHODS: every way to factorize a layer. The only table of methods; plans, conversion and tests read it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hodec.errors import PlanError, near_matches
@@ -20,6 +21,11 @@ class Method:
     name: str
     layers: dict[str, type[FactorizedLayer]]
     source: str
+
+    @property
+    def uses_modes(self) -> bool:
+        """Whether it splits the channels of any kind of layer into modes."""
+        return any(layer.form.uses_modes for layer in self.layers.values())
 
     def form(self, kind: str) -> Form:
         """The format's mathematics for a kind of layer."""
@@ -114,6 +120,17 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+def any_of(names: Sequence[str]) -> Method:
+    """What is eligible for at least one of these methods; of a kind that several know, the first one's layer.
+
+    Raises:
+        PlanError: no such method.
+    """
+    methods = [get_method(name) for name in names]
+    layers = {kind: layer for method in reversed(methods) for kind, layer in method.layers.items()}
+    return Method(" or ".join(names), layers, "; ".join(method.source for method in methods))
 
 
 def get_method(name: str) -> Method:

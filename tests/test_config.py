@@ -154,6 +154,7 @@ def test_update_interval(interval, good):
 def test_each_combination_can_be_refused():
     wrong = [
         composed("tt_ranks=4", "ranks=energy"),
+        composed("ranks=energy", "++ranks.methods=[tt,svd]"),
         composed("ranks=budget", "ranks.macs=null"),
         composed("ranks=learned", "ranks.alpha=0.1"),
         composed("ranks=learned", "admm=off"),

@@ -157,6 +157,14 @@ def test_bad_values_each_name_their_key():
         assert any(text.startswith(key) and "allowed" in text for text in found), override
 
 
+def test_methods_to_choose_among_have_to_exist():
+    assert problems("ranks=budget", "ranks.methods=[tt,spatial_svd]") == []
+    (text,) = problems("ranks=budget", "ranks.methods=[tt,spatial_sdv]")
+    assert text.startswith("ranks.methods: 'spatial_sdv' given; allowed: ")
+    (text,) = problems("ranks=budget", "ranks.methods=[]")
+    assert text == "ranks.methods: [] given; allowed: null or a list of methods: [tt,spatial_svd]"
+
+
 def test_row_23_all_mistakes_are_listed_at_once_and_in_plain_words():
     found = problems(*BAD_ARGUMENTS)
     for argument, beginning in BAD_ARGUMENTS.items():

@@ -83,8 +83,16 @@ def _free_form(text: str) -> Any:
     return None if override.is_sweep_override() else override.value()
 
 
-READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, Any: _free_form}
+def _names(text: str) -> list[str]:
+    """Names with commas between them, in brackets or not."""
+    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
 
+
+READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, list[str]: _names, Any: _free_form}
+
+AMONG = Setting(
+    "--methods", "ranks.methods", "instead of --method: each layer takes what loses least", "NAMES", "tt,spatial_svd,.."
+)
 SETTINGS = (
     Setting("--ranks", "tt_ranks", "ranks by hand", "RANKS"),
     Setting("--target", "ranks.target", "share of each layer's cost to keep"),
@@ -94,6 +102,7 @@ SETTINGS = (
     Setting("--macs", "ranks.macs", "share of the whole net's multiply-adds to keep"),
     Setting("--params", "ranks.params", "share of the whole net's parameters to keep"),
     Setting("--latency-ms", "ranks.latency_ms", "milliseconds of the whole net for one image on this machine"),
+    AMONG,
     Setting("--tolerance", "ranks.tolerance", "how far below the targets the net may stay, as a share of them"),
     Setting("--round-to", "ranks.round_to", "ranks become multiples of this, rounded up"),
     Setting("--min-rank", "ranks.min_rank", "least rank"),
@@ -232,6 +241,8 @@ def method_from(options: argparse.Namespace) -> dict[str, Any]:
     from hodec.methods import METHODS
 
     method = given if (given := METHOD.given_in(options)) is not None else METHOD.default
+    if given is not None and AMONG.given_in(options) is not None:
+        raise ConfigError(f"--method: {method!r} given together with --methods; allowed: one of the two")
     if method not in METHODS:
         close = near_matches(method, tuple(METHODS))
         raise ConfigError(f"--method: {method!r} given; allowed: {' | '.join(METHODS)}.{close}".removesuffix("."))

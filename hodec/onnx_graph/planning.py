@@ -11,7 +11,7 @@ from torch import nn
 
 from hodec.cost.count import Cost
 from hodec.errors import PlanError, near_matches
-from hodec.methods import get_method
+from hodec.methods import any_of, get_method
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
 from hodec.onnx_graph.model_file import ModelFile, without_axes
@@ -21,7 +21,7 @@ from hodec.onnx_graph.sites import GraphSite, Use, attributes, eligible_sites, w
 from hodec.onnx_graph.sizes import Size, give_axes, input_sizes, measured_sizes, tensor_sizes
 from hodec.plan import LayerPlan, Plan
 from hodec.ranks import RULES, Ascend, Budget
-from hodec.ranks.base import NeedsModel, RankRule, plan_layers
+from hodec.ranks.base import NeedsModel, RankRule, methods_of, plan_layers
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
     check_rule(rule.name)
-    sites, skipped = eligible_sites(facts.constants, facts.sizes, get_method(method), batch=facts.batch)
+    sites, skipped = eligible_sites(facts.constants, facts.sizes, any_of(methods_of(rule, method)), batch=facts.batch)
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,

@@ -48,7 +48,7 @@ RULES: dict[str, RuleEntry] = {
         timed(Greedy), ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")
     ),
     "tar": RuleEntry(Tar, ("evaluate", "indices", "metric", *LIMITS)),
-    "budget": RuleEntry(timed(Budget), ("macs", "params", "latency_ms", "tolerance", *LIMITS)),
+    "budget": RuleEntry(timed(Budget), ("macs", "params", "latency_ms", "methods", "tolerance", *LIMITS)),
     "learned": RuleEntry(Learned, ("alpha", "macs", "params", "metric", *LIMITS)),
 }
 

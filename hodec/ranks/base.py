@@ -1,6 +1,6 @@
 """make_plan: the eligible layers, their modes, the ranks a rule chooses for them, and what that costs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from hodec.cost.count import Inputs, as_inputs, count_cost
 from hodec.errors import PlanError
 from hodec.formats.base import Form
 from hodec.formats.modes import Modes
-from hodec.methods import Method, get_method
+from hodec.methods import Method, any_of, get_method
 from hodec.plan import LayerPlan, Plan
 
 
@@ -53,11 +53,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule says of one layer: ranks with notes on what it clipped or rounded, or why it stays dense."""
+    """What a rule says of one layer: ranks with notes on what it clipped or rounded, or why it stays dense.
+
+    ``method`` is the one it chose, where it could choose.
+    """
 
     ranks: tuple[int, ...] | None
     notes: tuple[str, ...] = ()
     reason: str = ""
+    method: str = ""
 
 
 class RankRule(Protocol):
@@ -88,6 +92,25 @@ class NeedsModel(Protocol):
         """Remember the model that the next ``choose`` is about."""
 
 
+@runtime_checkable
+class ChoosesMethod(Protocol):
+    """A rule that may choose each layer's method too, among ``methods`` (empty: that of the plan)."""
+
+    methods: tuple[str, ...]
+
+    def choose_among(self, options: Mapping[str, Sequence[Candidate]]) -> dict[str, Choice]:
+        """A choice for every layer, among candidates of several methods.
+
+        Raises:
+            PlanError: the rule's own settings do not fit these layers.
+        """
+
+
+def methods_of(rule: RankRule, method: str) -> tuple[str, ...]:
+    """The methods a layer may take: those that the rule chooses among, else ``method``."""
+    return (rule.methods if isinstance(rule, ChoosesMethod) else ()) or (method,)
+
+
 def make_plan(  # noqa: PLR0913
     model: nn.Module,
     rule: RankRule,
@@ -106,7 +129,7 @@ def make_plan(  # noqa: PLR0913
     Args:
         model: the dense model, on any device, left as it was.
         rule: what chooses the ranks, e.g. ``hodec.ranks.Manual(16)``.
-        method: name in ``hodec.METHODS``.
+        method: name in ``hodec.METHODS``; not used where the rule has ``methods`` of its own.
         example_input: a tensor (or several) as the model takes, batch first; sizes decide the costs.
         include, exclude: layer globs; by default every eligible layer is included.
         allow_larger: keep layers that would cost more than they do dense.
@@ -122,7 +145,7 @@ def make_plan(  # noqa: PLR0913
         TrainingError: a weight with NaN or Inf.
     """
     model = uncompiled(model)
-    sites, skipped = eligible_layers(model, get_method(method), example_input)
+    sites, skipped = eligible_layers(model, any_of(methods_of(rule, method)), example_input)
     layers = plan_layers(
         sites,
         skipped,
@@ -159,27 +182,38 @@ def plan_layers(  # noqa: PLR0913
     """``make_plan`` without a model: the plans of eligible layers, wherever they were found.
 
     Args:
-        sites: the layers that ``method`` can factorize.
+        sites: the layers that ``method``, or one of the rule's, can factorize.
         skipped: why others cannot; each layer that stays dense joins them.
         bind: shows the whole net to a rule that needs it.
 
     Raises:
         PlanError: as ``make_plan``.
     """
-    how = get_method(method)
     chosen = _included(list(sites), include, exclude, skipped)
-    candidates = {
-        name: Candidate(name, method, sites[name], how.form(sites[name].kind), split, execution)
-        for name, split in _split_all(chosen, sites, how, n_modes, modes or {}, skipped).items()
-    }
+    options: dict[str, list[Candidate]] = {}
+    refused: dict[str, str] = {}
+    methods = [get_method(name) for name in methods_of(rule, method)]
+    for how in methods:
+        known = [name for name in chosen if sites[name].kind in how.layers]
+        given = modes or {} if len(methods) == 1 or how.uses_modes else {}
+        for name, split in _split_all(known, sites, how, n_modes, given, refused).items():
+            candidate = Candidate(name, how.name, sites[name], how.form(sites[name].kind), split, execution)
+            options.setdefault(name, []).append(candidate)
+    skipped |= {name: reason for name, reason in refused.items() if name not in options}
     if isinstance(rule, NeedsModel):
         bind(rule)
-    choices = rule.choose(candidates) if candidates else {}
-    layers = _affordable(candidates, choices, allow_larger, skipped)
+    choices = _choices(rule, options) if options else {}
+    layers = _affordable(options, choices, allow_larger, skipped)
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
         raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
     return layers
+
+
+def _choices(rule: RankRule, options: Mapping[str, Sequence[Candidate]]) -> dict[str, Choice]:
+    if isinstance(rule, ChoosesMethod) and rule.methods:
+        return rule.choose_among(options)
+    return rule.choose({name: candidate for name, (candidate,) in options.items()})
 
 
 def _included(
@@ -225,17 +259,18 @@ def _split_all(  # noqa: PLR0913
 
 
 def _affordable(
-    candidates: Mapping[str, Candidate],
+    options: Mapping[str, Sequence[Candidate]],
     choices: Mapping[str, Choice],
     allow_larger: bool,
     skipped: dict[str, str],
 ) -> dict[str, LayerPlan]:
     layers = {}
-    for name, candidate in candidates.items():
+    for name, candidates in options.items():
         choice = choices[name]
         if choice.ranks is None:
             skipped[name] = choice.reason
             continue
+        candidate = next(one for one in candidates if one.method == (choice.method or one.method))
         layer = candidate.planned(choice.ranks, choice.notes)
         if allow_larger or layer.saves():
             layers[name] = layer

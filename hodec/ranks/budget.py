@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from hodec.plan import LayerPlan
 from hodec.ranks.allotment import Allotment, allot, closer, least
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.importance import Weights, checked_weights, importance
-from hodec.ranks.menu import COUNTED, Menu, Resource
+from hodec.ranks.menu import COUNTED, Item, Menu, MixedMenu, Resource
 from hodec.ranks.rounding import Rounding
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,13 @@ class Budget:
         latency: planned layer -> its milliseconds.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
         rest_ms: milliseconds of everything else in the net; a table measures them.
+        methods: names in ``hodec.METHODS`` among which each layer takes the one that loses least; None: the plan's.
         tolerance: how far below a target the net may stay, as a share of it, 0..1.
         round_to, min_rank, max_rank: limits of all ranks, see ``Rounding``.
 
     Raises:
-        ConfigError: no target, a number out of its range, or ``latency_ms`` without latency tables.
+        ConfigError: no target, a number out of its range, ``latency_ms`` without latency tables, or ``metrics``
+            together with several ``methods``.
 
     Source: Shoham and Gersho, Efficient Bit Allocation for an Arbitrary Set of Quantizers, IEEE Trans. ASSP
     36(9), 1988, whose bits are costs here.
@@ -72,6 +74,7 @@ class Budget:
         dense_latency: Latency | None = None,
         rest_ms: float = 0.0,
         latency_table: LatencyTable | None = None,
+        methods: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,
         round_to: int = 1,
         min_rank: int = 1,
@@ -95,6 +98,11 @@ class Budget:
         self.latency_ms, self.rest_ms = latency_ms, rest_ms
         self.latency, self.dense_latency, self.latency_table = latency, dense_latency, latency_table
         self.tolerance = tolerance
+        self.methods = tuple(dict.fromkeys(methods or ()))
+        if self.metrics and len(self.methods) > 1:
+            raise ConfigError(
+                f"budget: metrics are those of one method's plan, but methods names {len(self.methods)}; allowed: one"
+            )
         self.rounding = Rounding(round_to, min_rank, max_rank)
         self.found: Allotment | None = None
         self._dense: Cost | None = None
@@ -115,21 +123,33 @@ class Budget:
         Raises:
             PlanError: a target that cannot be met, with the nearest that can, or that the dense net meets.
         """
+        return self.choose_among({name: [candidate] for name, candidate in candidates.items()})
+
+    def choose_among(self, options: Mapping[str, Sequence[Candidate]]) -> dict[str, Choice]:
+        """Method and ranks of every layer, or why it stays dense.
+
+        Raises:
+            PlanError: as ``choose``.
+        """
+        # all of a layer's candidates have the same dense layer in common
+        candidates = {name: several[0] for name, several in options.items()}
         resources = self._resources(candidates)
         self._refuse_idle(resources, candidates)
         weights = importance(self.weights, candidates)
-        candidates = self._by_outputs(candidates)
-        menus = {
-            name: Menu(candidate, resources, weight=weights[name], rounding=self.rounding)
-            for name, candidate in candidates.items()
-        }
+        menus = {name: self._menu(several, resources, weights[name]) for name, several in options.items()}
         found = allot(menus, resources)
         if found is None:
             raise PlanError(self._unreachable(least(menus, resources), resources))
         found = self._met_closely(menus, found, resources)
         self.found = found
         log.info("budget: %s; weighted squared errors sum to %.4g", self._met(found, resources), found.loss)
-        return {name: _choice(menus[name], item.ranks) for name, item in found.items.items()}
+        return {name: _choice(menus[name], item) for name, item in found.items.items()}
+
+    def _menu(self, several: Sequence[Candidate], resources: list[Resource], weight: float) -> Menu | MixedMenu:
+        menus = [
+            Menu(self._by_outputs(candidate), resources, weight=weight, rounding=self.rounding) for candidate in several
+        ]
+        return menus[0] if len(menus) == 1 else MixedMenu(menus)
 
     def _resources(self, candidates: Mapping[str, Candidate]) -> list[Resource]:
         if self.targets and self._dense is None:
@@ -147,15 +167,13 @@ class Budget:
             raise PlanError(f"{self.name}: latency_ms needs the model itself: call bind(..) first, as make_plan does")
         return self.latency_table.rest_ms(*self._net, (c.planned(c.most) for c in candidates.values()))
 
-    def _by_outputs(self, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
-        """The candidates with weights whose distances are those of their outputs, where there are metrics."""
-        found = dict(candidates)
-        for name in found.keys() & self.metrics.keys():
-            candidate = found[name]
-            self.metrics[name].check(name, candidate.planned(candidate.most))
-            weight = self.metrics[name].apply(candidate.site.weight)
-            found[name] = replace(candidate, site=replace(candidate.site, weight=weight))
-        return found
+    def _by_outputs(self, candidate: Candidate) -> Candidate:
+        """The candidate with a weight whose distances are those of its outputs, where there is a metric for it."""
+        metric = self.metrics.get(candidate.name)
+        if metric is None:
+            return candidate
+        metric.check(candidate.name, candidate.planned(candidate.most))
+        return replace(candidate, site=replace(candidate.site, weight=metric.apply(candidate.site.weight)))
 
     # -- what a target allows ------------------------------------------------------------------------------
 
@@ -202,7 +220,9 @@ class Budget:
             "or use a method that compresses further"
         )
 
-    def _met_closely(self, menus: Mapping[str, Menu], found: Allotment, resources: list[Resource]) -> Allotment:
+    def _met_closely(
+        self, menus: Mapping[str, Menu | MixedMenu], found: Allotment, resources: list[Resource]
+    ) -> Allotment:
         used = found.used(resources)
         shares = {r.name: used[r.name] / r.limit for r in resources}
         if max(shares.values()) >= 1 - self.tolerance or found.loss <= NO_LOSS:
@@ -220,9 +240,9 @@ class Budget:
         )
 
 
-def _choice(menu: Menu, ranks: tuple[int, ...] | None) -> Choice:
-    if ranks is not None:
-        return Choice(ranks)
+def _choice(menu: Menu | MixedMenu, item: Item) -> Choice:
+    if item.ranks is not None:
+        return Choice(item.ranks, method=item.method)
     if menu.largest() is None:
         return Choice(None, reason="no ranks within its limits save anything")
     return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")

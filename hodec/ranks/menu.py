@@ -58,11 +58,12 @@ COUNTED: dict[str, tuple[Callable[[LayerPlan], float], Callable[[LayerPlan], flo
 
 @dataclass(frozen=True)
 class Item:
-    """One thing a layer can become: ``ranks`` (None: dense), weighted ``loss``, ``costs`` one a resource."""
+    """What a layer can become: ``ranks`` (None: dense) of ``method``, weighted ``loss``, ``costs`` one a resource."""
 
     ranks: tuple[int, ...] | None
     loss: float
     costs: tuple[float, ...]
+    method: str = ""
 
 
 def remembered_spectra(candidate: Candidate) -> list[Spectrum]:
@@ -174,13 +175,11 @@ class Menu:
         if not layer.saves():
             return None
         costs = tuple(resource.after(layer) for resource in self.resources)
-        return Item(ranks, self.weight * self.losses.at(ranks), costs)
+        return Item(ranks, self.weight * self.losses.at(ranks), costs, layer.method)
 
     def items(self) -> list[Item]:
         """Dense and all ranks seen, without those that another beats in loss and every cost."""
-        every = [self.dense, *(item for item in self._seen.values() if item)]
-        losses = np.array([item.loss for item in every])
-        return [every[i] for i in not_dominated(losses, np.array([item.costs for item in every]))]
+        return best_of([self.dense, *(item for item in self._seen.values() if item)])
 
     def largest(self) -> Item | None:
         """The ranks that lose least among those that save something; None if there are none."""
@@ -204,8 +203,44 @@ class Menu:
             else:
                 step //= 2
 
+    def near(self, item: Item) -> list[Item | None]:
+        """Options with one rank one step away from ``item``; none where that is dense."""
+        return self.around(item.ranks, 1) if item.ranks else []
+
     def around(self, ranks: Sequence[int], step: int) -> list[Item | None]:
         """Options with one rank changed by ``step`` (times the multiple that ranks are rounded to)."""
         size = step * self.rounding.round_to
         changes = [(k, max(1, r + d)) for k, r in enumerate(ranks) for d in (size, -size)]
         return [self.see((*ranks[:k], r, *ranks[k + 1 :])) for k, r in changes]
+
+
+class MixedMenu:
+    """The options of one layer under several methods, as one menu."""
+
+    def __init__(self, menus: Sequence[Menu]) -> None:
+        self.menus = {menu.candidate.method: menu for menu in menus}
+        self.dense = menus[0].dense
+
+    def items(self) -> list[Item]:
+        """Dense and what each method offers, without what another beats in loss and every cost."""
+        return best_of([self.dense, *(item for menu in self.menus.values() for item in menu.items() if item.ranks)])
+
+    def largest(self) -> Item | None:
+        """The ranks that lose least among those that save something; None if there are none."""
+        found = [item for menu in self.menus.values() if (item := menu.largest())]
+        return min(found, key=lambda item: item.loss, default=None)
+
+    def refine(self, prices: NDArray[np.float64]) -> None:
+        """Look at ranks near each method's best at these prices."""
+        for menu in self.menus.values():
+            menu.refine(prices)
+
+    def near(self, item: Item) -> list[Item | None]:
+        """Options of the same method with one rank one step away from ``item``; none where that is dense."""
+        return self.menus[item.method].near(item) if item.ranks else []
+
+
+def best_of(items: Sequence[Item]) -> list[Item]:
+    """The items that no other beats in loss and every cost."""
+    losses = np.array([item.loss for item in items])
+    return [items[i] for i in not_dominated(losses, np.array([item.costs for item in items]))]

@@ -28,6 +28,7 @@ def source(tmp_path):
     ["--method", "spatial_svd", "--rule", "energy", "--keep", "0.5"],
     ["--method", "svd", "--rule", "ratio", "--target", "0.5", "--metric", "params"],
     ["--method", "tucker", "--rule", "budget", "--macs", "0.6"],
+    ["--methods", "tucker,spatial_svd,svd", "--macs", "0.6"],
     ["--method", "tt", "--ranks", "4", "--n-modes", "1"],
     ["--method", "tucker", "--ranks", "{first: 3, second: [4, 5]}"],
     ["--method", "tucker", "--ranks", "4", "--exclude", "first", "--round-to", "1"][:-2],

@@ -73,6 +73,8 @@ def test_settings_arrive_at_the_rule():
     assert (rule.rounding.round_to, rule.rounding.min_rank, rule.rounding.max_rank) == (4, 1, 64)
     assert rule_from(parsed("--rule", "vbmf", "--calibration", "-0.5")).calibration == -0.5
     assert rule_from(parsed("--tolerance", "0.1")).tolerance == 0.1
+    for written in ("tt,spatial_svd", "[tt, spatial_svd]"):
+        assert rule_from(parsed("--methods", written)).methods == ("tt", "spatial_svd")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,8 @@ def test_settings_arrive_at_the_rule():
         ("--min-rank 4 --max-rank 2", "--max-rank 2 is below --min-rank 4; give --max-rank 4 or more"),
         ("--target 0.5", "--target does not go with --rule budget, which takes --macs, --params"),
         ("--rule ascend --keep 1", "--keep does not go with --rule ascend, which takes no settings"),
+        ("--methods []", "--methods: '[]' given; allowed: tt,spatial_svd,.."),
+        ("--rule ratio --methods tt", "--methods does not go with --rule ratio"),
         ("--rule bugdet", "--rule: 'bugdet' given; allowed: manual | ratio"),
         ("--rule greedy", "python train.py ranks=greedy does"),
         ("--rule tar", "python train.py ranks=tar does"),
@@ -114,6 +118,10 @@ def test_method_options():
     for argv, message in (
         (["--method", "tuker"], "--method: 'tuker' given; allowed: " + " | ".join(METHODS)),
         (["--method", ""], "--method: '' given"),
+        (
+            ["--method", "tt", "--methods", "tt,svd"],
+            "--method: 'tt' given together with --methods; allowed: one of the",
+        ),
         (["--n-modes", "5"], "--n-modes: '5' given; allowed: a whole number at least 1 and at most 4"),
     ):
         with pytest.raises(ConfigError) as error:

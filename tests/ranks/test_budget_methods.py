@@ -1,0 +1,173 @@
+"""Budget over several methods: each layer takes the one that loses least of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_nets import IMAGE, SmallResNet
+from tiny_runs import tiny
+from torch import Tensor, nn
+
+from hodec import pipeline
+from hodec.config import MethodConfig, RanksConfig
+from hodec.conversion import conversion_errors, convert
+from hodec.errors import ConfigError, PlanError
+from hodec.formats.modes import Modes
+from hodec.kinds import KINDS
+from hodec.metric import collect_metrics
+from hodec.models import build_model
+from hodec.plan import Plan
+from hodec.ranks import Candidate, Manual, Ratio, make_plan
+from hodec.ranks.budget import Budget
+
+X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
+PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+ALL = ["tt", "tucker", "spatial_svd", "svd", "weight_svd"]
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    torch.manual_seed(5)
+    return build_model("resnet20", in_channels=3, num_classes=10)
+
+
+def planned(model: nn.Module, x: Tensor, methods: list[str] | None, **settings: object) -> tuple[Plan, Budget]:
+    rule = Budget(methods=methods, **({"macs": 0.4, "tolerance": 0.2} | settings))
+    return make_plan(model, rule, example_input=x, n_modes=1), rule
+
+
+def test_each_layer_takes_the_method_that_fits_its_weight():
+    """One weight is a sum of four K x 1 by 1 x K kernels, the other a 3 x 3 kernel between five channels a side."""
+    generator = torch.Generator().manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
+    rows, columns = torch.randn(32, 4, 3, generator=generator), torch.randn(4, 32, 3, generator=generator)
+    first, core, last = (torch.randn(size, generator=generator) for size in ((32, 5), (5, 5, 3, 3), (5, 32)))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.einsum("orc,rik->oikc", rows, columns))
+        net[2].weight.copy_(torch.einsum("op,pqkc,qi->oikc", first, core, last))
+    plan, rule = planned(net, torch.randn(1, 32, 8, 8), ["tucker", "spatial_svd"], macs=0.12)
+    assert [plan[name].method for name in ("0", "2")] == ["spatial_svd", "tucker"]
+    assert rule.found.loss < 1e-6
+    errors = conversion_errors(net, plan, convert(net, plan))
+    assert max(errors.values()) < 1e-3
+    alone = [planned(net, torch.randn(1, 32, 8, 8), [method], macs=0.12)[1] for method in ("tucker", "spatial_svd")]
+    assert min(one.found.loss for one in alone) > 0.05
+
+
+@pytest.mark.parametrize("targets", [{"macs": 0.3}, {"params": 0.25}, {"macs": 0.253, "params": 0.204}])
+def test_a_choice_of_methods_loses_no_more_than_the_best_of_them(resnet, targets):
+    settings = {"macs": None} | targets
+    plan, mixed = planned(resnet, PICTURE, ALL, tolerance=0.005, **settings)
+    losses = {method: planned(resnet, PICTURE, [method], **settings)[1].found.loss for method in ALL}
+    assert mixed.found.loss <= min(losses.values()) * 1.002, losses  # single ranks are filled in one after the other
+    kept = {key: 1 - plan.reduction[key] for key in targets}
+    shares = [kept[key] / target for key, target in targets.items()]
+    assert 0.995 <= max(shares) <= 1
+    assert all(layer.saves() and layer.method in ALL for layer in plan.values())
+
+
+def test_one_method_among_is_that_method(resnet):
+    alone, _ = planned(resnet, PICTURE, ["spatial_svd"])
+    plan = make_plan(resnet, Budget(macs=0.4), method="spatial_svd", example_input=PICTURE)
+    assert alone.to_dict() == plan.to_dict()
+
+
+def test_repeated_names_count_once(resnet):
+    assert planned(resnet, PICTURE, ["svd", "svd"])[0].to_dict() == planned(resnet, PICTURE, ["svd"])[0].to_dict()
+
+
+def test_layers_that_only_one_method_knows_are_factorized():
+    """spatial_svd has no layer for one-dimensional convolutions, and tt of one mode a side none for linear ones."""
+    net = nn.Sequential(nn.Conv1d(16, 32, 3, padding=1), nn.Flatten(), nn.Linear(32 * 8, 64))
+    plan, _ = planned(net, torch.randn(1, 16, 8), ["spatial_svd", "tt"])
+    assert {name: layer.method for name, layer in plan.layers.items()} == {"0": "tt", "2": "spatial_svd"}
+    alone, _ = planned(net, torch.randn(1, 16, 8), ["spatial_svd"], macs=0.6)
+    assert alone.skipped == {"0": "method spatial_svd has no layer for Conv1d"}
+
+
+def test_what_no_method_knows_is_skipped_with_a_reason():
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 64, 3))
+    plan, _ = planned(net, torch.randn(1, 16, 8, 8), ["spatial_svd", "tt"])
+    assert plan.skipped["0"] == "grouped convolution (groups=16)"
+    net = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 64))
+    rule = Budget(params=0.5, tolerance=0.2, methods=["spatial_svd", "tucker"])
+    plan = make_plan(net, rule, example_input=torch.zeros(1, 3, dtype=torch.int64))
+    assert plan.skipped["0"] == "method spatial_svd or tucker has no layer for Embedding"
+
+
+def test_given_modes_are_those_of_the_methods_that_use_them():
+    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1))
+    split = {"0": Modes((8, 8), (4, 16))}
+    rule = Budget(macs=0.1, tolerance=0.2, methods=["tt", "spatial_svd"])
+    plan = make_plan(net, rule, example_input=torch.randn(1, 64, 8, 8), modes=split)
+    assert plan["0"].method in ("tt", "spatial_svd")
+    assert plan["0"].method == "spatial_svd" or plan["0"].modes == split["0"]
+    seen: dict[str, Candidate] = {}
+
+    class Watched(Budget):
+        def choose_among(self, options):
+            seen.update({one.method: one for one in options["0"]})
+            return super().choose_among(options)
+
+    make_plan(
+        net,
+        Watched(macs=0.1, tolerance=0.2, methods=["tt", "spatial_svd"]),
+        example_input=torch.randn(1, 64, 8, 8),
+        modes=split,
+    )
+    assert seen["tt"].modes == split["0"]
+    assert seen["spatial_svd"].modes == Modes((64,), (64,))
+
+
+def test_unknown_methods_are_named():
+    with pytest.raises(PlanError, match=r"unknown method 'spatial_sdv'; .*spatial_svd"):
+        planned(SmallResNet(), X, ["tt", "spatial_sdv"])
+
+
+def test_metrics_go_with_one_method():
+    """Each method mixes other axes of a weight, so that the metrics of one are none for another."""
+    net, x = SmallResNet().eval(), torch.randn(64, *IMAGE[1:])
+    first = make_plan(net, Manual(4), method="tucker", example_input=X)
+    metrics = collect_metrics(net, first, [x])
+    with pytest.raises(ConfigError, match="methods names 2; allowed: one"):
+        planned(net, X, ["tucker", "spatial_svd"], metrics=metrics)
+    assert planned(net, X, ["tucker"], metrics=metrics)[0]
+
+
+def test_a_mixed_plan_is_saved_read_and_converted(tmp_path):
+    torch.manual_seed(7)
+    net = SmallResNet().eval()
+    plan, _ = planned(net, X, ["spatial_svd", "tucker", "svd"], macs=0.5)
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again.to_dict() == plan.to_dict()
+    small = convert(net, again)
+    for name, layer in again.layers.items():
+        dense = KINDS[layer.kind].canonical(net.get_submodule(name).weight.detach())
+        expected = layer.form.project(dense, layer.ranks, layer.modes)
+        found = KINDS[layer.kind].canonical(small.get_submodule(name).dense_weight().detach())
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_run_with_several_methods(tmp_path):
+    ranks = RanksConfig(rule="budget", macs=0.4, methods=["spatial_svd", "svd"])
+    pipeline.run(tiny(tt_ranks=None, ranks=ranks, method=MethodConfig(name="tt"), report=True), tmp_path / "run")
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert {layer["method"] for layer in plan["layers"].values()} <= {"spatial_svd", "svd"}
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0.598 <= metrics["reduction"]["macs"] <= 0.61
+    assert metrics["admm"]["status"] in ("epochs ended", "converged")
+
+
+@pytest.mark.parametrize("rule", [Ratio(0.4), Manual(4)])
+def test_other_rules_take_the_method_of_the_plan(rule):
+    plan = make_plan(SmallResNet(), rule, method="svd", example_input=X)
+    assert {layer.method for layer in plan.values()} == {"svd"}
+
+
+def test_no_methods_at_all_are_the_plan_s_own(resnet):
+    plan = make_plan(resnet, Budget(macs=0.4, methods=[]), method="svd", example_input=PICTURE)
+    assert {layer.method for layer in plan.values()} == {"svd"}
+    with pytest.raises(ConfigError, match="no target"):
+        Budget(methods=["tt"])
