@@ -230,6 +230,15 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "ranks=budget",
     ),
     (
+        lambda c: (
+            bool(c.metric_batches and c.admm.enabled and c.dense_epochs)
+            and not c.plan
+            and not {"cp", "cp3"}.isdisjoint(c.ranks.methods or [c.method.name])
+        ),
+        "metric_batches: given with cp or cp3 under ADMM, which projects them by iteration and knows no metric there; "
+        "allowed: metric_batches=0, admm=off, or another method",
+    ),
+    (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs)),
         "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
         "trained net, init=FILE or pretrain_epochs=30",

@@ -22,11 +22,6 @@ class Method:
     layers: dict[str, type[FactorizedLayer]]
     source: str
 
-    @property
-    def uses_modes(self) -> bool:
-        """Whether it splits the channels of any kind of layer into modes."""
-        return any(layer.form.uses_modes for layer in self.layers.values())
-
     def form(self, kind: str) -> Form:
         """The format's mathematics for a kind of layer."""
         return self.layers[kind].form

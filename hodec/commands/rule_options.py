@@ -243,9 +243,11 @@ def method_from(options: argparse.Namespace) -> dict[str, Any]:
     method = given if (given := METHOD.given_in(options)) is not None else METHOD.default
     if given is not None and AMONG.given_in(options) is not None:
         raise ConfigError(f"--method: {method!r} given together with --methods; allowed: one of the two")
-    if method not in METHODS:
-        close = near_matches(method, tuple(METHODS))
-        raise ConfigError(f"--method: {method!r} given; allowed: {' | '.join(METHODS)}.{close}".removesuffix("."))
+    for setting, name in [(METHOD, method), *((AMONG, name) for name in _names(AMONG.given_in(options) or ""))]:
+        if name not in METHODS:
+            close = near_matches(name, tuple(METHODS))
+            allowed = " | ".join(METHODS)
+            raise ConfigError(f"{setting.flag}: {name!r} given; allowed: {allowed}.{close}".removesuffix("."))
     modes = N_MODES.given_in(options)
     n_modes = N_MODES.default if modes is None else N_MODES.read(modes)
     return {"method": method, "n_modes": n_modes, "include": options.include, "exclude": options.exclude}

@@ -1,6 +1,6 @@
 """A plan for the layers of a graph: the same rules and the same Plan as for a model with a Python class."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +11,7 @@ from torch import nn
 
 from hodec.cost.count import Cost
 from hodec.errors import PlanError, near_matches
-from hodec.methods import any_of, get_method
+from hodec.methods import Method, get_method
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
 from hodec.onnx_graph.model_file import ModelFile, without_axes
@@ -82,13 +82,14 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
     check_rule(rule.name)
-    sites, skipped = eligible_sites(facts.constants, facts.sizes, any_of(methods_of(rule, method)), batch=facts.batch)
+    sites, skipped, fits = _sites_by_method(facts, methods_of(rule, method))
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
         rule,
         method=method,
         bind=lambda needy: _bind(needy, facts, sites, method),
+        fits=fits,
         **vars(options),
     )
     for name in list(layers):
@@ -100,6 +101,30 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
             f"no layer is left to decompose: {'; '.join(f'{n}: {r}' for n, r in list(skipped.items())[:5])}"
         )
     return _whole_plan(layers, skipped, rule.name, facts), sites
+
+
+def _sites_by_method(
+    facts: GraphFacts, methods: Sequence[str]
+) -> tuple[dict[str, GraphSite], dict[str, str], dict[str, list[str]]]:
+    """Sites that at least one method can decompose, why no method can decompose others, and each site's methods."""
+    sites: dict[str, GraphSite] = {}
+    skipped: dict[str, str] = {}
+    fits: dict[str, list[str]] = {}
+    for method in methods:
+        found, refused = eligible_sites(facts.constants, facts.sizes, get_method(method), batch=facts.batch)
+        sites |= found
+        skipped = refused | skipped
+        for name in found:
+            fits.setdefault(name, []).append(method)
+    for name, able in fits.items():
+        # a budget would not know that a file may refuse a linear tensor train: others are asked where they fit
+        others = [one for one in able if not _is_linear_train(get_method(one), sites[name])]
+        fits[name] = others or able
+    return sites, {name: reason for name, reason in skipped.items() if name not in sites}, fits
+
+
+def _is_linear_train(method: Method, site: GraphSite) -> bool:
+    return method.form(site.layer.kind).uses_modes and not site.layer.shape[2:]
 
 
 # Said of the tensor train of a linear layer where its chain of products costs more than the dense layer.

@@ -178,6 +178,7 @@ def plan_layers(  # noqa: PLR0913
     n_modes: int = 2,
     modes: Mapping[str, Modes] | None = None,
     execution: str = "auto",
+    fits: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, LayerPlan]:
     """``make_plan`` without a model: the plans of eligible layers, wherever they were found.
 
@@ -185,21 +186,19 @@ def plan_layers(  # noqa: PLR0913
         sites: the layers that ``method``, or one of the rule's, can factorize.
         skipped: why others cannot; each layer that stays dense joins them.
         bind: shows the whole net to a rule that needs it.
+        fits: layer -> the methods that can factorize it, where its kind alone does not say so.
 
     Raises:
         PlanError: as ``make_plan``.
     """
     chosen = _included(list(sites), include, exclude, skipped)
-    options: dict[str, list[Candidate]] = {}
-    refused: dict[str, str] = {}
     methods = [get_method(name) for name in methods_of(rule, method)]
-    for how in methods:
-        known = [name for name in chosen if sites[name].kind in how.layers]
-        given = modes or {} if len(methods) == 1 or how.uses_modes else {}
-        for name, split in _split_all(known, sites, how, n_modes, given, refused).items():
-            candidate = Candidate(name, how.name, sites[name], how.form(sites[name].kind), split, execution)
-            options.setdefault(name, []).append(candidate)
-    skipped |= {name: reason for name, reason in refused.items() if name not in options}
+    by_layer = {name: split for glob, split in (modes or {}).items() for name in match_names(glob, chosen, "modes of")}
+    options: dict[str, list[Candidate]] = {}
+    for name in chosen:
+        able = [one for one in methods if sites[name].kind in one.layers and (not fits or one.name in fits[name])]
+        options[name] = _options(name, sites[name], able, n_modes, by_layer.get(name), execution, skipped)
+    options = {name: candidates for name, candidates in options.items() if candidates}
     if isinstance(rule, NeedsModel):
         bind(rule)
     choices = _choices(rule, options) if options else {}
@@ -230,32 +229,35 @@ def _included(
     return [name for name in names if name not in skipped]
 
 
-def _split_all(  # noqa: PLR0913
-    names: list[str],
-    sites: Mapping[str, LayerSite],
-    method: Method,
+def _options(  # noqa: PLR0913
+    name: str,
+    site: LayerSite,
+    methods: Sequence[Method],
     n_modes: int,
-    given: Mapping[str, Modes],
+    given: Modes | None,
+    execution: str,
     skipped: dict[str, str],
-) -> dict[str, Modes]:
-    """Modes of each layer: the last glob that matches it, else the even split."""
-    by_layer = {name: split for pattern, split in given.items() for name in match_names(pattern, names, "modes of")}
-    result = {}
-    for name in names:
-        out, inp = sites[name].shape[:2]
-        form = method.form(sites[name].kind)
-        if not form.uses_modes and name in by_layer:
-            raise PlanError(f"{name}: method {method.name} splits no channels into modes; leave method.modes out")
-        split = by_layer.get(name) or Modes.split(inp, out, n_modes if form.uses_modes else 1)
+) -> list[Candidate]:
+    """What each method makes of a layer; where none can do anything, the first one's reason joins ``skipped``."""
+    forms = {method.name: method.form(site.kind) for method in methods}
+    if given is not None and not any(form.uses_modes for form in forms.values()):
+        raise PlanError(f"{name}: method {' or '.join(forms)} splits no channels into modes; leave method.modes out")
+    out, inp = site.shape[:2]
+    found, reasons = [], []
+    for method, form in forms.items():
+        split = (given if form.uses_modes else None) or Modes.split(inp, out, n_modes if form.uses_modes else 1)
         split.check(inp, out)
-        least = form.min_modes
-        if len(split.inputs) < least:
-            skipped[name] = f"method {method.name} needs at least {least} modes a side for a {sites[name].kind} layer"
-        elif reason := form.unsuitable(sites[name].shape, split):
-            skipped[name] = reason
+        if len(split.inputs) < form.min_modes:
+            reasons.append(f"method {method} needs at least {form.min_modes} modes a side for a {site.kind} layer")
+        elif reason := form.unsuitable(site.shape, split):
+            reasons.append(reason)
         else:
-            result[name] = split
-    return result
+            # a choice among methods is not to end at an execution that one of them lacks
+            how = execution if len(forms) == 1 or execution in form.executions else "auto"
+            found.append(Candidate(name, method, site, form, split, how))
+    if not found:
+        skipped[name] = reasons[0]
+    return found
 
 
 def _affordable(

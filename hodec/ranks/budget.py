@@ -15,6 +15,7 @@ from hodec.metric import Metric
 from hodec.plan import LayerPlan
 from hodec.ranks.allotment import Allotment, allot, closer, least
 from hodec.ranks.base import Candidate, Choice
+from hodec.ranks.greedy_stats import GreedyStats
 from hodec.ranks.importance import Weights, checked_weights, importance
 from hodec.ranks.menu import COUNTED, Item, Menu, MixedMenu, Resource
 from hodec.ranks.rounding import Rounding
@@ -52,8 +53,8 @@ class Budget:
         round_to, min_rank, max_rank: limits of all ranks, see ``Rounding``.
 
     Raises:
-        ConfigError: no target, a number out of its range, ``latency_ms`` without latency tables, or ``metrics``
-            together with several ``methods``.
+        ConfigError: no target, a number out of its range, ``latency_ms`` without latency tables, or ``metrics`` or
+            ``Greedy.stats`` together with several ``methods``.
 
     Source: Shoham and Gersho, Efficient Bit Allocation for an Arbitrary Set of Quantizers, IEEE Trans. ASSP
     36(9), 1988, whose bits are costs here.
@@ -98,15 +99,22 @@ class Budget:
         self.latency_ms, self.rest_ms = latency_ms, rest_ms
         self.latency, self.dense_latency, self.latency_table = latency, dense_latency, latency_table
         self.tolerance = tolerance
-        self.methods = tuple(dict.fromkeys(methods or ()))
-        if self.metrics and len(self.methods) > 1:
-            raise ConfigError(
-                f"budget: metrics are those of one method's plan, but methods names {len(self.methods)}; allowed: one"
-            )
+        self.methods = self._checked_methods(methods)
         self.rounding = Rounding(round_to, min_rank, max_rank)
         self.found: Allotment | None = None
         self._dense: Cost | None = None
         self._net: tuple[nn.Module, Inputs] | None = None
+
+    def _checked_methods(self, methods: Sequence[str] | None) -> tuple[str, ...]:
+        if isinstance(methods, str):
+            raise ConfigError(f"ranks.methods={methods!r} is no list; give ranks.methods=[{methods}]")
+        names = tuple(dict.fromkeys(methods or ()))
+        for what, bound in (("metrics", bool(self.metrics)), ("weights", isinstance(self.weights, GreedyStats))):
+            if bound and len(names) > 1:
+                raise ConfigError(
+                    f"budget: {what} of one method's ranks are given, but methods names {len(names)}; allowed: one"
+                )
+        return names
 
     def bind(self, model: nn.Module, example_input: Inputs, method: str = "") -> None:
         """Count what the whole dense net costs; ``choose`` needs it."""
@@ -147,7 +155,14 @@ class Budget:
 
     def _menu(self, several: Sequence[Candidate], resources: list[Resource], weight: float) -> Menu | MixedMenu:
         menus = [
-            Menu(self._by_outputs(candidate), resources, weight=weight, rounding=self.rounding) for candidate in several
+            Menu(
+                self._by_outputs(candidate),
+                resources,
+                weight=weight,
+                rounding=self.rounding,
+                measured=len(self.methods) > 1,
+            )
+            for candidate in several
         ]
         return menus[0] if len(menus) == 1 else MixedMenu(menus)
 

@@ -20,6 +20,8 @@ from hodec.ranks.spectra import Spectrum, spectra
 
 # Ranks that a path is sampled at; finer ones are looked at near the solution.
 STEPS = 64
+# Ranks at which a layer is projected to bring estimated losses to scale; losses below need no scale.
+SAMPLES, NEGLIGIBLE = 8, 1e-6
 # Spectra remembered: a number a singular value, so thousands of layers take some ten megabytes.
 REMEMBERED = 4096
 
@@ -116,6 +118,39 @@ class Losses:
         return np.unique(ranks.T, axis=0)[::-1].tolist()  # type: ignore[no-any-return]
 
 
+class MeasuredLosses(Losses):
+    """``Losses`` brought to scale by measuring, so that they compare with those of other methods.
+
+    Where the singular values do not tell exactly what ranks lose, the weight is projected at a few ranks of the
+    path, and the estimate in between is multiplied by what was found there.
+    """
+
+    def __init__(self, candidate: Candidate, found: Sequence[Spectrum], rounding: Rounding) -> None:
+        super().__init__(found)
+        self._scale: tuple[list[float], list[float]] = ([0.0], [1.0])
+        if len(self.tails) > 1 or candidate.form.iterative:
+            self._scale = self._measure(candidate, rounding)
+
+    def at(self, ranks: Sequence[int]) -> float:
+        """The share lost at these ranks."""
+        estimate = super().at(ranks)
+        return min(1.0, estimate * float(np.interp(estimate, *self._scale)))
+
+    def _measure(self, candidate: Candidate, rounding: Rounding) -> tuple[list[float], list[float]]:
+        """Estimates, rising, and what to multiply each with."""
+        weight = candidate.site.weight.detach().float()
+        whole, estimate_at = float(weight.square().sum()), super().at
+        fitted = dict.fromkeys(rounding.apply(candidate, tuple(ranks))[0] for ranks in self.path(STEPS))
+        offered = [ranks for ranks in fitted if candidate.planned(ranks).saves() and estimate_at(ranks) > NEGLIGIBLE]
+        seen: dict[float, float] = {}
+        for k in np.unique(np.linspace(0, len(offered) - 1, SAMPLES).round().astype(int)) if offered else ():
+            lost = weight - candidate.form.project(weight, offered[k], candidate.modes)
+            estimate = estimate_at(offered[k])
+            seen[estimate] = float(lost.square().sum()) / whole / estimate
+        estimates = sorted(seen) or [0.0]
+        return estimates, [seen.get(estimate, 1.0) for estimate in estimates]
+
+
 class Menu:
     """The options of one layer seen so far; every one saves something and costs nowhere more than dense.
 
@@ -127,6 +162,7 @@ class Menu:
         steps: ranks that its path is sampled at.
         found: its spectra, where they are known or not worth remembering.
         nested: offer one path only, on which no rank falls where another rises.
+        measured: bring losses to scale by projecting, which takes longer; for comparing methods.
     """
 
     def __init__(
@@ -139,10 +175,12 @@ class Menu:
         steps: int = STEPS,
         found: Sequence[Spectrum] | None = None,
         nested: bool = False,
+        measured: bool = False,
     ) -> None:
         self.candidate, self.resources, self.weight = candidate, resources, weight
         self.rounding = rounding or Rounding()
-        self.losses = Losses(remembered_spectra(candidate) if found is None else found)
+        spectra_of = remembered_spectra(candidate) if found is None else found
+        self.losses = MeasuredLosses(candidate, spectra_of, self.rounding) if measured else Losses(spectra_of)
         self._template = candidate.planned(candidate.most)
         self._seen: dict[tuple[int, ...], Item | None] = {}
         self._asked: dict[tuple[int, ...], Item | None] = {}

@@ -118,6 +118,7 @@ def test_method_options():
     for argv, message in (
         (["--method", "tuker"], "--method: 'tuker' given; allowed: " + " | ".join(METHODS)),
         (["--method", ""], "--method: '' given"),
+        (["--methods", "tt,svdd"], "--methods: 'svdd' given; allowed: " + " | ".join(METHODS)),
         (
             ["--method", "tt", "--methods", "tt,svd"],
             "--method: 'tt' given together with --methods; allowed: one of the",

@@ -20,6 +20,7 @@ from hodec.models import build_model
 from hodec.plan import Plan
 from hodec.ranks import Candidate, Manual, Ratio, make_plan
 from hodec.ranks.budget import Budget
+from hodec.ranks.greedy_stats import GreedyStats
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -35,6 +36,11 @@ def resnet() -> nn.Module:
 def planned(model: nn.Module, x: Tensor, methods: list[str] | None, **settings: object) -> tuple[Plan, Budget]:
     rule = Budget(methods=methods, **({"macs": 0.4, "tolerance": 0.2} | settings))
     return make_plan(model, rule, example_input=x, n_modes=1), rule
+
+
+def lost(model: nn.Module, plan: Plan) -> float:
+    """The sum over layers of the squared relative error, as measured."""
+    return sum(error**2 for error in conversion_errors(model, plan).values())
 
 
 def test_each_layer_takes_the_method_that_fits_its_weight():
@@ -59,8 +65,9 @@ def test_each_layer_takes_the_method_that_fits_its_weight():
 def test_a_choice_of_methods_loses_no_more_than_the_best_of_them(resnet, targets):
     settings = {"macs": None} | targets
     plan, mixed = planned(resnet, PICTURE, ALL, tolerance=0.005, **settings)
-    losses = {method: planned(resnet, PICTURE, [method], **settings)[1].found.loss for method in ALL}
-    assert mixed.found.loss <= min(losses.values()) * 1.002, losses  # single ranks are filled in one after the other
+    losses = {method: lost(resnet, planned(resnet, PICTURE, [method], **settings)[0]) for method in ALL}
+    assert lost(resnet, plan) <= min(losses.values()) * 1.002, losses  # single ranks are filled in one after the other
+    assert mixed.found.loss == pytest.approx(lost(resnet, plan), rel=0.02)
     kept = {key: 1 - plan.reduction[key] for key in targets}
     shares = [kept[key] / target for key, target in targets.items()]
     assert 0.995 <= max(shares) <= 1
@@ -81,7 +88,7 @@ def test_layers_that_only_one_method_knows_are_factorized():
     """spatial_svd has no layer for one-dimensional convolutions, and tt of one mode a side none for linear ones."""
     net = nn.Sequential(nn.Conv1d(16, 32, 3, padding=1), nn.Flatten(), nn.Linear(32 * 8, 64))
     plan, _ = planned(net, torch.randn(1, 16, 8), ["spatial_svd", "tt"])
-    assert {name: layer.method for name, layer in plan.layers.items()} == {"0": "tt", "2": "spatial_svd"}
+    assert [(name, layer.method) for name, layer in plan.layers.items()] == [("0", "tt"), ("2", "spatial_svd")]
     alone, _ = planned(net, torch.randn(1, 16, 8), ["spatial_svd"], macs=0.6)
     assert alone.skipped == {"0": "method spatial_svd has no layer for Conv1d"}
 
@@ -118,6 +125,50 @@ def test_given_modes_are_those_of_the_methods_that_use_them():
     )
     assert seen["tt"].modes == split["0"]
     assert seen["spatial_svd"].modes == Modes((64,), (64,))
+
+
+def test_modes_have_to_fit_a_layer_and_a_method():
+    net, x = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 4, 64)), torch.randn(1, 64, 4, 4)
+    with pytest.raises(PlanError, match="method svd or tucker splits no channels into modes"):
+        make_plan(net, Budget(macs=0.4, methods=["svd", "tucker"]), example_input=x, modes={"0": Modes((8, 8), (8, 8))})
+    with pytest.raises(PlanError, match="modes of 'nope' matches no layer"):
+        make_plan(net, Budget(macs=0.4, methods=["svd", "tt"]), example_input=x, modes={"nope": Modes((8, 8), (8, 8))})
+    net = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(256, 64))
+    rule, x = Budget(params=0.4, tolerance=0.2, methods=["tt_classical", "tt"]), torch.randn(1, 8, 8, 8)
+    plan = make_plan(net, rule, example_input=x, modes={"2": Modes((16, 16), (8, 8))}, n_modes=1)
+    assert plan["2"].modes == Modes((16, 16), (8, 8))  # tt_classical knows no linear layers
+
+
+def test_an_execution_is_that_of_the_methods_that_have_it():
+    net = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
+    rule = Budget(macs=0.3, methods=["tt", "svd"])
+    plan = make_plan(net, rule, example_input=torch.randn(1, 64, 8, 8), execution="chain")
+    assert all(layer.execution == ("chain" if layer.method == "tt" else "auto") for layer in plan.values())
+
+
+def test_cp_is_compared_by_what_it_loses_not_by_where_it_starts():
+    """The orthogonal start of a CP loses far more than the CP it ends at."""
+    torch.manual_seed(3)
+    factors = [torch.randn(side, 6) for side in (16, 12, 3, 3)]
+    net = nn.Sequential(nn.Conv2d(12, 16, 3))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.einsum("or,ir,kr,cr->oikc", *factors))
+    plan, rule = planned(net, torch.randn(1, 12, 8, 8), ["spatial_svd", "cp"], macs=0.17)
+    alone, _ = planned(net, torch.randn(1, 12, 8, 8), ["spatial_svd"], macs=0.17)
+    assert plan["0"].method == "cp"
+    assert rule.found.loss < 0.02
+    assert lost(net, alone) > 0.1
+
+
+def test_a_text_is_no_list_of_methods():
+    with pytest.raises(ConfigError, match=r"ranks.methods='tt' is no list; give ranks.methods=\[tt\]"):
+        Budget(macs=0.4, methods="tt")
+
+
+def test_scores_of_a_search_go_with_one_method():
+    stats = GreedyStats("macs", 0.5, 0.48, 0.8, 0.9375, 0.71, 0.48, 0.625, {}, {}, {})
+    with pytest.raises(ConfigError, match="weights of one method's ranks are given, but methods names 2"):
+        Budget(macs=0.4, weights=stats, methods=["tt", "svd"])
 
 
 def test_unknown_methods_are_named():
