@@ -17,6 +17,8 @@ RUNS = {
     "d_admm": ("D ADMM, then taught", "#1d4ed8"),
     "d_admm_scaled": ('D" taught in both, one schedule', "#0f766e"),
     "f_no_dual": ("F as D, without U", "#a21caf"),
+    "e_spatial_svd": ("E with spatial_svd", "#dc2626"),
+    "d_spatial_svd": ('D" with spatial_svd', "#65a30d"),
 }
 
 

@@ -120,7 +120,9 @@ def _sites_by_method(
         # a budget would not know that a file may refuse a linear tensor train: others are asked where they fit
         others = [one for one in able if not _is_linear_train(get_method(one), sites[name])]
         fits[name] = others or able
-    return sites, {name: reason for name, reason in skipped.items() if name not in sites}, fits
+    uses, _ = weight_uses(facts.constants, facts.sizes)
+    ordered = {use.name: sites[use.name] for use in uses if use.name in sites}
+    return ordered, {name: reason for name, reason in skipped.items() if name not in sites}, fits
 
 
 def _is_linear_train(method: Method, site: GraphSite) -> bool:

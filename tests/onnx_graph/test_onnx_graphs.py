@@ -397,6 +397,20 @@ def test_each_layer_of_a_file_takes_a_method_that_fits_it(tmp_path, methods, alp
     answer(out, x=np.ones((1, 64), np.float32))
 
 
+def test_layers_of_several_methods_stay_in_the_order_of_the_graph(tmp_path):
+    """spatial_svd has no layer for the first node, a one-dimensional convolution."""
+    nodes = [
+        node("Conv", "x w", "h", name="c"), node("Flatten", "h", "f"), node("Gemm", "f v", "y", name="g"),
+    ]  # fmt: skip
+    weights = {"w": numbers(32, 16, 3), "v": numbers(32 * 8, 64)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 16, 10)})
+    rule = Budget(params=0.5, tolerance=0.3, weights={"c": 0.0}, methods=["spatial_svd", "tucker"])
+    outcome, _ = decompose(source, rule, options=Options())
+    assert [(name, layer.method) for name, layer in outcome.plan.layers.items()] == [
+        ("c", "tucker"), ("g", "spatial_svd"),
+    ]  # fmt: skip
+
+
 def test_what_no_method_fits_has_the_first_one_s_reason(tmp_path):
     nodes = [node("Conv", "x w", "h", name="c"), node("Conv", "h d", "y", name="d", group=8)]
     weights = {"w": numbers(8, 8, 3, 3), "d": numbers(8, 1, 3, 3)}
