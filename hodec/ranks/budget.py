@@ -48,7 +48,8 @@ class Budget:
         latency: planned layer -> its milliseconds.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
         rest_ms: milliseconds of everything else in the net; a table measures them.
-        methods: names in ``hodec.METHODS`` among which each layer takes the one that loses least; None: the plan's.
+        methods: names in ``hodec.METHODS`` among which each layer takes the one that loses least, by losses that are
+            measured at some ranks; None: the plan's method, by singular values alone.
         tolerance: how far below a target the net may stay, as a share of it, 0..1.
         round_to, min_rank, max_rank: limits of all ranks, see ``Rounding``.
 
@@ -160,7 +161,7 @@ class Budget:
                 resources,
                 weight=weight,
                 rounding=self.rounding,
-                measured=len(self.methods) > 1,
+                measured=bool(self.methods),
             )
             for candidate in several
         ]

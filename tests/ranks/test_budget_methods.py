@@ -160,6 +160,16 @@ def test_cp_is_compared_by_what_it_loses_not_by_where_it_starts():
     assert lost(net, alone) > 0.1
 
 
+def test_one_method_in_a_list_has_its_losses_measured():
+    torch.manual_seed(4)
+    net, x = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3)), torch.randn(1, 12, 8, 8)
+    plan, listed = planned(net, x, ["cp"], macs=0.3)
+    told = Budget(macs=0.3, tolerance=0.2)
+    by_start = make_plan(net, told, method="cp", example_input=x)
+    assert listed.found.loss == pytest.approx(lost(net, plan), rel=0.1)
+    assert told.found.loss > 1.1 * lost(net, by_start)
+
+
 def test_a_text_is_no_list_of_methods():
     with pytest.raises(ConfigError, match=r"ranks.methods='tt' is no list; give ranks.methods=\[tt\]"):
         Budget(macs=0.4, methods="tt")
