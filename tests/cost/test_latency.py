@@ -264,8 +264,8 @@ def test_greedy_spends_milliseconds():
 
 
 def test_settings_bring_the_table_of_this_machine():
-    settings = {"macs": None, "params": None, "latency_ms": 3.0, "tolerance": 0.005, "round_to": 1, "min_rank": 1,
-                "max_rank": None}  # fmt: skip
+    settings = {"macs": None, "params": None, "latency_ms": 3.0, "methods": None, "tolerance": 0.005, "round_to": 1,
+                "min_rank": 1, "max_rank": None}  # fmt: skip
     rule = build_rule("budget", settings)
     assert isinstance(rule.latency_table, LatencyTable)
     assert build_rule("budget", settings | {"latency_ms": None, "macs": 0.5}).latency_table is None
