@@ -20,10 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hodec.config_values import (
     Allowed,
+    bad_empty_list,
     bad_globs,
     bad_interval,
     bad_modes,
-    bad_names,
     bad_ranks,
     bad_rho,
     bad_scale,
@@ -92,7 +92,7 @@ class RanksConfig:
     macs: float | None = setting(None, above=0, high=1)
     params: float | None = setting(None, above=0, high=1)
     latency_ms: float | None = setting(None, above=0)
-    methods: list[str] | None = setting(None, words="null or a list of methods: [tt,spatial_svd]", check=bad_names)
+    methods: list[str] | None = setting(None, words="null or a list of methods: [tt,spatial_svd]", check=bad_empty_list)
     tolerance: float = setting(0.005, above=0, below=1)
     candidates: int = setting(10, low=2)
     monotonic: bool = False

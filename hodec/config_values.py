@@ -140,8 +140,8 @@ def bad_globs(value: Any) -> BadParts:
         yield "", value
 
 
-def bad_names(value: Any) -> BadParts:
-    """Yield a list of names that is empty."""
+def bad_empty_list(value: Any) -> BadParts:
+    """Yield a list that is empty."""
     if not value:
         yield "", value
 

@@ -90,7 +90,7 @@ def _names(text: str) -> list[str]:
 
 READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, list[str]: _names, Any: _free_form}
 
-AMONG = Setting(
+METHOD_LIST = Setting(
     "--methods", "ranks.methods", "instead of --method: each layer takes what loses least", "NAMES", "tt,spatial_svd,.."
 )
 SETTINGS = (
@@ -102,7 +102,7 @@ SETTINGS = (
     Setting("--macs", "ranks.macs", "share of the whole net's multiply-adds to keep"),
     Setting("--params", "ranks.params", "share of the whole net's parameters to keep"),
     Setting("--latency-ms", "ranks.latency_ms", "milliseconds of the whole net for one image on this machine"),
-    AMONG,
+    METHOD_LIST,
     Setting("--tolerance", "ranks.tolerance", "how far below the targets the net may stay, as a share of them"),
     Setting("--round-to", "ranks.round_to", "ranks become multiples of this, rounded up"),
     Setting("--min-rank", "ranks.min_rank", "least rank"),
@@ -241,9 +241,12 @@ def method_from(options: argparse.Namespace) -> dict[str, Any]:
     from hodec.methods import METHODS
 
     method = given if (given := METHOD.given_in(options)) is not None else METHOD.default
-    if given is not None and AMONG.given_in(options) is not None:
+    if given is not None and METHOD_LIST.given_in(options) is not None:
         raise ConfigError(f"--method: {method!r} given together with --methods; allowed: one of the two")
-    for setting, name in [(METHOD, method), *((AMONG, name) for name in _names(AMONG.given_in(options) or ""))]:
+    for setting, name in [
+        (METHOD, method),
+        *((METHOD_LIST, name) for name in _names(METHOD_LIST.given_in(options) or "")),
+    ]:
         if name not in METHODS:
             close = near_matches(name, tuple(METHODS))
             allowed = " | ".join(METHODS)

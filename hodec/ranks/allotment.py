@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hodec.ranks.knapsack import Numbers, Solution, into_band, solve
-from hodec.ranks.menu import Item, Menu, MixedMenu, Resource
+from hodec.ranks.menu import Item, LayerMenu, Resource
 
 # Rounds of solving and looking at finer ranks near the solution; they end early when nothing is gained.
 ROUNDS = 4
@@ -38,7 +38,7 @@ class Allotment:
         return {r.name: r.fixed + mine for r, mine in zip(resources, sums, strict=True)}
 
 
-def allot(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource]) -> Allotment | None:
+def allot(menus: Mapping[str, LayerMenu], resources: Sequence[Resource]) -> Allotment | None:
     """The items that lose least within the resources' limits; None if none keep them.
 
     The menus are refined near the solution; then single ranks are raised one by one while they fit.
@@ -58,7 +58,7 @@ def allot(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource]) 
     return None if found is None else _fill(menus, resources, found)
 
 
-def _solve(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource], *, pairs: bool) -> Allotment | None:
+def _solve(menus: Mapping[str, LayerMenu], resources: Sequence[Resource], *, pairs: bool) -> Allotment | None:
     offers = {name: menu.items() for name, menu in menus.items()}
     losses, costs = _tables(offers)
     solution: Solution | None = solve(losses, costs, [r.room for r in resources], pairs=pairs)
@@ -69,7 +69,7 @@ def _solve(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource],
     return Allotment(picked, prices, solution.bound)
 
 
-def _fill(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource], found: Allotment) -> Allotment:
+def _fill(menus: Mapping[str, LayerMenu], resources: Sequence[Resource], found: Allotment) -> Allotment:
     """Raise single ranks while that fits, the one that gains most per share of what is left first."""
     items = dict(found.items)
     rooms = np.array([r.room for r in resources])
@@ -95,7 +95,7 @@ def _fill(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource], 
 
 
 def closer(
-    menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource], found: Allotment, share: float
+    menus: Mapping[str, LayerMenu], resources: Sequence[Resource], found: Allotment, share: float
 ) -> Allotment | None:
     """The least loss at which one limit is used up to ``share``, by changing two layers of ``found``; or None."""
     offers = {name: list(dict.fromkeys([*menu.items(), found.items[name]])) for name, menu in menus.items()}
@@ -114,7 +114,7 @@ def _tables(offers: Mapping[str, list[Item]]) -> tuple[list[Numbers], list[Numbe
     return losses, costs
 
 
-def least(menus: Mapping[str, Menu | MixedMenu], resources: Sequence[Resource]) -> dict[str, float]:
+def least(menus: Mapping[str, LayerMenu], resources: Sequence[Resource]) -> dict[str, float]:
     """The least that the whole net can cost in each resource, each taken alone."""
     return {
         r.name: r.fixed + sum(min(item.costs[k] for item in menu.items()) for menu in menus.values())

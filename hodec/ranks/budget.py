@@ -17,7 +17,7 @@ from hodec.ranks.allotment import Allotment, allot, closer, least
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.greedy_stats import GreedyStats
 from hodec.ranks.importance import Weights, checked_weights, importance
-from hodec.ranks.menu import COUNTED, Item, Menu, MixedMenu, Resource
+from hodec.ranks.menu import COUNTED, Item, LayerMenu, Menu, MixedMenu, Resource
 from hodec.ranks.rounding import Rounding
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Budget:
         log.info("budget: %s; weighted squared errors sum to %.4g", self._met(found, resources), found.loss)
         return {name: _choice(menus[name], item) for name, item in found.items.items()}
 
-    def _menu(self, several: Sequence[Candidate], resources: list[Resource], weight: float) -> Menu | MixedMenu:
+    def _menu(self, several: Sequence[Candidate], resources: list[Resource], weight: float) -> LayerMenu:
         menus = [
             Menu(
                 self._by_outputs(candidate),
@@ -236,9 +236,7 @@ class Budget:
             "or use a method that compresses further"
         )
 
-    def _met_closely(
-        self, menus: Mapping[str, Menu | MixedMenu], found: Allotment, resources: list[Resource]
-    ) -> Allotment:
+    def _met_closely(self, menus: Mapping[str, LayerMenu], found: Allotment, resources: list[Resource]) -> Allotment:
         used = found.used(resources)
         shares = {r.name: used[r.name] / r.limit for r in resources}
         if max(shares.values()) >= 1 - self.tolerance or found.loss <= NO_LOSS:
@@ -256,7 +254,7 @@ class Budget:
         )
 
 
-def _choice(menu: Menu | MixedMenu, item: Item) -> Choice:
+def _choice(menu: LayerMenu, item: Item) -> Choice:
     if item.ranks is not None:
         return Choice(item.ranks, method=item.method)
     if menu.largest() is None:

@@ -278,6 +278,10 @@ class MixedMenu:
         return self.menus[item.method].near(item) if item.ranks else []
 
 
+# What a layer can become, under one method or several.
+LayerMenu = Menu | MixedMenu
+
+
 def best_of(items: Sequence[Item]) -> list[Item]:
     """The items that no other beats in loss and every cost."""
     losses = np.array([item.loss for item in items])
