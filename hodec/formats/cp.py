@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
-from hodec.formats.cp_als import factorize, khatri_rao, recoverable, start_values
+from hodec.formats.cp_als import factorize
+from hodec.formats.cp_components import khatri_rao
+from hodec.formats.cp_starts import recoverable, start_values
 from hodec.formats.modes import Modes
 from hodec.formats.staged import Stage, StagedForm, spatial_axes
 
