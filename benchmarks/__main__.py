@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # name -> module; imported only when wanted, and after the threads are pinned
 GROUPS = {
     "decompose": "benchmarks.decompose",
+    "cp": "benchmarks.cp",
     "big": "benchmarks.big",
     "vbmf": "benchmarks.vbmf",
     "admm": "benchmarks.admm_cost",

@@ -1,6 +1,6 @@
 """How far one gradient step moves the weights of the dense net, and of the factorized net with the same weights.
 
-    python experiments/resnet20_cifar10_jpeg/step_sizes.py DENSE.safetensors DATA
+    python experiments/resnet20_cifar10_jpeg/step_sizes.py DENSE.safetensors DATA [PLAN.json]
 
 Both nets hold the truncated weights and see the same 512 training pictures; the step is plain gradient descent at the
 same learning rate, small enough to be linear. For the factorized layers the step of their product is measured.
@@ -43,7 +43,7 @@ def step_sizes(net: nn.Module, plan: Plan, images: Tensor, labels: Tensor) -> di
 def main() -> None:
     """Print the ratio per layer and its median."""
     torch.set_num_threads(1)
-    plan = Plan.load(Path(__file__).parent / "plan.json")
+    plan = Plan.load(sys.argv[3] if len(sys.argv) > 3 else Path(__file__).parent / "plan.json")
     dense = build_model("resnet20", in_channels=3, num_classes=10, image_size=32)
     load_weights(dense, sys.argv[1])
     small = convert(dense, plan)

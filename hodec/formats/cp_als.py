@@ -1,6 +1,6 @@
 """CP by alternating least squares: sums of ``rank`` outer products of vectors, batched, in float64, without luck.
 
-Random numbers come from a seed of its own, the same every time; no element of a batch depends on the others.
+The same answer every time; no element of a batch depends on the others.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,13 @@ EXACT = 1e-11
 PROXIMAL = 1e-13
 # The goal is |x - sum|^2 + damping |norms of the components|^2. These are its dampings, one after the other, and how
 # many rounds each has at most. Components kept small at first do not run into the optima where large ones cancel each
-# other, which are no nearer and where a small step in the factors is a large one in the sum.
+# other, which are hardly nearer if at all, and where a small step in the factors is a large one in the sum.
 DAMPINGS = ((3e-2, 3), (1e-2, 3), (3e-3, 3), (1e-3, 15), (1e-4, 15), (1e-5, 15), (0.0, 15))
-# Those for a start that is near; it is at such an optimum already.
+# Those for a start that is near.
 NEAR_DAMPINGS = DAMPINGS[3:]
+# Copies of one component have smaller norms than the component, at the price of others that are then missing:
+# components of a cosine above this are taken for such.
+COPIES = 0.9
 # Where the second term is at most this share of the first, less damping would hardly bring the sum nearer.
 SHARE = 0.03
 # Norm of the components' norms, over that of the tensor, beyond which a weaker damping is not followed.
@@ -44,14 +47,15 @@ def factorize(tensors: Tensor, rank: int, start: Sequence[Tensor] | None = None)
     Args:
         tensors: (B, n_1, .., n_m), finite.
         rank: number of components, at least 1.
-        start: factors (B, n_k, rank), one per side, to improve instead.
+        start: factors (B, n_k, rank), one per side, to improve instead; the result is at least as near as they are,
+            unless their norms are beyond all bounds.
 
     Returns:
         float64 factors (B, n_k, rank), one per side.
 
     Source: Kolda and Bader, Tensor Decompositions and Applications, SIAM Review 51(3), 2009: section 3.4;
     extrapolation: Ang, Cohen, Hien, Gillis, Extrapolated alternating algorithms for approximate CP, ICASSP 2020;
-    bounded norms: Phan et al., Stable Low-rank Tensor Decomposition for Compression of CNNs, ECCV 2020.
+    small components: after Phan et al., Stable Low-rank Tensor Decomposition for Compression of CNNs, ECCV 2020.
     """
     work = tensors.detach().double()
     norms = work.flatten(1).norm(dim=1)
@@ -86,7 +90,7 @@ def _fit(tensors: Tensor, rank: int, *, near: Components | None) -> Components:
     """Components of unit tensors (B, n_1 >= n_2 >= ..), from ``near`` if given."""
     if tensors.ndim == 3:  # matrices: the start is the truncated SVD
         return orthogonal_start(tensors, rank)
-    found = _searched(tensors, rank) if near is None else _eased(tensors, near, NEAR_DAMPINGS)[0]
+    found = _searched(tensors, rank) if near is None else _improved(tensors, near)
     index = (found.growth() > LIMIT).nonzero()[:, 0]  # as those given may be
     if len(index):
         found = found.put(index, _searched(tensors[index], rank))
@@ -99,9 +103,30 @@ def _searched(tensors: Tensor, rank: int) -> Components:
     found, done = _recover(tensors, start, rank)
     index = (~done).nonzero()[:, 0]
     if len(index):
-        other, error = _eased(tensors[index], moved(start.pick(index)), DAMPINGS)
+        other, error = _descended(tensors[index], moved(start.pick(index)))
         mine = found.pick(index)
         found = found.put(index, other.where(error < mine.residual(tensors[index]), mine))
+    return found
+
+
+def _descended(tensors: Tensor, start: Components) -> tuple[Components, Tensor]:
+    """From strong to weak damping, or by none where that led to copies; with the errors, (B,)."""
+    found, error = _eased(tensors, start, DAMPINGS)
+    index = (found.closest() > COPIES).nonzero()[:, 0]
+    if len(index):
+        other, left = _alternate(tensors[index], start.pick(index))
+        better = (left < error[index]) & (other.growth() <= LIMIT)
+        found = found.put(index, other.where(better, found.pick(index)))
+        error = error.index_copy(0, index, torch.where(better, left, error[index]))
+    return found, error
+
+
+def _improved(tensors: Tensor, near: Components) -> Components:
+    """Nearer than ``near``; with smaller components where that costs nothing."""
+    found, error = _eased(tensors, near, NEAR_DAMPINGS)
+    index = (error > near.residual(tensors)).nonzero()[:, 0]
+    if len(index):
+        found = found.put(index, _alternate(tensors[index], near.pick(index))[0])
     return found
 
 

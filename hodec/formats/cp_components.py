@@ -39,6 +39,12 @@ class Components:
         """Norm of the weights, (B,): at most 1 for orthogonal components of a unit tensor."""
         return self.weights.norm(dim=1)
 
+    def closest(self) -> Tensor:
+        """Cosine of the two components that are most alike, (B,); -1 where there is one only."""
+        cosines = torch.stack([c.mT @ c for c in self.columns]).prod(0)
+        same = torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
+        return cosines.masked_fill(same, -1).flatten(1).amax(1)
+
     def residual(self, tensors: Tensor) -> Tensor:
         """Norm of what the sum leaves of the tensors (B, n_1, ..), (B,)."""
         first, *rest = self.columns

@@ -18,7 +18,7 @@ from hodec.plan import Plan
 from hodec.ranks import Learned, Manual, make_plan
 from hodec.ranks.learned import RankLearner
 
-RANK = 20  # beyond every side: a CP of this rank is not unique to find
+RANK = 30  # beyond every side: a CP of this rank is not unique to find
 
 
 ALONE = Processes()
@@ -28,6 +28,10 @@ ALONE = Processes()
 def cp() -> tuple[nn.Module, Plan]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3))
+    for conv in (net[0], net[2]):  # of channels that matter less and less: of white noise a CP is found again
+        for axis, n in enumerate(conv.weight.shape[:2]):
+            basis = torch.linalg.qr(torch.randn(n, n))[0] * torch.arange(1.0, n + 1).rsqrt()
+            conv.weight.data = torch.tensordot(basis, conv.weight.data, ([1], [axis])).movedim(0, axis)
     return net, make_plan(net, Manual(RANK), method="cp", example_input=torch.zeros(1, 12, 9, 9))
 
 

@@ -178,6 +178,22 @@ def test_the_published_chain_is_a_convolution_with_its_dense_weight():
     torch.testing.assert_close(chain(x), conv(x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the other library's own
+def test_both_cps_are_sums_of_the_products_that_are_measured():
+    pytest.importorskip("tensorly")
+    from benchmarks.cp import by_hodec, by_tensorly
+    from benchmarks.kernels import kernel
+
+    weight = kernel(8, 6, 3)
+    for way in (by_hodec, by_tensorly):
+        fit = way(weight, 5)
+        assert all(factor.shape[1] == 5 for factor in fit.factors)
+        whole = torch.einsum("or,ir,hr,wr->oihw", *fit.factors)
+        torch.testing.assert_close(fit.whole, whole, rtol=1e-4, atol=1e-4)
+        norms = [torch.einsum("o,i,h,w->oihw", *(f[:, r] for f in fit.factors)).norm() for r in range(5)]
+        assert fit.size(weight) == pytest.approx(float(torch.stack(norms).norm() / weight.norm()), rel=1e-4)
+
+
 def test_kept_bytes_are_those_of_one_picture_more():
     from benchmarks.training import kept_bytes
 

@@ -207,6 +207,35 @@ def test_components_are_small_and_the_sum_as_near(rank: int, decay: float, monke
     assert size < free_size / 2
 
 
+def test_a_strong_component_is_not_split_at_the_price_of_weak_ones(monkeypatch: pytest.MonkeyPatch):
+    """Copies of one have a smaller norm than the one, but a weak component would be missing for each."""
+    shape, generator = (16, 12, 3, 3), torch.Generator().manual_seed(0)
+    bases = [torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0] for n in shape]
+    parts = [basis[:, torch.arange(8) % len(basis)] for basis in bases]
+    sizes = torch.tensor([1.0] + [0.2] * 7, dtype=torch.float64)
+    w = torch.einsum("r,ir,jr,kr,lr->ijkl", sizes, *parts) + 0.02 * kernel(shape)
+    assert error(w, 8) < 0.02
+    monkeypatch.setattr("hodec.formats.cp_als.COPIES", 2.0)  # no cosine is: copies are left as they are
+    assert error(w, 8) > 0.2
+
+
+@every_form
+@pytest.mark.parametrize("rank", [16, 40])
+def test_factors_given_are_improved_however_near_they_are(form: cp.CP, rank: int):
+    shape = (24, 8, 3, 3)
+    w = kernel(shape, decay=0.5)
+    factors = form.decompose(w, [rank], ONE)
+    z = form.reconstruct(factors, shape, ONE)
+    for far in (1e-1, 1e-3, 1e-6):
+        moved = z + far * kernel(shape, seed=1)
+        after = form.reconstruct(form.refine(moved, [rank], ONE, factors), shape, ONE)
+        assert float((after - moved).norm()) < float((z - moved).norm())
+    single = [f.float() for f in factors]
+    fixed = form.reconstruct(single, shape, ONE)
+    again = form.reconstruct(form.refine(fixed, [rank], ONE, single), shape, ONE)
+    assert float((again - fixed).norm() / fixed.norm()) < 1e-6
+
+
 # -- steadiness ----------------------------------------------------------------------------------------------------
 
 
