@@ -13,12 +13,13 @@ HERE = Path(__file__).parent
 RUNS = {
     "b_dense_longer": ("B dense, trained on", "#6b7280"),
     "e_direct": ("E truncated directly, taught", "#b45309"),
-    "e_direct_slow": ("E' as E, lower learning rate", "#f59e0b"),
     "d_admm": ("D ADMM, then taught", "#1d4ed8"),
     "d_admm_scaled": ('D" taught in both, one schedule', "#0f766e"),
     "f_no_dual": ("F as D, without U", "#a21caf"),
     "e_spatial_svd": ("E with spatial_svd", "#dc2626"),
     "d_spatial_svd": ('D" with spatial_svd', "#65a30d"),
+    "e_cp3": ("E with cp3", "#7c3aed"),
+    "d_cp3": ("D with cp3", "#0891b2"),
 }
 
 
@@ -42,7 +43,7 @@ def main() -> None:
             accuracy.plot(at, cut, color=colour, linestyle="--", linewidth=1)
             error.plot(at, [row["admm/primal_residual"] for _, row in admm], color=colour, label=label)
     accuracy.set(
-        xlabel="epochs after the shared dense net", ylabel="validation accuracy, %", xlim=(0, 31), ylim=(50, 92)
+        xlabel="epochs after the shared dense net", ylabel="validation accuracy, %", xlim=(0, 31), ylim=(60, 90)
     )
     accuracy.set_title("solid: the net being trained, dashed: cut to its ranks now", fontsize=10)
     error.set(xlabel="epochs of ADMM", ylabel="norm(W - Z) / norm(W)", yscale="log")
