@@ -141,11 +141,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Learning from the trained dense network while the factorized one is retrained, and under ADMM."""
+    """Learning from a trained dense network while the factorized one is retrained, and under ADMM."""
 
     weight: float = setting(0.0, low=0, high=1)
     temperature: float = setting(4.0, above=0)
     dense: bool = False
+    model: str | None = None
+    init: str | None = None
 
 
 @dataclass(frozen=True)
@@ -239,9 +241,13 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "allowed: metric_batches=0, admm=off, or another method",
     ),
     (
-        lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs)),
+        lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),
         "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
-        "trained net, init=FILE or pretrain_epochs=30",
+        "trained net, init=FILE, pretrain_epochs=30 or distill.init=FILE",
+    ),
+    (
+        lambda c: bool(c.distill.init and not c.distill.weight) or bool(c.distill.model and not c.distill.init),
+        "distill: another net that teaches needs its trained weights, distill.init=FILE, and distill.weight above 0",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

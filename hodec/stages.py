@@ -48,7 +48,8 @@ class Stages:
 
     Attributes:
         dense: the dense net; its weights are those of the latest stage that trained it.
-        teacher: the dense net before ADMM, if it was trained by then.
+        pretrained: the dense net before ADMM, if it was trained by then.
+        teacher: the net given to distil from, if there is one.
         small: the factorized net, from ``convert`` on.
         starts: factors that ADMM ended at, of the layers whose format is found by iteration.
     """
@@ -61,18 +62,28 @@ class Stages:
         if config.init:
             load_weights(self.dense, config.init)
         self.trained = config.init is not None
-        self.teacher: nn.Module | None = None
+        self.teacher = self._given_teacher()
+        self.pretrained: nn.Module | None = None
         self.plan: Plan | None = None
         self.small: nn.Module | None = None
         self.starts: dict[str, list[torch.Tensor]] = {}
         self.epochs = 0
 
-    def skeleton(self) -> nn.Module:
-        """The dense net with fresh weights."""
-        data, name = self.data, self.config.model.name
+    def skeleton(self, name: str | None = None) -> nn.Module:
+        """The dense net, or another one, with fresh weights."""
+        data, name = self.data, name or self.config.model.name
         return build_model(
             name, in_channels=data.in_channels, num_classes=data.num_classes, image_size=min(data.image_size)
         )
+
+    def _given_teacher(self) -> nn.Module | None:
+        """The net of ``distill.init``, if there is one."""
+        settings = self.config.distill
+        if settings.init is None:
+            return None
+        teacher = self.skeleton(settings.model)
+        load_weights(teacher, settings.init)
+        return teacher
 
     @property
     def pretrain_epochs(self) -> int:
@@ -150,8 +161,8 @@ class Stages:
         self._train("pretrain", self.dense, self.pretrain_epochs, curves)
         self.trained = self.trained or self.pretrain_epochs > 0
         if self.trained:
-            self.teacher = self.skeleton()
-            self.teacher.load_state_dict(self.dense.state_dict())
+            self.pretrained = self.skeleton()
+            self.pretrained.load_state_dict(self.dense.state_dict())
 
     def train_dense(self, curves: CurveLogger) -> None:
         """Train the dense net under ADMM; with ``admm=off`` just train it: the control."""
@@ -249,7 +260,7 @@ class Stages:
             warmup_epochs=config.optimizer.warmup_epochs,
             span=self._span(stage),
             label_smoothing=config.optimizer.label_smoothing,
-            teacher=(self.teacher or self.dense) if taught else None,
+            teacher=(self.teacher or self.pretrained or self.dense) if taught else None,
             distill_weight=config.distill.weight,
             temperature=config.distill.temperature,
             channels_last=config.trainer.channels_last,
@@ -318,7 +329,9 @@ class Stages:
         nets: dict[str, nn.Module | None] = {"dense": self.dense, "truncated": self.truncated()}
         nets["compressed"] = self.small
         if self.pretrain_epochs or (self.config.init and self.config.dense_epochs):
-            nets = {"pretrained": self.teacher} | nets
+            nets = {"pretrained": self.pretrained} | nets
+        if self.teacher is not None:
+            nets = {"teacher": self.teacher} | nets
         metrics: dict[str, Any] = {}
         for name, net in nets.items():
             if net is None:

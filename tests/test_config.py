@@ -160,6 +160,7 @@ def test_each_combination_can_be_refused():
         composed("ranks=learned", "admm=off"),
         composed("method=cp", "metric_batches=4"),
         composed("distill.dense=true", "distill.weight=0.5"),
+        composed("distill.model=resnet56", "distill.weight=0.5"),
         composed("optimizer.momentum=0"),
         composed("trainer.precision=16-mixed", "trainer.accelerator=cpu"),
         replace(Config(), data=DataConfig(name="image_folder")),
@@ -172,7 +173,9 @@ def test_each_combination_can_be_refused():
 def test_what_teaches_the_dense_net_was_trained_before():
     assert validate(composed("distill.dense=true", "distill.weight=0.5", "pretrain_epochs=1")) == []
     assert validate(composed("distill.dense=true", "distill.weight=0.5", "init=net.safetensors")) == []
+    assert validate(composed("distill.dense=true", "distill.weight=0.5", "distill.init=net.safetensors")) == []
     assert len(validate(composed("distill.dense=true", "pretrain_epochs=1"))) == 1  # with no share in the loss
+    assert len(validate(composed("distill.init=net.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("ranks", [["ranks.alpha=0.1", "ranks.macs=null"], ["ranks.params=0.3"], []])

@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_runs import tiny
 from train_script import rows
 
 from hodec import pipeline, stages
+from hodec.errors import CheckpointError
+from hodec.models import build_model
 from hodec.run_folder import load_tensors
 
 
@@ -160,3 +163,33 @@ def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, chang
     if expected:
         kept = load_tensors(tmp_path / "stages" / f"{expected}.safetensors")
         torch.testing.assert_close(dict(found[0]), kept, rtol=0, atol=0)
+
+
+def test_another_net_may_teach(tmp_path, monkeypatch):
+    file, teachers = tmp_path / "teacher.safetensors", teachers_of(monkeypatch)
+    net = build_model("resnet32", in_channels=3, num_classes=4)
+    save_file(net.state_dict(), file)
+    distill = {"weight": 0.5, "dense": True, "model": "resnet32", "init": str(file)}
+    metrics = pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill), tmp_path / "run")
+    assert teachers.pop("pretrain") == []
+    for (teacher,) in teachers.values():
+        torch.testing.assert_close(dict(teacher), dict(net.state_dict()), rtol=0, atol=0)
+    assert metrics["teacher"]["params"] > metrics["pretrained"]["params"]
+
+
+def test_a_teacher_whose_weights_are_of_another_net_is_refused_before_training(tmp_path):
+    file = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet32", in_channels=3, num_classes=4).state_dict(), file)
+    with pytest.raises(CheckpointError, match="another model"):
+        pipeline.run(tiny(distill={"weight": 0.5, "init": str(file)}), tmp_path / "run")
+
+
+def test_a_teacher_moves_no_random_number_of_the_run(tmp_path):
+    """Only retraining is taught, and there is none: with a teacher and without, the weights are the same."""
+    file = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet20", in_channels=3, num_classes=4).state_dict(), file)
+    taught, alone = (
+        pipeline.run(tiny(dense_epochs=1, retrain_epochs=0, distill=distill), tmp_path / name)
+        for name, distill in (("taught", {"weight": 0.5, "init": str(file)}), ("alone", {}))
+    )
+    assert taught["weights_sha256"] == alone["weights_sha256"]

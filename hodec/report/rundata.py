@@ -15,6 +15,7 @@ STAGES = {
 
 #: Key of a measured network in the files -> what it is, in the order of a run.
 NETWORKS = {
+    "teacher": "another trained network that taught",
     "pretrained": "the trained network that this run began with",
     "dense": "the trained network, before anything is cut",
     "truncated": "cut to the planned ranks, not yet retrained",

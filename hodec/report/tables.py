@@ -70,7 +70,7 @@ def results(run: RunData) -> Table:
     rows: list[Row] = []
     for name, meaning in NETWORKS.items():
         network = run.network(name)
-        if name == "pretrained" and name not in run.outcome.networks:
+        if name in ("teacher", "pretrained") and name not in run.outcome.networks:
             continue
         if network.accuracy_raw is not None:
             raw = Network(network.accuracy_raw, params=network.params, macs=network.macs)
