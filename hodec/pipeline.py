@@ -22,8 +22,8 @@ from hodec.export import checkpoint
 from hodec.files import write_json
 from hodec.loggers import NoLogger, make_logger
 from hodec.run_folder import RunFolder
-from hodec.stages import Stages
-from hodec.training import quiet_lightning
+from hodec.stages import Stages, device_of
+from hodec.training import quiet_lightning, warn_of_slow_precision
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ def prepare(config: Config) -> None:
         logging.getLogger("hodec").setLevel(logging.WARNING)  # the first of several processes says it all
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    if device_of(config).type == "cpu":
+        warn_of_slow_precision(config)
     with quiet_lightning():
         pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
 

@@ -9,7 +9,15 @@ import torch
 from tiny_runs import tiny
 
 from hodec.data import build_data
-from hodec.training import STAGES, LitData, SeedEpochs, epoch_line, make_trainer, quiet_lightning
+from hodec.training import (
+    STAGES,
+    LitData,
+    SeedEpochs,
+    epoch_line,
+    make_trainer,
+    quiet_lightning,
+    warn_of_slow_precision,
+)
 
 
 def draws(seed, stage, epoch):
@@ -64,3 +72,19 @@ def test_the_line_of_an_epoch():
     assert epoch_line(row, 15) == "admm 3/15  loss 0.5000  val 91.23%  12.3 s"
     row |= {"admm/primal_residual": 0.25, "admm/truncated_accuracy": 0.5, "admm/rho": 0.0123456}
     assert epoch_line(row, 15).endswith("|W-Z|/|W| 0.2500  truncated 50.00%  rho 0.0123  12.3 s")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "warned"),
+    [
+        ("bf16-mixed", {"avx512_f": True, "avx512_bf16": False}, True),
+        ("bf16-mixed", {"avx512_f": True, "avx512_bf16": True}, False),
+        ("bf16-mixed", {"neon": True, "bf16": True}, False),
+        ("bf16-mixed", {}, False),
+        ("32-true", {"avx512_f": True, "avx512_bf16": False}, False),
+    ],
+)
+def test_bfloat16_without_units_for_it_is_warned_of(monkeypatch, caplog, precision, capabilities, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    warn_of_slow_precision(tiny(trainer={"precision": precision}))
+    assert ("trainer.precision=32-true" in caplog.text) == warned
