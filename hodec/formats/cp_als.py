@@ -14,6 +14,7 @@ from hodec.formats.cp_starts import OUTSIDE, eigen_start, moved, of_this_rank, o
 
 # Sweeps are run in rounds; a round that lowers the goal by less than this share of it is the last.
 SWEEPS_PER_ROUND, ENOUGH = 10, 2e-4
+ROUNDS = 15  # at most
 # Error of a fit that is exact but for rounding, relative to the tensor.
 EXACT = 1e-11
 # Weight of the previous factor in each least squares problem: lifts singular ones, and moves no solution.
@@ -21,7 +22,7 @@ PROXIMAL = 1e-13
 # The goal is |x - sum|^2 + damping |norms of the components|^2. These are its dampings, one after the other, and how
 # many rounds each has at most. Components kept small at first do not run into the optima where large ones cancel each
 # other, which are hardly nearer if at all, and where a small step in the factors is a large one in the sum.
-DAMPINGS = ((3e-2, 3), (1e-2, 3), (3e-3, 3), (1e-3, 15), (1e-4, 15), (1e-5, 15), (0.0, 15))
+DAMPINGS = ((3e-2, 3), (1e-2, 3), (3e-3, 3), *((damping, ROUNDS) for damping in (1e-3, 1e-4, 1e-5, 0.0)))
 # Those for a start that is near.
 NEAR_DAMPINGS = DAMPINGS[3:]
 # Copies of one component have smaller norms than the component, at the price of others that are then missing:
@@ -90,11 +91,7 @@ def _fit(tensors: Tensor, rank: int, *, near: Components | None) -> Components:
     """Components of unit tensors (B, n_1 >= n_2 >= ..), from ``near`` if given."""
     if tensors.ndim == 3:  # matrices: the start is the truncated SVD
         return orthogonal_start(tensors, rank)
-    found = _searched(tensors, rank) if near is None else _improved(tensors, near)
-    index = (found.growth() > LIMIT).nonzero()[:, 0]  # as those given may be
-    if len(index):
-        found = found.put(index, _searched(tensors[index], rank))
-    return _best_length(tensors, found)
+    return _best_length(tensors, _searched(tensors, rank) if near is None else _improved(tensors, near))
 
 
 def _searched(tensors: Tensor, rank: int) -> Components:
@@ -122,11 +119,14 @@ def _descended(tensors: Tensor, start: Components) -> tuple[Components, Tensor]:
 
 
 def _improved(tensors: Tensor, near: Components) -> Components:
-    """Nearer than ``near``; with smaller components where that costs nothing."""
+    """Nearer than ``near``, with smaller components where that costs nothing; found anew where those are too large."""
     found, error = _eased(tensors, near, NEAR_DAMPINGS)
     index = (error > near.residual(tensors)).nonzero()[:, 0]
     if len(index):
         found = found.put(index, _alternate(tensors[index], near.pick(index))[0])
+    index = (found.growth() > LIMIT).nonzero()[:, 0]
+    if len(index):
+        found = found.put(index, _searched(tensors[index], near.weights.shape[1]))
     return found
 
 
@@ -173,7 +173,7 @@ def _eased(tensors: Tensor, start: Components, dampings: Sequence[tuple[float, i
 
 
 def _alternate(
-    tensors: Tensor, start: Components, *, damping: float = 0.0, rounds: int = 15
+    tensors: Tensor, start: Components, *, damping: float = 0.0, rounds: int = ROUNDS
 ) -> tuple[Components, Tensor]:
     """Rounds of sweeps, at most so many, until they no longer help; with each element's error, (B,)."""
     result, error = start, start.residual(tensors)
