@@ -247,7 +247,7 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: bool(c.distill.init and not c.distill.weight) or bool(c.distill.model and not c.distill.init),
-        "distill: another net that teaches needs its trained weights, distill.init=FILE, and distill.weight above 0",
+        "distill.init: another net that teaches needs its weights, distill.init=FILE, and a share, distill.weight=0.8",
     ),
     (
         lambda c: c.optimizer.name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0,

@@ -172,6 +172,7 @@ def test_another_net_may_teach(tmp_path, monkeypatch):
     distill = {"weight": 0.5, "dense": True, "model": "resnet32", "init": str(file)}
     metrics = pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill), tmp_path / "run")
     assert teachers.pop("pretrain") == []
+    assert set(teachers) == {"admm", "retrain"}
     for (teacher,) in teachers.values():
         torch.testing.assert_close(dict(teacher), dict(net.state_dict()), rtol=0, atol=0)
     assert metrics["teacher"]["params"] > metrics["pretrained"]["params"]
