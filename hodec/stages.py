@@ -326,12 +326,14 @@ class Stages:
     def evaluate(self) -> dict[str, Any]:
         """Cost and test accuracy of every net of the run; the only place that reads the test set."""
         loader = test_loader(self.data, self.config.data, device=self.device)
-        nets: dict[str, nn.Module | None] = {"dense": self.dense, "truncated": self.truncated()}
-        nets["compressed"] = self.small
-        if self.pretrain_epochs or (self.config.init and self.config.dense_epochs):
-            nets = {"pretrained": self.pretrained} | nets
-        if self.teacher is not None:
-            nets = {"teacher": self.teacher} | nets
+        changed = self.pretrain_epochs or self.config.dense_epochs  # else what came trained is the dense net
+        nets: dict[str, nn.Module | None] = {
+            "teacher": self.teacher,
+            "pretrained": self.pretrained if changed else None,
+            "dense": self.dense,
+            "truncated": self.truncated(),
+            "compressed": self.small,
+        }
         metrics: dict[str, Any] = {}
         for name, net in nets.items():
             if net is None:

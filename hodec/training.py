@@ -196,7 +196,7 @@ BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
 def warn_of_slow_precision(config: Config) -> None:
     """Say so when bfloat16 was asked for on a CPU that has to convert each number; older torch cannot tell."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if config.trainer.precision == "bf16-mixed" and known and not any(known.get(name) for name in BFLOAT16_UNITS):
         log.warning(
             "trainer.precision=bf16-mixed: this CPU has no bfloat16 units; on such a one a step of ResNet-20 took 2.4 "
