@@ -26,7 +26,7 @@ from benchmarks.timing import Times, Work, in_turns
 from hodec.admm.updates import project_layers, start, step
 from hodec.formats import tt
 from hodec.models import build_model
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 
 GROUP = "admm"

@@ -14,11 +14,11 @@ from benchmarks.settings import Settings
 from benchmarks.timing import Times
 from hodec.admm.callback import AdmmCallback
 from hodec.cost.timing import clock
-from hodec.lit import LitClassifier
+from hodec.experiment.lit import LitClassifier
+from hodec.experiment.training import quiet_lightning
 from hodec.models import build_model
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
-from hodec.training import quiet_lightning
 
 NET, BATCH = "resnet20", 64
 TARGET = Target("<=", 1.05)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hodec.errors import PlanError
 from hodec.models import build_model, load_weights
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks.base import Candidate, Choice, make_plan
 from hodec.ranks.budget import Budget
 

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import hodec
-from hodec.config import Config, open_schema, to_config
-from hodec.data import ImageData, build_data, test_loader, train_loader
+from hodec.experiment.config.schema import Config, open_schema, to_config
+from hodec.experiment.data import ImageData, build_data, test_loader, train_loader
+from hodec.experiment.lit import evaluate
+from hodec.experiment.run_folder import RunFolder
+from hodec.experiment.run_model import model_of_run
 from hodec.export.checkpoint import named_skeleton
-from hodec.export.run_model import model_of_run
-from hodec.lit import evaluate
 from hodec.onnx_graph.bench import bench_files
-from hodec.run_folder import RunFolder
 
 CALIBRATION = 8  # batches of training pictures for int8
 SECONDS = 8.0  # of measuring a pair

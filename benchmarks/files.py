@@ -33,14 +33,14 @@ CONV_SECONDS = {TUCKER: 20, TRAIN: 20, ASCEND: 60}
 
 def decompose(source: str, target: str, flags: list[str]) -> int:
     """The verb's exit status; what the parent measures."""
-    from hodec.cli import main
+    from hodec.cli.main import main
 
     return main(["decompose", source, "-o", target, *flags])
 
 
 def nothing() -> None:
     """Imports what ``decompose`` does."""
-    import hodec.commands.decompose
+    import hodec.cli.decompose
     import hodec.onnx_graph.decompose  # noqa: F401
 
 

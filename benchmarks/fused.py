@@ -27,7 +27,7 @@ from benchmarks.settings import Settings, not_installed
 from benchmarks.timing import Times, Work, in_turns
 from hodec.cost.timing import device_name
 from hodec.export.onnx import session, to_onnx
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Budget, Manual, make_plan
 
 GROUP = "inference"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.machine import Ceilings
 from benchmarks.rows import ALLOWED_ERROR, Row, in_unit
-from hodec.files import write_json, write_text
+from hodec.io.atomic import write_json, write_text
 
 HEADS = ("what", "peer", "ours", "peer's", "figure", "target", "met", "spread", "error, ours / peer's")
 

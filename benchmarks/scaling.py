@@ -25,9 +25,9 @@ from benchmarks.settings import Settings, standalone
 from benchmarks.timing import in_turns
 from hodec.admm.updates import project_layers
 from hodec.formats import tt
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 
 GROUP = "scaling"
 PLOTS = {"scaling.png": "Seconds of a Z-update against channels, kernel side, layers and rank; lines: fitted model"}
@@ -182,7 +182,7 @@ def predictions(model: Model) -> Iterator[Row]:
 
 def draw(path: Path, sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float], model: Model) -> None:
     """One panel an axis, both axes logarithmic: points as measured, the model as a line."""
-    from hodec.report.canvas import to_png
+    from hodec.experiment.report.canvas import to_png
 
     path.write_bytes(to_png(_figure(sweeps, seconds, model)))
 
@@ -190,7 +190,7 @@ def draw(path: Path, sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Poi
 def _figure(sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float], model: Model) -> Any:
     from matplotlib.ticker import LogLocator
 
-    from hodec.report.canvas import LIGHT, panels, styled
+    from hodec.experiment.report.canvas import LIGHT, panels, styled
 
     @styled
     def figure() -> Any:

@@ -22,7 +22,7 @@ from benchmarks.rows import Row, Target
 from benchmarks.settings import Settings, standalone
 from benchmarks.timing import Work, in_turns
 from hodec.models import build_model
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 
 GROUP = "training"

@@ -3,32 +3,32 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hodec._version import __version__
 from hodec.errors import HodecError
 
 if TYPE_CHECKING:
     from hodec import formats, ranks
     from hodec.admm.callback import AdmmCallback
-    from hodec.conversion import convert
+    from hodec.calibration.input_covariance import collect_metrics
+    from hodec.conversion.swap import convert
     from hodec.export.checkpoint import load, save
-    from hodec.export.fuse import fuse
     from hodec.export.onnx import to_onnx
     from hodec.export.program import to_program
+    from hodec.fusion.search import fuse
     from hodec.methods import METHODS
-    from hodec.metric import collect_metrics
-    from hodec.plan import LayerPlan, Plan
+    from hodec.plan.layer import LayerPlan
+    from hodec.plan.plan import Plan
     from hodec.ranks import make_plan
-
-__version__ = "0.1.0"
 
 # Loaded when first asked for: `import hodec` alone brings neither torch nor Lightning.
 _HOMES = {
     "AdmmCallback": "hodec.admm.callback",
-    "LayerPlan": "hodec.plan",
+    "LayerPlan": "hodec.plan.layer",
     "METHODS": "hodec.methods",
-    "Plan": "hodec.plan",
-    "collect_metrics": "hodec.metric",
-    "convert": "hodec.conversion",
-    "fuse": "hodec.export.fuse",
+    "Plan": "hodec.plan.plan",
+    "collect_metrics": "hodec.calibration.input_covariance",
+    "convert": "hodec.conversion.swap",
+    "fuse": "hodec.fusion.search",
     "load": "hodec.export.checkpoint",
     "make_plan": "hodec.ranks",
     "save": "hodec.export.checkpoint",

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from hodec.layers.base import FactorizedLayer
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 
 X = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,10 @@
-"""Imports point one way, and asking for hodec does not load what only some runs need."""
+"""The library imports nothing of the experiment, nothing imports in a circle, and hodec alone loads little."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,16 @@ import hodec
 
 PACKAGE = Path(hodec.__file__).parent
 
-# A module may import those to its left.
+# Rooms of the library; each may import those to its left.
 ORDER = [
-    "errors", "files", "kinds", "eigen", "linalg", "formats", "layers", "methods", "plan_table", "plan", "cost",
-    "patches", "metric", "conversion", "ranks", "admm", "config_values", "config", "config_check", "run_folder", "lit",
-    "loggers", "export", "onnx_graph", "report", "training", "stages", "pipeline", "commands", "cli",
+    "_version", "errors", "text_table", "io", "linalg", "formats", "layers", "inference", "compare", "methods", "plan",
+    "cost", "models", "calibration", "conversion", "ranks", "admm", "fusion", "export", "onnx_graph",
 ]  # fmt: skip
-HEART = ORDER[: ORDER.index("ranks") + 1]
-# These are leaves: nets and data know nothing of decomposition.
-LEAVES = ("models", "data")
-LEAF_IMPORTS = ("errors", "files")
+# These stand on top of the library.
+ABOVE = ("experiment", "cli")
 
 
-def top(module: str) -> str:
+def room(module: str) -> str:
     """hodec.formats.tt -> formats."""
     return module.split(".")[1]
 
@@ -40,81 +38,70 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """(line, hodec module) of every import in a file, inside functions too, but not those for type checkers only."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from imported(ast.Module(body=node.orelse, type_ignores=[]), module)
-        elif isinstance(node, ast.Import):
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """(line, hodec module or member) of every import: inside functions and for type checkers only too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "hodec")
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno}: relative import"
-            if node.module == "hodec":  # from hodec import linalg
-                yield from ((node.lineno, f"hodec.{alias.name}") for alias in node.names)
-            elif (node.module or "").startswith("hodec."):
-                yield node.lineno, str(node.module)
-        else:
-            yield from imported(node, module)
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            if (node.module or "").split(".")[0] == "hodec":
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def wrong(source: str, module: str) -> list[str]:
     """Imports of one module that point the wrong way."""
-    here, problems = top(module), []
-    for line, target in imported(ast.parse(source), module):
-        there = top(target) if "." in target else "hodec"
-        if there == here or (there in ("hodec", "__version__") and here not in HEART):
-            continue  # above the heart the front page may be asked for the version
-        if here in LEAVES:
-            allowed = there in LEAF_IMPORTS
-        elif there in LEAVES:
-            allowed = ORDER.index(here) > ORDER.index("admm")
-        else:
-            allowed = there in ORDER and ORDER.index(there) < ORDER.index(here)
-        if not allowed:
+    here, problems = room(module), []
+    for line, target in imported(source):
+        there = room(target) if "." in target else "hodec"
+        if there == here or here in ABOVE:
+            continue
+        if there not in ORDER or ORDER.index(there) > ORDER.index(here):
             problems.append(f"{module}:{line} imports {target}")
     return problems
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_point_one_way(module: str):
-    assert top(module) in (*ORDER, *LEAVES), f"{module} has no place in ORDER yet"
+def test_the_library_imports_one_way_and_nothing_of_the_experiment(module: str):
+    assert room(module) in (*ORDER, *ABOVE), f"{module} has no place in ORDER yet"
     assert wrong(modules()[module].read_text(encoding="utf-8"), module) == []
 
 
-def test_every_module_of_the_heart_is_there():
-    assert {top(module) for module in modules()} >= set(HEART)
+def file_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> the modules it imports."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        targets = {target if target in sources else target.rpartition(".")[0] for _, target in imported(source)}
+        graph[module] = (targets & sources.keys()) - {module}
+    return graph
+
+
+def test_no_file_imports_itself_in_a_circle():
+    sources = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    list(TopologicalSorter(file_graph(sources)).static_order())
+
+
+def test_a_circle_would_be_found():
+    sources = {"hodec.a": "from hodec.b import x", "hodec.b": "if TYPE_CHECKING:\n    from hodec import a"}
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(file_graph(sources)).static_order())
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("hodec.errors", "import hodec.files"),
-        ("hodec.linalg", "from hodec.formats.modes import Modes"),
+        ("hodec.errors", "import hodec.io"),
+        ("hodec.linalg.svd", "from hodec.formats.modes import Modes"),
         ("hodec.formats.tt", "def f():\n    from hodec.layers import tt"),
-        ("hodec.plan", "from hodec import conversion"),
-        ("hodec.data.digits", "from hodec.linalg import truncate"),
-        ("hodec.models", "from hodec.plan import Plan"),
+        ("hodec.plan.plan", "from hodec import conversion"),
         ("hodec.formats.tt", "from hodec.models import build_model"),
         ("hodec.ranks.manual", "import hodec"),
-        ("hodec.cost.count", "if TYPE_CHECKING:\n    pass\nelse:\n    import hodec.cli"),
+        ("hodec.export.checkpoint", "from hodec.experiment.run_folder import RunFolder"),
+        ("hodec.cost.count", "if TYPE_CHECKING:\n    import hodec.cli.main"),
     ],
 )
 def test_a_wrong_import_would_be_found(module: str, source: str):
     assert len(wrong(source, module)) == 1
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("hodec.plan", "from hodec.formats.modes import Modes\nimport torch"),
-        ("hodec.plan_table", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hodec.plan import Plan"),
-        ("hodec.data.digits", "from hodec.errors import DataError\nfrom hodec.data.loaders import x"),
-        ("hodec.pipeline", "from hodec.models import build_model"),
-        ("hodec.formats.tt", "from hodec.formats.modes import Modes"),
-    ],
-)
-def test_a_right_import_is_not(module: str, source: str):
-    assert wrong(source, module) == []
 
 
 def loaded_by(code: str) -> set[str]:
@@ -125,20 +112,25 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+HEAVY = {
+    "hydra", "matplotlib", "onnx", "onnxruntime", "pytorch_lightning", "lightning", "sklearn", "tensorboard",
+    "torchvision", "wandb",
+}  # fmt: skip
+
+
 def test_import_hodec_loads_no_heavy_library():
-    heavy = {"wandb", "matplotlib", "onnx", "onnxruntime", "tensorboard", "torch", "torchvision", "pytorch_lightning"}
-    assert loaded_by("import hodec") & heavy == set()
+    assert loaded_by("import hodec") & {*HEAVY, "torch"} == set()
 
 
 def test_planning_and_converting_need_torch_and_little_else():
-    """And hodec.convert is the function, whatever was imported before it."""
+    """And hodec.convert and hodec.fuse are functions, whatever was imported before them."""
     loaded = loaded_by(
-        "import hodec\nimport hodec.ranks\nassert type(hodec.convert).__name__ == 'function', hodec.convert\n"
+        "import hodec\nimport hodec.conversion.swap, hodec.fusion.search\n"
+        "assert type(hodec.convert).__name__ == type(hodec.fuse).__name__ == 'function'\n"
         "hodec.make_plan, hodec.Plan, hodec.METHODS, hodec.formats"
     )
     assert "torch" in loaded
-    heavy = {"wandb", "matplotlib", "onnx", "onnxruntime", "torchvision", "pytorch_lightning", "sklearn", "hydra"}
-    assert loaded & heavy == set()
+    assert loaded & HEAVY == set()
 
 
 def test_every_public_name_is_there():

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hodec.config import AdmmConfig, Config, DataConfig, MethodConfig, OptimizerConfig, TrainerConfig
+from hodec.experiment.config.schema import AdmmConfig, Config, DataConfig, MethodConfig, OptimizerConfig, TrainerConfig
 
 DATA = DataConfig(
     name="fake",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hodec import Plan, convert
-from hodec.config import DataConfig
-from hodec.data import build_data, train_loader
+from hodec.experiment.config.schema import DataConfig
+from hodec.experiment.data import build_data, train_loader
 from hodec.models import build_model, load_weights
 
 LEARNING_RATE = 1e-3

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from hodec.errors import PlanError, TrainingError, near_matches
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 
 # Strategies that split single weights over devices, so that no process can project a whole one.
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")

@@ -18,21 +18,11 @@ from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.stopping import Verdict, final, judge
 from hodec.admm.truncated import Evaluate, validation_accuracy, weights_replaced
-from hodec.admm.updates import (
-    AdmmState,
-    Project,
-    Residuals,
-    full_precision,
-    measure,
-    start,
-    step,
-    total,
-    with_rho,
-)
+from hodec.admm.updates import AdmmState, Project, Residuals, full_precision, measure, start, step, total, with_rho
+from hodec.calibration.input_covariance import Metric
 from hodec.errors import CheckpointError, ConfigError, TrainingError
-from hodec.linalg import check_finite
-from hodec.metric import Metric
-from hodec.plan import LayerPlan
+from hodec.linalg.svd import check_finite
+from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from hodec.admm.processes import Processes, shares
 from hodec.admm.updates import project_layers
+from hodec.calibration.input_covariance import Metric
 from hodec.errors import PlanError
 from hodec.formats.base import working_copy
-from hodec.kinds import KINDS
-from hodec.metric import Metric
-from hodec.plan import LayerPlan, Plan
+from hodec.formats.layer_types import KINDS
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
 
 
 class RankLearner(Protocol):

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Parameter
 
-from hodec.cost.count import inference
+from hodec.inference import inference
 
 Evaluate = Callable[[LightningModule], float]
 

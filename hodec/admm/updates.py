@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hodec.calibration.input_covariance import Metric, project_in_metric
 from hodec.formats.base import project_batch
-from hodec.kinds import KINDS
-from hodec.linalg import naming
-from hodec.metric import Metric, project_in_metric
-from hodec.plan import LayerPlan
+from hodec.formats.layer_types import KINDS
+from hodec.linalg.svd import naming
+from hodec.plan.layer import LayerPlan
 
 Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hodec.cost.count import Inputs, as_inputs, inference
+from hodec.cost.count import Inputs, as_inputs
 from hodec.cost.probe import Probe, probes_of
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import CheckpointError, ConfigError
-from hodec.files import read_json, write_json
+from hodec.inference import inference
+from hodec.io.atomic import read_json, write_json
 from hodec.layers.base import same_random_state
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hodec.formats.runs import Runs, Size
+from hodec.formats.calls import Runs, Size
+from hodec.formats.layer_types import KINDS
 from hodec.formats.staged import Stage, StagedForm, pointwise, spatial_axes
 from hodec.formats.tt import TTConv
-from hodec.kinds import KINDS
 from hodec.methods import get_method
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 
 CONVS: dict[tuple[int, bool], Any] = {
     (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-import hodec
-from hodec.conversion import PLAN_ATTRIBUTE, convert
-from hodec.cost.count import uncompiled
+from hodec._version import __version__
+from hodec.conversion.swap import PLAN_ATTRIBUTE, convert
 from hodec.errors import CheckpointError, ConfigError
 from hodec.export.writing import writing
-from hodec.files import read_json, sha256, write_json
+from hodec.inference import uncompiled
+from hodec.io.atomic import read_json, sha256, write_json
+from hodec.io.tensors import load_tensors, save_tensors
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
-from hodec.plan import Plan
-from hodec.run_folder import load_tensors, save_tensors
+from hodec.plan.plan import Plan
 
 FORMAT, VERSION = "hodec-model", 1
 
@@ -51,7 +51,7 @@ def save(
         structure = {
             "format": FORMAT,
             "version": VERSION,
-            "hodec": hodec.__version__,
+            "hodec": __version__,
             "sha256": sha256(path),
             "facts": dict(facts or {}),
             "plan": plan.to_dict(),

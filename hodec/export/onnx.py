@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hodec.compare import batch_sizes, check_same, distance, outputs_of, with_batch
 from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import ConvertError, near_matches
-from hodec.export.compare import batch_sizes, check_same, distance, outputs_of, with_batch
 from hodec.export.layer_errors import check_layers, layer_errors
 from hodec.export.program import Exported, checked_path, exported_program, plain_net
 from hodec.export.writing import write_content

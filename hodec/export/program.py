@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hodec.cost.count import Inputs, as_inputs, uncompiled
+from hodec.compare import batch_sizes, check_same, distance, outputs_of, with_batch
+from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import CheckpointError, ConvertError
-from hodec.export.compare import batch_sizes, check_same, distance, outputs_of, with_batch
-from hodec.export.fuse import fuse
-from hodec.export.fuse_report import FuseReport
 from hodec.export.writing import write_content
+from hodec.fusion.report import FuseReport
+from hodec.fusion.search import fuse
+from hodec.inference import uncompiled
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from hodec.errors import CheckpointError
-from hodec.files import replacing
+from hodec.io.atomic import replacing
 
 
 @contextmanager

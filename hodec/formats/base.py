@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hodec.errors import RankError
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
-from hodec.linalg import check_finite, largest_magnitude, singular_values
+from hodec.linalg.svd import check_finite, largest_magnitude, singular_values
 
 Shape = Sequence[int]
 Ranks = tuple[int, ...]

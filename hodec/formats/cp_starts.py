@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hodec.formats.cp_components import Components, unit
-from hodec.linalg import leading_vectors, truncate
+from hodec.linalg.svd import leading_vectors, truncate
 
 # What a tensor may have outside of its leading ``rank`` directions to be tried as one of exactly that rank.
 OUTSIDE = 1e-4

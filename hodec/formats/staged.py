@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hodec.formats.base import Form, Ranks, Shape
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
-from hodec.linalg import truncate
+from hodec.linalg.svd import truncate
 
 
 class MatrixSplit(StagedForm):

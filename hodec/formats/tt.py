@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hodec.errors import RankError
 from hodec.formats.base import Form, Ranks, Shape
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 from hodec.formats.staged import channels_and_kernel
-from hodec.linalg import truncate
+from hodec.linalg.svd import truncate
 
 # Measured on CPU: the chain of small contractions runs at about three quarters of the rate of the merged
 # convolutions, so it is chosen only where it saves more multiply-adds than that.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hodec.formats.base import Shape
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 from hodec.formats.tt import TTForm
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hodec.formats.base import Ranks, Shape
 from hodec.formats.modes import Modes
 from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
-from hodec.linalg import leading_vectors, truncate
+from hodec.linalg.svd import leading_vectors, truncate
 
 
 class Tucker2(StagedForm):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Form, working_copy
+from hodec.formats.layer_types import Kind
 from hodec.formats.modes import Modes
-from hodec.kinds import Kind
 
 
 class FactorizedLayer(nn.Module):

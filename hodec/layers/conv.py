@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hodec.formats.layer_types import KINDS, Kind
 from hodec.formats.modes import Modes
-from hodec.kinds import KINDS, Kind
 from hodec.layers.base import FactorizedLayer
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -1,7 +1,7 @@
 """CP layers: 1x1 to the rank, depthwise along the kernel's axes, 1x1 to the outputs."""
 
 from hodec.formats import cp
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.layers.staged import StagedConv
 
 

@@ -4,8 +4,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self
 
+from hodec.formats.layer_types import KINDS
 from hodec.formats.modes import Modes
-from hodec.kinds import KINDS
 from hodec.layers.base import FactorizedLayer
 
 

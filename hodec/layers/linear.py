@@ -6,8 +6,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from hodec.formats.layer_types import KINDS
 from hodec.formats.modes import Modes
-from hodec.kinds import KINDS
 from hodec.layers.base import FactorizedLayer
 
 

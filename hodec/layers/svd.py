@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats import svd
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.layers.embedding import FactorizedEmbedding
 from hodec.layers.staged import StagedConv, StagedLinear
 

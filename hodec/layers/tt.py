@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats import tt
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.layers.conv import FactorizedConv
 from hodec.layers.linear import FactorizedLinear
 

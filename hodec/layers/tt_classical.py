@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec.formats import tt_classical
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.layers.conv import FactorizedConv
 
 

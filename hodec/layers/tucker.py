@@ -1,7 +1,7 @@
 """Tucker-2 layers: 1x1, K x K at the ranks, 1x1."""
 
 from hodec.formats import tucker
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.layers.staged import StagedConv
 
 

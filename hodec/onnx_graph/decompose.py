@@ -11,7 +11,7 @@ import onnx
 
 from hodec.cost.count import Cost
 from hodec.errors import ConvertError
-from hodec.linalg import sharing
+from hodec.linalg.svd import sharing
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
 from hodec.onnx_graph.model_file import ModelFile, first_line, load_model
@@ -21,7 +21,7 @@ from hodec.onnx_graph.session import Cannot, example_feeds, run_model
 from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size, tensor_sizes
 from hodec.onnx_graph.writing import check_target, staged
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks.base import RankRule
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from hodec.errors import ConvertError
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.onnx_graph.model_file import Array, ModelFile
 from hodec.onnx_graph.nodes import Writer
 from hodec.onnx_graph.session import Cannot, run_by_definition, run_model

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 from hodec.onnx_graph.recipes import Convolve, Flatten, Multiply, Recipe, Reshape, Restore, Step
 from hodec.onnx_graph.sites import Use, attributes
 

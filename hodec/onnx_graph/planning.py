@@ -19,7 +19,8 @@ from hodec.onnx_graph.recipes import numbers_of
 from hodec.onnx_graph.session import example_feeds
 from hodec.onnx_graph.sites import GraphSite, Use, attributes, eligible_sites, weight_uses
 from hodec.onnx_graph.sizes import Size, give_axes, input_sizes, measured_sizes, tensor_sizes
-from hodec.plan import LayerPlan, Plan
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
 from hodec.ranks import RULES, Ascend, Budget
 from hodec.ranks.base import NeedsModel, RankRule, methods_of, plan_layers
 

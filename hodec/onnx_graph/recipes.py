@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Form, working_copy
+from hodec.formats.layer_types import KINDS
 from hodec.formats.staged import StagedForm
 from hodec.formats.tt import TTConv, TTLinearForm
-from hodec.kinds import KINDS
 from hodec.layers.base import balance
-from hodec.linalg import norm
-from hodec.plan import LayerPlan
+from hodec.linalg.svd import norm
+from hodec.plan.layer import LayerPlan
 
 # Weights of as many numbers are compared by their first rows, and their error is found without a copy of them.
 LARGE, ROWS = 2**24, 64

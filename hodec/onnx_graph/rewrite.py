@@ -11,14 +11,15 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hodec.errors import ConvertError
-from hodec.linalg import naming
+from hodec.linalg.svd import naming
 from hodec.onnx_graph.constants import Constants, every_name
 from hodec.onnx_graph.layer_check import check_layer
 from hodec.onnx_graph.model_file import Array, ModelFile
 from hodec.onnx_graph.nodes import Names, Writer, as_stored
 from hodec.onnx_graph.recipes import Convolve, Multiply, Recipe, dense_of, error_of, factors_of, recipe_of
 from hodec.onnx_graph.sites import GraphSite, Use
-from hodec.plan import LayerPlan, Plan
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import torch
 from onnx import NodeProto, helper
 from torch import Tensor
 
-from hodec.conversion import LayerSite
+from hodec.conversion.eligibility import LayerSite
 from hodec.formats.base import Form
-from hodec.formats.runs import Runs
+from hodec.formats.calls import Runs
+from hodec.formats.layer_types import KINDS
 from hodec.formats.staged import StagedForm
-from hodec.kinds import KINDS
-from hodec.linalg import largest_magnitude
+from hodec.linalg.svd import largest_magnitude
 from hodec.methods import Method
 from hodec.onnx_graph.constants import FLOATS, Constants
 from hodec.onnx_graph.model_file import DEFAULT_DOMAINS, Array

@@ -10,7 +10,7 @@ from hodec.ranks.ascend import Ascend
 from hodec.ranks.base import Candidate, Choice, RankRule, make_plan
 from hodec.ranks.budget import Budget
 from hodec.ranks.energy import Energy
-from hodec.ranks.greedy import Greedy
+from hodec.ranks.greedy.rule import Greedy
 from hodec.ranks.learned import Learned
 from hodec.ranks.manual import Manual
 from hodec.ranks.ratio import Ratio

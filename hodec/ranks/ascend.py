@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hodec.cost.count import Inputs
 from hodec.errors import PlanError
-from hodec.linalg import naming, singular_values
+from hodec.linalg.svd import naming, singular_values
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.vbmf import signals
 

@@ -6,13 +6,15 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from hodec.conversion import LayerSite, eligible_layers, match_names, uncompiled
+from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
+from hodec.conversion.swap import uncompiled
 from hodec.cost.count import Inputs, as_inputs, count_cost
 from hodec.errors import PlanError
 from hodec.formats.base import Form
 from hodec.formats.modes import Modes
 from hodec.methods import Method, any_of, get_method
-from hodec.plan import LayerPlan, Plan
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from hodec.calibration.input_covariance import Metric
 from hodec.cost.count import Cost, Inputs, count_cost
 from hodec.cost.latency import LatencyTable
 from hodec.errors import ConfigError, PlanError
-from hodec.metric import Metric
-from hodec.plan import LayerPlan
-from hodec.ranks.allotment import Allotment, allot, closer, least
+from hodec.plan.layer import LayerPlan
 from hodec.ranks.base import Candidate, Choice
-from hodec.ranks.greedy_stats import GreedyStats
-from hodec.ranks.importance import Weights, checked_weights, importance
-from hodec.ranks.menu import COUNTED, Item, LayerMenu, Menu, MixedMenu, Resource
+from hodec.ranks.greedy.stats import GreedyStats
 from hodec.ranks.rounding import Rounding
+from hodec.ranks.selection.allotment import Allotment, allot, closer, least
+from hodec.ranks.selection.importance import Weights, checked_weights, importance
+from hodec.ranks.selection.options import COUNTED, Item, LayerMenu, Menu, MixedMenu, Resource
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from hodec.cost.count import Inputs
 from hodec.errors import ConfigError, PlanError, near_matches
-from hodec.linalg import check_finite
-from hodec.plan import LayerPlan, Plan
-from hodec.ranks.allotment import allot
+from hodec.linalg.svd import check_finite
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.budget import Budget, checked_targets
-from hodec.ranks.menu import COUNTED, Menu, Resource, candidate_of
 from hodec.ranks.rounding import Rounding
+from hodec.ranks.selection.allotment import allot
+from hodec.ranks.selection.options import COUNTED, Menu, Resource, candidate_of
 from hodec.ranks.spectra import spectra
 
 # alpha is the price of so many multiply-adds (or parameters), which keeps it near the size of a loss.

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hodec.conversion import match_names
+from hodec.conversion.eligibility import match_names
 from hodec.errors import HodecError, PlanError
 from hodec.ranks.base import Candidate, Choice
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.rounding import Rounding, check_metric, check_share
 

@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hodec.linalg import naming, singular_values
-from hodec.plan import LayerPlan
+from hodec.linalg.svd import naming, singular_values
+from hodec.plan.layer import LayerPlan
 from hodec.ranks.base import Candidate
 
 # Steps of a path: enough that a budget is met within a fraction of a percent over a few layers.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.cost.count import Inputs, count_cost
 from hodec.errors import ConfigError, PlanError
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.rounding import Rounding, check_metric
 from hodec.ranks.spectra import Option, path, relative_error, spectra

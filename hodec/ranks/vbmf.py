@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hodec.errors import ConfigError, PlanError
-from hodec.linalg import check_finite, naming, singular_values
+from hodec.linalg.svd import check_finite, naming, singular_values
 from hodec.ranks.base import Candidate, Choice
 from hodec.ranks.rounding import Rounding
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hodec.admm.callback import AdmmCallback
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 
 LAYERS = ("conv1", "conv2", "fc1")

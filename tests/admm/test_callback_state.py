@@ -9,8 +9,8 @@ from admm_fits import LAYERS, Users, admm, batches, cosine, fit, new_net, sample
 from torch.testing import assert_close
 
 from hodec.admm.stopping import Verdict
-from hodec.data import TensorLoader
 from hodec.errors import CheckpointError
+from hodec.experiment.data import TensorLoader
 
 EPOCHS = 4
 

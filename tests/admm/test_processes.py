@@ -11,7 +11,7 @@ from hodec.admm import projection as projection_module
 from hodec.admm.processes import Processes, shares
 from hodec.admm.projection import Projection
 from hodec.models import build_model
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 
 

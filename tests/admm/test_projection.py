@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from hodec.admm.callback import AdmmCallback
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, with_ranks
-from hodec.conversion import convert
+from hodec.calibration.input_covariance import Metric, collect_metrics, project_in_metric
+from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, PlanError
-from hodec.metric import Metric, collect_metrics, project_in_metric
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Learned, Manual, make_plan
 from hodec.ranks.learned import RankLearner
 

@@ -15,9 +15,9 @@ from hodec.admm.updates import (
     total,
     with_rho,
 )
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 
 
 def conv_plan(channels=16, rank=3, modes=None):

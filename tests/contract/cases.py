@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hodec.formats.base import Form
+from hodec.formats.layer_types import KINDS
 from hodec.formats.modes import Modes
-from hodec.kinds import KINDS
 from hodec.layers.base import FactorizedLayer
 from hodec.methods import METHODS
 

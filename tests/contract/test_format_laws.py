@@ -8,7 +8,7 @@ from cases import Case, every_case, relative
 
 from hodec.errors import RankError, TrainingError
 from hodec.formats.base import project_batch
-from hodec.kinds import KINDS
+from hodec.formats.layer_types import KINDS
 
 PRECISION = {torch.float64: 1e-10, torch.float32: 1e-6}
 every_dtype = pytest.mark.parametrize("dtype", PRECISION, ids=str)

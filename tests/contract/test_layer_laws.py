@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import ConvertError, RankError, TrainingError
-from hodec.formats.runs import Runs
-from hodec.kinds import KINDS
+from hodec.formats.calls import Runs
+from hodec.formats.layer_types import KINDS
 from hodec.layers.base import FactorizedLayer
 
 RUNS = [Runs.once((8,) * max(1, dims), (8,) * max(1, dims)) for dims in range(4)]

@@ -7,8 +7,9 @@ from small_nets import IMAGE, SmallResNet, Tokens, Twice, assert_untouched, snap
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hodec.cost.count import Cost, as_inputs, count_cost, inference, trace_runs
+from hodec.cost.count import Cost, as_inputs, count_cost, trace_runs
 from hodec.errors import PlanError
+from hodec.inference import inference
 
 
 def positions(model: nn.Module, inputs: object) -> dict[str, tuple[int, int]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import hodec
-from hodec import cli
-from hodec.commands.rule_options import OFFERED, method_from, rule_from
-from hodec.export.fuse import TARGETS
+from hodec.cli import main as cli
+from hodec.cli.rule_options import OFFERED, method_from, rule_from
+from hodec.fusion.search import TARGETS
 from hodec.onnx_graph.model_file import OLDEST
 
 ROOT = Path(__file__).parents[2]

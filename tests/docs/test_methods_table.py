@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.errors import HodecError
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 from hodec.methods import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")

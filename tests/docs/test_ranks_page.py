@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hodec import cli
-from hodec.commands.rule_options import OFFERED, SETTINGS, method_from, rule_from
-from hodec.config_check import check_overrides
+from hodec.cli import main as cli
+from hodec.cli.rule_options import OFFERED, SETTINGS, method_from, rule_from
+from hodec.experiment.config.overrides import check_overrides
 from hodec.ranks import RULES
 
 ROOT = Path(__file__).parents[2]

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, PlanError
 from hodec.export.checkpoint import load, read_structure, save, weights_digest
-from hodec.export.fuse import fuse
+from hodec.fusion.search import fuse
+from hodec.io.tensors import save_tensors
 from hodec.methods import METHODS
 from hodec.models import build_model
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
-from hodec.run_folder import save_tensors
 
 
 def dense_net(width=12):
@@ -141,7 +141,7 @@ def test_tensors_swapped_with_a_matching_digest_are_still_checked(written):
     """An edited file whose digest was edited too."""
     structure = json.loads(written.with_suffix(".json").read_text())
     save_tensors(written, {"other": torch.zeros(3)})
-    from hodec.files import sha256
+    from hodec.io.atomic import sha256
 
     structure["sha256"] = sha256(written)
     written.with_suffix(".json").write_text(json.dumps(structure))

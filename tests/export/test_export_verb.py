@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import hodec
-from hodec import cli
-from hodec.export import fuse as fuse_module
-from hodec.export.run_model import model_of_run
-from hodec.pipeline import run
+from hodec.cli import main as cli
+from hodec.experiment.pipeline import run
+from hodec.experiment.run_model import model_of_run
+from hodec.fusion import search as fuse_module
 
 from tiny_runs import tiny  # isort: skip
 

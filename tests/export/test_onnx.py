@@ -9,10 +9,10 @@ from torch import nn
 import hodec
 from hodec.errors import CheckpointError, ConvertError
 from hodec.export import onnx as module
-from hodec.export.fuse import fuse
 from hodec.export.layer_errors import _varying_distance, layer_errors
 from hodec.export.onnx import session, to_onnx
 from hodec.export.program import plain_net
+from hodec.fusion.search import fuse
 from hodec.ranks import Manual, make_plan
 
 from small_nets import SmallResNet  # isort: skip

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hodec.formats import cp
 from hodec.formats.base import project_batch
+from hodec.formats.calls import Runs
 from hodec.formats.cp import CONV, CONV_TRANSPOSED, JOINT
 from hodec.formats.cp_als import LIMIT, factorize
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 
 ONE = Modes((1,), (1,))  # CP splits no channels
 SHAPE = (12, 8, 3, 3)

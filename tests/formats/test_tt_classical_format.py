@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from hodec.formats import tt, tt_classical
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 
 # layer3.0.conv1 of ResNet-18: 128 -> 256 channels, 3x3, stride 2, 28x28 -> 14x14
 SHAPE, RUNS, DENSE_MACS = (256, 128, 3, 3), Runs.once((28, 28), (14, 14)), 57_802_752

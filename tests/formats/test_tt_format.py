@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hodec.errors import RankError
 from hodec.formats import tt
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 
 
 def tails(x: Tensor, ranks: tuple[int, ...]) -> list[float]:

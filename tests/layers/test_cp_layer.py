@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import RankError
-from hodec.formats.runs import Runs
+from hodec.formats.calls import Runs
 from hodec.layers import cp
 from hodec.layers.staged import StagedConv
 

@@ -7,7 +7,7 @@ from swaps import factorized, planned
 from torch import nn
 from torch.testing import assert_close
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.formats.modes import Modes
 from hodec.layers.tt_embedding import TTEmbedding
 

@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_message_and_nothing_is_left_behind(tmp_path, monkeyp
 
 SPACE = """
 import resource, sys
-from hodec import cli
+from hodec.cli import main as cli
 import hodec.onnx_graph.decompose, hodec.methods, hodec.ranks, onnxruntime
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 sys.exit(cli.main(sys.argv[1:]))

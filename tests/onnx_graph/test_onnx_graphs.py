@@ -12,7 +12,7 @@ from hodec.errors import PlanError
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.planning import Options
 from hodec.onnx_graph.rewrite import METADATA
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Ascend, Budget, Energy, Manual, Ratio, Vbmf
 
 from small_graphs import FLOAT, answer, conv_net, kinds, node, numbers, reference, relative, save  # isort: skip

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from hodec.conversion import LayerSite
+from hodec.conversion.eligibility import LayerSite
+from hodec.formats.calls import Runs
 from hodec.formats.modes import Modes
-from hodec.formats.runs import Runs
 from hodec.methods import METHODS
 from hodec.ranks import Candidate
 

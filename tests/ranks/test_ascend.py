@@ -5,9 +5,9 @@ import torch
 from rank_cases import candidate
 from torch import nn
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.errors import PlanError
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import make_plan
 from hodec.ranks.ascend import Ascend, ascend_rank
 from hodec.ranks.vbmf import signals

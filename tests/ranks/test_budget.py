@@ -9,15 +9,16 @@ import torch
 from small_nets import IMAGE, SmallResNet, Tokens
 from torch import nn
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.models import build_model
-from hodec.plan import Plan
-from hodec.ranks import make_plan, menu
+from hodec.plan.plan import Plan
+from hodec.ranks import make_plan
 from hodec.ranks.budget import Budget
-from hodec.ranks.knapsack import not_dominated, solve
-from hodec.ranks.menu import Losses
+from hodec.ranks.selection import options as menu
+from hodec.ranks.selection.knapsack import not_dominated, solve
+from hodec.ranks.selection.options import Losses
 from hodec.ranks.spectra import Spectrum
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))

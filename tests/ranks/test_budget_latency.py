@@ -6,7 +6,7 @@ from torch import nn
 
 from hodec.errors import ConfigError, PlanError
 from hodec.models import build_model
-from hodec.plan import LayerPlan
+from hodec.plan.layer import LayerPlan
 from hodec.ranks import Manual, make_plan
 from hodec.ranks.budget import Budget
 

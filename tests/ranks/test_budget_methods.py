@@ -9,18 +9,18 @@ from small_nets import IMAGE, SmallResNet
 from tiny_runs import tiny
 from torch import Tensor, nn
 
-from hodec import pipeline
-from hodec.config import MethodConfig, RanksConfig
-from hodec.conversion import conversion_errors, convert
+from hodec.calibration.input_covariance import collect_metrics
+from hodec.conversion.swap import conversion_errors, convert
 from hodec.errors import ConfigError, PlanError
+from hodec.experiment import pipeline
+from hodec.experiment.config.schema import MethodConfig, RanksConfig
+from hodec.formats.layer_types import KINDS
 from hodec.formats.modes import Modes
-from hodec.kinds import KINDS
-from hodec.metric import collect_metrics
 from hodec.models import build_model
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Candidate, Manual, Ratio, make_plan
 from hodec.ranks.budget import Budget
-from hodec.ranks.greedy_stats import GreedyStats
+from hodec.ranks.greedy.stats import GreedyStats
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -10,13 +10,14 @@ import torch
 from small_nets import IMAGE, SmallResNet, Tokens, assert_untouched, snapshot
 from torch import Tensor, nn
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.layers.base import FactorizedLayer
-from hodec.plan import LayerPlan, Plan
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
 from hodec.ranks import make_plan
-from hodec.ranks.greedy import Greedy
+from hodec.ranks.greedy.rule import Greedy
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 WORDS = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))

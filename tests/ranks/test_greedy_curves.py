@@ -6,9 +6,9 @@ import pytest
 import torch
 from rank_cases import candidate
 
-from hodec.formats.runs import Runs
+from hodec.formats.calls import Runs
 from hodec.ranks import Candidate
-from hodec.ranks.greedy_curves import COUNTED, curve_of
+from hodec.ranks.greedy.curves import COUNTED, curve_of
 from hodec.ranks.ratio import ranks_for_ratio
 
 

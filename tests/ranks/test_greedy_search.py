@@ -5,7 +5,7 @@ import random
 import pytest
 
 from hodec.errors import PlanError
-from hodec.ranks.greedy_search import CLOSE, Costs, Picks, check_reachable, interpolated, pick, search, smoothed
+from hodec.ranks.greedy.search import CLOSE, Costs, Picks, check_reachable, interpolated, pick, search, smoothed
 
 # Scores are small whole numbers, so that the bisection of 0..64 meets some of them exactly.
 SCORES = {"a": (0, 40, 64), "b": (32, 48, 56), "c": (20, 20, 20)}

@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from hodec.ranks.greedy_stats import MOST_NAMED, GreedyStats, Point, figure
+from hodec.ranks.greedy.stats import MOST_NAMED, GreedyStats, Point, figure
 
 
 def stats(layers: int = 3) -> GreedyStats:

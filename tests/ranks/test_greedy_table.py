@@ -11,7 +11,7 @@ from small_nets import IMAGE, SmallResNet
 from torch import Tensor, nn
 
 from hodec.errors import CheckpointError, ConfigError
-from hodec.ranks.greedy_table import ScoreTable, identity, net_of
+from hodec.ranks.greedy.table import ScoreTable, identity, net_of
 
 X = torch.randn(IMAGE)
 DENSE = net_of({})

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from hodec.conversion import convert
+from hodec.calibration.input_covariance import collect_metrics
+from hodec.conversion.swap import convert
 from hodec.errors import PlanError
-from hodec.metric import collect_metrics
 from hodec.ranks import Budget, Greedy, Manual, make_plan
-from hodec.ranks.greedy_stats import GreedyStats, Point
-from hodec.ranks.importance import importance
+from hodec.ranks.greedy.stats import GreedyStats, Point
+from hodec.ranks.selection.importance import importance
 
 X = torch.zeros(1, 24)
 

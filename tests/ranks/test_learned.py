@@ -6,10 +6,10 @@ from small_nets import IMAGE, SmallResNet
 from torch import Tensor, nn
 
 from hodec.admm.updates import project_layers, start, step
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError, TrainingError
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 from hodec.ranks.learned import Learned, RankLearner, learned_ranks
 from hodec.ranks.rounding import Rounding

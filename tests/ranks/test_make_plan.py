@@ -7,12 +7,12 @@ import torch
 from small_nets import IMAGE, SmallResNet, Tokens, Twice
 from torch import nn
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import PlanError
 from hodec.formats.modes import Modes
 from hodec.methods import METHODS, get_method
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import Candidate, Choice, Manual, build_rule, make_plan
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))

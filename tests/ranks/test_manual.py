@@ -8,7 +8,7 @@ from small_nets import IMAGE, SmallResNet, Tokens
 from torch import nn
 
 from hodec.errors import PlanError
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import RULES, Manual, make_plan
 
 

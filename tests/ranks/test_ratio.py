@@ -8,7 +8,7 @@ from rank_cases import CONV_METHODS, candidate, conv_weight
 from small_nets import IMAGE, SmallResNet, Tokens
 from torch import nn
 
-from hodec.conversion import convert
+from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError
 from hodec.ranks import Choice, make_plan

@@ -8,11 +8,11 @@ from rank_cases import candidate
 from small_nets import IMAGE, SmallResNet, assert_untouched, snapshot
 from torch import nn
 
-from hodec.conversion import conversion_errors, convert
+from hodec.conversion.swap import conversion_errors, convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.layers.base import FactorizedLayer
-from hodec.plan import Plan
+from hodec.plan.plan import Plan
 from hodec.ranks import make_plan
 from hodec.ranks.tar import Tar
 

@@ -9,7 +9,7 @@ from rank_cases import CONV_METHODS, candidate, conv_weight
 from torch import Tensor
 
 from hodec.errors import ConfigError, PlanError, TrainingError
-from hodec.linalg import singular_values
+from hodec.linalg.svd import singular_values
 from hodec.ranks import Candidate, Choice
 from hodec.ranks.vbmf import Vbmf, calibrate, signals, vbmf_rank
 

@@ -1,0 +1,234 @@
+"""The metric of a layer's input: projections that lose least of the output instead of least of the weight.
+
+A weight W (O, I, K..) that is replaced by Z changes the layer's output by (W - Z) x for each patch x of the input, on
+average by |(W - Z) C^(1/2)| with C = E[x x^T]. So W C^(1/2) is projected, and C^(-1/2) applied to what comes out. C is
+kept as a Kronecker product over the groups of input axes that the format can mix (``Form.mixable``): then the ranks
+of Z are exactly those of the projection.
+
+Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.2 (outputs instead of
+weights); Wang, Zheng, Wan, Zhang, SVD-LLM, ICLR 2025 (scaling by a root of the input's second moment).
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hodec.calibration.im2col import Draw, patches, token_counts
+from hodec.errors import ConfigError, DataError, PlanError, TrainingError
+from hodec.formats.layer_types import KINDS
+from hodec.inference import Batch, inference, run_batches, uncompiled
+from hodec.linalg.svd import square_roots
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+# Neighbouring positions say much the same: 64 an image, of some hundred images, come near to all of them.
+POSITIONS = 64
+# A group of several axes with more coordinates than this is split up; one axis alone keeps its diagonal only.
+LARGEST_GROUP, LARGEST_AXIS = 2304, 8192
+
+
+@dataclass(frozen=True)
+class AxisRoot:
+    """One factor of the Kronecker product, float64.
+
+    Attributes:
+        axes: the input axes it acts on together, numbered in (I_1, .., I_d, K_1, ..).
+        root, inverse: C^(1/2) and C^(-1/2), (n, n); or their diagonals, (n,).
+    """
+
+    axes: tuple[int, ...]
+    root: Tensor
+    inverse: Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric of one layer's input.
+
+    Attributes:
+        sizes: of the input axes, (I_1, .., I_d, K_1, ..).
+        roots: what acts on them; axes that none acts on are left alone.
+    """
+
+    sizes: tuple[int, ...]
+    roots: tuple[AxisRoot, ...]
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """Weights (.., O, I, K..) -> W C^(1/2), float64."""
+        return self._multiply(weight, {root.axes: root.root for root in self.roots})
+
+    def undo(self, weight: Tensor) -> Tensor:
+        """Inverse of ``apply``."""
+        return self._multiply(weight, {root.axes: root.inverse for root in self.roots})
+
+    def _multiply(self, weight: Tensor, by: Mapping[tuple[int, ...], Tensor]) -> Tensor:
+        x = weight.double().reshape(-1, *self.sizes)
+        for axes, matrix in by.items():
+            source, last = [1 + axis for axis in axes], range(-len(axes), 0)
+            moved = x.movedim(source, tuple(last))
+            flat, matrix = moved.flatten(-len(axes)), matrix.to(weight.device)
+            flat = flat * matrix if matrix.ndim == 1 else flat @ matrix
+            x = flat.reshape(moved.shape).movedim(tuple(last), source)
+        return x.reshape(weight.shape)
+
+    def to(self, device: torch.device | str) -> "Metric":
+        """The metric with its tensors on ``device``."""
+        moved = (AxisRoot(r.axes, r.root.to(device), r.inverse.to(device)) for r in self.roots)
+        return Metric(self.sizes, tuple(moved))
+
+    def check(self, name: str, layer: LayerPlan) -> "Metric":
+        """This metric, if projecting in it keeps the ranks of ``layer``.
+
+        Raises:
+            PlanError: it was collected for a plan that splits or factorizes the layer differently.
+        """
+        groups = layer.form.mixable(layer.shape, layer.modes)
+        fits = all(any(set(root.axes) <= set(group) for group in groups) for root in self.roots)
+        if self.sizes != input_sizes(layer) or not fits:
+            raise PlanError(
+                f"{name}: its metric acts on axes {[r.axes for r in self.roots]} of the input sides {self.sizes}, but "
+                f"method {layer.method} with input sides {input_sizes(layer)} can mix {groups} only: collect the "
+                "metrics with this plan"
+            )
+        return self
+
+
+def input_sizes(layer: LayerPlan) -> tuple[int, ...]:
+    """Sizes of the input axes (I_1, .., I_d, K_1, ..)."""
+    return (*layer.modes.inputs, *layer.shape[2:])
+
+
+@torch.no_grad()
+def project_in_metric(layer: LayerPlan, weight: Tensor, metric: Metric) -> Tensor:
+    """The weight of the planned ranks whose output is (quasi-)nearest to that of ``weight``, stored as it is.
+
+    Least in norm((W - Z) C^(1/2)) where the format's projection is exact (the SVD methods); elsewhere as near as that
+    projection comes. Computed in float64, returned in the weight's type.
+    """
+    kind = KINDS[layer.kind]
+    nearest = layer.form.project(metric.apply(kind.canonical(weight)), layer.ranks, layer.modes)
+    return kind.stored(metric.undo(nearest)).to(weight.dtype)
+
+
+def collect_metrics(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Batch],
+    *,
+    floor: float = 1e-4,
+    positions: int | None = POSITIONS,
+    largest: int = LARGEST_GROUP,
+) -> dict[str, Metric]:
+    """The metric of each planned layer's input, from the dense model's own activations.
+
+    A few hundred images do: what matters is that there are more positions than input channels. The model is run in
+    evaluation mode and left as it was.
+
+    Args:
+        model: the dense model the plan was made for.
+        plan: the layers; which axes of their inputs may be mixed depends on the method.
+        batches: model inputs: tensors, tuples of them, or (images, labels); moved to the model's device.
+        floor: least eigenvalue, as a share of the mean one, 0 < floor <= 1.
+        positions: most output positions of a convolution looked at per image and call, drawn at random, the same ones
+            every time; None for all.
+        largest: most coordinates that one matrix covers, where it covers several axes; above, channels and kernel
+            get one each.
+
+    Raises:
+        ConfigError: a setting out of range.
+        DataError: no batch.
+        PlanError: a layer whose method has no metric, that the model lacks, or that is never called.
+        TrainingError: a layer's input holds NaN or Inf.
+    """
+    if not 0 < floor <= 1:
+        raise ConfigError(f"floor={floor!r} of the metrics is not in 0 < floor <= 1; 1e-4 suits most nets")
+    model = uncompiled(model)
+    if positions is not None and positions < 1:
+        raise ConfigError(
+            f"positions={positions!r} of the metrics is not a whole number of at least 1, or None for all"
+        )
+    draw = Draw(positions, torch.Generator().manual_seed(0))
+    moments = {name: _Moments(name, layer, draw, largest=largest) for name, layer in plan.items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if missing := [name for name in moments if name not in modules]:
+        raise PlanError(f"the plan names layer {missing[0]}, which this model lacks: it was made for another model")
+    with ExitStack() as hooks, inference(model):
+        for name, moment in moments.items():
+            hook = modules[name].register_forward_pre_hook(partial(_see, moment), with_kwargs=True)
+            hooks.callback(hook.remove)
+        if not run_batches(model, batches, count=max(1, len(plan.inputs))):
+            raise DataError("no batch to collect metrics from: give at least one, a few hundred images are enough")
+    return {name: moment.metric(floor) for name, moment in moments.items()}
+
+
+def _see(moment: "_Moments", module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+    moment.add(module, args[0] if args else kwargs["input"])
+
+
+class _Moments:
+    """Sums of x x^T of one layer's input, one for each group of axes; the other axes are summed over."""
+
+    def __init__(self, name: str, layer: LayerPlan, draw: Draw, *, largest: int) -> None:
+        self.draw = draw
+        self.name, self.kind, self.sizes = name, KINDS[layer.kind], input_sizes(layer)
+        groups = layer.form.mixable(layer.shape, layer.modes)
+        if not groups:
+            raise PlanError(f"{name}: method {layer.method} has no projection in a metric; leave the metrics out")
+        channels = len(layer.modes.inputs)
+        self.groups = [part for group in groups for part in self._parts(group, channels, largest)]
+        self.sums: dict[tuple[int, ...], Tensor] = {}
+
+    def _side(self, axes: tuple[int, ...]) -> int:
+        return math.prod(self.sizes[axis] for axis in axes)
+
+    def _parts(self, group: tuple[int, ...], channels: int, largest: int) -> list[tuple[int, ...]]:
+        """A group as it is, or its channel axes and its kernel axes apart; without what has nothing to mix."""
+        parts = [group]
+        if len(group) > 1 and self._side(group) > largest:
+            parts = [tuple(a for a in group if a < channels), tuple(a for a in group if a >= channels)]
+            log.info("%s: metric of channels and kernel apart, together they are %d", self.name, self._side(group))
+        return [part for part in parts if self._side(part) > 1]
+
+    def _diagonal(self, axes: tuple[int, ...]) -> bool:
+        return self.kind.lookup or self._side(axes) > LARGEST_AXIS
+
+    def add(self, module: nn.Module, x: Tensor) -> None:
+        """Take in one call's input."""
+        if self.kind.lookup:
+            counts = token_counts(module, x).reshape(self.sizes)
+            for axes in self.groups:
+                others = [axis for axis in range(len(self.sizes)) if axis not in axes]
+                self._sum(axes, counts.sum(others) if others else counts.flatten())
+            return
+        for chunk in patches(module, self.kind, x, self.draw):
+            split = chunk.double().reshape(-1, *self.sizes)
+            for axes in self.groups:
+                moved = split.movedim([1 + axis for axis in axes], tuple(range(-len(axes), 0)))
+                rows = moved.reshape(-1, self._side(axes))
+                self._sum(axes, rows.square().sum(0) if self._diagonal(axes) else rows.mT @ rows)
+
+    def _sum(self, axes: tuple[int, ...], moment: Tensor) -> None:
+        self.sums[axes] = self.sums[axes] + moment if axes in self.sums else moment
+
+    def metric(self, floor: float) -> Metric:
+        """The metric of all that was taken in."""
+        if self.groups and not self.sums:
+            raise PlanError(f"{self.name}: the model never calls it on these batches, so its input has no metric")
+        roots = []
+        for axes, moment in self.sums.items():
+            if not bool(moment.isfinite().all()):
+                raise TrainingError(
+                    f"layer {self.name}: its input holds NaN or Inf on the batches for metrics; look at the data and "
+                    "at the layers before it"
+                )
+            roots.append(AxisRoot(axes, *square_roots(moment, floor)))
+        return Metric(self.sizes, tuple(roots))

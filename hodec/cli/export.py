@@ -1,0 +1,86 @@
+"""hodec export: write the compressed model of a run as a file for other programs."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hodec.cli import Answer
+
+HELP = "write the compressed model of a run as ONNX, PyTorch program or safetensors"
+ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN --to KIND [--fuse] [--verify] [-o FILE] [--force]."""
+    parser.add_argument("run", help="folder of a finished run, with config.yaml and compressed.safetensors")
+    parser.add_argument("--to", required=True, choices=tuple(ENDINGS), help="kind of file")
+    parser.add_argument("--fuse", action="store_true", help="measure which form of each layer is fastest here")
+    parser.add_argument("--verify", action="store_true", help="read the file again, run it and compare the outputs")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="of an ONNX file")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time that --fuse measures with; default 1")
+    parser.add_argument("-o", "--output", help="file to write; by default RUN/compressed.* or RUN/fused.*")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Write the file; says where, and how far its outputs are from the model's.
+
+    Raises:
+        HodecError: no finished run, a file that exists, a model that cannot be exported.
+    """
+    from hodec.experiment.run_model import model_of_run
+
+    path = _output(Path(options.run), options)
+    made = model_of_run(options.run)
+    report, model, example = "", made.model, made.example(options.batch)
+    if options.to == "safetensors":
+        return _answer(made.save(path, verify=options.verify), report)
+    if options.fuse:
+        from hodec.fusion.search import fuse
+
+        model = fuse(model, example_input=example)
+        report = f"{model.fuse_report}\n"
+    return _answer(_write(model, example, path, options), report)
+
+
+def _output(folder: Path, options: argparse.Namespace) -> Path:
+    """Where to write.
+
+    Raises:
+        ConfigError: the file is there already, options that do not go together, or a batch below 1.
+    """
+    from hodec.errors import ConfigError
+
+    if options.batch < 1:
+        raise ConfigError(f"--batch {options.batch} is below 1")
+    if options.precision != "fp32" and options.to != "onnx":
+        raise ConfigError(f"--precision {options.precision} is for --to onnx; --to {options.to} is written in float32")
+    if options.fuse and options.to == "safetensors":
+        raise ConfigError(
+            "--fuse goes with --to onnx and --to pt2, which hold the structure of the fused net; --to safetensors "
+            "holds the factors, which hodec.load reads"
+        )
+    default = folder / (("fused" if options.fuse else "exported") + ENDINGS[options.to])
+    path = Path(options.output) if options.output else default
+    if path.suffix != ENDINGS[options.to]:
+        raise ConfigError(f"{path}: with --to {options.to} the file ends in {ENDINGS[options.to]}, not {path.suffix!r}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is no file that could be replaced; -o FILE names another")
+    if path.exists() and not options.force:
+        raise ConfigError(f"{path} exists; --force replaces it, -o FILE writes another")
+    return path
+
+
+def _write(model: Any, example: Any, path: Path, options: argparse.Namespace) -> Any:
+    if options.to == "pt2":
+        from hodec.export.program import to_program
+
+        return to_program(model, path, example_input=example, verify=options.verify)
+    from hodec.export.onnx import to_onnx
+
+    return to_onnx(model, path, example_input=example, verify=options.verify, precision=options.precision)
+
+
+def _answer(written: Any, report: str) -> Answer:
+    value = {"path": str(written.path), "bytes": written.path.stat().st_size, "error": written.error}
+    return Answer(f"{report}{written}", value | {"batches": list(written.batches), "nodes": dict(written.nodes)})

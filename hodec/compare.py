@@ -1,0 +1,65 @@
+"""Whether an exported net still does what it did."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from hodec.errors import ConvertError
+from hodec.inference import inference
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of an output, however nested."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def distance(made: Any, expected: Any) -> float:
+    """Largest relative distance norm(made - expected) / norm(expected) of any tensor; infinite where shapes differ."""
+    pairs = tensors_in(made), tensors_in(expected)
+    if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
+        return float("inf")
+    return max((_relative(a, b) for a, b in zip(*pairs, strict=True)), default=0.0)
+
+
+def _relative(made: Tensor, expected: Tensor) -> float:
+    a, b = (t.detach().cpu().double().nan_to_num(nan=torch.inf) for t in (made, expected))
+    norm, apart = float(b.norm()), float((a - b).norm())
+    return apart / norm if norm else apart
+
+
+def outputs_of(net: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What a net puts out in evaluation mode."""
+    with inference(net):
+        return tensors_in(net(*inputs))
+
+
+def with_batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
+    """Inputs of another batch size: the given images again and again."""
+    rows = [torch.arange(size, device=x.device) % len(x) for x in inputs]
+    return tuple(x[row] for x, row in zip(inputs, rows, strict=True))
+
+
+def check_same(what: str, errors: Iterable[tuple[int, float]], allowed: float) -> float:
+    """The largest of the distances, by batch size.
+
+    Raises:
+        ConvertError: one is above what is allowed.
+    """
+    worst = 0.0
+    for batch, error in errors:
+        if not error <= allowed:
+            raise ConvertError(
+                f"{what} does not give the outputs of the model: at batch {batch} they differ by {error:.2g} of their "
+                f"norm (allowed {allowed:g}); verify=False writes it all the same"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def batch_sizes(inputs: Sequence[Tensor], dynamic: bool) -> tuple[int, ...]:
+    """Batch sizes to verify with: the given one, and where the batch is free also 1 and another."""
+    given = len(inputs[0])
+    return tuple(dict.fromkeys((given, 1, given + 2))) if dynamic else (given,)

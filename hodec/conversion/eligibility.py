@@ -1,0 +1,146 @@
+"""Which layers can be factorized, and why the others cannot."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hodec.cost.count import Inputs, trace_runs
+from hodec.errors import PlanError, near_matches
+from hodec.formats.calls import Runs
+from hodec.formats.layer_types import KINDS, kind_of
+from hodec.linalg.svd import check_finite
+from hodec.methods import Method
+
+# Modules that read their children's weights directly instead of calling them.
+READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """A layer that can be factorized, where it stands and how much it runs.
+
+    Attributes:
+        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
+        runs: its calls for one image.
+        aliases: further names of the same module.
+    """
+
+    kind: str
+    weight: Tensor
+    runs: Runs
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+
+def eligible_layers(
+    model: nn.Module, method: Method, example_input: Inputs
+) -> tuple[dict[str, LayerSite], dict[str, str]]:
+    """The layers that ``method`` can factorize, and each other weight layer with the reason why not.
+
+    Args:
+        model: any net; it is run once in evaluation mode and left as it was.
+        example_input: a tensor (or several) as the model takes, batch first.
+
+    Raises:
+        PlanError: a layer is lazy and has no weight yet.
+        TrainingError: an eligible weight holds NaN or Inf.
+    """
+    names = names_by_module(model)
+    _check_no_lazy(names)
+    runs = trace_runs(model, example_input)
+    sites, refused = {}, {}
+    for module, (name, *aliases) in names.items():
+        if not _has_weight(module):
+            continue
+        reason = refusal(model, name, module, method) or ("" if name in runs else NOT_CALLED)
+        if reason:
+            refused[name] = reason
+            continue
+        kind, weight = KINDS[kind_name(module)], weight_of(module)
+        check_finite(weight, f"layer {name}")
+        sites[name] = LayerSite(kind.name, kind.canonical(weight), runs[name], tuple(aliases))
+    return sites, refused
+
+
+def weight_of(module: Any) -> Tensor:
+    """A layer's dense weight, without its history."""
+    weight: Tensor = module.weight.detach()
+    return weight
+
+
+def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
+    kinds = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, kinds)
+
+
+def refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
+    """Why a layer cannot be factorized by this method, or an empty string."""
+    if not name:
+        return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
+    if isinstance(module, nn.MultiheadAttention):
+        return "its projections of queries, keys and values are weights of its own, in no layer to swap"
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is parametrized (weight_norm, spectral_norm, ..); remove the parametrization first"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, READS_WEIGHTS):
+        return f"{type(parent).__name__} reads the weights of its children directly"
+    if kind_name(module) not in method.layers:
+        return f"method {method.name} has no layer for {type(module).__name__}"
+    if getattr(module, "groups", 1) != 1:
+        return f"grouped convolution (groups={module.groups})"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
+        return "an embedding with max_norm, sparse or scale_grad_by_freq treats its rows one by one"
+    return _tied_with(model, module)
+
+
+def kind_name(module: nn.Module) -> str:
+    kind = kind_of(module)
+    return kind.name if kind else ""
+
+
+def _tied_with(model: nn.Module, module: nn.Module) -> str:
+    for name, other in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if other is not module and any(p is parameter for p in other._parameters.values() if p is not None):
+                return f"its {key} is shared with {name or 'the model itself'}"
+    return ""
+
+
+def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
+    """A run would initialize lazy layers, and the given model is to stay as it is."""
+    for module, (name, *_) in names.items():
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise PlanError(f"layer {name} is lazy and has no weight yet: run the model once before planning")
+
+
+def match_names(pattern: str, names: Sequence[str], what: str) -> list[str]:
+    """The names that a glob matches.
+
+    Raises:
+        PlanError: none does; the message has near matches.
+    """
+    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        stem = pattern.replace("*", "").rstrip(".")
+        hint = near_matches(stem, tuple(names)) or f" Layers are: {', '.join(names[:6])}, .."
+        raise PlanError(f"{what} {pattern!r} matches no layer.{hint}")
+    return found

@@ -1,0 +1,213 @@
+"""The swap of dense layers for factorized ones: the only place that does it."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hodec.calibration.input_covariance import Metric, project_in_metric
+from hodec.conversion.eligibility import kind_name, names_by_module, refusal, weight_of
+from hodec.errors import ConvertError, PlanError, near_matches
+from hodec.formats.base import working_copy
+from hodec.formats.layer_types import kind_of
+from hodec.inference import uncompiled
+from hodec.layers.base import FactorizedLayer, same_random_state
+from hodec.linalg.svd import check_finite, naming, norm
+from hodec.methods import get_method
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+# Where a module keeps what was registered on it for its calls.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+# Where a converted model keeps its plan.
+PLAN_ATTRIBUTE = "hodec_plan"
+
+
+def convert(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    decompose: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
+    starts: Mapping[str, Sequence[Tensor]] | None = None,
+) -> nn.Module:
+    """A copy of ``model`` whose planned layers are factorized; the given model is left as it was.
+
+    Hooks on a planned layer go over to its factorized one. Global random numbers are not moved.
+
+    Args:
+        model: the dense model the plan was made for (names and weight shapes must agree).
+        plan: which layers, at which ranks.
+        decompose: False builds the structure only, with random factors, to load saved ones into.
+        metrics: of the layers' inputs, see ``collect_metrics``: these layers lose least of their outputs instead of
+            least of their weights.
+        starts: layer -> factors to start from, ``AdmmCallback.factors``: formats that are found by iteration (CP)
+            would otherwise not end where ADMM has led them.
+
+    Raises:
+        PlanError: the plan is for another model, or the metrics for another plan.
+        ConvertError: the converted model does not run, in training or evaluation mode.
+        TrainingError: a planned weight holds NaN or Inf.
+    """
+    model = uncompiled(model)
+    _check_belongs(model, plan)
+    metrics = _checked(metrics or {}, plan)
+    small = copy.deepcopy(model)
+    with same_random_state(model.parameters()):
+        for name, layer_plan in plan.items():
+            dense = small.get_submodule(name)
+            start = (starts or {}).get(name)
+            metric = metrics.get(name)
+            if decompose:
+                check_finite(weight_of(dense), f"layer {name}")
+            with naming(f"layer {name}"):
+                layer = _factorized(dense, layer_plan, decompose=decompose, metric=metric, start=start)
+            for each in (name, *layer_plan.aliases):
+                small.set_submodule(each, layer)
+        if plan.inputs:
+            _dry_run(small, model, plan)
+    setattr(small, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
+    return small
+
+
+def _checked(metrics: Mapping[str, Metric], plan: Plan) -> Mapping[str, Metric]:
+    for name, metric in metrics.items():
+        if name not in plan:
+            raise PlanError(
+                f"there is a metric for {name}, which is not in the plan: collect the metrics with this plan"
+            )
+        metric.check(name, plan[name])
+    return metrics
+
+
+def _factorized(
+    dense: Any,
+    plan: LayerPlan,
+    *,
+    decompose: bool,
+    metric: Metric | None,
+    start: Sequence[Tensor] | None,
+) -> FactorizedLayer:
+    cls = get_method(plan.method).layers[plan.kind]
+    how: dict[str, Any] = {"modes": plan.modes, "execution": plan.runs_as}
+    if decompose:
+        source = dense if metric is None else _nearest(dense, plan, metric)
+        layer = cls.from_dense(source, plan.ranks, start=start, **how).to(dense.weight.dtype)
+    else:
+        layer = cls.like(dense, plan.ranks, **how)
+    layer.train(dense.training).requires_grad_(dense.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(dense.bias.requires_grad)
+    for hooks in HOOKS:
+        getattr(layer, hooks).update(getattr(dense, hooks))
+    layer._is_full_backward_hook = dense._is_full_backward_hook
+    return layer
+
+
+def _nearest(dense: Any, plan: LayerPlan, metric: Metric) -> Any:
+    """A layer like ``dense`` with the nearest weight of the planned ranks; half precision would blur these ranks."""
+    near = copy.copy(dense)
+    weight = project_in_metric(plan, working_copy(dense.weight.detach()), metric)
+    near._parameters = {**dense._parameters, "weight": nn.Parameter(weight)}
+    return near
+
+
+def _check_belongs(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = names_by_module(model)
+    for name, layer in plan.items():
+        module = modules.get(name)
+        if module is None:
+            raise PlanError(
+                f"the plan names layer {name}, which this model lacks: it was made for another model."
+                f"{near_matches(name, tuple(modules))}"
+            )
+        kind, weight = kind_of(module), getattr(module, "weight", torch.empty(0))
+        shape = tuple(kind.canonical(weight).shape if kind and weight.ndim > 1 else weight.shape)
+        if kind_name(module) != layer.kind or shape != layer.shape:
+            raise PlanError(
+                f"{name}: the plan is for a {layer.kind} weight {layer.shape}, this model has "
+                f"{type(module).__name__} {shape}; make the plan from this model"
+            )
+        reason = refusal(model, name, module, get_method(layer.method))
+        if not reason and set(names[module]) != {name, *layer.aliases}:
+            reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
+        if reason:
+            raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
+
+
+def _dry_run(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
+    """Run throw-away copies in both modes: some parents (fast paths) break only in evaluation mode."""
+    first = next(iter(small.parameters()))
+    inputs = [x.to(first.device, first.dtype if x.is_floating_point() else x.dtype) for x in plan.example_inputs()]
+    called: set[str] = set()
+    for training in (True, False):
+        mode, error = "training" if training else "evaluation", _failure(small, inputs, training, called)
+        if error is None:
+            continue
+        if _failure(dense, inputs, training, set()) is not None:  # e.g. a detector, which trains with targets only
+            log.warning("not even the dense model runs in %s mode on such inputs (%s): not tried", mode, error)
+            called.update(plan)
+            continue
+        raise ConvertError(
+            f"the converted model does not run in {mode} mode: {type(error).__name__}: {error}. A layer is "
+            f"used in a way a swap breaks; leave it dense with exclude=[..] (planned: {', '.join(plan)})"
+        ) from error
+    if unused := [name for name in plan if name not in called]:
+        raise ConvertError(
+            f"{', '.join(unused)}: the forward pass does not call the factorized layer, because the model holds the "
+            "dense one in a second place (a list, a closure); leave it dense with exclude=[..]"
+        )
+
+
+@torch.no_grad()
+def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called: set[str]) -> Exception | None:
+    """What a copy of the model raises, if it does; the names of the factorized layers it calls join ``called``."""
+    trial = copy.deepcopy(model)
+    for name, module in trial.named_modules():
+        if isinstance(module, FactorizedLayer):
+            module.register_forward_hook(lambda *_, name=name: called.add(name))
+    try:
+        trial.train(training)(*inputs)
+    except Exception as error:
+        return error
+    return None
+
+
+def conversion_errors(dense: nn.Module, plan: Plan, small: nn.Module | None = None) -> dict[str, float]:
+    """Relative error norm(W - factorized W) / norm(W) of each planned layer.
+
+    Args:
+        dense: the dense model.
+        plan: its plan.
+        small: what it was converted to; without it, the plain projections are measured.
+    """
+    errors, dense = {}, uncompiled(dense)
+    for name, layer in plan.items():
+        weight = weight_of(dense.get_submodule(name)).float()
+        near = layer.project(weight) if small is None else _dense_weight(small.get_submodule(name)).to(weight)
+        whole = norm(weight)
+        errors[name] = norm(weight - near) / whole if whole else 0.0
+    return errors
+
+
+def _dense_weight(layer: nn.Module) -> Tensor:
+    if not isinstance(layer, FactorizedLayer):
+        raise ConvertError(f"{type(layer).__name__} is not a factorized layer: convert the model by the same plan")
+    return layer.dense_weight().detach()

@@ -1,0 +1,61 @@
+"""The experiment from the command line: train under ADMM, convert, retrain, report."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from hodec.errors import HodecError
+from hodec.experiment.config.overrides import check_overrides
+from hodec.experiment.config.schema import to_config
+
+log = logging.getLogger("hodec")
+
+# In the wheel the settings are part of this package; in a checkout they stand beside train.py.
+PACKAGED = Path(__file__).parent / "conf"
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+started: list[str] = []  # folders of the jobs that came so far as to run
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run_job(cfg: DictConfig) -> float:
+    """Run one job and return the accuracy of the compressed net, 0..1, for sweepers to maximise."""
+    job = HydraConfig.get()
+    started.append(job.runtime.output_dir)
+    try:
+        from hodec.experiment.pipeline import run  # here: mistakes in the settings show before torch is imported
+
+        result = run(to_config(cfg), Path(job.runtime.output_dir))
+    except Exception as error:
+        known = isinstance(error, HodecError)
+        log.error("%s: %s", type(error).__name__, error, exc_info=not known)
+        if job.mode is RunMode.MULTIRUN:
+            raise  # this job has failed; the others of the sweep go on
+        sys.exit(2 if known else 1)
+    return float(result["compressed"]["test_accuracy"])
+
+
+def main() -> None:
+    """Run the command line's job, or its sweep; exit code 2 for what the user can mend, 1 for what he cannot."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below as they are
+    try:
+        check_overrides(sys.argv[1:], CONF)
+        run_job()
+    except HodecError as error:
+        _refuse(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        if started:
+            raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one
+        _refuse(f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH")
+
+
+def _refuse(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    sys.exit(2)

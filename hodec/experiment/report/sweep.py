@@ -1,0 +1,54 @@
+"""The Hydra callback that writes the report of a multirun when its last run is over."""
+
+import atexit
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+class SweepReport(Callback):
+    """Named in the config as ``hydra.callbacks.sweep_report._target_: hodec.experiment.report.sweep.SweepReport``.
+
+    Hydra calls ``on_multirun_end`` only when *no* run failed. A sweep with failed or interrupted runs needs its
+    report most, so it is written when the program ends.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember the folder, absolute: a run may change the working directory."""
+        try:
+            self._folder = Path(config.hydra.sweep.dir).resolve()
+        except Exception as error:
+            log.warning("no sweep report: %s (%s)", error, type(error).__name__)
+            return
+        atexit.register(self._at_exit)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the sweep report; whatever stands in its way is a warning, as the runs themselves are done."""
+        atexit.unregister(self._at_exit)
+        try:
+            _write(self._folder or Path(config.hydra.sweep.dir))
+        except Exception as error:
+            log.warning("no sweep report: %s (%s)", error, type(error).__name__)
+
+    def _at_exit(self) -> None:
+        """Write the report of a sweep that did not end well, if it came as far as a run."""
+        try:
+            if self._folder and self._folder.is_dir() and any(child.is_dir() for child in self._folder.iterdir()):
+                _write(self._folder)
+        except Exception as error:
+            log.warning("no sweep report: %s (%s)", error, type(error).__name__)
+
+
+def _write(folder: Path) -> None:
+    # matplotlib is loaded here, not when Hydra makes the callback before the first run
+    from hodec.experiment.report.render import write_sweep
+
+    log.info("sweep report: %s", write_sweep(folder))

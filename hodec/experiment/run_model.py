@@ -1,0 +1,70 @@
+"""The compressed model of a finished run, built again from the run's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hodec.compare import check_same, distance, outputs_of
+from hodec.errors import CheckpointError
+from hodec.export import checkpoint
+from hodec.export.program import Exported, checked_path
+from hodec.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """What a run has made.
+
+    Attributes:
+        model: the compressed net, in evaluation mode.
+        plan: its plan.
+        facts: what the dense net is built from: model, in_channels, num_classes, image_size.
+    """
+
+    model: nn.Module
+    plan: Plan
+    facts: dict[str, Any]
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Seeded noise of the size of the run's pictures, (batch, channels, height, width)."""
+        size = (batch, self.facts["in_channels"], *self.facts["image_size"])
+        return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+    def save(self, path: Path, *, verify: bool) -> Exported:
+        """Write factors and plan as ``hodec.load`` reads them; where asked for, read them again and compare.
+
+        Raises:
+            CheckpointError: a path with another ending.
+            ConvertError: the file gives other outputs.
+        """
+        path = checked_path(path, ".safetensors")
+        checkpoint.save(self.model, path, self.plan, facts=self.facts)
+        if not verify:
+            return Exported(path, None)
+        x = self.example(2)
+        again = checkpoint.load(path).eval()
+        apart = distance(outputs_of(again, [x]), outputs_of(self.model, [x]))
+        return Exported(path, check_same(str(path), [(2, apart)], 0.0), (2,))
+
+
+def model_of_run(folder: str | Path) -> RunModel:
+    """The compressed model of a run.
+
+    Args:
+        folder: of a finished run; holds ``compressed.safetensors`` and ``compressed.json``.
+
+    Raises:
+        CheckpointError: no finished run, or a file that was altered.
+    """
+    path = Path(folder) / "compressed.safetensors"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no compressed.safetensors: it is no folder of a finished run; the same command that "
+            "started the run finishes it"
+        )
+    structure = checkpoint.read_structure(path)
+    model = checkpoint.load(path).eval()
+    return RunModel(model, Plan.from_dict(structure["plan"]), structure["facts"])

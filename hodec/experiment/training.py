@@ -1,0 +1,245 @@
+"""One fit of the pipeline: the trainer, its callbacks, rows per epoch, checkpoints, exact resume."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from hodec.admm.callback import AdmmCallback
+from hodec.errors import TrainingError
+from hodec.experiment.config.schema import Config
+from hodec.experiment.data import ImageData, train_loader, val_loader
+from hodec.experiment.lit import LitClassifier
+from hodec.experiment.loggers import CurveLogger, flat
+from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+
+log = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "admm", "dense", "retrain")
+
+
+class LitData(LightningDataModule):
+    """Loaders of one data set on the device and for the process that Lightning chose."""
+
+    def __init__(self, data: ImageData, config: Config, seed: int) -> None:
+        super().__init__()
+        self.data, self.config, self.seed = data, config, seed
+
+    def _place(self) -> dict[str, Any]:
+        trainer: Any = self.trainer  # which has been set when Lightning asks for loaders
+        return {
+            "device": trainer.strategy.root_device,
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+            "channels_last": self.config.trainer.channels_last,
+        }
+
+    def train_dataloader(self) -> Any:
+        return train_loader(self.data, self.config.data, seed=self.seed, **self._place())
+
+    def val_dataloader(self) -> Any:
+        loader = val_loader(self.data, self.config.data, **self._place())
+        return [] if loader is None else loader
+
+
+class SeedEpochs(Callback):
+    """Random numbers of an epoch are a function of (seed, stage, epoch), so that a resumed epoch repeats itself."""
+
+    def __init__(self, seed: int, stage: str) -> None:
+        self.base = seed * 1000 + STAGES.index(stage) * 100_000_007
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with quiet_lightning():
+            seed_everything((self.base + trainer.current_epoch) % 2**32, verbose=False)
+
+
+class RecordEpochs(Callback):
+    """A row per epoch in metrics.jsonl, in the curve logger, and as one line of the log."""
+
+    def __init__(
+        self, folder: RunFolder, stage: str, admm: AdmmCallback | None, curves: CurveLogger, first_step: int
+    ) -> None:
+        self.folder, self.stage, self.admm = folder, stage, admm
+        self.curves, self.first_step = curves, first_step
+        self.began, self.lr = time.perf_counter(), 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = time.perf_counter()
+        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {key: float(trainer.callback_metrics[key]) for key in KEYS if key in trainer.callback_metrics}
+        row = {"stage": self.stage, "epoch": trainer.current_epoch, "lr": self.lr, **metrics}
+        row["seconds"] = round(time.perf_counter() - self.began, 3)
+        if self.admm is not None:
+            row |= self.admm.latest
+        if not trainer.is_global_zero:
+            return
+        self._write(row)
+        log.info("%s", epoch_line(row, trainer.max_epochs or 0))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        curve = flat({key: value for key, value in row.items() if key != "epoch"})
+        try:
+            self.folder.append_row(row)
+            self.curves.log(curve, self.first_step + row["epoch"])
+        except OSError as error:
+            # A full disk is no reason to lose the training, which is worth more than its curves.
+            log.warning("a row of the curves could not be written (%s); training goes on", error)
+
+
+KEYS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """A row as one line a person reads while waiting."""
+    parts = [f"{row['stage']} {row['epoch'] + 1}/{epochs}"]
+    shown = {
+        "train/loss": "loss {:.4f}",
+        "train/accuracy": "train {:.2%}",
+        "val/accuracy": "val {:.2%}",
+        "admm/primal_residual": "|W-Z|/|W| {:.4f}",
+        "admm/truncated_accuracy": "truncated {:.2%}",
+        "admm/rho": "rho {:.3g}",
+        "seconds": "{:.1f} s",
+    }
+    parts += [text.format(row[key]) for key, text in shown.items() if key in row]
+    return "  ".join(parts)
+
+
+class KeepCheckpoint(Checkpoint):
+    """Writes the state after each epoch, whole or not at all, and keeps the one before it.
+
+    A ``Checkpoint``, because Lightning runs those after all other callbacks.
+    """
+
+    def __init__(self, folder: RunFolder, stage: str) -> None:
+        self.path = folder.checkpoint(stage)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        try:
+            trainer.save_checkpoint(part)  # all processes take part, one writes
+            if not trainer.is_global_zero:
+                return
+            with part.open("rb+") as f:
+                os.fsync(f.fileno())
+        except OSError as error:
+            # A full disk is no reason to lose the training: the checkpoint before stays where it is.
+            log.warning("checkpoint %s could not be written (%s); training goes on", self.path, error)
+            part.unlink(missing_ok=True)
+            return
+        if self.path.exists():
+            self.path.replace(previous(self.path))
+        part.replace(self.path)
+
+
+def fit_stage(
+    stage: str,
+    module: LitClassifier,
+    data: ImageData,
+    *,
+    epochs: int,
+    config: Config,
+    folder: RunFolder,
+    curves: CurveLogger,
+    first_step: int,
+    admm: AdmmCallback | None = None,
+) -> None:
+    """Train ``module`` for ``epochs`` in all, going on from the stage's checkpoint if there is one.
+
+    Args:
+        stage: ``pretrain``, ``admm`` or ``retrain``.
+        first_step: epochs of the stages before, where the curves of this one begin.
+        admm: the ADMM callback of stage ``admm``.
+
+    Raises:
+        TrainingError: NaN, or a setting that cannot work.
+        CheckpointError: no readable checkpoint among those there are.
+        SystemExit: stopped by Ctrl-C (130) or SIGTERM (143).
+    """
+    resume = folder.readable_checkpoint(stage)
+    done = checkpoint_epoch(resume) if resume else 0
+    folder.drop_rows(stage, done)
+    if resume:
+        log.info("going on with stage %s after %d of %d epochs", stage, done, epochs)
+    callbacks: list[Callback] = [SeedEpochs(config.seed, stage)]
+    if admm is not None:
+        callbacks.append(admm)
+    callbacks += [RecordEpochs(folder, stage, admm, curves, first_step), KeepCheckpoint(folder, stage)]
+    with quiet_lightning():
+        trainer = make_trainer(config, epochs, callbacks)
+        try:
+            # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
+            trainer.fit(module, datamodule=LitData(data, config, config.seed), ckpt_path=resume, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"out of memory in stage {stage} ({error}); lower data.batch_size") from error
+        except SystemExit as stop:
+            # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
+            log.warning("stopped in stage %s; the same command goes on in hydra.run.dir=%s", stage, folder.path)
+            raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+
+
+# CPU capabilities, as torch names them, that multiply bfloat16 numbers as they are: x86 and ARM.
+BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+
+
+def warn_of_slow_precision(config: Config) -> None:
+    """Say so when bfloat16 was asked for on a CPU that has to convert each number; older torch cannot tell."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if config.trainer.precision == "bf16-mixed" and known and not any(known.get(name) for name in BFLOAT16_UNITS):
+        log.warning(
+            "trainer.precision=bf16-mixed: this CPU has no bfloat16 units; on such a one a step of ResNet-20 took 2.4 "
+            "times as long as in float32: trainer.precision=32-true"
+        )
+
+
+def make_trainer(config: Config, epochs: int, callbacks: Sequence[Callback]) -> Trainer:
+    """The Lightning trainer of one stage."""
+    settings: Any = config.trainer
+    bar = sys.stderr.isatty()
+    return Trainer(
+        max_epochs=epochs,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,
+        gradient_clip_val=settings.gradient_clip_val,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        deterministic=settings.deterministic,
+        callbacks=[*callbacks, RichProgressBar()] if bar else list(callbacks),
+        logger=False,  # rows go through RecordEpochs: two fits on one logger would start its steps again
+        enable_checkpointing=True,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders shard by themselves
+    )
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's notices of normal things (devices found, tips) out of the log; its warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*LeafSpec.*")
+            warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,340 @@
+"""fuse: a compressed model as plain layers, each in the form that runs fastest on this device."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hodec.compare import distance, tensors_in
+from hodec.conversion.swap import HOOKS
+from hodec.cost.count import Inputs, as_inputs
+from hodec.cost.timing import device_name, medians_ms
+from hodec.errors import ConvertError, near_matches
+from hodec.formats.tt import CHAIN_RATE
+from hodec.fusion.batchnorm import Call, Folds, find_folds, foldable, is_norm, scale_and_shift, scaled_last
+from hodec.fusion.report import FuseReport, LayerChoice
+from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
+from hodec.inference import inference, uncompiled
+from hodec.layers.base import FactorizedLayer, same_random_state
+
+log = logging.getLogger(__name__)
+
+TARGETS = ("latency", "macs")
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+# Another form than dense must win by this much: less is within what repeated measuring of the same work differs by.
+MARGIN = 0.03
+
+# Seconds spent on the forms of one layer, and on the whole net.
+LAYER_SECONDS, NET_SECONDS = 0.5, 3.0
+
+# How far outputs may be from those of the given net, relative to their norm.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+LOOSE = 5e-2
+
+Choose = Callable[[str, Mapping[str, Variant]], LayerChoice]
+
+
+def fuse(
+    model: nn.Module,
+    *,
+    example_input: Inputs,
+    target: str = "latency",
+    fold_batchnorm: bool = True,
+    memory_format: str = "auto",
+) -> nn.Module:
+    """A copy of a model for inference, made of torch's own layers; the given model is left as it was.
+
+    Each factorized layer becomes the fastest of its forms: its stages as they are, neighbouring stages multiplied
+    into one, the chain of contractions, or the dense layer. Batch norms are folded into the layer before them, and
+    the memory format is chosen for the whole net. The result runs on the device of ``model``, in evaluation mode.
+    ``result.fuse_report`` says what was chosen and why; print it.
+
+    The parameters of the result take no gradients: train the given model, and fuse it again. The choice is for the
+    batch size of ``example_input``: what is fastest for one image may not be for many.
+
+    Args:
+        model: what ``convert`` or ``load`` made; any other net too, whose batch norms are folded.
+        example_input: a tensor (or several) as the model takes, batch first, on its device.
+        target: ``latency`` measures every form on this device; ``macs`` measures nothing and counts multiply-adds.
+        fold_batchnorm: False leaves the norms alone.
+        memory_format: ``channels_last``, ``contiguous``, or ``auto``: by measuring (``contiguous`` for ``macs``).
+
+    Raises:
+        ConvertError: an unknown target or format, or a net that does not run or gives other outputs when fused.
+        PlanError: an example input that is no tensor with a batch axis.
+    """
+    _check("target", target, TARGETS)
+    _check("memory_format", memory_format, ("auto", *FORMATS))
+    inputs = as_inputs(example_input)
+    with same_random_state(inputs):
+        work = _Work.of(uncompiled(model), inputs, fold=fold_batchnorm)
+        if target == "macs":
+            layout = "contiguous" if memory_format == "auto" else memory_format
+            return work.finish(target, layout, work.choose(_fewest_macs), {})
+        return _fastest(work, memory_format)
+
+
+def _check(what: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        hint = near_matches(given, tuple(allowed))
+        raise ConvertError(f"fuse: {what}={given!r} is not one of {', '.join(allowed)}.{hint}")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A model about to be fused.
+
+    Attributes:
+        base: a copy in evaluation mode.
+        expected: its outputs.
+        calls: what its layers and norms are called with.
+        folds: which norms go into which layers.
+    """
+
+    base: nn.Module
+    inputs: tuple[Tensor, ...]
+    expected: list[Tensor]
+    calls: Mapping[str, Sequence[Call]]
+    folds: Folds
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: tuple[Tensor, ...], *, fold: bool) -> "_Work":
+        base = copy.deepcopy(model).eval()
+        try:
+            calls, expected = observed(base, inputs)
+        except Exception as error:  # whatever a forward pass raises
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+            raise ConvertError(
+                f"the model does not run on example_input of shape {shapes}: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''}; give inputs as the model takes, on its device"
+            ) from error
+        folds = find_folds(base, inputs, calls) if fold else Folds({}, {})
+        work = cls(base, inputs, expected, calls, folds)
+        if folds.norms and not work.close(work.build(work.choose(_fewest_macs))):
+            # e.g. a net that reads its norms' statistics itself: better slow than wrong
+            log.warning("with batch norms folded the net gives other outputs: they are left as they are")
+            kept = dict.fromkeys(folds.norms.values(), "with norms folded the net gives other outputs")
+            work = cls(base, inputs, expected, calls, Folds({}, {**folds.kept, **kept}))
+        return work
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs[0].device
+
+    def factorized(self) -> dict[str, FactorizedLayer]:
+        """Name -> layer, of those that run."""
+        found = self.base.named_modules()
+        return {name: m for name, m in found if isinstance(m, FactorizedLayer) and self.calls.get(name)}
+
+    def norm(self, name: str) -> Any:
+        return self.base.get_submodule(self.folds.norms[name]) if name in self.folds.norms else None
+
+    def variants(self, name: str, layer: FactorizedLayer) -> dict[str, Variant]:
+        return variants_of(layer, self.calls[name], self.norm(name))
+
+    def choose(self, how: Choose) -> dict[str, LayerChoice]:
+        """One choice a factorized layer."""
+        return {name: how(name, self.variants(name, layer)) for name, layer in self.factorized().items()}
+
+    def build(self, choices: Mapping[str, LayerChoice], layout: str = "contiguous") -> nn.Module:
+        """The net with these forms and with norms folded."""
+        net = copy.deepcopy(self.base)
+        for name, layer in self.factorized().items():
+            made = self.variants(name, layer)[choices[name].form].build()
+            for hooks in HOOKS:
+                getattr(made, hooks).update(getattr(layer, hooks))
+            net = replaced(net, name, made)
+        for name, norm in self.folds.norms.items():
+            if name not in choices:
+                folded = scaled_last(net.get_submodule(name), *scale_and_shift(net.get_submodule(norm)))
+                net = replaced(net, name, folded)
+            net = replaced(net, norm, nn.Identity())
+        return laid_out(net.eval().requires_grad_(False), layout)
+
+    def difference(self, net: nn.Module) -> float:
+        """Relative distance of the net's outputs from the expected ones; infinite where their shapes differ."""
+        try:
+            with inference(net):
+                made = net(*self.inputs)
+        except Exception as error:
+            log.debug("the fused net does not run", exc_info=True)
+            raise ConvertError(
+                f"the fused net does not run: {type(error).__name__}: {error}. A parent reads attributes of a "
+                "factorized layer that plain layers lack: call the layer only, or leave it dense in the plan"
+            ) from error
+        return distance(made, self.expected)
+
+    def close(self, net: nn.Module) -> bool:
+        """Whether a net does what the given one does; one that does not run is not close."""
+        try:
+            return self.difference(net) <= self.tolerance
+        except ConvertError:
+            return False
+
+    @property
+    def tolerance(self) -> float:
+        kinds = {t.dtype for t in self.expected if t.is_floating_point()}
+        widest = max((TOLERANCE.get(kind, LOOSE) for kind in kinds), default=0.0)
+        return max(widest, LOOSE / 5) if self.device.type == "cuda" and widest > 1e-8 else widest  # TF32
+
+    def finish(
+        self, target: str, layout: str, choices: dict[str, LayerChoice], whole: Mapping[str, float]
+    ) -> nn.Module:
+        """The net, checked, with its report."""
+        net = self.build(choices, layout)
+        error = self.difference(net)
+        if not error <= self.tolerance:
+            raise ConvertError(
+                f"the fused net's outputs differ from the given net's by {error:.2g} of their norm (allowed "
+                f"{self.tolerance:g}); its forward pass may depend on more than its input, or hold NaN"
+            )
+        folded = {norm: name for name, norm in self.folds.norms.items()}
+        shapes = tuple(tuple(x.shape) for x in self.inputs)
+        net.fuse_report = FuseReport(  # type: ignore[assignment]
+            target, device_name(self.device), shapes, choices, folded, dict(self.folds.kept), layout, whole, error
+        )
+        return net
+
+
+# -- what is chosen -------------------------------------------------------------------------------------------------
+
+
+def _fastest(work: _Work, memory_format: str) -> nn.Module:
+    """Memory format by the whole net, then each layer by itself, then the whole net against its dense form."""
+    first = work.choose(_fewest_macs)
+    work.difference(work.build(first))  # a net that does not run is named before it is measured
+    layout, whole = _layout(work, first, memory_format)
+    measured: dict[tuple[Any, ...], dict[str, float]] = {}
+
+    def pick(name: str, variants: Mapping[str, Variant]) -> LayerChoice:
+        key = _signature(work, name)
+        if key not in measured:  # layers of one shape are measured once
+            measured[key] = _measure(work, name, variants, layout)
+        return _quickest(work, name, variants, measured[key])
+
+    choices = work.choose(pick)
+    if any(choice.form != DENSE and DENSE in choice.macs for choice in choices.values()):
+        choices, times = _whole(work, choices, layout)
+        whole |= times
+    return work.finish("latency", layout, choices, whole)
+
+
+def _layout(work: _Work, choices: Mapping[str, LayerChoice], asked: str) -> tuple[str, dict[str, float]]:
+    if asked != "auto":
+        return asked, {}
+    if not any(p.ndim == 4 for p in work.base.parameters()) and not work.factorized():
+        return "contiguous", {}
+    nets = {name: work.build(choices, name) for name in FORMATS}
+    times = _times(work, nets)
+    return min(times, key=lambda name: times[name]), times
+
+
+def _whole(
+    work: _Work, choices: dict[str, LayerChoice], layout: str
+) -> tuple[dict[str, LayerChoice], dict[str, float]]:
+    """These choices, or dense ones where the whole net is faster so."""
+    dense = {
+        name: LayerChoice(DENSE, "the whole net is faster dense", c.macs, c.ms, c.norm) if DENSE in c.macs else c
+        for name, c in choices.items()
+    }
+    times = _times(work, {"fused": work.build(choices, layout), "dense": work.build(dense, layout)})
+    if times["fused"] <= times["dense"]:
+        return choices, times
+    log.warning("the whole net is faster with dense layers: %.3g ms, else %.3g", times["dense"], times["fused"])
+    return dense, {"fused": times["dense"], "dense": times["dense"]}
+
+
+def _times(work: _Work, nets: Mapping[str, nn.Module]) -> dict[str, float]:
+    with torch.inference_mode():
+        works = {name: lambda net=net: net(*work.inputs) for name, net in nets.items()}
+        return medians_ms(works, device=work.device, seconds=NET_SECONDS)
+
+
+def _signature(work: _Work, name: str) -> tuple[Any, ...]:
+    layer: Any = work.base.get_submodule(name)
+    return (type(layer), repr(layer), layer.modes, tuple(work.calls[name]), name in work.folds.norms)
+
+
+def _measure(work: _Work, name: str, variants: Mapping[str, Variant], layout: str) -> dict[str, float]:
+    """Median milliseconds of each form of a layer, over all its calls."""
+    layer = work.base.get_submodule(name)
+    kind = next(layer.parameters()).dtype
+    if len(variants) == 1:
+        return {}
+    given = [torch.randn(call.given, device=work.device, dtype=kind) for call in work.calls[name]]
+    given = [x.contiguous(memory_format=FORMATS[layout]) if x.ndim == 4 else x for x in given]
+    modules = {form: laid_out(variant.build(), layout) for form, variant in variants.items()}
+    with torch.inference_mode():
+        works = {form: lambda m=module: [m(x) for x in given] for form, module in modules.items()}
+        return medians_ms(works, device=work.device, seconds=LAYER_SECONDS)
+
+
+def _quickest(work: _Work, name: str, variants: Mapping[str, Variant], ms: Mapping[str, float]) -> LayerChoice:
+    macs = {form: variant.macs for form, variant in variants.items()}
+    norm = work.folds.norms.get(name, "")
+    if not ms:
+        return _only(variants, macs, norm)
+    best = min(ms, key=lambda form: ms[form])
+    if best == DENSE or ms[best] > (1 - MARGIN) * ms[DENSE]:
+        near = min((form for form in ms if form != DENSE), key=lambda form: ms[form])
+        return LayerChoice(DENSE, f"no form is faster: {near} takes {ms[near]:.3g} ms", macs, ms, norm)
+    others = ", ".join(f"{form} {time:.3g}" for form, time in ms.items() if form not in (best, DENSE))
+    return LayerChoice(best, "fastest" + (f"; {others} ms" if others else ""), macs, ms, norm)
+
+
+def _only(variants: Mapping[str, Variant], macs: Mapping[str, int], norm: str) -> LayerChoice:
+    form = next(iter(variants))
+    reason = "no other form saves multiply-adds" if form == DENSE else "kept for its memory"
+    return LayerChoice(form, reason, macs, {}, norm)
+
+
+def _fewest_macs(name: str, variants: Mapping[str, Variant]) -> LayerChoice:
+    """The form of fewest multiply-adds; the chain, whose steps are small, must save more than that."""
+    macs = {form: variant.macs for form, variant in variants.items()}
+    if len(variants) == 1:
+        return _only(variants, macs, "")
+    cost = {form: n / CHAIN_RATE if form == CHAIN else n for form, n in macs.items()}
+    best = min(cost, key=lambda form: cost[form])
+    return LayerChoice(best, "fewest multiply-adds", macs, {}, "")
+
+
+# -- nets -----------------------------------------------------------------------------------------------------------
+
+
+def observed(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, list[Call]], list[Tensor]]:
+    """The calls of every layer and norm by name, and the tensors that the model puts out."""
+    calls: dict[str, list[Call]] = {}
+
+    def remember(name: str, args: Any, kwargs: Any, output: Any) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        calls.setdefault(name, []).append(Call(tuple(given.shape), tuple(output.shape)))
+
+    with inference(model), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, FactorizedLayer) or is_norm(module) or foldable(module):
+                hook = module.register_forward_hook(
+                    lambda _, args, kwargs, output, name=name: remember(name, args, kwargs, output), with_kwargs=True
+                )
+                hooks.callback(hook.remove)
+        return calls, tensors_in(model(*inputs))
+
+
+def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The net with another module at this name and at all further names of the same one."""
+    if not name:
+        return module
+    old = net.get_submodule(name)
+    for each in [n for n, m in net.named_modules(remove_duplicate=False) if m is old]:
+        net.set_submodule(each, module)
+    return net
+
+
+def laid_out(net: nn.Module, layout: str) -> nn.Module:
+    """The net with its kernels in this memory format (kernels of other than two axes have none)."""
+    return net.to(memory_format=FORMATS[layout])  # type: ignore[call-overload, no-any-return]

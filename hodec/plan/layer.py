@@ -1,0 +1,191 @@
+"""LayerPlan: how one layer is factorized, at which ranks and cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hodec.errors import HodecError, PlanError
+from hodec.formats.base import Form
+from hodec.formats.calls import Runs
+from hodec.formats.layer_types import KINDS
+from hodec.formats.modes import Modes
+from hodec.methods import get_method
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer's decision. Everything else (costs, execution) follows from these fields.
+
+    Attributes:
+        method: name in METHODS.
+        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        shape: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
+        modes: how the channels split.
+        ranks: in the format's order.
+        runs: the layer's calls for one image, with the sizes of their input and output.
+        execution: ``auto``, ``merged`` or ``chain``.
+        aliases: other names under which the same module hangs in the net.
+        notes: what the rule clipped or rounded.
+    """
+
+    method: str
+    kind: str
+    shape: tuple[int, ...]
+    modes: Modes
+    ranks: tuple[int, ...]
+    runs: Runs
+    execution: str = "auto"
+    aliases: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> Form:
+        """The format's mathematics for this layer."""
+        return get_method(self.method).form(self.kind)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as the dense layer stores it."""
+        out, inp, *kernel = self.shape
+        return (inp, out, *kernel) if KINDS[self.kind].swapped else self.shape
+
+    @property
+    def runs_as(self) -> str:
+        """The execution of inference, chosen by cost where ``execution`` is ``auto``."""
+        if self.execution != "auto":
+            return self.execution
+        return self.form.choose_execution(self.shape, self.ranks, self.modes, runs=self.runs)
+
+    @property
+    def params_before(self) -> int:
+        """Numbers in the dense weight; a bias stays as it is and is not counted here."""
+        return math.prod(self.shape)
+
+    @property
+    def params_after(self) -> int:
+        """Numbers in the factors."""
+        return self.form.params(self.shape, self.ranks, self.modes)
+
+    @property
+    def macs_before(self) -> int:
+        """Multiply-adds of the dense layer for one image."""
+        if KINDS[self.kind].lookup:
+            return 0
+        positions = self.runs.before if KINDS[self.kind].transposed else self.runs.after
+        return positions * math.prod(self.shape)
+
+    @property
+    def macs_after(self) -> int:
+        """Multiply-adds of the factorized layer for one image, as it runs in inference."""
+        return self.form.macs(self.shape, self.ranks, self.modes, runs=self.runs, execution=self.runs_as)
+
+    def saves(self) -> bool:
+        """Whether the factorized layer is nowhere costlier than the dense one, and somewhere cheaper."""
+        params, macs = self.params_after - self.params_before, self.macs_after - self.macs_before
+        if KINDS[self.kind].lookup:  # that costs nothing, so any factorized one costs more: memory decides
+            return params < 0
+        return params <= 0 and macs <= 0 and (params < 0 or macs < 0)
+
+    def project(self, weight: Tensor) -> Tensor:
+        """The (quasi-)nearest weight of these ranks, in dense form, stored as ``weight`` is."""
+        kind = KINDS[self.kind]
+        return kind.stored(self.form.project(kind.canonical(weight), self.ranks, self.modes))
+
+    def check(self, name: str) -> "LayerPlan":
+        """This layer plan, if its modes and ranks fit its shape.
+
+        Raises:
+            PlanError: naming the layer, what was given, what is allowed, and the override.
+        """
+        if self.kind not in get_method(self.method).layers:
+            raise PlanError(f"{name}: method {self.method} has no layer for kind {self.kind!r}")
+        allowed = ("auto", *self.form.executions)
+        if self.execution not in allowed:
+            raise PlanError(
+                f"{name}: execution {self.execution!r} is not one of {', '.join(allowed)}; execution=auto always fits"
+            )
+        try:
+            self.modes.check(self.shape[1], self.shape[0])
+        except PlanError as error:
+            raise PlanError(f"{name}: {error}") from error
+        try:
+            self.form.check_ranks(self.shape, self.modes, self.ranks)
+        except HodecError as error:
+            raise PlanError(self._misfit(name, error)) from error
+        return self
+
+    def _misfit(self, name: str, error: HodecError) -> str:
+        kernel = "x".join(map(str, self.shape[2:]))
+        fit = self.form.fit_ranks(self.shape, self.modes, self.form.max_ranks(self.shape, self.modes))
+        return (
+            f"{name} ({self.kind} {self.shape[1]}->{self.shape[0]}{', ' + kernel if kernel else ''}, method "
+            f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)}): {error}. "
+            f"The override that mends it: 'tt_ranks={{{name}:{list(fit)}}}' with ranks up to these, or one "
+            f"number, which is clipped to fit"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the costs are for the reader and recomputed on load."""
+        return {
+            "method": self.method,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "modes": {"in": list(self.modes.inputs), "out": list(self.modes.outputs)},
+            "ranks": list(self.ranks),
+            "execution": self.execution,
+            "runs_as": self.runs_as,
+            "runs": [[times, list(before), list(after)] for times, before, after in self.runs.calls],
+            "aliases": list(self.aliases),
+            "notes": list(self.notes),
+            "params_before": self.params_before,
+            "params_after": self.params_after,
+            "macs_before": self.macs_before,
+            "macs_after": self.macs_after,
+        }
+
+    @classmethod
+    def from_dict(cls, name: str, value: Mapping[str, Any]) -> "LayerPlan":
+        """Inverse of ``to_dict``, checked."""
+        where = f"plan of layer {name}: "
+        try:
+            out, inp, *kernel = read_wholes(value["shape"], where + "shape")
+            layer = cls(
+                method=read_text(value["method"], where + "method"),
+                kind=read_text(value["kind"], where + "kind"),
+                shape=(out, inp, *kernel),
+                modes=Modes(tuple(value["modes"]["in"]), tuple(value["modes"]["out"])),
+                ranks=tuple(value["ranks"]),
+                runs=read_runs(value["runs"], where + "runs"),
+                execution=value.get("execution", "auto"),
+                aliases=tuple(read_text(alias, where + "aliases") for alias in value.get("aliases", ())),
+                notes=tuple(read_text(note, where + "notes") for note in value.get("notes", ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"plan of layer {name}: field {error} is missing or of the wrong type") from error
+        return layer.check(name)
+
+
+def read_wholes(values: Sequence[Any], what: str, least: int = 1) -> tuple[int, ...]:
+    if not isinstance(values, Sequence) or not all(type(n) is int and n >= least for n in values):
+        raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least}")
+    return tuple(values)
+
+
+def read_runs(value: Any, what: str) -> Runs:
+    if not isinstance(value, list) or not all(isinstance(call, list) and len(call) == 3 for call in value):
+        raise PlanError(f"{what}: {value!r} is not a list of [times, input size, output size]")
+    return Runs(
+        tuple(
+            (read_wholes([times], what)[0], read_wholes(before, what, least=0), read_wholes(after, what, least=0))
+            for times, before, after in value
+        )
+    )
+
+
+def read_text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise PlanError(f"{what}: {value!r} is not a text")
+    return value

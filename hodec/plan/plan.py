@@ -1,0 +1,210 @@
+"""The Plan: which layer is factorized how, at which ranks and cost, and why each other layer stays dense."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from hodec.errors import CheckpointError, PlanError, near_matches
+from hodec.formats.modes import Modes
+from hodec.io.atomic import read_json, write_json
+from hodec.plan.layer import LayerPlan, read_text, read_wholes
+from hodec.text_table import human, rendered
+
+FORMAT, VERSION = "hodec-plan", 1
+
+
+@dataclass(frozen=True)
+class Plan(Mapping[str, LayerPlan]):
+    """Layer name -> LayerPlan, immutable; ``replace`` and ``without`` give changed copies.
+
+    Attributes:
+        layers: the layers to factorize.
+        skipped: layer name -> why it stays dense.
+        rule: what chose the ranks.
+        dense_params, dense_macs: cost of the whole dense model (macs of one image).
+        inputs: shape and type of each example input, for the dry run after conversion.
+    """
+
+    layers: Mapping[str, LayerPlan]
+    skipped: Mapping[str, str]
+    rule: str
+    dense_params: int
+    dense_macs: int
+    inputs: tuple[tuple[tuple[int, ...], str], ...] = field(default=())
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        if name not in self.layers:
+            if name in self.skipped:
+                raise KeyError(f"{name} is not in the plan: {self.skipped[name]}")
+            raise KeyError(f"{name} is not in the plan.{near_matches(name, tuple(self.layers))}")
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def params_before(self) -> int:
+        """Parameters of the whole dense model."""
+        return self.dense_params
+
+    @property
+    def macs_before(self) -> int:
+        """Multiply-adds of the whole dense model for one image."""
+        return self.dense_macs
+
+    @property
+    def params_after(self) -> int:
+        """Parameters of the whole model after conversion."""
+        return self.dense_params - sum(p.params_before - p.params_after for p in self.layers.values())
+
+    @property
+    def macs_after(self) -> int:
+        """Multiply-adds of the whole model after conversion, for one image."""
+        return self.dense_macs - sum(p.macs_before - p.macs_after for p in self.layers.values())
+
+    @property
+    def reduction(self) -> dict[str, float]:
+        """Fractions cut from the whole model, 0..1."""
+        pairs = {"params": (self.params_before, self.params_after), "macs": (self.macs_before, self.macs_after)}
+        return {key: 1 - after / before if before else 0.0 for key, (before, after) in pairs.items()}
+
+    def replace(
+        self,
+        name: str,
+        *,
+        ranks: Sequence[int] | None = None,
+        modes: Modes | None = None,
+        execution: str | None = None,
+        method: str | None = None,
+    ) -> "Plan":
+        """A copy in which one layer is planned differently; checked like any other."""
+        given = {"ranks": ranks, "modes": modes, "execution": execution, "method": method}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if "ranks" in changes:
+            changes["ranks"] = tuple(changes["ranks"])
+        layer = dataclasses.replace(self[name], **changes, notes=(*self[name].notes, "edited by hand"))
+        return dataclasses.replace(self, layers={**self.layers, name: layer.check(name)})
+
+    def without(self, name: str, reason: str = "left dense by hand") -> "Plan":
+        """A copy in which one layer stays dense."""
+        self[name]
+        layers = {key: value for key, value in self.layers.items() if key != name}
+        return dataclasses.replace(self, layers=layers, skipped={**self.skipped, name: reason})
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Inputs like those the plan was made with: seeded noise, or zeros where they are integers; batch 2."""
+        generator = torch.Generator().manual_seed(0)
+        made = []
+        for shape, kind in self.inputs:
+            dtype, size = getattr(torch, kind), (2, *shape[1:])
+            noise = torch.randn(size, generator=generator) if dtype.is_floating_point else torch.zeros(size)
+            made.append(noise.to(dtype))
+        return tuple(made)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "rule": self.rule,
+            "inputs": [{"shape": list(shape), "dtype": kind} for shape, kind in self.inputs],
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+            "skipped": dict(self.skipped),
+            "totals": {
+                "params_before": self.params_before,
+                "params_after": self.params_after,
+                "macs_before": self.macs_before,
+                "macs_after": self.macs_after,
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Plan":
+        """Inverse of ``to_dict``; every layer is checked, costs are recomputed."""
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise PlanError(f'this is not a hodec plan: it lacks \'"format": "{FORMAT}"\'')
+        if value.get("version") != VERSION:
+            raise PlanError(f"plan version {value.get('version')!r} is not {VERSION}, which this hodec reads")
+        try:
+            totals, layers, skipped = value["totals"], value["layers"], value["skipped"]
+            dense_params, dense_macs = read_wholes(
+                (totals["params_before"], totals["macs_before"]), "the plan's totals", least=0
+            )
+            inputs = tuple(
+                (read_wholes(i["shape"], "the plan's inputs"), _dtype_name(i["dtype"])) for i in value["inputs"]
+            )
+            return cls(
+                layers={name: LayerPlan.from_dict(name, layer) for name, layer in layers.items()},
+                skipped={name: read_text(reason, f"reason of {name}") for name, reason in skipped.items()},
+                rule=read_text(value["rule"], "the plan's rule"),
+                dense_params=dense_params,
+                dense_macs=dense_macs,
+                inputs=inputs,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"the plan lacks a field or has one of the wrong type: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, atomically."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan, possibly edited by hand.
+
+        Raises:
+            PlanError: unreadable, not a plan, or ranks that do not fit; the message names the layer.
+        """
+        try:
+            return cls.from_dict(read_json(Path(path), "plan"))
+        except CheckpointError as error:
+            raise PlanError(str(error)) from error
+
+    def __str__(self) -> str:
+        return rendered(plan_table(self))
+
+
+def _dtype_name(value: Any) -> str:
+    if not isinstance(getattr(torch, read_text(value, "type of the plan's inputs"), None), torch.dtype):
+        raise PlanError(f"type of the plan's inputs: {value!r} is none of torch's, such as float32 or int64")
+    return str(value)
+
+
+def plan_table(plan: Plan) -> Group:
+    """A rich renderable of the whole plan."""
+    table = Table(title=f"Plan by rule {plan.rule}: {len(plan)} layers factorized, {len(plan.skipped)} left dense")
+    for heading in ("layer", "weight", "method", "modes in x out", "ranks", "runs as"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("params", "->", "MACs", "->"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, layer in plan.items():
+        table.add_row(name, *_cells(layer))
+    table.add_section()
+    numbers = (plan.params_before, plan.params_after, plan.macs_before, plan.macs_after)
+    table.add_row("whole model", "", "", "", "", "", *(human(n) for n in numbers))
+    cut = plan.reduction
+    lines = [f"reduction: {cut['params']:.1%} of the parameters, {cut['macs']:.1%} of the MACs (1 MAC = 2 FLOPs)"]
+    lines += [f"dense: {name}: {reason}" for name, reason in plan.skipped.items()]
+    return Group(table, Text("\n".join(lines)))
+
+
+def _cells(layer: LayerPlan) -> list[str]:
+    modes = f"{_times(layer.modes.inputs)} x {_times(layer.modes.outputs)}"
+    numbers = (layer.params_before, layer.params_after, layer.macs_before, layer.macs_after)
+    ranks = ", ".join(map(str, layer.ranks))
+    return [_times(layer.shape), layer.method, modes, ranks, layer.runs_as, *(human(n) for n in numbers)]
+
+
+def _times(numbers: tuple[int, ...]) -> str:
+    return "·".join(map(str, numbers))

@@ -1,0 +1,167 @@
+"""The shell's view: exit codes, one line per error, JSON for machines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hodec.cli import main as cli
+from hodec.conversion.swap import convert
+from hodec.experiment.pipeline import run
+from hodec.export.checkpoint import save
+from hodec.ranks import Manual, make_plan
+
+from tiny_runs import tiny  # isort: skip
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    """A compressed model, with its plan inside, and the plan as a file of its own."""
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    plan = make_plan(net, Manual(4), example_input=torch.zeros(1, 8, 9, 9))
+    save(convert(net, plan), tmp_path / "small.safetensors", plan)
+    plan.save(tmp_path / "plan.json")
+    return tmp_path / "small.safetensors", plan
+
+
+def call(capsys, *argv):
+    code = cli.main([str(one) for one in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("which", ["small.safetensors", "small.json", "plan.json"])
+def test_show_prints_the_plan(capsys, model_file, which):
+    path, plan = model_file
+    code, out, err = call(capsys, "show", path.parent / which)
+    assert (code, err) == (0, "")
+    assert "2 layers factorized" in out
+    assert "16·8·3·3" in out
+    code, out, err = call(capsys, "show", path.parent / which, "--json")
+    assert (code, json.loads(out), err) == (0, plan.to_dict(), "")
+
+
+@pytest.mark.parametrize("name", ["missing.json", "missing.safetensors", "text.json", "list.json", "."])
+def test_show_of_something_else_is_one_line_and_exit_code_2(capsys, tmp_path, name):
+    (tmp_path / "text.json").write_text("no json")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    code, out, err = call(capsys, "show", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert err.startswith("hodec show: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run(tiny(dense_epochs=1, retrain_epochs=1), folder)
+    return folder
+
+
+def test_report_of_a_run(capsys, finished):
+    code, out, err = call(capsys, "report", finished)
+    assert (code, err) == (0, "")
+    assert out.strip() == str(finished / "report.html")
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_report_of_a_sweep(capsys, finished):
+    code, out, _ = call(capsys, "report", finished.parent, "--json")
+    assert code == 0
+    written = json.loads(out)["report"]
+    assert written.startswith(str(finished.parent))
+    assert written.endswith(".html")
+
+
+def test_report_of_nothing_is_one_line_and_exit_code_2(capsys, tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        code, out, err = call(capsys, "report", folder)
+        assert (code, out) == (2, "")
+        assert err.startswith("hodec report: ")
+
+
+@pytest.mark.parametrize(("argv", "who", "reason"), [
+    ([], "hodec", "are required: VERB"),
+    (["sho", "x"], "hodec", "invalid choice: 'sho'"),
+    (["--json", "show", "x"], "hodec", "unrecognized arguments: --json"),
+    (["show"], "hodec show", "are required: path"),
+    (["show", "x", "y"], "hodec show", "unrecognized arguments: y"),
+    (["show", "x", "--jsn"], "hodec show", "unrecognized arguments: --jsn. Did you mean: json?"),
+    (["export", "run", "--to", "onx"], "hodec export", "--to: invalid choice: 'onx' (choose from 'onnx'"),
+    (["bench", "a", "b", "--seconds", "ten"], "hodec bench", "--seconds: invalid float value: 'ten'"),
+    (["decompose", "x"], "hodec decompose", "are required: -o/--output"),
+])  # fmt: skip
+def test_wrong_usage_is_one_line_and_exit_code_2(capsys, argv, who, reason):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{who}: ")
+    assert err.endswith(f"; see {who} --help\n")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def no_reader():
+    """A stream into a pipe whose other end is closed."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("argv", [["show", "plan.json"], ["decompose", "--help"]])
+def test_a_closed_pipe_ends_a_verb_quietly(model_file, no_reader, argv):
+    command = [sys.executable, "-m", "hodec.cli", *argv]
+    folder, path = model_file[0].parent, os.pathsep.join(sys.path)
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=no_reader, stderr=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
+    assert done.stderr == b""
+    # argparse swallows the error of a help text that is too long for one write, and ends with 0
+    assert done.returncode in ((cli.NO_READER,) if argv[0] == "show" else (cli.NO_READER, 0))
+
+
+def test_a_closed_pipe_of_errors_ends_a_verb_quietly(monkeypatch, no_reader, tmp_path):
+    monkeypatch.setattr("sys.stderr", no_reader)
+    assert cli.main(["show", str(tmp_path / "missing.json")]) == cli.NO_READER
+
+
+def test_every_verb_writes_through_one_place():
+    """So that what holds of show above holds of all: no verb prints by itself."""
+    for verb in cli.VERBS:
+        assert "print(" not in Path(cli.verb_module(verb).__file__).read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(capsys, monkeypatch, model_file):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        code = cli.main(["show", str(model_file[0])])
+    assert code == 2
+    assert capsys.readouterr().err == "hodec: the output could not be written: No space left on device\n"
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for verb in cli.VERBS:
+        assert f"    {verb}" in [line[: 4 + len(verb)] for line in out.splitlines()]  # its help may be below it
+        assert cli.verb_module(verb).HELP.split()[0] in out
+
+
+def test_show_of_a_folder_says_which_file(capsys, tmp_path):
+    code, _, err = call(capsys, "show", tmp_path)
+    assert code == 2
+    assert "is a folder; give a file in it: plan.json, or compressed.safetensors of a run" in err

@@ -1,0 +1,172 @@
+"""hodec decompose at the shell: options, exit codes, JSON."""
+
+import json
+import socket
+
+import numpy as np
+import onnx
+import pytest
+
+from hodec.cli import main as cli
+
+from small_graphs import answer, conv_net, node, numbers, save  # isort: skip
+
+
+def call(capsys, *argv):
+    code = cli.main([str(one) for one in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def source(tmp_path):
+    return conv_net(tmp_path / "in.onnx")
+
+
+@pytest.mark.parametrize("how", [
+    ["--method", "tucker", "--rule", "vbmf", "--calibration", "0.5"],
+    ["--method", "spatial_svd", "--rule", "energy", "--keep", "0.5"],
+    ["--method", "svd", "--rule", "ratio", "--target", "0.5", "--metric", "params"],
+    ["--method", "tucker", "--rule", "budget", "--macs", "0.6"],
+    ["--methods", "tucker,spatial_svd,svd", "--macs", "0.6"],
+    ["--method", "tt", "--ranks", "4", "--n-modes", "1"],
+    ["--method", "tucker", "--ranks", "{first: 3, second: [4, 5]}"],
+    ["--method", "tucker", "--ranks", "4", "--exclude", "first", "--round-to", "1"][:-2],
+])  # fmt: skip
+def test_a_model_file_in_a_smaller_one_out(capsys, tmp_path, source, how):
+    out = tmp_path / "out.onnx"
+    code, text, err = call(capsys, "decompose", source, "-o", out, *how)
+    assert (code, err) == (0, "")
+    assert f"written: {out}" in text
+    assert out.stat().st_size < source.stat().st_size
+    answer(out, x=np.zeros((2, 8, 10, 12), np.float32))
+
+
+def test_json_is_a_map_of_changes(capsys, tmp_path, source):
+    out = tmp_path / "out.onnx"
+    code, text, _ = call(capsys, "decompose", source, "-o", out, "--method", "tucker", "--ranks", "4", "--json")
+    value = json.loads(text)
+    assert code == 0
+    assert value["changes"]["first"]["nodes"] == ["first.0", "first.1", "first.2"]
+    assert value["changes"]["second"]["ranks"] == [4, 4]
+    assert value["params"][1] < value["params"][0]
+    assert value["macs"][1] < value["macs"][0]
+    assert value["bytes"] == [source.stat().st_size, out.stat().st_size]
+    assert 0 < value["difference"] < 2
+
+
+def test_the_plan_goes_out_and_comes_back(capsys, tmp_path, source):
+    plan, out = tmp_path / "plan.json", tmp_path / "out.onnx"
+    assert (
+        call(capsys, "decompose", source, "-o", out, "--method", "tucker", "--ranks", "4", "--plan-out", plan)[0] == 0
+    )
+    code, text, _ = call(capsys, "show", plan)
+    assert code == 0
+    assert "first" in text
+    value = json.loads(plan.read_text())
+    value["layers"]["first"]["ranks"] = [2, 3]
+    del value["layers"]["second"]
+    plan.write_text(json.dumps(value))
+    code, text, _ = call(capsys, "decompose", source, "-o", out, "--plan", plan, "--force", "--json")
+    assert code == 0
+    assert json.loads(text)["changes"]["first"]["ranks"] == [2, 3]
+    assert "second" not in json.loads(text)["changes"]
+
+
+def test_the_ascend_preset(capsys, tmp_path):
+    nodes = [node("Conv", "x w", name="wide"), node("Conv", "y v", "z", name="pointwise")]
+    weights = {"w": numbers(64, 64, 3, 3), "v": numbers(64, 64, 1, 1)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 64, 9, 9)}, outputs=("z",))
+    out = tmp_path / "out.onnx"
+    code, text, _ = call(capsys, "decompose", source, "-o", out, "--preset", "ascend", "--json")
+    value = json.loads(text)
+    assert code == 0
+    assert value["changes"]["wide"]["ranks"] == [32]
+    kernels = {one.name: list(one.dims) for one in onnx.load(str(out)).graph.initializer}
+    assert kernels["w.0"] == [32, 64, 3, 1]
+    assert kernels["w.1"] == [64, 32, 1, 3]
+    assert list(value["skipped"]) == ["pointwise"]
+
+
+@pytest.mark.parametrize(("how", "reason"), [
+    (["--rule", "greedy"], "--rule: greedy is not possible here"),
+    (["--rule", "ratio", "--keep", "0.5"], "--keep does not go with --rule ratio"),
+    (["--method", "tuckr"], "Did you mean: tucker"),
+    (["--rule", "energy", "--keep", "2"], "--keep: '2' given"),
+    (["--preset", "ascend", "--method", "tucker"], "--preset ascend stands for --method spatial_svd"),
+    (["--plan", "plan.json", "--ranks", "4"], "--ranks and --plan: the plan says that already"),
+    (["--plan", "missing.json"], "missing.json does not exist"),
+    (["--plan-out", "nowhere/plan.json"], "folder nowhere does not exist"),
+    (["--shape", "x=1,3"], "is not of the form NAME:1,3,224,224"),
+    (["--method", "tucker", "--ranks", "4", "--include", "frist"], "Did you mean: first"),
+    (["--method", "tucker", "--ranks", "{first: 400}", "--exclude", "first"], "matches no layer"),
+    (["--method", "tucker", "--ranks", "[400, 400]"], "ranks [400, 400] do not fit"),
+])  # fmt: skip
+def test_what_does_not_go_is_one_line_and_exit_code_2(capsys, tmp_path, source, how, reason):
+    out = tmp_path / "out.onnx"
+    code, text, err = call(capsys, "decompose", source, "-o", out, *how)
+    assert (code, text) == (2, "")
+    assert err.startswith("hodec decompose: ")
+    assert reason in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "text.onnx", "."])
+def test_files_that_are_no_models(capsys, tmp_path, name):
+    (tmp_path / "text.onnx").write_text("no model")
+    code, out, err = call(capsys, "decompose", tmp_path / name, "-o", tmp_path / "out.onnx", "--ranks", "4")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+
+
+def test_nothing_to_decompose_is_exit_code_2(capsys, tmp_path):
+    source = save(tmp_path / "in.onnx", [node("Relu", "x")], {})
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--ranks", "4")
+    assert code == 2
+    assert "no layer is left to factorize" in err
+
+
+@pytest.fixture
+def no_file(tmp_path, monkeypatch):
+    """Something that is neither file nor folder: a move would put a file in its place."""
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("place")
+        yield tmp_path / "place"
+
+
+@pytest.mark.parametrize("flag", ["-o", "--plan-out"])
+def test_what_is_no_file_is_not_replaced(capsys, tmp_path, source, no_file, flag):
+    other = {"-o": "--plan-out", "--plan-out": "-o"}[flag]
+    argv = (flag, no_file, other, tmp_path / "other", "--force", "--method", "tucker", "--ranks", "4")
+    code, _, err = call(capsys, "decompose", source, *argv)
+    assert code == 2
+    assert "place is no file that could be replaced; name" in err
+    assert no_file.is_socket()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_plan_that_cannot_be_written_says_that_the_model_is(capsys, tmp_path, source, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hodec.plan.Plan.save", full)
+    out = tmp_path / "out.onnx"
+    argv = ("-o", out, "--method", "tucker", "--ranks", "4", "--plan-out", tmp_path / "plan.json")
+    code, _, err = call(capsys, "decompose", source, *argv)
+    assert code == 2
+    assert f"plan.json could not be written: No space left on device; the model {out} is written" in err
+
+
+def test_rules_that_need_training_name_train_py_with_its_own_words(capsys, tmp_path, source):
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--rule", "greedy")
+    assert code == 2
+    assert "python train.py ranks=greedy does" in err
+
+
+def test_milliseconds_are_no_target_for_a_file(capsys, tmp_path, source):
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2")
+    assert code == 2
+    assert "--latency-ms 2.0 is no target for a model file" in err
+    assert "give --macs 0.4 or --params 0.4" in err

@@ -1,0 +1,328 @@
+"""What cannot be swapped, and the reason the plan gives: rows 13 to 22 of the fault matrix."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_nets import IMAGE, SmallResNet, Twice
+from swaps import X, conv, factorized, planned
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from hodec.conversion.eligibility import eligible_layers, match_names
+from hodec.conversion.swap import conversion_errors, convert
+from hodec.cost.count import count_cost
+from hodec.errors import ConvertError, PlanError
+from hodec.layers.tt import TTConv2d, TTLinear
+from hodec.methods import METHODS
+from hodec.plan.plan import Plan
+
+TT = METHODS["tt"]
+
+
+class Bare(nn.Module):
+    """Children by name; ``run`` says what the forward pass does with them."""
+
+    def __init__(self, run, **children: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize("groups", [2, 16])
+def test_row_13_grouped_and_depthwise_convolutions_stay_dense(groups: int):
+    model = nn.Sequential(conv(groups=groups), conv())
+    plan = planned(model)
+    assert plan.skipped["0"] == f"grouped convolution (groups={groups})"
+    assert set(factorized(convert(model, plan))) == {"1"}
+
+
+def test_row_14_layers_of_other_kinds_stay_dense_with_the_reason():
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        flat = self.one(x.flatten(2)).unflatten(2, (8, 8))
+        deep = self.three(x.unsqueeze(2)).squeeze(2)
+        return self.ok(self.up(flat + deep + self.own(x))) + self.emb(torch.zeros(2, dtype=torch.long)).sum()
+
+    class OwnConv(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    model = Bare(
+        run,
+        one=nn.Conv1d(16, 16, 1),
+        three=nn.Conv3d(16, 16, 1),
+        up=nn.ConvTranspose2d(16, 16, 3, padding=1),
+        own=OwnConv(16, 16, 3, padding=1),
+        emb=nn.Embedding(4, 3),
+        ok=conv(),
+    )
+    plan = planned(model, method="spatial_svd")
+    kinds = {"one": "Conv1d", "three": "Conv3d", "own": "OwnConv", "emb": "Embedding"}
+    assert plan.skipped == {name: f"method spatial_svd has no layer for {kind}" for name, kind in kinds.items()}
+    assert set(plan) == {"up", "ok"}
+    assert set(factorized(convert(model, plan))) == {"up", "ok"}
+
+
+def test_row_14_a_method_without_a_linear_layer_says_so():
+    model = nn.Sequential(conv(), nn.Flatten(), nn.Linear(1024, 10))
+    plan = planned(model, 9, method="tt_classical", allow_larger=True)
+    assert plan.skipped == {"2": "method tt_classical has no layer for Linear"}
+
+
+def test_row_14_lazy_layers_are_refused_before_they_are_initialized():
+    model = nn.Sequential(conv(), nn.LazyConv2d(8, 3))
+    before = torch.get_rng_state()
+    with pytest.raises(PlanError, match="layer 1 is lazy and has no weight yet: run the model once"):
+        planned(model)
+    assert type(model[1]) is nn.LazyConv2d
+    assert torch.equal(torch.get_rng_state(), before)
+    model(X)
+    assert set(planned(model)) == {"0", "1"}
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_row_14_settings_of_convolutions_go_over(mode: str):
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1), padding_mode=mode))
+    small = convert(model.double(), planned(model, 10**6, X.double(), allow_larger=True))
+    torch.testing.assert_close(small(X.double()), model(X.double()), rtol=1e-9, atol=1e-9)
+
+
+def test_row_15_a_shared_module_stays_one_module_under_all_its_names():
+    model = Twice()
+    x = torch.randn(1, 6, 8, 8)
+    plan = planned(model, 3, x)
+    assert set(plan) == {"again", "first"}
+    assert plan["first"].aliases == ("second",)
+    small = convert(model, plan)
+    assert small.first is small.second
+    assert type(small.first) is TTConv2d
+    assert sum(p.numel() for p in small.parameters()) == plan.params_after
+
+
+def test_row_15_modules_shared_through_a_shared_parent():
+    block = nn.Sequential(conv(), nn.ReLU())
+    model = nn.Sequential(block, block)
+    plan = planned(model)
+    assert plan["0.0"].aliases == ("1.0",)
+    small = convert(model, plan)
+    assert small[0][0] is small[1][0]
+    assert count_cost(small, X).params == plan.params_after
+
+
+def test_row_15_a_plan_that_misses_a_name_of_a_shared_module_is_refused():
+    model = Twice()
+    value = planned(model, 3, torch.randn(1, 6, 8, 8)).to_dict()
+    value["layers"]["first"]["aliases"] = []
+    with pytest.raises(PlanError, match="first cannot be factorized: it hangs in this model as first, second"):
+        convert(model, Plan.from_dict(value))
+    value["layers"]["first"]["aliases"] = ["second", "third"]
+    with pytest.raises(PlanError, match="first, second"):
+        convert(model, Plan.from_dict(value))
+
+
+def test_row_16_tied_weights_stay_dense_and_tied():
+    model = Bare(
+        lambda self, x: self.head(self.body(self.emb(x))), emb=nn.Embedding(20, 16), body=nn.Linear(16, 16),
+        head=nn.Linear(16, 20, bias=False),
+    )  # fmt: skip
+    model.head.weight = model.emb.weight
+    plan = planned(model, x=torch.zeros(2, 5, dtype=torch.long))
+    assert plan.skipped["head"] == "its weight is shared with emb"
+    small = convert(model, plan)
+    assert small.head.weight is small.emb.weight
+    assert type(small.body) is TTLinear
+
+
+def test_row_16_tied_biases_too():
+    model = nn.Sequential(conv(), conv(), conv())
+    model[1].bias = model[0].bias
+    plan = planned(model)
+    assert plan.skipped == {"0": "its bias is shared with 1", "1": "its bias is shared with 0"}
+
+
+def test_row_16_a_weight_that_the_model_itself_holds():
+    model = nn.Sequential(conv(), conv())
+    model.register_parameter("kept", model[0].weight)
+    assert planned(model).skipped == {"0": "its weight is shared with the model itself"}
+
+
+def test_row_17_a_weight_used_functionally_only_is_seen_as_never_called():
+    model = Bare(lambda self, x: self.ok(F.conv2d(x, self.functional.weight, padding=1)), functional=conv(), ok=conv())
+    plan = planned(model)
+    assert "never called" in plan.skipped["functional"]
+    assert set(factorized(convert(model, plan))) == {"ok"}
+
+
+def test_row_17_a_weight_used_in_both_ways_is_found_by_the_dry_run():
+    model = Bare(lambda self, x: self.both(F.conv2d(x, self.both.weight, padding=1)), both=conv())
+    plan = planned(model)
+    with pytest.raises(ConvertError, match=r"does not run in training mode: AttributeError.*weight.*exclude=\[..\]"):
+        convert(model, plan)
+
+
+def test_row_17_a_break_in_evaluation_only_is_found_too():
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y if self.training else y + self.conv.weight.sum()
+
+    model = Bare(run, conv=conv())
+    plan = planned(model)
+    with pytest.raises(ConvertError, match="does not run in evaluation mode"):
+        convert(model, plan)
+
+
+def test_row_17_the_output_projection_of_attention_stays_dense():
+    model = Bare(
+        lambda self, x: self.fc(self.attention(x, x, x)[0]),
+        attention=nn.MultiheadAttention(16, 4, batch_first=True),
+        fc=nn.Linear(16, 16),
+    )
+    x = torch.randn(2, 5, 16)
+    plan = planned(model, x=x)
+    assert list(plan.skipped) == ["attention", "attention.out_proj"]
+    assert "projections of queries, keys and values are weights of its own" in plan.skipped["attention"]
+    assert "MultiheadAttention reads the weights of its children" in plan.skipped["attention.out_proj"]
+    small = convert(model, plan)
+    for training in (True, False):
+        assert small.train(training)(x).shape == x.shape
+
+
+def test_row_17_a_plain_linear_child_of_attention_is_refused():
+    model = Bare(
+        lambda self, x: self.fc(self.attention(x, x, x)[0]),
+        attention=nn.MultiheadAttention(16, 4, batch_first=True),
+        fc=nn.Linear(16, 16),
+    )
+    model.attention.out_proj = nn.Linear(16, 16)
+    plan = planned(model, x=torch.randn(2, 5, 16))
+    assert "MultiheadAttention reads the weights of its children" in plan.skipped["attention.out_proj"]
+
+
+def test_row_18_transformer_encoder_layers_stay_dense_and_run_in_both_modes():
+    model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
+    x = torch.randn(2, 5, 16)
+    plan = planned(model, x=x)
+    assert set(plan) == {"0"}
+    for name in ("1.linear1", "1.linear2"):
+        assert plan.skipped[name] == "TransformerEncoderLayer reads the weights of its children directly"
+    small = convert(model, plan)
+    with torch.no_grad():
+        for training in (True, False):
+            assert small.train(training)(x).shape == x.shape
+
+
+def _old_weight_norm(module: nn.Module) -> nn.Module:
+    return torch.nn.utils.weight_norm(module)
+
+
+@pytest.mark.parametrize("wrap", [weight_norm, spectral_norm, _old_weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_row_19_parametrized_weights_are_refused_with_the_remedy(wrap):
+    model = nn.Sequential(wrap(conv()), conv())
+    plan = planned(model)
+    assert "weight is parametrized" in plan.skipped["0"]
+    assert "remove the parametrization first" in plan.skipped["0"]
+    assert set(plan) == {"1"}
+
+
+def test_row_19_pruned_weights_too():
+    model = nn.Sequential(prune.l1_unstructured(conv(), "weight", 0.5), conv())
+    assert "parametrized" in planned(model).skipped["0"]
+
+
+def test_row_20_unused_layers_are_skipped_and_if_none_is_left_that_is_an_error():
+    model = Bare(lambda self, x: self.used(x), used=conv(), unused=conv())
+    plan = planned(model)
+    assert "never called by the forward pass" in plan.skipped["unused"]
+    with pytest.raises(PlanError, match="no layer is left to factorize.*unused: never called"):
+        planned(model, exclude=["used"])
+
+
+def test_row_21_globs_that_match_nothing_are_refused_with_near_matches():
+    names = ["layer1.0.conv1", "layer1.0.conv2", "fc"]
+    assert match_names("layer1.*", names, "include") == names[:2]
+    assert match_names("*", names, "include") == names
+    with pytest.raises(PlanError, match=r"include 'layer1\.0\.cnv1' matches no layer\. Did you mean: layer1\.0\.conv1"):
+        match_names("layer1.0.cnv1", names, "include")
+    with pytest.raises(PlanError, match=r"matches no layer\. Layers are: layer1\.0\.conv1, "):
+        match_names("zzzz*", names, "include")
+
+
+@pytest.mark.parametrize("place", ["whole", "part"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_row_22_compiled_models(place: str):
+    plain = nn.Sequential(conv(), nn.Sequential(conv()))
+    if place == "whole":
+        model = torch.compile(plain, backend="eager")
+    else:
+        model = copy.deepcopy(plain)
+        model[1] = torch.compile(model[1], backend="eager")
+    plan = planned(model)
+    assert len(plan) == 2
+    if place == "whole":
+        assert set(plan) == {"0", "1.0"}
+        assert set(factorized(convert(plain, plan))) == {"0", "1.0"}
+        assert set(conversion_errors(model, plan)) == {"0", "1.0"}
+    small = convert(model, plan)
+    assert len(factorized(small)) == 2
+    assert small(X).shape == X.shape
+
+
+def test_a_model_that_is_one_layer_is_refused_with_the_remedy():
+    with pytest.raises(PlanError, match=r"wrap it in nn\.Sequential"):
+        planned(conv())
+
+
+def test_a_layer_held_in_a_second_place_is_refused():
+    """The swap would change parameters that nobody uses."""
+
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+            self.also = [self.conv]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.also[0](x)
+
+    model = Held()
+    plan = planned(model)
+    with pytest.raises(ConvertError, match="conv: the forward pass does not call the factorized layer"):
+        convert(model, plan)
+
+
+def test_a_model_that_trains_on_more_inputs_than_it_evaluates_converts_with_a_word(caplog):
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+            if self.training and targets is None:
+                raise ValueError("targets are missing")
+            return self.conv(x)
+
+    model = Detector()
+    with caplog.at_level(logging.WARNING):
+        small = convert(model, planned(model))
+    assert "not even the dense model runs in training mode" in caplog.text
+    assert type(small.conv) is TTConv2d
+
+
+def test_eligible_layers_says_what_runs_where():
+    sites, refused = eligible_layers(SmallResNet(), TT, torch.randn(IMAGE))
+    assert {name: (site.kind, (site.runs.before, site.runs.after)) for name, site in sites.items()} == {
+        "conv1": ("conv2d", (144, 144)),
+        "layer1.conv1": ("conv2d", (144, 36)),
+        "layer1.conv2": ("conv2d", (36, 36)),
+        "layer1.shortcut": ("conv2d", (144, 36)),
+        "fc": ("linear", (1, 1)),
+    }
+    assert refused == {}

@@ -1,0 +1,203 @@
+"""Curves go where they are wanted, and no logger stops a training."""
+
+import csv
+import logging
+import socket
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from hodec.errors import ConfigError
+from hodec.experiment.config.schema import Config, LoggerConfig
+from hodec.experiment.loggers import CsvLogger, WandbLogger, flat, make_logger
+
+
+def table(path):
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_csv_holds_all_columns_of_all_stages(tmp_path):
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    logger.log({"loss": 1.5, "admm/rho": 0.1}, 0)
+    logger.log({"loss": 1.0, "val": 0.5}, 1)
+    logger.close(0)
+    assert table(path) == [
+        {"step": "0", "loss": "1.5", "admm/rho": "0.1", "val": ""},
+        {"step": "1", "loss": "1.0", "admm/rho": "", "val": "0.5"},
+    ]
+
+
+def test_csv_goes_on_where_a_resumed_run_does(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = CsvLogger(path)
+    for step in range(3):
+        first.log({"loss": float(step)}, step)
+    again = CsvLogger(path)
+    again.log({"loss": 9.0}, 1)
+    assert [(row["step"], row["loss"]) for row in table(path)] == [("0", "0.0"), ("1", "9.0")]
+
+
+def test_rows_are_flattened_to_numbers():
+    row = {"stage": "admm", "lr": 0.1, "on": True, "admm/layers": {"conv1": {"rho": 1, "note": "x"}}, "none": None}
+    assert flat(row) == {"lr": 0.1, "admm/layers/conv1/rho": 1}
+
+
+def config(name, **settings):
+    return Config(logger=LoggerConfig(name=name, **settings))
+
+
+def test_the_setting_chooses_the_logger(tmp_path):
+    assert isinstance(make_logger(config("csv"), tmp_path, {}, "run"), CsvLogger)
+
+
+def test_tensorboard_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        make_logger(config("tensorboard"), tmp_path, {}, "run")
+
+
+def test_tensorboard_writes_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    logger = make_logger(config("tensorboard"), tmp_path, {}, "run")
+    logger.log({"loss": 1.0}, 0)
+    logger.close(0)
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+class FakeRun:
+    def __init__(self, mode, log=None):
+        self.mode, self.dir, self.rows, self.ended = mode, "/somewhere/run/files", [], None
+        self.log = log or (lambda row, step: self.rows.append((step, row)))
+
+    def finish(self, exit_code):
+        self.ended = exit_code
+
+
+@pytest.fixture
+def wandb_module(monkeypatch):
+    """A wandb whose `init` is replaced: it counts modes, and refuses those in `dead`."""
+
+    fake = SimpleNamespace(modes=[], dead=(), options=[], run=None)
+
+    def init(*, mode, settings, **options):
+        fake.modes.append(mode)
+        fake.options.append({**options, "timeout": settings.init_timeout})
+        if mode in fake.dead:
+            raise RuntimeError("Run initialization has timed out\nsecond line")
+        fake.run = FakeRun(mode)
+        return fake.run
+
+    monkeypatch.setitem(
+        sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **given: SimpleNamespace(**given))
+    )
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", "/nowhere/netrc")
+    monkeypatch.setenv("HOME", "/nowhere")
+    return fake
+
+
+def start(folder, **settings):
+    return WandbLogger(LoggerConfig(name="wandb", **settings), folder, {"seed": 0}, "name")
+
+
+def test_without_a_key_wandb_is_offline(wandb_module, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    logger = start(tmp_path / "sweep" / "run")
+    assert wandb_module.modes == ["offline"]
+    assert "wandb sync /somewhere/run" in caplog.text
+    options = wandb_module.options[0]
+    assert (options["group"], options["config"], options["timeout"]) == ("sweep", {"seed": 0}, 20)
+    assert options["reinit"] == "finish_previous"
+    logger.log({"loss": 1.0}, 3)
+    logger.close(1)
+    assert wandb_module.run.rows == [(3, {"loss": 1.0})]
+    assert wandb_module.run.ended == 1
+
+
+def test_with_a_key_wandb_is_online(wandb_module, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    start(tmp_path, init_timeout=7)
+    assert wandb_module.modes == ["online"]
+    assert wandb_module.options[0]["timeout"] == 7
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_mode_that_is_set_is_taken(wandb_module, tmp_path, mode):
+    start(tmp_path, mode=mode)
+    assert wandb_module.modes == [mode]
+
+
+def test_a_dead_server_means_offline_with_one_warning(wandb_module, tmp_path, caplog):
+    wandb_module.dead = ("online",)
+    start(tmp_path, mode="online")
+    assert wandb_module.modes == ["online", "offline"]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == ["wandb online did not start (Run initialization has timed out)"]
+
+
+def test_a_wandb_that_cannot_even_be_offline_stops_nothing(wandb_module, tmp_path, caplog):
+    wandb_module.dead = ("online", "offline")
+    logger = start(tmp_path, mode="online")
+    logger.log({"loss": 1.0}, 0)
+    logger.close(0)
+    assert "wandb offline did not start" in caplog.text
+
+
+def test_errors_while_logging_are_warnings(wandb_module, tmp_path, caplog):
+    logger = start(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise BrokenPipeError
+
+    logger.run.log = logger.run.finish = fail
+    logger.log({"loss": 1.0}, 0)
+    logger.close(0)
+    assert "did not take a row: BrokenPipeError" in caplog.text
+    assert "did not finish: BrokenPipeError" in caplog.text
+
+
+@pytest.fixture
+def silent_server():
+    """Takes connections and never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def accept():
+        while True:
+            try:
+                held.append(server.accept()[0])
+            except OSError:
+                return
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    server.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["nothing", "refused"])
+def test_the_real_wandb_goes_offline_within_its_timeout(tmp_path, monkeypatch, silent_server, answer):
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server if answer == "nothing" else "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    began = time.perf_counter()
+    logger = start(tmp_path, init_timeout=5)
+    logger.log({"loss": 1.0}, 0)
+    logger.close(0)
+    assert time.perf_counter() - began < 30
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_the_real_wandb_without_a_key_writes_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logger = start(tmp_path)
+    logger.log({"loss": 1.0}, 0)
+    logger.close(0)
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -1,0 +1,375 @@
+"""Whole runs, a second each: what they leave behind, and what they refuse."""
+
+import csv
+import errno
+import json
+import logging
+import math
+from dataclasses import asdict
+from itertools import islice
+
+import pytest
+import torch
+import yaml
+from tiny_runs import files_of, tiny
+
+import hodec
+from hodec.admm.updates import project_layers
+from hodec.conversion.batchnorm import reestimate_batchnorm
+from hodec.conversion.swap import convert
+from hodec.cost.count import count_cost
+from hodec.errors import CheckpointError, ConfigError, PlanError, TrainingError
+from hodec.experiment import pipeline, stages, training
+from hodec.experiment.data import build_data, train_loader
+from hodec.experiment.lit import LitClassifier
+from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, damage
+from hodec.export import checkpoint
+from hodec.io.tensors import load_tensors
+from hodec.models import build_model
+from hodec.plan.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run with pretraining: its folder and what ``run`` returned."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}), folder)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def skeleton():
+    return build_model("resnet20", in_channels=3, num_classes=4)
+
+
+def stage_weights(folder, stage):
+    net = skeleton()
+    net.load_state_dict(load_tensors(folder / "stages" / f"{stage}.safetensors"))
+    return net
+
+
+# -- what a run leaves -----------------------------------------------------------------------------------------
+
+
+def test_files_of_a_run(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "config.yaml", "plan.json", "metrics.json", "metrics.jsonl", "metrics.csv", "run.json",
+        "compressed.safetensors", "compressed.json", "stages", "checkpoints",
+    }  # fmt: skip
+    assert not [path for path in folder.rglob("*.part")]
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["pretrain_epochs"] == 1
+    assert settings["distill"]["weight"] == 0.5
+
+
+def test_metrics_say_what_was_won_and_lost(finished):
+    folder, result = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == result
+    for name in ("pretrained", "dense", "truncated", "compressed"):
+        assert 0 <= metrics[name]["test_accuracy"] <= 1
+        assert metrics[name]["params"] > 0
+        assert metrics[name]["macs"] > 0
+    assert metrics["truncated"]["params"] == metrics["compressed"]["params"] < metrics["dense"]["params"]
+    assert metrics["reduction"]["params"] == 1 - metrics["compressed"]["params"] / metrics["dense"]["params"]
+    assert metrics["reduction"]["macs"] == 1 - metrics["compressed"]["macs"] / metrics["dense"]["macs"]
+    assert metrics["admm"]["status"] in ("epochs ended", "converged", "diverged")
+    last = [row for row in rows(folder) if row["stage"] == "admm"][-1]
+    assert metrics["admm"]["primal_residual"] == last["admm/primal_residual"]
+    assert metrics["seed"] == 0
+    assert metrics["data"]["images"] == {"train": 48, "validation": 16, "test": 16}
+    assert metrics["versions"].keys() >= {"hodec", "python", "torch", "pytorch-lightning", "threads", "device"}
+    assert metrics["versions"]["threads"] == 1
+    assert metrics["command"].startswith("python ")
+    assert metrics["seconds"].keys() == {"pretrain", "admm", "retrain"}
+
+
+def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
+    folder, metrics = finished
+    given = str(folder / "stages" / "pretrain.safetensors")
+    under_admm = pipeline.run(tiny(init=given, dense_epochs=1, retrain_epochs=0), tmp_path / "admm")
+    assert under_admm["pretrained"] == metrics["pretrained"]
+    as_it_came = pipeline.run(tiny(init=given, dense_epochs=0, retrain_epochs=0), tmp_path / "none")
+    assert "pretrained" not in as_it_came
+    assert as_it_came["dense"] == metrics["pretrained"]
+
+
+def test_costs_are_those_of_the_plan_and_of_the_model(finished):
+    folder, metrics = finished
+    plan = Plan.load(folder / "plan.json")
+    assert (plan.params_before, plan.params_after) == (metrics["dense"]["params"], metrics["compressed"]["params"])
+    assert (plan.macs_before, plan.macs_after) == (metrics["dense"]["macs"], metrics["compressed"]["macs"])
+    small = checkpoint.load(folder / "compressed.safetensors", skeleton())
+    assert asdict(count_cost(small, torch.zeros(1, 3, 8, 8))) == {
+        "params": metrics["compressed"]["params"],
+        "macs": metrics["compressed"]["macs"],
+    }
+
+
+def test_a_row_per_epoch(finished):
+    folder, _ = finished
+    found = rows(folder)
+    assert [(row["stage"], row["epoch"]) for row in found] == [
+        ("pretrain", 0), ("admm", 0), ("admm", 1), ("retrain", 0), ("retrain", 1),
+    ]  # fmt: skip
+    for row in found:
+        assert row.keys() >= {"lr", "seconds", "train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    admm = found[1]
+    assert admm.keys() >= {
+        "admm/rho", "admm/pull", "admm/primal_residual", "admm/dual_residual", "admm/truncated_accuracy", "admm/layers",
+    }  # fmt: skip
+    assert admm["admm/layers"].keys() == set(Plan.load(folder / "plan.json"))
+    with (folder / "metrics.csv").open() as f:
+        table = list(csv.DictReader(f))
+    assert [row["step"] for row in table] == ["0", "1", "2", "3", "4"]
+    assert float(table[1]["admm/primal_residual"]) == admm["admm/primal_residual"]
+
+
+def test_the_saved_model_is_the_retrained_one(finished):
+    folder, metrics = finished
+    small = checkpoint.load(folder / "compressed.safetensors", skeleton())
+    assert checkpoint.weights_digest(small) == metrics["weights_sha256"]
+    trained = load_tensors(folder / "stages" / "retrain.safetensors")
+    torch.testing.assert_close(small.state_dict(), dict(trained), rtol=0, atol=0)
+    facts = checkpoint.read_structure(folder / "compressed.safetensors")["facts"]
+    assert facts == {"model": "resnet20", "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}
+
+
+def test_conversion_starts_from_the_weights_that_admm_left(finished):
+    folder, metrics = finished
+    dense, plan = stage_weights(folder, "admm"), Plan.load(folder / "plan.json")
+    weights = {name: dense.get_submodule(name).weight.detach() for name in plan}
+    for name, cut in project_layers(plan, weights).items():
+        assert metrics["conversion"][name] == pytest.approx(
+            float((cut - weights[name]).norm() / weights[name].norm()), rel=1e-4
+        )
+    small = convert(dense, plan)
+    truncated = load_tensors(folder / "stages" / "truncated.safetensors")
+    for name, parameter in small.named_parameters():
+        torch.testing.assert_close(truncated[name], parameter.detach(), rtol=0, atol=0)
+
+
+def test_batchnorm_is_estimated_anew_from_training_batches(finished):
+    folder, _ = finished
+    dense, plan, config = stage_weights(folder, "admm"), Plan.load(folder / "plan.json"), tiny()
+    small = convert(dense, plan)
+    loader = train_loader(build_data(config.data), config.data, seed=config.seed)
+    assert reestimate_batchnorm(small, (images for images, _ in islice(loader, config.bn_batches))) == 2
+    kept = load_tensors(folder / "stages" / "truncated.safetensors")
+    torch.testing.assert_close(kept, dict(small.state_dict()), rtol=0, atol=0)
+    assert (kept["bn1.running_var"] - dense.state_dict()["bn1.running_var"]).abs().max() > 1e-3
+
+
+def test_stages_hand_their_weights_on(finished):
+    """The first epoch of ADMM starts from the pretrained net: rows and weights follow from each other."""
+    folder, _ = finished
+    state = json.loads((folder / "run.json").read_text())["stages"]
+    assert list(state) == ["plan", "pretrain", "admm", "truncated", "retrain", "evaluate"]
+    digests = [state[name]["sha256"] for name in ("pretrain", "admm", "truncated", "retrain")]
+    assert len(set(digests)) == 4
+
+
+def test_a_finished_run_is_only_read(finished, monkeypatch):
+    folder, metrics = finished
+    before = files_of(folder)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a finished run must not compute anything")
+
+    monkeypatch.setattr(pipeline, "build_data", fail)
+    assert pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}), folder) == metrics
+    assert files_of(folder) == before
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_another(tmp_path):
+    digests = [
+        pipeline.run(tiny(seed=seed, dense_epochs=1, retrain_epochs=1), tmp_path / name)["weights_sha256"]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+    files = [(tmp_path / name / "compressed.safetensors").read_bytes() for name in ("a", "b", "c")]
+    assert files[0] == files[1] != files[2]
+
+
+# -- starting from files ---------------------------------------------------------------------------------------
+
+
+def test_weights_and_plan_from_files(finished, tmp_path):
+    folder, _ = finished
+    weights = folder / "stages" / "admm.safetensors"
+    plan = tmp_path / "mine.json"
+    Plan.load(folder / "plan.json").without("conv1").replace("layer3.0.conv2", ranks=(2, 2)).save(plan)
+    config = tiny(init=str(weights), plan=str(plan), dense_epochs=0, retrain_epochs=0)
+    metrics = pipeline.run(config, tmp_path / "run")
+    used = Plan.load(tmp_path / "run" / "plan.json")
+    assert "conv1" not in used
+    assert used["layer3.0.conv2"].ranks == (2, 2)
+    assert metrics["dense"]["test_accuracy"] == finished[1]["dense"]["test_accuracy"]
+
+
+def test_weights_of_another_model_are_refused(finished, tmp_path):
+    config = tiny(init=str(finished[0] / "compressed.safetensors"))
+    with pytest.raises(CheckpointError, match="checkpoint of another model: .* tensors fit; differing: "):
+        pipeline.run(config, tmp_path)
+    config = tiny(init=str(finished[0] / "stages" / "admm.safetensors"), model={"name": "resnet32"})
+    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+        pipeline.run(config, tmp_path / "b")
+
+
+def test_a_plan_of_another_model_is_refused_before_any_training(finished, tmp_path):
+    plan = finished[0] / "plan.json"
+    text = plan.read_text().replace("layer3.2.conv2", "layer9.0.conv2")
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(PlanError, match=r"layer9\.0\.conv2, which this model lacks"):
+        pipeline.run(tiny(plan=str(tmp_path / "other.json"), admm={"enabled": False}), tmp_path / "bad")
+    assert not (tmp_path / "bad" / "metrics.jsonl").exists()
+
+
+def test_an_emptied_plan_is_refused(finished, tmp_path):
+    plan = Plan.load(finished[0] / "plan.json")
+    for name in list(plan):
+        plan = plan.without(name)
+    plan.save(tmp_path / "empty.json")
+    with pytest.raises(PlanError, match=r"empty\.json has no layers"):
+        pipeline.run(tiny(plan=str(tmp_path / "empty.json")), tmp_path / "run")
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(finished):
+    folder, _ = finished
+    before = files_of(folder)
+    with pytest.raises(ConfigError, match=r"other settings \(they differ in seed, admm\.rho\)"):
+        pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}, seed=3, admm={"rho": 1e-3}), folder)
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("free", [{"report": True}, {"logger": {"project": "x"}}, {"data": {"num_workers": 3}}])
+def test_settings_that_change_no_result_may_differ(finished, free):
+    folder, metrics = finished
+    assert pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}, **free), folder) == metrics
+
+
+def test_settings_that_are_newer_than_the_folder_have_their_defaults_there(finished):
+    folder, metrics = finished
+    stored = folder / "config.yaml"
+    text = stored.read_text()
+    settings = yaml.safe_load(text)
+    del settings["admm"]["spread"], settings["trainer"]["compile"]
+    stored.write_text(yaml.safe_dump(settings))
+    mine = {"pretrain_epochs": 1, "distill": {"weight": 0.5}}
+    try:
+        assert pipeline.run(tiny(**mine), folder) == metrics
+        with pytest.raises(ConfigError, match=r"they differ in admm\.spread"):
+            pipeline.run(tiny(**mine, admm={"spread": False}), folder)
+    finally:
+        stored.write_text(text)
+
+
+def test_a_folder_below_a_file_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pipeline, "build_data", lambda *a: pytest.fail("data was read first"))
+    with pytest.raises(ConfigError, match=r"cannot be written .*hydra\.run\.dir=PATH"):
+        pipeline.run(tiny(), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "\x00", "admm: off_it_is", "admm: [1]", "admm:"])
+def test_damaged_settings_in_the_folder_are_one_message(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises((CheckpointError, ConfigError), match=r"config\.yaml|other settings"):
+        pipeline.run(tiny(), tmp_path)
+
+
+def test_bad_settings_are_listed_before_anything_is_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"(?s)2 problems.*admm\.pull.*optimizer\.lr"):
+        pipeline.run(tiny(admm={"pull": 2.0}, optimizer={"lr": -1.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_row_41_a_batch_larger_than_the_data_is_one_message(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.batch_size=512 is larger"):
+        pipeline.run(tiny(data={"batch_size": 512}), tmp_path)
+
+
+def test_row_3_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkeypatch):
+    """A learning rate that blows up in the second epoch."""
+    real = LitClassifier.training_step
+
+    def step(module, batch, index):
+        if module.current_epoch == 1 and index == 2:
+            batch = (batch[0] * float("nan"), batch[1])
+        return real(module, batch, index)
+
+    monkeypatch.setattr(stages.LitClassifier, "training_step", step)
+    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 1, step 5.*Lower optimizer\.lr"):
+        pipeline.run(tiny(), tmp_path)
+    assert [row["epoch"] for row in rows(tmp_path)] == [0]
+    assert (tmp_path / "checkpoints" / "admm.ckpt").exists()
+
+
+# -- full disks ------------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_when_the_disk_is_full(tmp_path, monkeypatch, caplog):
+    """From the second epoch on neither checkpoints nor rows can be written: what is there stays, the run ends."""
+    whole = pipeline.run(tiny(retrain_epochs=0), tmp_path / "whole")
+    save_checkpoint, append_row = training.Trainer.save_checkpoint, RunFolder.append_row
+
+    def save_half(trainer, path, *args):
+        if trainer.current_epoch == 0:
+            return save_checkpoint(trainer, path, *args)
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def append_first(folder, row):
+        if row["epoch"] == 0:
+            return append_row(folder, row)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training.Trainer, "save_checkpoint", save_half)
+    monkeypatch.setattr(RunFolder, "append_row", append_first)
+    metrics = pipeline.run(tiny(retrain_epochs=0), tmp_path / "full")
+    assert metrics["weights_sha256"] == whole["weights_sha256"]
+    assert [row["epoch"] for row in rows(tmp_path / "full")] == [0]
+    kept = list((tmp_path / "full" / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["admm.ckpt"]
+    assert not damage(kept[0])
+    assert checkpoint_epoch(kept[0]) == 1
+    for words in ("could not be written ([Errno 28] No space left on device); training goes on", "a row of the curves"):
+        assert words in caplog.text
+
+
+def test_logger_is_closed_whatever_happens(tmp_path, monkeypatch):
+    closed = []
+
+    class Logger:
+        def log(self, row, step):
+            pass
+
+        def close(self, exit_code):
+            closed.append(exit_code)
+
+    monkeypatch.setattr(pipeline, "make_logger", lambda *a: Logger())
+    pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path / "good")
+    monkeypatch.setattr(stages, "fit_stage", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
+    with pytest.raises(TrainingError):
+        pipeline.run(tiny(), tmp_path / "bad")
+    assert closed == [0, 1]
+
+
+def test_the_report_is_written_into_the_folder(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    pipeline.run(tiny(report=True, dense_epochs=1, retrain_epochs=1), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "fewer parameters" in caplog.text
+
+
+def test_public_names_are_there():
+    for name in hodec.__all__:
+        assert getattr(hodec, name) is not None

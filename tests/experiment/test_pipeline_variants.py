@@ -1,0 +1,196 @@
+"""Runs that leave stages out or go other ways: each ends with what it says."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_runs import tiny
+from train_script import rows
+
+from hodec.errors import CheckpointError
+from hodec.experiment import pipeline, stages
+from hodec.io.tensors import load_tensors
+from hodec.models import build_model
+
+
+def test_no_epochs_at_all_is_direct_truncation(tmp_path):
+    metrics = pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert metrics["admm"] == {"status": "off", "primal_residual": None}
+    assert metrics["seconds"] == {}
+    assert metrics["compressed"]["test_accuracy"] == metrics["truncated"]["test_accuracy"]
+    assert (tmp_path / "compressed.safetensors").exists()
+
+
+def test_admm_off_trains_the_dense_net_plainly(tmp_path):
+    metrics = pipeline.run(tiny(admm={"enabled": False}, dense_epochs=1, retrain_epochs=0), tmp_path)
+    assert [row["stage"] for row in rows(tmp_path)] == ["dense"]
+    assert not any(key.startswith("admm") for key in rows(tmp_path)[0])
+    assert metrics["admm"]["status"] == "off"
+
+
+def test_without_validation_split_there_are_no_validation_figures(tmp_path):
+    pipeline.run(tiny(data={"val_fraction": 0.0}, dense_epochs=1, retrain_epochs=0), tmp_path)
+    (row,) = rows(tmp_path)
+    assert "val/accuracy" not in row
+    assert "admm/truncated_accuracy" not in row
+
+
+def test_without_batchnorm_batches_the_statistics_stay(tmp_path):
+    metrics = pipeline.run(tiny(bn_batches=0, dense_epochs=1, retrain_epochs=0), tmp_path)
+    assert metrics["truncated"]["test_accuracy"] == metrics["truncated"]["test_accuracy_raw"]
+
+
+SMALL_DIGITS = {"image_size": None, "val_fraction": 0.9}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "adamw", "lr": 1e-3}},
+        {"trainer": {"precision": "bf16-mixed", "channels_last": True, "gradient_clip_val": 1.0}},
+        {"trainer": {"accumulate_grad_batches": 3}, "admm": {"update_every": "1steps", "rho": "balanced"}},
+        {"method": {"name": "tt_classical", "n_modes": 2}, "tt_ranks": 3, "admm": {"relax": 1.5}},
+        {"method": {"execution": "chain", "n_modes": 2}, "data": {"name": "digits", **SMALL_DIGITS}},
+    ],
+    ids=["adamw", "bf16", "accumulate", "classical", "chain digits"],
+)
+def test_other_settings_run_through(tmp_path, changes):
+    metrics = pipeline.run(tiny(dense_epochs=1, retrain_epochs=1, **changes), tmp_path)
+    assert 0 < metrics["reduction"]["params"] < 1
+    assert metrics["admm"]["primal_residual"] < 1
+
+
+def test_without_dual_the_whole_job_runs_as_a_penalty(tmp_path):
+    metrics = pipeline.run(tiny(dense_epochs=2, retrain_epochs=0, admm={"dual": False}), tmp_path / "penalty")
+    other = pipeline.run(tiny(dense_epochs=2, retrain_epochs=0), tmp_path / "admm")
+    assert 0 < metrics["admm"]["primal_residual"] < 1
+    assert metrics["admm"]["primal_residual"] != other["admm"]["primal_residual"]
+
+
+def test_random_factors_know_nothing_of_the_dense_weights(tmp_path):
+    settings = {"pretrain_epochs": 1, "retrain_epochs": 1, "random_factors": True, **OFF}
+    first, again = (pipeline.run(tiny(**settings), tmp_path / name) for name in ("first", "again"))
+    assert min(first["conversion"].values()) > 0.9
+    assert first["weights_sha256"] == again["weights_sha256"]
+    assert first["truncated"]["test_accuracy_raw"] == again["truncated"]["test_accuracy_raw"]
+    other = pipeline.run(tiny(**{**settings, "random_factors": False}), tmp_path / "other")
+    assert first["dense"] == other["dense"]
+    assert first["weights_sha256"] != other["weights_sha256"]
+
+
+def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
+    plain, aware = (
+        pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=n, **OFF), tmp_path / str(n))
+        for n in (0, 2)
+    )
+    assert plain["dense"] == aware["dense"]
+    # by the weights alone nothing is nearer than the plain truncation
+    for name, error in plain["conversion"].items():
+        assert aware["conversion"][name] > error
+
+
+def test_admm_projects_by_inputs_once_there_is_a_trained_net(tmp_path, caplog):
+    caplog.set_level("INFO", "hodec.experiment.stages")
+    pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=1), tmp_path / "trained")
+    assert caplog.text.count("data-aware: inputs of") == 3  # for ADMM, for the conversion, for its raw accuracy
+    caplog.clear()
+    pipeline.run(tiny(retrain_epochs=0, metric_batches=1), tmp_path / "fresh")
+    assert caplog.text.count("data-aware: inputs of") == 2
+
+
+OFF = {"admm": {"enabled": False}, "dense_epochs": 0}
+
+
+def test_an_early_stop_is_told(tmp_path):
+    metrics = pipeline.run(tiny(admm={"tolerance": 10.0}, dense_epochs=3, retrain_epochs=0), tmp_path)
+    assert metrics["admm"]["status"] == "converged"
+    assert len(rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("changes", "stage"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
+def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, stage):
+    optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
+    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
+    seen = [(row["stage"], row["lr"]) for row in rows(tmp_path)]  # at the begin of each epoch
+    assert [name for name, _ in seen] == ["pretrain", stage, *["retrain"] * 3]
+    assert [rate for _, rate in seen] == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
+
+
+def test_retraining_may_take_its_part_of_the_joint_schedule_lower(tmp_path):
+    """At one learning rate the product of factors moves further than a dense weight, so its rate is scaled."""
+    optimizer = {"lr": 0.05, "retrain_lr": 0.02, "joint_schedule": True, "schedule": "linear"}
+    pipeline.run(tiny(dense_epochs=1, retrain_epochs=3, optimizer=optimizer), tmp_path)
+    assert [row["lr"] for row in rows(tmp_path)] == pytest.approx([0.05, 0.015, 0.01, 0.005])
+
+
+def teachers_of(monkeypatch):
+    """Stage -> the teachers that it will have had."""
+    teachers, real = {}, stages.fit_stage
+
+    def fit_stage(stage, module, *args, **kwargs):
+        teachers[stage] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
+        real(stage, module, *args, **kwargs)
+
+    monkeypatch.setattr(stages, "fit_stage", fit_stage)
+    return teachers
+
+
+@pytest.mark.parametrize("admm", [{}, {"enabled": False}])
+def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
+    teachers = teachers_of(monkeypatch)
+    distill = {"weight": 0.5, "dense": True}
+    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill, admm=admm), tmp_path)
+    assert teachers.pop("pretrain") == []
+    assert len(teachers) == 2
+    kept = load_tensors(tmp_path / "stages" / "pretrain.safetensors")
+    for (teacher,) in teachers.values():
+        torch.testing.assert_close(dict(teacher), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"pretrain_epochs": 1}, "pretrain"), ({}, "admm"), ({"distill": {"weight": 0.0}}, None)]
+)
+def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, changes, expected):
+    """The pretrained one, else the one that ADMM left; none where nothing is distilled."""
+    teachers = teachers_of(monkeypatch)
+    settings = {"dense_epochs": 1, "retrain_epochs": 1, "distill": {"weight": 0.5}, **changes}
+    pipeline.run(tiny(**settings), tmp_path)
+    found = teachers.pop("retrain")
+    assert not any(teachers.values()), "only retraining is taught"
+    assert len(found) == (expected is not None)
+    if expected:
+        kept = load_tensors(tmp_path / "stages" / f"{expected}.safetensors")
+        torch.testing.assert_close(dict(found[0]), kept, rtol=0, atol=0)
+
+
+def test_another_net_may_teach(tmp_path, monkeypatch):
+    file, teachers = tmp_path / "teacher.safetensors", teachers_of(monkeypatch)
+    net = build_model("resnet32", in_channels=3, num_classes=4)
+    save_file(net.state_dict(), file)
+    distill = {"weight": 0.5, "dense": True, "model": "resnet32", "init": str(file)}
+    metrics = pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill), tmp_path / "run")
+    assert teachers.pop("pretrain") == []
+    assert set(teachers) == {"admm", "retrain"}
+    for (teacher,) in teachers.values():
+        torch.testing.assert_close(dict(teacher), dict(net.state_dict()), rtol=0, atol=0)
+    assert metrics["teacher"]["params"] > metrics["pretrained"]["params"]
+
+
+def test_a_teacher_whose_weights_are_of_another_net_is_refused_before_training(tmp_path):
+    file = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet32", in_channels=3, num_classes=4).state_dict(), file)
+    with pytest.raises(CheckpointError, match="another model"):
+        pipeline.run(tiny(distill={"weight": 0.5, "init": str(file)}), tmp_path / "run")
+
+
+def test_a_teacher_moves_no_random_number_of_the_run(tmp_path):
+    """Only retraining is taught, and there is none: with a teacher and without, the weights are the same."""
+    file = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet20", in_channels=3, num_classes=4).state_dict(), file)
+    taught, alone = (
+        pipeline.run(tiny(dense_epochs=1, retrain_epochs=0, distill=distill), tmp_path / name)
+        for name, distill in (("taught", {"weight": 0.5, "init": str(file)}), ("alone", {}))
+    )
+    assert taught["weights_sha256"] == alone["weights_sha256"]

@@ -1,0 +1,248 @@
+"""A run that was killed anywhere and started again ends with the bits of one that was not."""
+
+import json
+import os
+import pathlib
+import signal
+
+import pytest
+import torch
+from tiny_runs import tiny
+from train_script import SETTINGS, Forked, Started, finish, kill_within, result, rows
+
+from hodec.errors import CheckpointError
+from hodec.experiment import pipeline
+from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.experiment.stages import Stages
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(Forked(*SETTINGS, f"hydra.run.dir={folder}", log=folder.parent / "log"))
+    return folder
+
+
+def stages(folder):
+    return json.loads((folder / "run.json").read_text())["stages"]
+
+
+def numbers(folder):
+    """The rows without the seconds they took."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder)]
+
+
+def kill_and_go_on(kind, tmp_path, stage, *, after=2, number=signal.SIGKILL):
+    """Start, kill within an epoch, start again by the same command; returns the folder and the exit code."""
+    folder, argv = tmp_path / "run", [*SETTINGS, f"hydra.run.dir={tmp_path / 'run'}"]
+    code = kill_within(kind(*argv, log=tmp_path / "first.log"), folder, stage, after=after, number=number)
+    assert stage not in stages(folder)
+    assert not (folder / "metrics.json").exists()
+    finish(kind(*argv, log=tmp_path / "second.log"))
+    assert f"going on with stage {stage} after" in (tmp_path / "second.log").read_text()
+    return folder, code
+
+
+@pytest.mark.parametrize("stage", ["admm", "retrain"])
+def test_killed_in_mid_epoch(whole, tmp_path, stage):
+    folder, code = kill_and_go_on(Forked, tmp_path, stage)
+    assert code == -signal.SIGKILL
+    assert result(folder) == result(whole)
+    assert numbers(folder) == numbers(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["admm", "retrain"])
+def test_killed_in_mid_epoch_as_a_new_process(whole, tmp_path, stage):
+    folder, _ = kill_and_go_on(Started, tmp_path, stage)
+    assert result(folder) == result(whole)
+    assert numbers(folder) == numbers(whole)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop(tmp_path, number, expected):
+    """Lightning alone exits with 0 and 1; a scheduler must see what happened, a person how to go on."""
+    folder = tmp_path / "run"
+    child = Forked(*SETTINGS, f"hydra.run.dir={folder}", log=tmp_path / "log")
+    assert kill_within(child, folder, "admm", after=1, number=number) == expected
+    assert f"stopped in stage admm; the same command goes on in hydra.run.dir={folder}" in child.log.read_text()
+    assert checkpoint_epoch(folder / "checkpoints" / "admm.ckpt") >= 1
+
+
+# -- in this process, killed at every write -------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and go on."""
+
+
+def killed_at(config, folder, write, monkeypatch):
+    """Run until a file is about to be put in its place for the ``write``-th time; False if there was no such time."""
+    count, real = 0, pathlib.Path.replace
+
+    def replace(path, target):
+        nonlocal count
+        count += 1
+        if count == write:
+            raise Killed
+        return real(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "replace", replace)
+        try:
+            pipeline.run(config, folder)
+        except Killed:
+            return True
+    return False
+
+
+CONFIG = tiny(pretrain_epochs=1, dense_epochs=2, retrain_epochs=1, distill={"weight": 0.3}, logger={"name": "csv"})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pipeline.run(CONFIG, folder)
+    return folder
+
+
+def check_every(writes, undisturbed, tmp_path, monkeypatch):
+    for write in writes:
+        folder = tmp_path / str(write)
+        if not killed_at(CONFIG, folder, write, monkeypatch):
+            return write
+        pipeline.run(CONFIG, folder)
+        assert result(folder) == result(undisturbed), f"killed at write {write}"
+        assert numbers(folder) == numbers(undisturbed), f"killed at write {write}"
+        assert (folder / "metrics.csv").read_text().count("\n") == 5, f"killed at write {write}"
+        assert stages(folder).keys() == stages(undisturbed).keys()
+    return None
+
+
+@pytest.mark.parametrize("write", [12, 22])
+def test_killed_before_a_file_is_in_its_place(undisturbed, tmp_path, monkeypatch, write):
+    assert check_every([write], undisturbed, tmp_path, monkeypatch) is None
+
+
+@pytest.mark.slow
+def test_killed_at_any_write(undisturbed, tmp_path, monkeypatch):
+    writes = check_every(range(1, 100), undisturbed, tmp_path, monkeypatch)
+    assert writes is not None
+    assert writes > 25
+
+
+def test_killed_twice(undisturbed, tmp_path, monkeypatch):
+    for write in (9, 6):
+        assert killed_at(CONFIG, tmp_path, write, monkeypatch)
+    pipeline.run(CONFIG, tmp_path)
+    assert result(tmp_path) == result(undisturbed)
+
+
+LEARNING = tiny(
+    init=None,
+    pretrain_epochs=1,
+    dense_epochs=3,
+    retrain_epochs=1,
+    tt_ranks=None,
+    ranks={"rule": "learned", "macs": 0.85},
+    method={"name": "cp"},
+    include=["layer1.0.*", "layer2.0.*"],
+)
+
+
+def test_learned_ranks_and_factors_go_on_where_they_were(tmp_path, monkeypatch):
+    """Formats that are found by iteration would end elsewhere, had the factors been forgotten."""
+    pipeline.run(LEARNING, tmp_path / "whole")
+    expected = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    assert stages(tmp_path / "whole")["admm"]["plan"] == expected
+    assert (tmp_path / "whole" / "stages" / "admm_factors.safetensors").exists()
+    kills = 0
+    for write in (9, 14, 16):
+        folder = tmp_path / str(write)
+        kills += killed_at(LEARNING, folder, write, monkeypatch)
+        pipeline.run(LEARNING, folder)
+        assert result(folder) == result(tmp_path / "whole"), f"killed at write {write}"
+        assert numbers(folder) == numbers(tmp_path / "whole"), f"killed at write {write}"
+        assert json.loads((folder / "plan.json").read_text()) == expected
+    assert kills == 3
+
+
+# -- broken files --------------------------------------------------------------------------------------------
+
+
+def stopped_after_training(tmp_path, monkeypatch):
+    """A run whose stage admm has trained, with both its checkpoints, but is not noted as finished."""
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "save_stage", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            pipeline.run(tiny(retrain_epochs=1), tmp_path)
+    path = tmp_path / "checkpoints" / "admm.ckpt"
+    assert (checkpoint_epoch(path), checkpoint_epoch(previous(path))) == (2, 1)
+    return path
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    pipeline.run(tiny(retrain_epochs=1), folder)
+    return folder
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, lambda path: path.unlink(), None])
+def test_a_broken_checkpoint_gives_way_to_the_one_before(plain, tmp_path, monkeypatch, harm):
+    path = stopped_after_training(tmp_path, monkeypatch)
+    if harm:
+        harm(path)
+    pipeline.run(tiny(retrain_epochs=1), tmp_path)
+    assert result(tmp_path) == result(plain)
+    assert numbers(tmp_path) == numbers(plain)
+    assert stages(tmp_path)["admm"]["admm"] == stages(plain)["admm"]["admm"]
+
+
+def test_two_broken_checkpoints_are_one_message(tmp_path, monkeypatch):
+    path = stopped_after_training(tmp_path, monkeypatch)
+    truncate(path)
+    flip(previous(path))
+    with pytest.raises(CheckpointError, match=r"admm\.ckpt is not readable .* nor is an earlier one; remove .*"):
+        pipeline.run(tiny(retrain_epochs=1), tmp_path)
+
+
+class Trap:
+    """Unpickled carelessly, it makes a folder."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.target,))
+
+
+def test_row_30_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
+    """It has all that a checkpoint has, whole and with the right checksums, and a trap."""
+    path = stopped_after_training(tmp_path, monkeypatch)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "trap": Trap(tmp_path / "trace")}, path)
+    with pytest.raises(CheckpointError, match=r"admm\.ckpt is not readable \(it holds more than tensors .*remove it"):
+        pipeline.run(tiny(retrain_epochs=1), tmp_path)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_altered_stage_weights_are_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Stages, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            pipeline.run(tiny(retrain_epochs=1), tmp_path)
+    flip(tmp_path / "stages" / "admm.safetensors")
+    with pytest.raises(CheckpointError, match=r"admm\.safetensors is missing or was altered"):
+        pipeline.run(tiny(retrain_epochs=1), tmp_path)
