@@ -84,7 +84,7 @@ class Bench:
 
     @classmethod
     def of(cls, case: Case) -> "Bench":
-        """Random weights and pictures, seeded."""
+        """Random weights and images, seeded."""
         torch.manual_seed(0)
         net = build_model(case.net, in_channels=3, num_classes=10)
         x, y = torch.randn(case.batch, 3, case.size, case.size), torch.randint(0, 10, (case.batch,))

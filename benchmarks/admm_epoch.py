@@ -1,4 +1,4 @@
-"""Whole epochs with the Lightning callback beside plain ones: on fake pictures, same net, same batches."""
+"""Whole epochs with the Lightning callback beside plain ones: on fake images, same net, same batches."""
 
 import logging
 import warnings
@@ -41,17 +41,17 @@ def epochs(group: str, settings: Settings) -> Row:
     """An epoch under ADMM over a plain one, each a fit of its own, in turns; a Z-update at its start and at its end."""
     steps, rounds = (4, 1) if settings.quick else (24, 5)
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(steps * BATCH, 3, 32, 32, generator=generator)
+    images = torch.randn(steps * BATCH, 3, 32, 32, generator=generator)
     labels = torch.randint(0, 10, (steps * BATCH,), generator=generator)
-    data = DataLoader(TensorDataset(pictures, labels), batch_size=BATCH)
-    plan = make_plan(_net(), Manual(16), example_input=pictures[:1], n_modes=1, exclude=["conv1", "linear"])
+    data = DataLoader(TensorDataset(images, labels), batch_size=BATCH)
+    plan = make_plan(_net(), Manual(16), example_input=images[:1], n_modes=1, exclude=["conv1", "linear"])
     kinds: dict[str, Callable[[], list[Callback]]] = {"plain": list, "admm": lambda: [_admm(plan)]}
     fit(data, [])  # warm-up
-    samples: dict[str, list[float]] = {kind: [] for kind in kinds}
+    samples: dict[str, list[float]] = {layer_type: [] for layer_type in kinds}
     for turn in range(rounds):
-        for kind in list(kinds)[:: 1 if turn % 2 else -1]:
-            samples[kind].append(fit(data, kinds[kind]()))
-    times = Times({kind: tuple(seconds) for kind, seconds in samples.items()})
+        for layer_type in list(kinds)[:: 1 if turn % 2 else -1]:
+            samples[layer_type].append(fit(data, kinds[layer_type]()))
+    times = Times({layer_type: tuple(seconds) for layer_type, seconds in samples.items()})
     return Row(
         group,
         f"epoch of {steps} steps of {NET} (batch {BATCH}) under ADMM",

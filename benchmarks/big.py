@@ -14,13 +14,13 @@ from benchmarks.kernels import half_ranks, kernel
 from benchmarks.rows import Row, Target, in_unit, missing
 from benchmarks.settings import Settings
 from hodec.formats import svd, tt, tucker
-from hodec.formats.base import Form
+from hodec.formats.base import Format
 from hodec.formats.modes import Modes
 
 GROUP = "big"
 SECONDS, MEMORY = Target("<=", 20, "s"), Target("<=", 2 * 2**30, "B")
 
-FORMS: dict[str, Form] = {"tensor train": tt.CONV, "Tucker-2": tucker.CONV, "spatial split": svd.SPATIAL_SVD}
+FORMS: dict[str, Format] = {"tensor train": tt.CONV, "Tucker-2": tucker.CONV, "spatial split": svd.SPATIAL_SVD}
 JUDGED = ("tensor train", "Tucker-2")
 
 

@@ -63,7 +63,7 @@ class Uniform:
 
     def _ranks(self, candidate: Candidate) -> tuple[int, ...]:
         scaled = [max(1, int(self.share * r)) for r in candidate.most]
-        return candidate.form.fit_ranks(candidate.site.shape, candidate.modes, scaled)
+        return candidate.format.fit_ranks(candidate.site.shape, candidate.modes, scaled)
 
 
 def uniform_plan(model: nn.Module, targets: Mapping[str, float], settings: Mapping[str, Any]) -> Plan:

@@ -99,9 +99,9 @@ def tucker2(weight: Tensor) -> Case:
     return Case("Tucker-2", weight, ours, peers, Target(">=", 12), work.tucker(weight.shape, ranks))
 
 
-def _split(what: str, form: svd.MatrixSplit, weight: Tensor, least: float) -> Case:
+def _split(what: str, fmt: svd.MatrixSplit, weight: Tensor, least: float) -> Case:
     out, inp = weight.shape[:2]
-    modes, matrix = Modes.split(inp, out, 1), form.matrix(weight).contiguous()
+    modes, matrix = Modes.split(inp, out, 1), fmt.matrix(weight).contiguous()
     rank = min(matrix.shape) // 2
 
     def by_torch() -> tuple[Tensor, Tensor]:
@@ -113,9 +113,9 @@ def _split(what: str, form: svd.MatrixSplit, weight: Tensor, least: float) -> Ca
         return torch.from_numpy(u[:, :rank]), torch.from_numpy(s[:rank, None] * vh[:rank])
 
     def rebuild(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return form.to_weight(pair[0] @ pair[1], weight.shape)
+        return fmt.to_weight(pair[0] @ pair[1], weight.shape)
 
-    ours = Way(lambda: form.decompose(weight, (rank,), modes), lambda made: form.reconstruct(made, weight.shape, modes))
+    ours = Way(lambda: fmt.decompose(weight, (rank,), modes), lambda made: fmt.reconstruct(made, weight.shape, modes))
     peers = {"torch compact SVD": Way(by_torch, rebuild), "numpy compact SVD": Way(by_numpy, rebuild)}
     truncation = work.truncation(matrix.shape[0], matrix.shape[1], rank)
     return Case(what, weight, ours, peers, Target(">=", least), truncation)

@@ -24,7 +24,7 @@ from hodec.experiment.run_model import model_of_run
 from hodec.export.checkpoint import named_skeleton
 from hodec.onnx_graph.bench import bench_files
 
-CALIBRATION = 8  # batches of training pictures for int8
+CALIBRATION = 8  # batches of training images for int8
 SECONDS = 8.0  # of measuring a pair
 
 

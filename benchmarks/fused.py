@@ -80,12 +80,12 @@ def onnxruntime(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Wo
     """As ONNX files in ONNX Runtime."""
     if reason := not_installed("onnx", "onnxruntime", "onnxscript"):
         raise Skip(reason)
-    runs = {}
+    call_sites = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, net in {"dense": dense, "fused": fused}.items():
             path = to_onnx(net, Path(folder) / f"{name}.onnx", example_input=x[:1], verify=False).path
-            runs[name] = session(path.read_bytes(), threads=torch.get_num_threads())
-    return {name: lambda run=run: run([x]) for name, run in runs.items()}
+            call_sites[name] = session(path.read_bytes(), threads=torch.get_num_threads())
+    return {name: lambda run=run: run([x]) for name, run in call_sites.items()}
 
 
 def tltorch(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:
@@ -139,7 +139,7 @@ def plan_of(net: nn.Module, keep: float | None, round_to: int, *, size: int = SI
     return make_plan(net, rule, method="tucker", n_modes=1, example_input=x, exclude=[first])
 
 
-def pictures(batch: int, size: int = SIZE) -> Tensor:
+def images(batch: int, size: int = SIZE) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
@@ -150,7 +150,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     plan = plan_of(net, None, 8, size=size)
     small = hodec.convert(net, plan)
     for batch in batches:
-        x = pictures(batch, size)
+        x = images(batch, size)
         dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
         for setting, make in SETTINGS.items():
             peer = PEERS.get(setting, f"dense, {setting}, batch norms folded")
@@ -212,7 +212,7 @@ def compare(given: argparse.Namespace) -> None:
     print(f"resnet18 at {SIZE}: {less}, {len(plan)} layers\n")
     print("| setting | batch | dense, ms | fused, ms | dense / fused | target |\n" + "|---" * 6 + "|", flush=True)
     for batch in given.batches:
-        x = pictures(batch)
+        x = images(batch)
         dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
         for setting in given.settings:
             try:
@@ -235,7 +235,7 @@ def layers(names: list[str], given: argparse.Namespace) -> None:
         small = hodec.convert(net, plan_of(net, given.macs or 0.33, given.round_to))
         report = hodec.fuse(small, example_input=torch.randn(1, 3, SIZE, SIZE)).fuse_report
         speedups = [one.speedup or 1.0 for one in report.layers.values()]
-        dense = sum(one.form == "dense" for one in report.layers.values())
+        dense = sum(one.format == "dense" for one in report.layers.values())
         whole = report.whole_ms["dense"] / report.whole_ms["fused"] if "fused" in report.whole_ms else 1.0
         print(f"| {name} | {len(speedups)} | {dense} | {min(speedups):.2f} | {whole:.2f} |", flush=True)
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fused_layers [NET ..]
 
-Nets of torchvision, random weights, Tucker-2 by a budget of a third of the multiply-adds, one picture of 224 x 224.
+Nets of torchvision, random weights, Tucker-2 by a budget of a third of the multiply-adds, one image of 224 x 224.
 ``hodec.fuse`` chooses by its own measurements; these are others, of the layers as they stand in the fused net, on the
 inputs they get there, beside the same layers of the dense net fused alike. What stays dense is not measured again.
 """
@@ -40,7 +40,7 @@ def slowest(name: str, settings: Settings) -> Row:
     fused = hodec.fuse(hodec.convert(net, plan_of(net, KEPT, MULTIPLE)), example_input=x)
     report = fused.fuse_report
     dense = hodec.fuse(net, example_input=x, memory_format=report.memory_format)
-    changed = [layer for layer, choice in report.layers.items() if choice.form != "dense"]
+    changed = [layer for layer, choice in report.layers.items() if choice.format != "dense"]
     found = {layer: _again(fused, dense, layer, given, settings) for layer, given in _inputs(fused, changed, x).items()}
     told = f"{len(changed)} of {len(report.layers)} planned layers are fused, the others stay dense"
     if not found:
@@ -50,7 +50,7 @@ def slowest(name: str, settings: Settings) -> Row:
     spread = times.spread("dense", "fused") or 0.0
     return Row(
         GROUP,
-        f"slowest fused layer of {name} ({worst}, {report.layers[worst].form})",
+        f"slowest fused layer of {name} ({worst}, {report.layers[worst].format})",
         "dense",
         ours=times.median("fused"),
         theirs=times.median("dense"),

@@ -25,7 +25,7 @@ from benchmarks.settings import Settings, standalone
 from benchmarks.timing import in_turns
 from hodec.admm.updates import project_layers
 from hodec.formats import tt
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.plan.layer import LayerPlan
 
@@ -124,7 +124,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 def measure(point: Point, settings: Settings) -> float:
     """Median seconds of projecting all the layers."""
     modes, ranks = point.split
-    layer = LayerPlan("tt", "conv2d", point.shape, modes, ranks, Runs.once((1, 1), (1, 1)), "merged")
+    layer = LayerPlan("tt", "conv2d", point.shape, modes, ranks, CallSites.once((1, 1), (1, 1)), "merged")
     plan = {f"layer{k}": layer for k in range(point.layers)}
     tensors: dict[str, Tensor] = {name: kernel(*point.shape[:3]) for name in plan}
     times = in_turns(

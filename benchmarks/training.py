@@ -1,9 +1,9 @@
 """Training steps of a net with tensor-train layers, beside the published chain and the dense net; and what they keep.
 
-ResNet-32 on random pictures, float32: forward, backward, SGD with momentum. Its 3x3 convolutions of 32 and more outputs
+ResNet-32 on random images, float32: forward, backward, SGD with momentum. Its 3x3 convolutions of 32 and more outputs
 are tensor trains of two modes a side at 29/64 of the channels, run as hodec trains them: merged in each call. The
 published chain has cores of the same sizes. Kept memory is what autograd saves for the backward pass and grows with the
-batch, per picture.
+batch, per image.
 """
 
 import copy
@@ -139,7 +139,7 @@ def _kept(net: nn.Module, plan: Plan, x: Tensor) -> Iterator[Row]:
         net, Manual(tucker), method="tucker", example_input=x[:1], include=list(tucker), allow_larger=True
     )
     ours = kept_bytes(hodec.convert(net, plan), x)
-    row = Row(GROUP, f"activations kept for the backward pass, {NET}, per picture", "merged form", unit="B")
+    row = Row(GROUP, f"activations kept for the backward pass, {NET}, per image", "merged form", unit="B")
     for peer, other, target in (
         ("merged form", hodec.convert(net, merged_plan), Target("<=", 1)),
         ("dense", net, None),
@@ -149,7 +149,7 @@ def _kept(net: nn.Module, plan: Plan, x: Tensor) -> Iterator[Row]:
 
 
 def kept_bytes(net: nn.Module, x: Tensor) -> float:
-    """Bytes that autograd keeps from forward to backward for one picture more."""
+    """Bytes that autograd keeps from forward to backward for one image more."""
     half = len(x) // 2  # copied below: a part of a tensor keeps all of it
     return (_saved(net, x.clone()) - _saved(net, x[:half].clone())) / (len(x) - half)
 

@@ -9,7 +9,7 @@ from hodec.errors import HodecError
 if TYPE_CHECKING:
     from hodec import formats, ranks
     from hodec.admm.callback import AdmmCallback
-    from hodec.calibration.input_covariance import collect_metrics
+    from hodec.calibration.input_covariance import collect_covariances
     from hodec.conversion.swap import convert
     from hodec.export.checkpoint import load, save
     from hodec.export.onnx import to_onnx
@@ -26,7 +26,7 @@ _HOMES = {
     "LayerPlan": "hodec.plan.layer",
     "METHODS": "hodec.methods",
     "Plan": "hodec.plan.plan",
-    "collect_metrics": "hodec.calibration.input_covariance",
+    "collect_covariances": "hodec.calibration.input_covariance",
     "convert": "hodec.conversion.swap",
     "fuse": "hodec.fusion.search",
     "load": "hodec.export.checkpoint",
@@ -44,7 +44,7 @@ __all__ = [
     "LayerPlan",
     "Plan",
     "__version__",
-    "collect_metrics",
+    "collect_covariances",
     "convert",
     "formats",
     "fuse",

@@ -1,3 +1,3 @@
 """The version of hodec, read by the package's metadata too."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

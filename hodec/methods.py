@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hodec.errors import PlanError, near_matches
-from hodec.formats.base import Form
+from hodec.formats.base import Format
 from hodec.layers import cp, svd, tt, tt_classical, tt_embedding, tucker
 from hodec.layers.base import FactorizedLayer
 
@@ -22,13 +22,13 @@ class Method:
     layers: dict[str, type[FactorizedLayer]]
     source: str
 
-    def form(self, kind: str) -> Form:
+    def format(self, layer_type: str) -> Format:
         """The format's mathematics for a kind of layer."""
-        return self.layers[kind].form
+        return self.layers[layer_type].format
 
 
 def _method(name: str, source: str, *layers: type[FactorizedLayer]) -> Method:
-    return Method(name, {layer.kind.name: layer for layer in layers}, source)
+    return Method(name, {layer.layer_type.name: layer for layer in layers}, source)
 
 
 METHODS: dict[str, Method] = {
@@ -124,7 +124,7 @@ def any_of(names: Sequence[str]) -> Method:
         PlanError: no such method.
     """
     methods = [get_method(name) for name in names]
-    layers = {kind: layer for method in reversed(methods) for kind, layer in method.layers.items()}
+    layers = {layer_type: layer for method in reversed(methods) for layer_type, layer in method.layers.items()}
     return Method(" or ".join(names), layers, "; ".join(method.source for method in methods))
 
 

@@ -7,9 +7,13 @@ from hodec.errors import HodecError, near_matches
 
 
 def test_every_error_is_a_hodec_error_and_says_what_it_is_for():
-    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+    kinds = [
+        layer_type
+        for _, layer_type in inspect.getmembers(errors, inspect.isclass)
+        if layer_type.__module__ == errors.__name__
+    ]
     assert len(kinds) > 5
-    assert all(issubclass(kind, HodecError) and kind.__doc__ for kind in kinds)
+    assert all(issubclass(layer_type, HodecError) and layer_type.__doc__ for layer_type in kinds)
 
 
 def test_near_matches():

@@ -1,4 +1,4 @@
-"""Whole runs of the pipeline that take a second: resnet20 on 64 made-up pictures of 8 x 8."""
+"""Whole runs of the pipeline that take a second: resnet20 on 64 made-up images of 8 x 8."""
 
 from dataclasses import replace
 from pathlib import Path

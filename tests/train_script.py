@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 DEADLINE = 240  # seconds that a child may take on a busy machine
 
-# More pictures than those of tiny_runs, so that there is a middle of an epoch to be killed in.
+# More images than those of tiny_runs, so that there is a middle of an epoch to be killed in.
 SETTINGS = (
     "data=fake", "data.fake_size=150", "data.fake_classes=4", "data.image_size=8", "data.batch_size=16",
     "data.augment=true", "data.crop_padding=1", "data.flip=true", "tt_ranks=4", "method.n_modes=1", "dense_epochs=4",
@@ -107,11 +107,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def kill_within(child: Child, folder: Path, stage: str, *, after: int, number: int = signal.SIGKILL) -> int:
-    """Send a signal in the middle of the epoch that follows ``after`` epochs of a stage; returns the exit code."""
+def kill_within(child: Child, folder: Path, phase: str, *, after: int, number: int = signal.SIGKILL) -> int:
+    """Send a signal in the middle of the epoch that follows ``after`` epochs of a phase; returns the exit code."""
 
     def epochs() -> list[dict[str, Any]]:
-        return [row for row in rows(folder) if row["stage"] == stage]
+        return [row for row in rows(folder) if row["phase"] == phase]
 
     code = wait(child, lambda: len(epochs()) >= after)
     assert code is None, f"it ended with {code} before it could be killed:\n{child.log.read_text()[-3000:]}"

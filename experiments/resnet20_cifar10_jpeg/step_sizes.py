@@ -2,7 +2,7 @@
 
     python experiments/resnet20_cifar10_jpeg/step_sizes.py DENSE.safetensors DATA [PLAN.json]
 
-Both nets hold the truncated weights and see the same 512 training pictures; the step is plain gradient descent at the
+Both nets hold the truncated weights and see the same 512 training images; the step is plain gradient descent at the
 same learning rate, small enough to be linear. For the factorized layers the step of their product is measured.
 """
 

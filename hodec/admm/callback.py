@@ -16,10 +16,10 @@ from hodec.admm.interval import Interval
 from hodec.admm.penalty import WEAK_PULL, StepSize, make_penalty
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner
-from hodec.admm.stopping import Verdict, final, judge
+from hodec.admm.stopping import Status, check_convergence, final
 from hodec.admm.truncated import Evaluate, validation_accuracy, weights_replaced
 from hodec.admm.updates import AdmmState, Project, Residuals, full_precision, measure, start, step, total, with_rho
-from hodec.calibration.input_covariance import Metric
+from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import CheckpointError, ConfigError, TrainingError
 from hodec.linalg.svd import check_finite
 from hodec.plan.layer import LayerPlan
@@ -43,7 +43,7 @@ class AdmmCallback(Callback):
         track_truncated: each epoch, the accuracy that hard truncation would leave (costs one validation pass).
         evaluate: module -> accuracy, for modules whose validation batches are not (images, labels).
         learner: chooses the ranks anew at each Z-update, see ``hodec.ranks.Learned``; ``final_plan`` has the last ones.
-        metrics: of the layers' inputs, see ``hodec.collect_metrics``: Z is then the nearest by the layer's outputs.
+        metrics: of the layers' inputs, see ``hodec.collect_covariances``: Z is then the nearest by the layer's outputs.
         spread: of several processes that train together, each projects its share of the layers.
         root: the part of the LightningModule that the plan was made from, where that is ambiguous.
 
@@ -69,13 +69,13 @@ class AdmmCallback(Callback):
         track_truncated: bool = True,
         evaluate: Evaluate | None = None,
         learner: RankLearner | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        covariances: Mapping[str, InputCovariance] | None = None,
         spread: bool = True,
         root: str | None = None,
     ) -> None:
         if not 1 <= relax < 2:
             raise ConfigError(f"admm.relax={relax} must lie in 1..1.9")
-        self.start_plan, self.learner, self.metrics, self.spread = plan, learner, metrics, spread
+        self.start_plan, self.learner, self.covariances, self.spread = plan, learner, covariances, spread
         self.penalty = make_penalty(rho, pull=pull, layers=list(plan))
         self.interval = Interval.parse(update_every)
         self.relax, self.uses_dual = relax, dual
@@ -100,9 +100,9 @@ class AdmmCallback(Callback):
         self.residuals: dict[str, Residuals] = {}
         self.primal: list[float] = []
         self.dual: list[float] = []
-        self.verdict = Verdict.RUNNING
+        self.verdict = Status.RUNNING
         self.updated_at = 0
-        self.projection = Projection(self.start_plan, self.learner, self.metrics, spread=self.spread)
+        self.projection = Projection(self.start_plan, self.learner, self.covariances, spread=self.spread)
 
     @property
     def plan(self) -> Mapping[str, LayerPlan]:
@@ -145,7 +145,7 @@ class AdmmCallback(Callback):
             self._check_restored()
             self.projection.load_state_dict(self._restored_projection)
             self.states = {name: self.states[name].to(w.device) for name, w in self._weights.items()}
-            if self.verdict is Verdict.CONVERGED and self.stop_when_converged:
+            if self.verdict is Status.CONVERGED and self.stop_when_converged:
                 trainer.should_stop = True  # it was written just before the fit ended
         else:
             for name, w in self._weights.items():
@@ -239,10 +239,10 @@ class AdmmCallback(Callback):
         self.primal.append(overall.primal)
         self.dual.append(overall.dual)
         self._set_rho(trainer, residuals=self.residuals)
-        self.verdict = judge(self.primal, self.dual, tolerance=self.tolerance)
-        if self.verdict is Verdict.CONVERGED and self.stop_when_converged:
+        self.verdict = check_convergence(self.primal, self.dual, tolerance=self.tolerance)
+        if self.verdict is Status.CONVERGED and self.stop_when_converged:
             trainer.should_stop = True
-        if self.verdict is Verdict.DIVERGED:
+        if self.verdict is Status.DIVERGED:
             self._warn(
                 "diverged",
                 "ADMM diverges: norm(W - Z) / norm(W) rose from %.3g to %.3g. U winds up because W does not follow: "
@@ -368,14 +368,14 @@ class AdmmCallback(Callback):
         self.states = {name: AdmmState(s["z"], s["u"], s["rho"]) for name, s in state_dict["layers"].items()}
         self.residuals = {name: Residuals(*row) for name, row in state_dict["residuals"].items()}
         self.primal, self.dual = list(state_dict["primal"]), list(state_dict["dual"])
-        self.verdict = Verdict(state_dict["verdict"])
+        self.verdict = Status(state_dict["verdict"])
         self.updated_at = state_dict["updated_at"]
 
 
 def _identity(plan: Mapping[str, LayerPlan], *, ranks: bool) -> dict[str, str]:
     """What Z depends on, per layer and in words, for the checkpoint; learned ranks are state instead."""
     return {
-        name: f"{p.method} {p.kind} {list(p.shape)} modes {list(p.modes.inputs)} x {list(p.modes.outputs)} ranks "
+        name: f"{p.method} {p.layer_type} {list(p.shape)} modes {list(p.modes.inputs)} x {list(p.modes.outputs)} ranks "
         + (str(list(p.ranks)) if ranks else "learned")
         for name, p in plan.items()
     }

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hodec.admm.processes import Processes, shares
 from hodec.admm.updates import project_layers
-from hodec.calibration.input_covariance import Metric
+from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import PlanError
 from hodec.formats.base import working_copy
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 
@@ -33,7 +33,7 @@ class Projection:
     Args:
         plan: the layers.
         learner: chooses the ranks anew at each update; without one they stay.
-        metrics: of the layers' inputs, see ``hodec.collect_metrics``: distances are those of the outputs.
+        metrics: of the layers' inputs, see ``hodec.collect_covariances``: distances are those of the outputs.
         spread: each process projects its share of the layers; otherwise the first projects all.
 
     Raises:
@@ -49,19 +49,19 @@ class Projection:
         self,
         plan: Mapping[str, LayerPlan],
         learner: RankLearner | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        covariances: Mapping[str, InputCovariance] | None = None,
         *,
         spread: bool = True,
     ) -> None:
-        self.plan, self.learner, self.metrics, self.spread = plan, learner, dict(metrics or {}), spread
-        for name, metric in self.metrics.items():
+        self.plan, self.learner, self.covariances, self.spread = plan, learner, dict(covariances or {}), spread
+        for name, covariance in self.covariances.items():
             if name not in plan:
                 raise PlanError(f"there is a metric for {name}, which is not in the plan: collect them with this plan")
-            metric.check(name, plan[name])
-            if plan[name].form.iterative:
+            covariance.check(name, plan[name])
+            if plan[name].format.iterative:
                 raise PlanError(
                     f"{name}: {plan[name].method} is found by iteration, which goes on from the last Z and knows no "
-                    "metric; use another method, or no metrics (metric_batches=0)"
+                    "metric; use another method, or no metrics (calibration_batches=0)"
                 )
         self.factors: dict[str, list[Tensor]] = {}
 
@@ -94,24 +94,24 @@ class Projection:
         found = {}
         for name, tensor in tensors.items():
             layer = self.plan[name]
-            if not layer.form.iterative:
+            if not layer.format.iterative:
                 continue
-            weight, start = KINDS[layer.kind].canonical(working_copy(tensor)), self.factors.get(name)
+            weight, start = LAYER_TYPES[layer.layer_type].to_oihw(working_copy(tensor)), self.factors.get(name)
             with torch.autocast(weight.device.type, enabled=False):
                 if start is None or not _same_size(layer, start):
-                    found[name] = layer.form.decompose(weight, layer.ranks, layer.modes)
+                    found[name] = layer.format.decompose(weight, layer.ranks, layer.modes)
                 else:
                     near = [f.to(weight) for f in start]
-                    found[name] = layer.form.refine(weight, layer.ranks, layer.modes, near)
+                    found[name] = layer.format.refine(weight, layer.ranks, layer.modes, near)
         return found
 
     def _projected(self, tensors: Mapping[str, Tensor], found: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
         plain = {name: t for name, t in tensors.items() if name not in found}
-        result = project_layers(self.plan, plain, self.metrics)
+        result = project_layers(self.plan, plain, self.covariances)
         for name, factors in found.items():
             layer = self.plan[name]
-            dense = layer.form.reconstruct(factors, layer.shape, layer.modes).to(tensors[name].dtype)
-            result[name] = KINDS[layer.kind].stored(dense)
+            dense = layer.format.reconstruct(factors, layer.shape, layer.modes).to(tensors[name].dtype)
+            result[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
         return {name: result[name] for name in tensors}
 
     def final_plan(self) -> Mapping[str, LayerPlan]:
@@ -160,4 +160,4 @@ def with_ranks(plan: Plan, ranks: Mapping[str, Sequence[int]]) -> Plan:
 
 
 def _same_size(layer: LayerPlan, factors: Sequence[Tensor]) -> bool:
-    return layer.form.params(layer.shape, layer.ranks, layer.modes) == sum(f.numel() for f in factors)
+    return layer.format.params(layer.shape, layer.ranks, layer.modes) == sum(f.numel() for f in factors)

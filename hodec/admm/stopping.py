@@ -8,7 +8,7 @@ from enum import Enum
 RISING_UPDATES = 3
 
 
-class Verdict(Enum):
+class Status(Enum):
     """Status of an ADMM run."""
 
     RUNNING = "running"
@@ -17,7 +17,7 @@ class Verdict(Enum):
     DIVERGED = "diverged"
 
 
-def judge(primal: Sequence[float], dual: Sequence[float], *, tolerance: float) -> Verdict:
+def check_convergence(primal: Sequence[float], dual: Sequence[float], *, tolerance: float) -> Status:
     """The verdict after the latest Z-update.
 
     Args:
@@ -30,19 +30,19 @@ def judge(primal: Sequence[float], dual: Sequence[float], *, tolerance: float) -
         first value; else RUNNING.
     """
     if not primal:
-        return Verdict.RUNNING
+        return Status.RUNNING
     if not all(map(math.isfinite, (primal[-1], dual[-1]))):
-        return Verdict.DIVERGED
+        return Status.DIVERGED
     if primal[-1] <= tolerance and dual[-1] <= tolerance:
-        return Verdict.CONVERGED
+        return Status.CONVERGED
     tail = primal[-RISING_UPDATES - 1 :]
     rising = len(tail) > RISING_UPDATES and all(a < b for a, b in zip(tail, tail[1:], strict=False))
-    return Verdict.DIVERGED if rising and primal[-1] > primal[0] else Verdict.RUNNING
+    return Status.DIVERGED if rising and primal[-1] > primal[0] else Status.RUNNING
 
 
-def final(verdict: Verdict, primal: Sequence[float]) -> Verdict:
+def final(verdict: Status, primal: Sequence[float]) -> Status:
     """The verdict once training is over: still running then means that the epochs ended, or that it got worse."""
-    if verdict is not Verdict.RUNNING and verdict is not Verdict.DIVERGED:
+    if verdict is not Status.RUNNING and verdict is not Status.DIVERGED:
         return verdict
     worse = bool(primal) and not primal[-1] <= primal[0]
-    return Verdict.DIVERGED if worse else Verdict.EPOCHS_ENDED
+    return Status.DIVERGED if worse else Status.EPOCHS_ENDED

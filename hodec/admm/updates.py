@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hodec.calibration.input_covariance import Metric, project_in_metric
+from hodec.calibration.input_covariance import InputCovariance, whitened_projection
 from hodec.formats.base import project_batch
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.linalg.svd import naming
 from hodec.plan.layer import LayerPlan
 
@@ -85,16 +85,18 @@ def full_precision(w: Tensor) -> Tensor:
 
 
 def project_layers(
-    plan: Mapping[str, LayerPlan], tensors: Mapping[str, Tensor], metrics: Mapping[str, Metric] | None = None
+    plan: Mapping[str, LayerPlan],
+    tensors: Mapping[str, Tensor],
+    covariances: Mapping[str, InputCovariance] | None = None,
 ) -> dict[str, Tensor]:
     """Project each layer's tensor onto its planned ranks; equal small layers go through one batched call.
 
     Layers that have one of the ``metrics`` are projected in it, in float64, one by one.
     """
-    metrics = metrics or {}
+    covariances = covariances or {}
     result = {
-        name: project_in_metric(plan[name], tensors[name], metric)
-        for name, metric in metrics.items()
+        name: whitened_projection(plan[name], tensors[name], covariance)
+        for name, covariance in covariances.items()
         if name in tensors
     }
     groups: dict[tuple[object, ...], list[str]] = {}
@@ -102,16 +104,16 @@ def project_layers(
         if name in result:
             continue
         layer = plan[name]
-        key = (layer.method, layer.kind, layer.shape, layer.modes, layer.ranks)
+        key = (layer.method, layer.layer_type, layer.shape, layer.modes, layer.ranks)
         alone = () if max(layer.shape[:2]) <= BATCH_CHANNELS else (name,)
         groups.setdefault((*key, *alone, tensors[name].device, tensors[name].dtype), []).append(name)
     for names in groups.values():
         layer = plan[names[0]]
-        kind = KINDS[layer.kind]
-        batch = torch.stack([kind.canonical(tensors[name]) for name in names])
+        layer_type = LAYER_TYPES[layer.layer_type]
+        batch = torch.stack([layer_type.to_oihw(tensors[name]) for name in names])
         with naming(f"layer {' or '.join(names)}"):
-            projected = project_batch(layer.form, batch, layer.ranks, layer.modes)
-        result.update((name, kind.stored(one)) for name, one in zip(names, projected, strict=True))
+            projected = project_batch(layer.format, batch, layer.ranks, layer.modes)
+        result.update((name, layer_type.from_oihw(one)) for name, one in zip(names, projected, strict=True))
     return {name: result[name] for name in tensors}
 
 

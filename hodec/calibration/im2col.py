@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hodec.formats.layer_types import Kind
+from hodec.formats.layer_types import LayerType
 
 # Numbers unfolded at a time: 2^24 float64 take 128 MiB.
 CHUNK = 2**24
@@ -31,7 +31,7 @@ class Draw:
         return torch.unravel_index(drawn, tuple(sizes))
 
 
-def patches(module: Any, kind: Kind, x: Tensor, draw: Draw | None = None) -> Iterator[Tensor]:
+def patches(module: Any, layer_type: LayerType, x: Tensor, draw: Draw | None = None) -> Iterator[Tensor]:
     """Everything the weight (O, I, K_1, ..) meets in one call, in chunks (M, I, K_1, ..) of some whole images.
 
     Summed over I and K, weight times patch is the output at one position, bias left out. What padding adds and what a
@@ -44,14 +44,14 @@ def patches(module: Any, kind: Kind, x: Tensor, draw: Draw | None = None) -> Ite
         x: its input as it is called with, with or without a batch axis.
         draw: which positions of a convolution, by default all; the same for all images of a chunk.
     """
-    if not kind.dims:
+    if not layer_type.dims:
         yield x.reshape(-1, x.shape[-1])
         return
-    batch = x if x.ndim == kind.dims + 2 else x.unsqueeze(0)
-    area = math.prod(module.kernel_size) * (math.prod(module.stride) if kind.transposed else 1)
+    batch = x if x.ndim == layer_type.dims + 2 else x.unsqueeze(0)
+    area = math.prod(module.kernel_size) * (math.prod(module.stride) if layer_type.transposed else 1)
     images = max(1, CHUNK // max(1, batch[0].numel() * area))
     for chunk in batch.split(images):
-        yield _unfolded_transposed(module, chunk, draw) if kind.transposed else _unfolded(module, chunk, draw)
+        yield _unfolded_transposed(module, chunk, draw) if layer_type.transposed else _unfolded(module, chunk, draw)
 
 
 def token_counts(module: Any, tokens: Tensor) -> Tensor:

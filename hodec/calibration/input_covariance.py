@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from hodec.calibration.im2col import Draw, patches, token_counts
 from hodec.errors import ConfigError, DataError, PlanError, TrainingError
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.inference import Batch, inference, run_batches, uncompiled
-from hodec.linalg.svd import square_roots
+from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 
@@ -51,7 +51,7 @@ class AxisRoot:
 
 
 @dataclass(frozen=True)
-class Metric:
+class InputCovariance:
     """The metric of one layer's input.
 
     Attributes:
@@ -80,18 +80,18 @@ class Metric:
             x = flat.reshape(moved.shape).movedim(tuple(last), source)
         return x.reshape(weight.shape)
 
-    def to(self, device: torch.device | str) -> "Metric":
+    def to(self, device: torch.device | str) -> "InputCovariance":
         """The metric with its tensors on ``device``."""
         moved = (AxisRoot(r.axes, r.root.to(device), r.inverse.to(device)) for r in self.roots)
-        return Metric(self.sizes, tuple(moved))
+        return InputCovariance(self.sizes, tuple(moved))
 
-    def check(self, name: str, layer: LayerPlan) -> "Metric":
+    def check(self, name: str, layer: LayerPlan) -> "InputCovariance":
         """This metric, if projecting in it keeps the ranks of ``layer``.
 
         Raises:
             PlanError: it was collected for a plan that splits or factorizes the layer differently.
         """
-        groups = layer.form.mixable(layer.shape, layer.modes)
+        groups = layer.format.mixable(layer.shape, layer.modes)
         fits = all(any(set(root.axes) <= set(group) for group in groups) for root in self.roots)
         if self.sizes != input_sizes(layer) or not fits:
             raise PlanError(
@@ -108,26 +108,26 @@ def input_sizes(layer: LayerPlan) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def project_in_metric(layer: LayerPlan, weight: Tensor, metric: Metric) -> Tensor:
+def whitened_projection(layer: LayerPlan, weight: Tensor, covariance: InputCovariance) -> Tensor:
     """The weight of the planned ranks whose output is (quasi-)nearest to that of ``weight``, stored as it is.
 
     Least in norm((W - Z) C^(1/2)) where the format's projection is exact (the SVD methods); elsewhere as near as that
     projection comes. Computed in float64, returned in the weight's type.
     """
-    kind = KINDS[layer.kind]
-    nearest = layer.form.project(metric.apply(kind.canonical(weight)), layer.ranks, layer.modes)
-    return kind.stored(metric.undo(nearest)).to(weight.dtype)
+    layer_type = LAYER_TYPES[layer.layer_type]
+    nearest = layer.format.project(covariance.apply(layer_type.to_oihw(weight)), layer.ranks, layer.modes)
+    return layer_type.from_oihw(covariance.undo(nearest)).to(weight.dtype)
 
 
-def collect_metrics(
+def collect_covariances(
     model: nn.Module,
     plan: Plan,
     batches: Iterable[Batch],
     *,
-    floor: float = 1e-4,
+    damping: float = 1e-4,
     positions: int | None = POSITIONS,
     largest: int = LARGEST_GROUP,
-) -> dict[str, Metric]:
+) -> dict[str, InputCovariance]:
     """The metric of each planned layer's input, from the dense model's own activations.
 
     A few hundred images do: what matters is that there are more positions than input channels. The model is run in
@@ -149,8 +149,8 @@ def collect_metrics(
         PlanError: a layer whose method has no metric, that the model lacks, or that is never called.
         TrainingError: a layer's input holds NaN or Inf.
     """
-    if not 0 < floor <= 1:
-        raise ConfigError(f"floor={floor!r} of the metrics is not in 0 < floor <= 1; 1e-4 suits most nets")
+    if not 0 < damping <= 1:
+        raise ConfigError(f"floor={damping!r} of the metrics is not in 0 < floor <= 1; 1e-4 suits most nets")
     model = uncompiled(model)
     if positions is not None and positions < 1:
         raise ConfigError(
@@ -167,7 +167,7 @@ def collect_metrics(
             hooks.callback(hook.remove)
         if not run_batches(model, batches, count=max(1, len(plan.inputs))):
             raise DataError("no batch to collect metrics from: give at least one, a few hundred images are enough")
-    return {name: moment.metric(floor) for name, moment in moments.items()}
+    return {name: moment.covariance(damping) for name, moment in moments.items()}
 
 
 def _see(moment: "_Moments", module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
@@ -179,8 +179,8 @@ class _Moments:
 
     def __init__(self, name: str, layer: LayerPlan, draw: Draw, *, largest: int) -> None:
         self.draw = draw
-        self.name, self.kind, self.sizes = name, KINDS[layer.kind], input_sizes(layer)
-        groups = layer.form.mixable(layer.shape, layer.modes)
+        self.name, self.layer_type, self.sizes = name, LAYER_TYPES[layer.layer_type], input_sizes(layer)
+        groups = layer.format.mixable(layer.shape, layer.modes)
         if not groups:
             raise PlanError(f"{name}: method {layer.method} has no projection in a metric; leave the metrics out")
         channels = len(layer.modes.inputs)
@@ -199,17 +199,17 @@ class _Moments:
         return [part for part in parts if self._side(part) > 1]
 
     def _diagonal(self, axes: tuple[int, ...]) -> bool:
-        return self.kind.lookup or self._side(axes) > LARGEST_AXIS
+        return self.layer_type.is_embedding or self._side(axes) > LARGEST_AXIS
 
     def add(self, module: nn.Module, x: Tensor) -> None:
         """Take in one call's input."""
-        if self.kind.lookup:
+        if self.layer_type.is_embedding:
             counts = token_counts(module, x).reshape(self.sizes)
             for axes in self.groups:
                 others = [axis for axis in range(len(self.sizes)) if axis not in axes]
                 self._sum(axes, counts.sum(others) if others else counts.flatten())
             return
-        for chunk in patches(module, self.kind, x, self.draw):
+        for chunk in patches(module, self.layer_type, x, self.draw):
             split = chunk.double().reshape(-1, *self.sizes)
             for axes in self.groups:
                 moved = split.movedim([1 + axis for axis in axes], tuple(range(-len(axes), 0)))
@@ -219,7 +219,7 @@ class _Moments:
     def _sum(self, axes: tuple[int, ...], moment: Tensor) -> None:
         self.sums[axes] = self.sums[axes] + moment if axes in self.sums else moment
 
-    def metric(self, floor: float) -> Metric:
+    def covariance(self, damping: float) -> InputCovariance:
         """The metric of all that was taken in."""
         if self.groups and not self.sums:
             raise PlanError(f"{self.name}: the model never calls it on these batches, so its input has no metric")
@@ -230,5 +230,5 @@ class _Moments:
                     f"layer {self.name}: its input holds NaN or Inf on the batches for metrics; look at the data and "
                     "at the layers before it"
                 )
-            roots.append(AxisRoot(axes, *square_roots(moment, floor)))
-        return Metric(self.sizes, tuple(roots))
+            roots.append(AxisRoot(axes, *sqrtm_psd(moment, damping)))
+        return InputCovariance(self.sizes, tuple(roots))

@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 HELP = "plan a network by its name: which layers become what, at which ranks and cost"
 
 PREFIX = "torchvision/"
-SEED = 0  # of untrained weights and the picture: the same command makes the same plan
+SEED = 0  # of untrained weights and the image: the same command makes the same plan
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What a net is built for: side of its square pictures in pixels, their channels, and classes."""
+class ImageSpec:
+    """What a net is built for: side of its square images in pixels, their channels, and classes."""
 
     image_size: int
     in_channels: int
@@ -36,7 +36,7 @@ class Pictures:
 
 
 # Of CIFAR-10 and of ImageNet.
-CIFAR, IMAGENET = Pictures(32, 3, 10), Pictures(224, 3, 1000)
+CIFAR, IMAGENET = ImageSpec(32, 3, 10), ImageSpec(224, 3, 1000)
 SIZES = ("image_size", "in_channels", "num_classes")
 
 
@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> Answer:
         HodecError: a wrong option, a file that is there already, a target that cannot be met.
     """
     target = checked_output(options.output, force=options.force)
-    rule, how, pictures = rule_from(options), method_from(options), pictures_from(options)
-    model = built(options.model, pictures, options.weights)
-    plan = planned(model, rule, how, pictures)
+    rule, how, images = rule_from(options), method_from(options), image_spec_from(options)
+    model = built(options.model, images, options.weights)
+    plan = planned(model, rule, how, images)
     if rule.reads_weights and not options.weights:
         log.warning(
             "hodec plan: rule %s reads the weights, and these are random, which have no low rank: the ranks mean "
@@ -83,18 +83,18 @@ def run(options: argparse.Namespace) -> Answer:
         plan.save(target)
     except OSError as error:
         raise PlanError(f"-o: {target} could not be written: {error.strerror}; name another file") from error
-    return Answer(f"{plan}\n{next_steps(options.model, pictures, target)}", plan.to_dict())
+    return Answer(f"{plan}\n{next_steps(options.model, images, target)}", plan.to_dict())
 
 
-def planned(model: "nn.Module", rule: "RankRule", how: Mapping[str, Any], pictures: Pictures) -> "Plan":
-    """The plan for one picture, its errors in the words of the command line."""
+def planned(model: "nn.Module", rule: "RankRule", how: Mapping[str, Any], images: ImageSpec) -> "Plan":
+    """The plan for one image, its errors in the words of the command line."""
     import torch
 
     from hodec.ranks import make_plan
 
-    side = pictures.image_size
+    side = images.image_size
     with errors_in_flags():
-        return make_plan(model, rule, example_input=torch.zeros(1, pictures.in_channels, side, side), **how)
+        return make_plan(model, rule, example_input=torch.zeros(1, images.in_channels, side, side), **how)
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:
@@ -117,7 +117,7 @@ def checked_output(given: str | None, *, force: bool) -> Path | None:
     return path
 
 
-def pictures_from(options: argparse.Namespace) -> Pictures:
+def image_spec_from(options: argparse.Namespace) -> ImageSpec:
     """The sizes given, else those that the family of nets was published with.
 
     Raises:
@@ -130,7 +130,7 @@ def pictures_from(options: argparse.Namespace) -> Pictures:
         if text is not None and (not text.isdecimal() or int(text) < 1):
             raise ConfigError(f"{flag_of(name)}: {text!r} given; allowed: a whole number from 1")
         numbers[name] = getattr(usual, name) if text is None else int(text)
-    return Pictures(**numbers)
+    return ImageSpec(**numbers)
 
 
 def is_cifar(model: str) -> bool:
@@ -140,11 +140,11 @@ def is_cifar(model: str) -> bool:
     return model in DEPTHS
 
 
-def built(name: str, pictures: Pictures, weights: str | None) -> "nn.Module":
+def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
     """The net, with weights from a file or seeded random ones.
 
     Raises:
-        ConfigError: no such net, or it does not take such pictures.
+        ConfigError: no such net, or it does not take such images.
         CheckpointError: a file that is missing, broken or another net's.
     """
     import torch
@@ -155,9 +155,9 @@ def built(name: str, pictures: Pictures, weights: str | None) -> "nn.Module":
         torch.manual_seed(SEED)
         model = build_model(
             name,
-            in_channels=pictures.in_channels,
-            num_classes=pictures.num_classes,
-            image_size=pictures.image_size,
+            in_channels=images.in_channels,
+            num_classes=images.num_classes,
+            image_size=images.image_size,
         )
         if weights is not None:
             with named("--weights"):
@@ -174,12 +174,12 @@ def named(flag: str) -> Iterator[None]:
         raise CheckpointError(f"{flag}: {error}") from error
 
 
-def next_steps(model: str, pictures: Pictures, path: Path) -> str:
+def next_steps(model: str, images: ImageSpec, path: Path) -> str:
     """How the plan is applied, as commands."""
     bare = model.removeprefix(PREFIX)
     net = f"model={model}" if is_cifar(model) else f"model=torchvision model.name={bare}"
     return (
         f"written to {path}; edit its ranks, delete layers from it, then apply it:\n"
-        f"  python train.py {net} data.image_size={pictures.image_size} plan={path} init=WEIGHTS\n"
+        f"  python train.py {net} data.image_size={images.image_size} plan={path} init=WEIGHTS\n"
         f'  small = hodec.convert(model, hodec.Plan.load("{path}"))'
     )

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hodec.cost.count import Inputs, trace_runs
+from hodec.cost.count import Inputs, trace_call_sites
 from hodec.errors import PlanError, near_matches
-from hodec.formats.calls import Runs
-from hodec.formats.layer_types import KINDS, kind_of
+from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
 
@@ -33,9 +33,9 @@ class LayerSite:
         aliases: further names of the same module.
     """
 
-    kind: str
+    layer_type: str
     weight: Tensor
-    runs: Runs
+    call_sites: CallSites
     aliases: tuple[str, ...] = ()
 
     @property
@@ -58,18 +58,18 @@ def eligible_layers(
     """
     names = names_by_module(model)
     _check_no_lazy(names)
-    runs = trace_runs(model, example_input)
+    call_sites = trace_call_sites(model, example_input)
     sites, refused = {}, {}
     for module, (name, *aliases) in names.items():
         if not _has_weight(module):
             continue
-        reason = refusal(model, name, module, method) or ("" if name in runs else NOT_CALLED)
+        reason = refusal(model, name, module, method) or ("" if name in call_sites else NOT_CALLED)
         if reason:
             refused[name] = reason
             continue
-        kind, weight = KINDS[kind_name(module)], weight_of(module)
+        layer_type, weight = LAYER_TYPES[layer_type_name(module)], weight_of(module)
         check_finite(weight, f"layer {name}")
-        sites[name] = LayerSite(kind.name, kind.canonical(weight), runs[name], tuple(aliases))
+        sites[name] = LayerSite(layer_type.name, layer_type.to_oihw(weight), call_sites[name], tuple(aliases))
     return sites, refused
 
 
@@ -103,7 +103,7 @@ def refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, READS_WEIGHTS):
         return f"{type(parent).__name__} reads the weights of its children directly"
-    if kind_name(module) not in method.layers:
+    if layer_type_name(module) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
     if getattr(module, "groups", 1) != 1:
         return f"grouped convolution (groups={module.groups})"
@@ -112,9 +112,9 @@ def refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
     return _tied_with(model, module)
 
 
-def kind_name(module: nn.Module) -> str:
-    kind = kind_of(module)
-    return kind.name if kind else ""
+def layer_type_name(module: nn.Module) -> str:
+    layer_type = layer_type_of(module)
+    return layer_type.name if layer_type else ""
 
 
 def _tied_with(model: nn.Module, module: nn.Module) -> str:

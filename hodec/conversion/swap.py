@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hodec.calibration.input_covariance import Metric, project_in_metric
-from hodec.conversion.eligibility import kind_name, names_by_module, refusal, weight_of
+from hodec.calibration.input_covariance import InputCovariance, whitened_projection
+from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
 from hodec.errors import ConvertError, PlanError, near_matches
 from hodec.formats.base import working_copy
-from hodec.formats.layer_types import kind_of
+from hodec.formats.layer_types import layer_type_of
 from hodec.inference import uncompiled
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.linalg.svd import check_finite, naming, norm
@@ -44,8 +44,8 @@ def convert(
     plan: Plan,
     *,
     decompose: bool = True,
-    metrics: Mapping[str, Metric] | None = None,
-    starts: Mapping[str, Sequence[Tensor]] | None = None,
+    covariances: Mapping[str, InputCovariance] | None = None,
+    init_factors: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> nn.Module:
     """A copy of ``model`` whose planned layers are factorized; the given model is left as it was.
 
@@ -55,7 +55,7 @@ def convert(
         model: the dense model the plan was made for (names and weight shapes must agree).
         plan: which layers, at which ranks.
         decompose: False builds the structure only, with random factors, to load saved ones into.
-        metrics: of the layers' inputs, see ``collect_metrics``: these layers lose least of their outputs instead of
+        metrics: of the layers' inputs, see ``collect_covariances``: these layers lose least of their outputs instead of
             least of their weights.
         starts: layer -> factors to start from, ``AdmmCallback.factors``: formats that are found by iteration (CP)
             would otherwise not end where ADMM has led them.
@@ -67,17 +67,17 @@ def convert(
     """
     model = uncompiled(model)
     _check_belongs(model, plan)
-    metrics = _checked(metrics or {}, plan)
+    covariances = _checked(covariances or {}, plan)
     small = copy.deepcopy(model)
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             dense = small.get_submodule(name)
-            start = (starts or {}).get(name)
-            metric = metrics.get(name)
+            initial = (init_factors or {}).get(name)
+            covariance = covariances.get(name)
             if decompose:
                 check_finite(weight_of(dense), f"layer {name}")
             with naming(f"layer {name}"):
-                layer = _factorized(dense, layer_plan, decompose=decompose, metric=metric, start=start)
+                layer = _factorized(dense, layer_plan, decompose=decompose, covariance=covariance, init_factors=initial)
             for each in (name, *layer_plan.aliases):
                 small.set_submodule(each, layer)
         if plan.inputs:
@@ -86,14 +86,14 @@ def convert(
     return small
 
 
-def _checked(metrics: Mapping[str, Metric], plan: Plan) -> Mapping[str, Metric]:
-    for name, metric in metrics.items():
+def _checked(covariances: Mapping[str, InputCovariance], plan: Plan) -> Mapping[str, InputCovariance]:
+    for name, covariance in covariances.items():
         if name not in plan:
             raise PlanError(
                 f"there is a metric for {name}, which is not in the plan: collect the metrics with this plan"
             )
-        metric.check(name, plan[name])
-    return metrics
+        covariance.check(name, plan[name])
+    return covariances
 
 
 def _factorized(
@@ -101,14 +101,14 @@ def _factorized(
     plan: LayerPlan,
     *,
     decompose: bool,
-    metric: Metric | None,
-    start: Sequence[Tensor] | None,
+    covariance: InputCovariance | None,
+    init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    cls = get_method(plan.method).layers[plan.kind]
-    how: dict[str, Any] = {"modes": plan.modes, "execution": plan.runs_as}
+    cls = get_method(plan.method).layers[plan.layer_type]
+    how: dict[str, Any] = {"modes": plan.modes, "execution": plan.resolved_execution}
     if decompose:
-        source = dense if metric is None else _nearest(dense, plan, metric)
-        layer = cls.from_dense(source, plan.ranks, start=start, **how).to(dense.weight.dtype)
+        source = dense if covariance is None else _nearest(dense, plan, covariance)
+        layer = cls.from_dense(source, plan.ranks, init_factors=init_factors, **how).to(dense.weight.dtype)
     else:
         layer = cls.like(dense, plan.ranks, **how)
     layer.train(dense.training).requires_grad_(dense.weight.requires_grad)
@@ -120,10 +120,10 @@ def _factorized(
     return layer
 
 
-def _nearest(dense: Any, plan: LayerPlan, metric: Metric) -> Any:
+def _nearest(dense: Any, plan: LayerPlan, covariance: InputCovariance) -> Any:
     """A layer like ``dense`` with the nearest weight of the planned ranks; half precision would blur these ranks."""
     near = copy.copy(dense)
-    weight = project_in_metric(plan, working_copy(dense.weight.detach()), metric)
+    weight = whitened_projection(plan, working_copy(dense.weight.detach()), covariance)
     near._parameters = {**dense._parameters, "weight": nn.Parameter(weight)}
     return near
 
@@ -138,11 +138,11 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
                 f"the plan names layer {name}, which this model lacks: it was made for another model."
                 f"{near_matches(name, tuple(modules))}"
             )
-        kind, weight = kind_of(module), getattr(module, "weight", torch.empty(0))
-        shape = tuple(kind.canonical(weight).shape if kind and weight.ndim > 1 else weight.shape)
-        if kind_name(module) != layer.kind or shape != layer.shape:
+        layer_type, weight = layer_type_of(module), getattr(module, "weight", torch.empty(0))
+        shape = tuple(layer_type.to_oihw(weight).shape if layer_type and weight.ndim > 1 else weight.shape)
+        if layer_type_name(module) != layer.layer_type or shape != layer.shape:
             raise PlanError(
-                f"{name}: the plan is for a {layer.kind} weight {layer.shape}, this model has "
+                f"{name}: the plan is for a {layer.layer_type} weight {layer.shape}, this model has "
                 f"{type(module).__name__} {shape}; make the plan from this model"
             )
         reason = refusal(model, name, module, get_method(layer.method))

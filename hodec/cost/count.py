@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import PlanError
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.inference import inference
 
 Inputs = Tensor | Sequence[Tensor]
@@ -52,13 +52,13 @@ def count_cost(model: nn.Module, example_input: Inputs) -> Cost:
     return Cost(params, counter.get_total_flops() // 2 // len(inputs[0]))
 
 
-def trace_runs(model: nn.Module, example_input: Inputs) -> dict[str, Runs]:
+def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallSites]:
     """The calls of each convolution, linear layer and embedding for one image.
 
     A layer that is called twice has both calls; one that is never called (its weight used functionally, or not at
     all) is absent.
     """
-    inputs, seen = as_inputs(example_input), dict[str, Runs]()
+    inputs, seen = as_inputs(example_input), dict[str, CallSites]()
     batch = len(inputs[0])
 
     def remember(
@@ -76,11 +76,11 @@ def trace_runs(model: nn.Module, example_input: Inputs) -> dict[str, Runs]:
     return seen
 
 
-def _call(module: Any, given: Tensor, output: Tensor, batch: int) -> Runs:
+def _call(module: Any, given: Tensor, output: Tensor, batch: int) -> CallSites:
     """One call: linear layers and embeddings visit positions, convolutions have sizes (and may see more images)."""
     if isinstance(module, nn.modules.conv._ConvNd):
         dims = len(module.kernel_size)
         images = given.shape[0] if given.ndim == dims + 2 else 1
-        return Runs(((max(1, images // batch), tuple(given.shape[-dims:]), tuple(output.shape[-dims:])),))
+        return CallSites(((max(1, images // batch), tuple(given.shape[-dims:]), tuple(output.shape[-dims:])),))
     positions = output.numel() // output.shape[-1] // batch
-    return Runs.once((positions,), (positions,))
+    return CallSites.once((positions,), (positions,))

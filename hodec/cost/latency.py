@@ -125,7 +125,14 @@ class LatencyTable:
     # -- measuring -------------------------------------------------------------------------------------------------
 
     def _layer_ms(self, layer: LayerPlan, *, dense: bool) -> float:
-        key = (layer.method, layer.kind, layer.shape, layer.modes, layer.runs, dense or (layer.ranks, layer.runs_as))
+        key = (
+            layer.method,
+            layer.layer_type,
+            layer.shape,
+            layer.modes,
+            layer.call_sites,
+            dense or (layer.ranks, layer.resolved_execution),
+        )
         if key not in self._known:
             self._known[key] = sum(times * self._probe_ms(probe) for times, probe in probes_of(layer, dense=dense))
         return self._known[key]

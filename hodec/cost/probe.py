@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hodec.formats.calls import Runs, Size
-from hodec.formats.layer_types import KINDS
-from hodec.formats.staged import Stage, StagedForm, pointwise, spatial_axes
+from hodec.formats.calls import CallSites, Size
+from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.staged import Stage, StagedFormat, pointwise, spatial_axes
 from hodec.formats.tt import TTConv
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -39,7 +39,7 @@ class Probe:
         whole: the planned layer where it is measured as it is.
     """
 
-    kind: str
+    layer_type: str
     kernel: tuple[int, ...]
     before: Size
     after: Size
@@ -51,12 +51,12 @@ class Probe:
     def key(self) -> str:
         """What tells it from others, in words."""
         sides = " -> ".join("x".join(map(str, size)) for size in (self.before, self.after))
-        name = f"{self.kind}{' depthwise' * self.depthwise} {'x'.join(map(str, self.kernel))} at {sides}"
+        name = f"{self.layer_type}{' depthwise' * self.depthwise} {'x'.join(map(str, self.kernel))} at {sides}"
         if self.whole is None:
             return name
         layer = self.whole
         split = f"{list(layer.modes.inputs)} {list(layer.modes.outputs)}"
-        return f"{name}, {layer.method} {layer.runs_as} {split} ranks {list(layer.ranks)}"
+        return f"{name}, {layer.method} {layer.resolved_execution} {split} ranks {list(layer.ranks)}"
 
     def corners(self) -> Iterator[tuple[float, "Probe"]]:
         """The probes on the grid around this one, each with its share in the straight lines between them."""
@@ -72,10 +72,10 @@ class Probe:
 
     def example(self, batch: int) -> Tensor:
         """What it is given: ones where it looks something up."""
-        if KINDS[self.kind].lookup:
+        if LAYER_TYPES[self.layer_type].is_embedding:
             return torch.ones(batch, *self.before, dtype=torch.long)
         channels = self.kernel[0] if self.depthwise else self.kernel[1]
-        if KINDS[self.kind].dims == 0:
+        if LAYER_TYPES[self.layer_type].dims == 0:
             return torch.randn(batch, *self.before, channels)
         return torch.randn(batch, channels, *self.before)
 
@@ -83,52 +83,54 @@ class Probe:
         """The module to time, with random weights."""
         if self.whole is not None:
             layer, dense = self.whole, replace(self, whole=None).build()
-            cls = get_method(layer.method).layers[layer.kind]
-            return cls.like(dense, layer.ranks, modes=layer.modes, execution=layer.runs_as)
+            cls = get_method(layer.method).layers[layer.layer_type]
+            return cls.like(dense, layer.ranks, modes=layer.modes, execution=layer.resolved_execution)
         out, inp, *kernel = self.kernel
-        kind = KINDS[self.kind]
-        if kind.lookup:
+        layer_type = LAYER_TYPES[self.layer_type]
+        if layer_type.is_embedding:
             return nn.Embedding(inp, out)
-        if not kind.dims:
+        if not layer_type.dims:
             return nn.Linear(inp, out)
         groups = out if self.depthwise else 1
-        settings = moves(kernel, self.before, self.after, transposed=kind.transposed)
-        return CONVS[kind.dims, kind.transposed](out if self.depthwise else inp, out, kernel, groups=groups, **settings)  # type: ignore[no-any-return]
+        settings = moves(kernel, self.before, self.after, transposed=layer_type.transposed)
+        return CONVS[layer_type.dims, layer_type.transposed](
+            out if self.depthwise else inp, out, kernel, groups=groups, **settings
+        )  # type: ignore[no-any-return]
 
 
 def probes_of(layer: LayerPlan, *, dense: bool) -> list[tuple[int, Probe]]:
     """What a layer consists of, with how often each runs for one image."""
     found = []
-    for times, before, after in layer.runs.calls:
+    for times, before, after in layer.call_sites.calls:
         found += [(times, probe) for probe in _of_one_call(layer, before, after, dense=dense)]
     return found
 
 
 def _of_one_call(layer: LayerPlan, before: Size, after: Size, *, dense: bool) -> list[Probe]:
-    whole = Probe(layer.kind, layer.shape, before, after, exact=(0, 1))
+    whole = Probe(layer.layer_type, layer.shape, before, after, exact=(0, 1))
     if dense:
         return [whole]
     stages = stages_of(layer)
     if not stages:
-        return [replace(whole, whole=replace(layer, runs=Runs.once(before, after), aliases=(), notes=()))]
+        return [replace(whole, whole=replace(layer, call_sites=CallSites.once(before, after), aliases=(), notes=()))]
     probes, size, channels = [], before, layer.shape[1]
     for at, stage in enumerate(stages):
         made = tuple(after[k] if k in stage.axes else n for k, n in enumerate(size))
         exact = tuple(side for side, end in ((0, len(stages) - 1), (1, 0)) if at == end)
         depthwise = stage.kernel[1] == 1 and channels > 1
-        probes.append(Probe(layer.kind, stage.kernel, size, made, exact, depthwise))
+        probes.append(Probe(layer.layer_type, stage.kernel, size, made, exact, depthwise))
         size, channels = made, stage.kernel[0]
     return probes
 
 
 def stages_of(layer: LayerPlan) -> list[Stage]:
     """The convolutions or linear maps that a planned layer runs as; none for one that runs otherwise."""
-    form, ranks = layer.form, layer.ranks
-    if KINDS[layer.kind].lookup:
+    fmt, ranks = layer.format, layer.ranks
+    if LAYER_TYPES[layer.layer_type].is_embedding:
         return []
-    if isinstance(form, StagedForm):
-        return form.stages(layer.shape, ranks)
-    if isinstance(form, TTConv) and layer.runs_as == "merged":
+    if isinstance(fmt, StagedFormat):
+        return fmt.stages(layer.shape, ranks)
+    if isinstance(fmt, TTConv) and layer.resolved_execution == "merged":
         out, inp, *kernel = layer.shape
         d = len(layer.modes.inputs)
         r_in, r_out = ranks[d - 1], ranks[d]

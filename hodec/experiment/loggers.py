@@ -20,7 +20,7 @@ class CurveLogger(Protocol):
     """Takes one flat row of numbers per epoch."""
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        """Add a row; ``step`` counts epochs over all stages."""
+        """Add a row; ``step`` counts epochs over all phases."""
 
     def close(self, exit_code: int) -> None:
         """The run is over."""

@@ -1,6 +1,6 @@
-"""run(config): the stages in order, and nothing else.
+"""run(config): the phases in order, and nothing else.
 
-Objects only move forward: settings -> plan -> dense net -> factorized net -> files. Each finished stage leaves its
+Objects only move forward: settings -> plan -> dense net -> factorized net -> files. Each finished phase leaves its
 weights in the run folder, so that the same command goes on where a killed run was.
 """
 
@@ -19,8 +19,8 @@ from hodec.errors import CheckpointError
 from hodec.experiment.config.schema import Config, differences, refuse, to_yaml, validate
 from hodec.experiment.data import build_data
 from hodec.experiment.loggers import NoLogger, make_logger
+from hodec.experiment.phases import Phases, device_of
 from hodec.experiment.run_folder import RunFolder
-from hodec.experiment.stages import Stages, device_of
 from hodec.experiment.training import quiet_lightning, warn_of_slow_precision
 from hodec.export import checkpoint
 from hodec.io.atomic import write_json
@@ -48,26 +48,26 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     folder = open_folder(config, Path(run_dir))
     if folder.done("evaluate"):
         log.info("this run is finished; results are in %s", folder.path)
-        return folder.stages["evaluate"]["metrics"]
+        return folder.phases["evaluate"]["metrics"]
     prepare(config)
     data = build_data(config.data)
     data.check()
-    stages = Stages(config, folder, data)
+    phases = Phases(config, folder, data)
     curves = make_logger(config, folder.path, asdict(config), folder.path.name) if folder.writes else NoLogger()
     failed = True
     try:
-        stages.plan_before_training()
-        stages.pretrain(curves)
-        stages.plan_after_training()
-        stages.train_dense(curves)
-        stages.convert()
-        stages.retrain(curves)
-        metrics = stages.evaluate()
+        phases.plan_before_training()
+        phases.pretrain(curves)
+        phases.plan_after_training()
+        phases.train_dense(curves)
+        phases.convert()
+        phases.retrain(curves)
+        metrics = phases.evaluate()
         failed = False
     finally:
         curves.close(int(failed))
     if folder.writes:
-        finish(config, folder, stages, metrics)
+        finish(config, folder, phases, metrics)
     return metrics
 
 
@@ -111,17 +111,17 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def finish(config: Config, folder: RunFolder, stages: Stages, metrics: dict[str, Any]) -> None:
+def finish(config: Config, folder: RunFolder, phases: Phases, metrics: dict[str, Any]) -> None:
     """Write what outlives the run: the compressed model, the numbers, the report."""
-    if stages.small is None:
+    if phases.small is None:
         raise RuntimeError("nothing has been converted yet")
     facts = {
         "model": config.model.name,
-        "in_channels": stages.data.in_channels,
-        "num_classes": stages.data.num_classes,
-        "image_size": list(stages.data.image_size),
+        "in_channels": phases.data.in_channels,
+        "num_classes": phases.data.num_classes,
+        "image_size": list(phases.data.image_size),
     }
-    checkpoint.save(stages.small, folder.path / "compressed.safetensors", stages.planned(), facts=facts)
+    checkpoint.save(phases.small, folder.path / "compressed.safetensors", phases.planned(), facts=facts)
     write_json(folder.path / "metrics.json", metrics)
     folder.finish("evaluate", metrics=metrics)  # only now: a run that counts as finished has all its files
     if config.report:

@@ -1,7 +1,7 @@
 """A run's folder: what is done in it, and what a second start finds there.
 
-``run.json`` lists the finished stages with the SHA-256 of their files, ``metrics.jsonl`` has a flushed row per
-epoch, ``checkpoints/`` the last two of the stage under way. Each file is whole or absent.
+``run.json`` lists the finished phases with the SHA-256 of their files, ``metrics.jsonl`` has a flushed row per
+epoch, ``checkpoints/`` the last two of the phase under way. Each file is whole or absent.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        self.stages: dict[str, dict[str, Any]] = {}
-        self._kept: dict[str, dict[str, torch.Tensor]] = {}  # weights of stages that this process may not write
+        self.phases: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}  # weights of phases that this process may not write
 
     @classmethod
     def open(cls, path: Path, config_text: str, differences: Sequence[str] = (), *, writes: bool = True) -> "RunFolder":
@@ -56,9 +56,14 @@ class RunFolder:
             write_text(path / "config.yaml", config_text)
         if (path / "run.json").exists():
             state = read_json(path / "run.json", "state of the run")
-            if not isinstance(state, dict) or not isinstance(state.get("stages"), dict):
+            if isinstance(state, dict) and "stages" in state:
+                raise CheckpointError(
+                    f"{path} was begun by hodec 0.1.0, whose unfinished runs this version does not go on with: finish "
+                    "it there, or give another folder, hydra.run.dir=PATH"
+                )
+            if not isinstance(state, dict) or not isinstance(state.get("phases"), dict):
                 raise CheckpointError(f"{path / 'run.json'} is not the state of a run; give another hydra.run.dir=PATH")
-            folder.stages = state["stages"]
+            folder.phases = state["phases"]
         return folder
 
     def _probe(self) -> None:
@@ -71,61 +76,61 @@ class RunFolder:
                 f"the run folder {self.path} cannot be written ({error.strerror}); give another: hydra.run.dir=PATH"
             ) from error
 
-    # -- stages --------------------------------------------------------------------------------------------------
+    # -- phases --------------------------------------------------------------------------------------------------
 
-    def done(self, stage: str) -> bool:
-        """Whether the stage has finished, in this start or an earlier one."""
-        return stage in self.stages
+    def done(self, phase: str) -> bool:
+        """Whether the phase has finished, in this start or an earlier one."""
+        return phase in self.phases
 
-    def finish(self, stage: str, **facts: Any) -> None:
-        """Note that a stage is finished, with facts about it (plain JSON values)."""
-        self.stages[stage] = facts
+    def finish(self, phase: str, **facts: Any) -> None:
+        """Note that a phase is finished, with facts about it (plain JSON values)."""
+        self.phases[phase] = facts
         if self.writes:
-            write_json(self.path / "run.json", {"stages": self.stages})
+            write_json(self.path / "run.json", {"phases": self.phases})
 
-    def save_stage(self, stage: str, model: nn.Module, **facts: Any) -> None:
-        """Keep a stage's resulting weights and note it as finished."""
+    def save_phase(self, phase: str, model: nn.Module, **facts: Any) -> None:
+        """Keep a phase's resulting weights and note it as finished."""
         weights = {name: t.detach() for name, t in model.state_dict().items()}
         if not self.writes:
-            self._kept[stage] = {name: t.clone() for name, t in weights.items()}
-            self.finish(stage, **facts)
+            self._kept[phase] = {name: t.clone() for name, t in weights.items()}
+            self.finish(phase, **facts)
             return
-        path = self.path / "stages" / f"{stage}.safetensors"
+        path = self.path / "phases" / f"{phase}.safetensors"
         save_tensors(path, weights)
-        self.finish(stage, sha256=sha256(path), **facts)
+        self.finish(phase, sha256=sha256(path), **facts)
 
-    def load_stage(self, stage: str, model: nn.Module) -> None:
-        """Put a finished stage's weights into ``model``.
+    def load_phase(self, phase: str, model: nn.Module) -> None:
+        """Put a finished phase's weights into ``model``.
 
         Raises:
             CheckpointError: the file is missing or altered.
         """
-        if stage in self._kept:
-            model.load_state_dict(self._kept[stage])
+        if phase in self._kept:
+            model.load_state_dict(self._kept[phase])
             return
-        path = self.path / "stages" / f"{stage}.safetensors"
-        if not path.exists() or sha256(path) != self.stages[stage]["sha256"]:
+        path = self.path / "phases" / f"{phase}.safetensors"
+        if not path.exists() or sha256(path) != self.phases[phase]["sha256"]:
             raise CheckpointError(
-                f"{path} is missing or was altered since it was written; remove its entry {stage!r} from "
-                f"{self.path / 'run.json'} to compute that stage again"
+                f"{path} is missing or was altered since it was written; remove its entry {phase!r} from "
+                f"{self.path / 'run.json'} to compute that phase again"
             )
         model.load_state_dict(load_tensors(path))
 
-    def save_factors(self, stage: str, factors: Mapping[str, Sequence[torch.Tensor]]) -> None:
-        """Keep factors of layers that a stage found, for the one after it; nothing is written when there are none."""
+    def save_factors(self, phase: str, factors: Mapping[str, Sequence[torch.Tensor]]) -> None:
+        """Keep factors of layers that a phase found, for the one after it; nothing is written when there are none."""
         named = {f"{layer}:{i}": f for layer, each in factors.items() for i, f in enumerate(each)}
         if not self.writes:
-            self._kept[f"{stage}_factors"] = {name: f.clone() for name, f in named.items()}
+            self._kept[f"{phase}_factors"] = {name: f.clone() for name, f in named.items()}
         elif named:
-            save_tensors(self.path / "stages" / f"{stage}_factors.safetensors", named)
+            save_tensors(self.path / "phases" / f"{phase}_factors.safetensors", named)
 
-    def load_factors(self, stage: str) -> dict[str, list[torch.Tensor]]:
+    def load_factors(self, phase: str) -> dict[str, list[torch.Tensor]]:
         """What ``save_factors`` kept; empty when there were none.
 
         Raises:
             CheckpointError: the file is truncated.
         """
-        path, named = self.path / "stages" / f"{stage}_factors.safetensors", self._kept.get(f"{stage}_factors", {})
+        path, named = self.path / "phases" / f"{phase}_factors.safetensors", self._kept.get(f"{phase}_factors", {})
         if not named and path.exists():
             named = load_tensors(path)
         factors: dict[str, list[torch.Tensor]] = {}
@@ -133,19 +138,19 @@ class RunFolder:
             factors.setdefault(key.rpartition(":")[0], []).append(named[key])
         return factors
 
-    # -- checkpoints of the stage under way ----------------------------------------------------------------------
+    # -- checkpoints of the phase under way ----------------------------------------------------------------------
 
-    def checkpoint(self, stage: str) -> Path:
+    def checkpoint(self, phase: str) -> Path:
         """Where Lightning's checkpoint of the last whole epoch goes."""
-        return self.path / "checkpoints" / f"{stage}.ckpt"
+        return self.path / "checkpoints" / f"{phase}.ckpt"
 
-    def readable_checkpoint(self, stage: str) -> Path | None:
-        """The latest checkpoint of a stage that is intact, or None when there is none.
+    def readable_checkpoint(self, phase: str) -> Path | None:
+        """The latest checkpoint of a phase that is intact, or None when there is none.
 
         Raises:
             CheckpointError: there are checkpoints but none is readable.
         """
-        paths = [self.checkpoint(stage), previous(self.checkpoint(stage))]
+        paths = [self.checkpoint(phase), previous(self.checkpoint(phase))]
         present = [path for path in paths if path.exists()]
         for path in present:
             if not damage(path):
@@ -153,7 +158,7 @@ class RunFolder:
         if present:
             raise CheckpointError(
                 f"checkpoint {present[0]} is not readable ({damage(present[0])}), nor is an earlier one; remove "
-                f"{present[0].parent} to start stage {stage} again"
+                f"{present[0].parent} to start phase {phase} again"
             )
         return None
 
@@ -180,11 +185,11 @@ class RunFolder:
                 rows.append(json.loads(line))
         return rows
 
-    def drop_rows(self, stage: str, first_epoch: int) -> None:
+    def drop_rows(self, phase: str, first_epoch: int) -> None:
         """Forget rows of epochs that are about to be trained again."""
         if not self.writes:
             return
-        kept = [row for row in self.rows() if row["stage"] != stage or row["epoch"] < first_epoch]
+        kept = [row for row in self.rows() if row["phase"] != phase or row["epoch"] < first_epoch]
         write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
 
 

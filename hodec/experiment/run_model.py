@@ -29,7 +29,7 @@ class RunModel:
     facts: dict[str, Any]
 
     def example(self, batch: int = 1) -> Tensor:
-        """Seeded noise of the size of the run's pictures, (batch, channels, height, width)."""
+        """Seeded noise of the size of the run's images, (batch, channels, height, width)."""
         size = (batch, self.facts["in_channels"], *self.facts["image_size"])
         return torch.randn(size, generator=torch.Generator().manual_seed(0))
 

@@ -24,7 +24,7 @@ from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
 
 log = logging.getLogger(__name__)
 
-STAGES = ("pretrain", "admm", "dense", "retrain")
+PHASES = ("pretrain", "admm", "dense", "retrain")
 
 
 class LitData(LightningDataModule):
@@ -52,10 +52,10 @@ class LitData(LightningDataModule):
 
 
 class SeedEpochs(Callback):
-    """Random numbers of an epoch are a function of (seed, stage, epoch), so that a resumed epoch repeats itself."""
+    """Random numbers of an epoch are a function of (seed, phase, epoch), so that a resumed epoch repeats itself."""
 
-    def __init__(self, seed: int, stage: str) -> None:
-        self.base = seed * 1000 + STAGES.index(stage) * 100_000_007
+    def __init__(self, seed: int, phase: str) -> None:
+        self.base = seed * 1000 + PHASES.index(phase) * 100_000_007
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with quiet_lightning():
@@ -66,9 +66,9 @@ class RecordEpochs(Callback):
     """A row per epoch in metrics.jsonl, in the curve logger, and as one line of the log."""
 
     def __init__(
-        self, folder: RunFolder, stage: str, admm: AdmmCallback | None, curves: CurveLogger, first_step: int
+        self, folder: RunFolder, phase: str, admm: AdmmCallback | None, curves: CurveLogger, first_step: int
     ) -> None:
-        self.folder, self.stage, self.admm = folder, stage, admm
+        self.folder, self.phase, self.admm = folder, phase, admm
         self.curves, self.first_step = curves, first_step
         self.began, self.lr = time.perf_counter(), 0.0
 
@@ -78,7 +78,7 @@ class RecordEpochs(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {key: float(trainer.callback_metrics[key]) for key in KEYS if key in trainer.callback_metrics}
-        row = {"stage": self.stage, "epoch": trainer.current_epoch, "lr": self.lr, **metrics}
+        row = {"phase": self.phase, "epoch": trainer.current_epoch, "lr": self.lr, **metrics}
         row["seconds"] = round(time.perf_counter() - self.began, 3)
         if self.admm is not None:
             row |= self.admm.latest
@@ -102,7 +102,7 @@ KEYS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """A row as one line a person reads while waiting."""
-    parts = [f"{row['stage']} {row['epoch'] + 1}/{epochs}"]
+    parts = [f"{row['phase']} {row['epoch'] + 1}/{epochs}"]
     shown = {
         "train/loss": "loss {:.4f}",
         "train/accuracy": "train {:.2%}",
@@ -122,8 +122,8 @@ class KeepCheckpoint(Checkpoint):
     A ``Checkpoint``, because Lightning runs those after all other callbacks.
     """
 
-    def __init__(self, folder: RunFolder, stage: str) -> None:
-        self.path = folder.checkpoint(stage)
+    def __init__(self, folder: RunFolder, phase: str) -> None:
+        self.path = folder.checkpoint(phase)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +144,8 @@ class KeepCheckpoint(Checkpoint):
         part.replace(self.path)
 
 
-def fit_stage(
-    stage: str,
+def fit_phase(
+    phase: str,
     module: LitClassifier,
     data: ImageData,
     *,
@@ -156,37 +156,37 @@ def fit_stage(
     first_step: int,
     admm: AdmmCallback | None = None,
 ) -> None:
-    """Train ``module`` for ``epochs`` in all, going on from the stage's checkpoint if there is one.
+    """Train ``module`` for ``epochs`` in all, going on from the phase's checkpoint if there is one.
 
     Args:
-        stage: ``pretrain``, ``admm`` or ``retrain``.
-        first_step: epochs of the stages before, where the curves of this one begin.
-        admm: the ADMM callback of stage ``admm``.
+        phase: ``pretrain``, ``admm`` or ``retrain``.
+        first_step: epochs of the phases before, where the curves of this one begin.
+        admm: the ADMM callback of phase ``admm``.
 
     Raises:
         TrainingError: NaN, or a setting that cannot work.
         CheckpointError: no readable checkpoint among those there are.
         SystemExit: stopped by Ctrl-C (130) or SIGTERM (143).
     """
-    resume = folder.readable_checkpoint(stage)
+    resume = folder.readable_checkpoint(phase)
     done = checkpoint_epoch(resume) if resume else 0
-    folder.drop_rows(stage, done)
+    folder.drop_rows(phase, done)
     if resume:
-        log.info("going on with stage %s after %d of %d epochs", stage, done, epochs)
-    callbacks: list[Callback] = [SeedEpochs(config.seed, stage)]
+        log.info("going on with phase %s after %d of %d epochs", phase, done, epochs)
+    callbacks: list[Callback] = [SeedEpochs(config.seed, phase)]
     if admm is not None:
         callbacks.append(admm)
-    callbacks += [RecordEpochs(folder, stage, admm, curves, first_step), KeepCheckpoint(folder, stage)]
+    callbacks += [RecordEpochs(folder, phase, admm, curves, first_step), KeepCheckpoint(folder, phase)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
         try:
             # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
             trainer.fit(module, datamodule=LitData(data, config, config.seed), ckpt_path=resume, weights_only=True)
         except torch.OutOfMemoryError as error:
-            raise TrainingError(f"out of memory in stage {stage} ({error}); lower data.batch_size") from error
+            raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
         except SystemExit as stop:
             # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
-            log.warning("stopped in stage %s; the same command goes on in hydra.run.dir=%s", stage, folder.path)
+            log.warning("stopped in phase %s; the same command goes on in hydra.run.dir=%s", phase, folder.path)
             raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
 
 
@@ -205,7 +205,7 @@ def warn_of_slow_precision(config: Config) -> None:
 
 
 def make_trainer(config: Config, epochs: int, callbacks: Sequence[Callback]) -> Trainer:
-    """The Lightning trainer of one stage."""
+    """The Lightning trainer of one phase."""
     settings: Any = config.trainer
     bar = sys.stderr.isatty()
     return Trainer(

@@ -74,7 +74,7 @@ def _check_converted(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in plan.items():
         found: Any = modules.get(name)
-        if type(found) is not get_method(layer.method).layers[layer.kind] or (
+        if type(found) is not get_method(layer.method).layers[layer.layer_type] or (
             (found.shape, found.ranks, found.modes) != (layer.shape, layer.ranks, layer.modes)
         ):
             raise CheckpointError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hodec.errors import RankError
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.linalg.svd import check_finite, largest_magnitude, singular_values
 
@@ -19,7 +19,7 @@ Ranks = tuple[int, ...]
 HUGE = 1e15
 
 
-class Form(ABC):
+class Format(ABC):
     """One weight layout of one format, e.g. a tensor train of a convolution.
 
     ``shape`` is that of the dense weight with output channels first, (O, I, K_1, ..) or (O, I), whatever the layer
@@ -52,7 +52,9 @@ class Form(ABC):
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
         """Dense weight -> factors."""
 
-    def refine(self, weight: Tensor, ranks: Sequence[int], modes: Modes, start: Sequence[Tensor]) -> list[Tensor]:
+    def refine(
+        self, weight: Tensor, ranks: Sequence[int], modes: Modes, init_factors: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Dense weight -> factors, improved from ``start`` where the format is ``iterative``."""
         return self.decompose(weight, ranks, modes)
 
@@ -84,7 +86,7 @@ class Form(ABC):
         """Numbers stored, bias not counted."""
 
     @abstractmethod
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
         """Multiply-adds of one image that runs the layer as in ``runs``."""
 
     def unsuitable(self, shape: Shape, modes: Modes) -> str:
@@ -99,7 +101,7 @@ class Form(ABC):
         """
         return []
 
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
         """The execution that inference should use at these sizes."""
         return self.executions[0]
 
@@ -135,11 +137,11 @@ class Form(ABC):
 
 
 @torch.no_grad()
-def project_batch(form: Form, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
+def project_batch(fmt: Format, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
     """``form.project`` over a batch (B, O, I, ...): full precision inside, the weights' own type outside."""
     work = working_copy(weights)
     with torch.autocast(weights.device.type, enabled=False):
-        return form.project_many(work, ranks, modes).to(weights.dtype)
+        return fmt.project_many(work, ranks, modes).to(weights.dtype)
 
 
 def working_copy(weights: Tensor) -> Tensor:

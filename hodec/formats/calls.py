@@ -8,7 +8,7 @@ Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Runs:
+class CallSites:
     """Calls of one layer for one image.
 
     Attributes:
@@ -19,31 +19,31 @@ class Runs:
     calls: tuple[tuple[int, Size, Size], ...]
 
     @classmethod
-    def once(cls, before: Iterable[int], after: Iterable[int]) -> "Runs":
+    def once(cls, in_size: Iterable[int], out_size: Iterable[int]) -> "CallSites":
         """A layer that runs once."""
-        return cls(((1, tuple(before), tuple(after)),))
+        return cls(((1, tuple(in_size), tuple(out_size)),))
 
-    def also(self, other: "Runs") -> "Runs":
+    def also(self, other: "CallSites") -> "CallSites":
         """The calls of both; equal ones are counted together."""
         counts: dict[tuple[Size, Size], int] = {}
-        for times, before, after in (*self.calls, *other.calls):
-            counts[before, after] = counts.get((before, after), 0) + times
-        return Runs(tuple((times, before, after) for (before, after), times in counts.items()))
+        for times, in_size, out_size in (*self.calls, *other.calls):
+            counts[in_size, out_size] = counts.get((in_size, out_size), 0) + times
+        return CallSites(tuple((times, in_size, out_size) for (in_size, out_size), times in counts.items()))
 
     def positions(self, done: Iterable[int]) -> int:
         """Positions when the axes in ``done`` already have their output size."""
         finished = set(done)
         return sum(
-            times * math.prod(after[axis] if axis in finished else n for axis, n in enumerate(before))
-            for times, before, after in self.calls
+            times * math.prod(out_size[axis] if axis in finished else n for axis, n in enumerate(in_size))
+            for times, in_size, out_size in self.calls
         )
 
     @property
-    def before(self) -> int:
+    def in_positions(self) -> int:
         """Input positions."""
         return self.positions(())
 
     @property
-    def after(self) -> int:
+    def out_positions(self) -> int:
         """Output positions."""
-        return sum(times * math.prod(after) for times, _, after in self.calls)
+        return sum(times * math.prod(out_size) for times, _, out_size in self.calls)

@@ -11,10 +11,10 @@ from hodec.formats.cp_als import factorize
 from hodec.formats.cp_components import khatri_rao
 from hodec.formats.cp_starts import recoverable, start_values
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedForm, spatial_axes
+from hodec.formats.staged import Stage, StagedFormat, spatial_axes
 
 
-class CP(StagedForm):
+class CP(StagedFormat):
     """One rank R: kernels (R, I, 1, ..), (R, 1, K_1, 1, ..), (R, 1, 1, K_2, ..), .., (O, R, 1, ..).
 
     Axes of size 1 need no stage of their own. The largest rank, min_k prod_{j != k} n_j over the sides n of the
@@ -74,8 +74,10 @@ class CP(StagedForm):
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
         return self._kernels(self._factors(weight[None], ranks), weight, ranks)
 
-    def refine(self, weight: Tensor, ranks: Sequence[int], modes: Modes, start: Sequence[Tensor]) -> list[Tensor]:
-        near = [f[None] for f in _sides(start)]
+    def refine(
+        self, weight: Tensor, ranks: Sequence[int], modes: Modes, init_factors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        near = [f[None] for f in _sides(init_factors)]
         return self._kernels(self._factors(weight[None], ranks, near), weight, ranks)
 
     def _kernels(self, factors: Sequence[Tensor], weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:

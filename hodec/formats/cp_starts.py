@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hodec.formats.cp_components import Components, unit
-from hodec.linalg.svd import leading_vectors, truncate
+from hodec.linalg.svd import leading_vectors, truncated_svd
 
 # What a tensor may have outside of its leading ``rank`` directions to be tried as one of exactly that rank.
 OUTSIDE = 1e-4
@@ -103,7 +103,7 @@ def of_this_rank(tensors: Tensor, rank: int) -> Tensor:
         return torch.zeros(len(tensors), dtype=torch.bool, device=tensors.device)
     rows = tensors.flatten(2)
     cols = tensors.flatten(split + 1).flatten(2, split).permute(0, 2, 1, 3).flatten(2)
-    kept = [truncate(m, rank)[1].flatten(1).square().sum(1) for m in (rows, cols)]
+    kept = [truncated_svd(m, rank)[1].flatten(1).square().sum(1) for m in (rows, cols)]
     return (1 - torch.minimum(*kept)) < OUTSIDE**2
 
 

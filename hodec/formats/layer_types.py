@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayerType:
     """A kind of dense layer.
 
     Formats see every weight as (O, I, K_1, .., K_dims), output channels first; a transposed convolution stores
@@ -21,33 +21,33 @@ class Kind:
 
     name: str
     dims: int
-    swapped: bool = False
+    in_first: bool = False
     transposed: bool = False
-    lookup: bool = False
+    is_embedding: bool = False
 
-    def canonical(self, weight: Tensor) -> Tensor:
+    def to_oihw(self, weight: Tensor) -> Tensor:
         """Stored weight -> (O, I, ..)."""
-        return weight.transpose(0, 1) if self.swapped else weight
+        return weight.transpose(0, 1) if self.in_first else weight
 
-    def stored(self, weight: Tensor) -> Tensor:
+    def from_oihw(self, weight: Tensor) -> Tensor:
         """(O, I, ..) -> the layer's own layout."""
-        return weight.transpose(0, 1).contiguous() if self.swapped else weight
+        return weight.transpose(0, 1).contiguous() if self.in_first else weight
 
 
-_TYPES: dict[type[nn.Module], Kind] = {
-    nn.Linear: Kind("linear", 0),
-    nn.Embedding: Kind("embedding", 0, swapped=True, lookup=True),
-    nn.Conv1d: Kind("conv1d", 1),
-    nn.Conv2d: Kind("conv2d", 2),
-    nn.Conv3d: Kind("conv3d", 3),
-    nn.ConvTranspose1d: Kind("conv_transpose1d", 1, swapped=True, transposed=True),
-    nn.ConvTranspose2d: Kind("conv_transpose2d", 2, swapped=True, transposed=True),
-    nn.ConvTranspose3d: Kind("conv_transpose3d", 3, swapped=True, transposed=True),
+_TYPES: dict[type[nn.Module], LayerType] = {
+    nn.Linear: LayerType("linear", 0),
+    nn.Embedding: LayerType("embedding", 0, in_first=True, is_embedding=True),
+    nn.Conv1d: LayerType("conv1d", 1),
+    nn.Conv2d: LayerType("conv2d", 2),
+    nn.Conv3d: LayerType("conv3d", 3),
+    nn.ConvTranspose1d: LayerType("conv_transpose1d", 1, in_first=True, transposed=True),
+    nn.ConvTranspose2d: LayerType("conv_transpose2d", 2, in_first=True, transposed=True),
+    nn.ConvTranspose3d: LayerType("conv_transpose3d", 3, in_first=True, transposed=True),
 }
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in _TYPES.values()}
+LAYER_TYPES: dict[str, LayerType] = {layer_type.name: layer_type for layer_type in _TYPES.values()}
 
 
-def kind_of(module: nn.Module) -> Kind | None:
+def layer_type_of(module: nn.Module) -> LayerType | None:
     """The kind of a layer; None for other modules, and for subclasses, which may use their weight differently."""
     return _TYPES.get(type(module))

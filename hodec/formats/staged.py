@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hodec.formats.base import Form, Ranks, Shape
-from hodec.formats.calls import Runs
+from hodec.formats.base import Format, Ranks, Shape
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 
 
@@ -30,7 +30,7 @@ class Stage:
         return math.prod(self.kernel)
 
 
-def staged_macs(stages: Sequence[Stage], runs: Runs, *, transposed: bool) -> int:
+def staged_macs(stages: Sequence[Stage], call_sites: CallSites, *, transposed: bool) -> int:
     """Multiply-adds of the stages, each at the resolution it works at.
 
     A convolution visits its output positions, a transposed one its input positions; an axis has its output size
@@ -38,13 +38,13 @@ def staged_macs(stages: Sequence[Stage], runs: Runs, *, transposed: bool) -> int
     """
     total, done = 0, set[int]()
     for stage in stages:
-        before = runs.positions(done)
+        before = call_sites.positions(done)
         done |= set(stage.axes)
-        total += stage.numbers * (before if transposed else runs.positions(done))
+        total += stage.numbers * (before if transposed else call_sites.positions(done))
     return total
 
 
-class StagedForm(Form):
+class StagedFormat(Format):
     """A form without channel modes and with one execution; subclasses list the stages.
 
     Args:
@@ -81,8 +81,8 @@ class StagedForm(Form):
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         return sum(stage.numbers for stage in self.stages(shape, ranks))
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
-        return staged_macs(self.stages(shape, ranks), runs, transposed=self.transposed)
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
+        return staged_macs(self.stages(shape, ranks), call_sites, transposed=self.transposed)
 
 
 def spatial_axes(shape: Shape) -> tuple[int, ...]:

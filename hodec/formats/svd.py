@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
-from hodec.linalg.svd import truncate
+from hodec.formats.staged import Stage, StagedFormat, channels_and_kernel, pointwise, spatial_axes
+from hodec.linalg.svd import truncated_svd
 
 
-class MatrixSplit(StagedForm):
+class MatrixSplit(StagedFormat):
     """A weight read as one matrix (rows, cols); the layer's first factor applies cols -> rank, its second rank -> rows.
 
     Factors are in the layer's order: first (rank, ..), second (O, rank, ..). The error is the norm of the dropped
@@ -42,7 +42,7 @@ class MatrixSplit(StagedForm):
         return (min(rows, cols),)
 
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
-        left, right = truncate(self.matrix(weight), ranks[0])
+        left, right = truncated_svd(self.matrix(weight), ranks[0])
         return self.kernels(left, right, weight.shape)
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
@@ -53,7 +53,7 @@ class MatrixSplit(StagedForm):
         return [(0, self.matrix(weight))]
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
-        left, right = truncate(torch.stack([self.matrix(w) for w in weights]), ranks[0], orthonormal=False)
+        left, right = truncated_svd(torch.stack([self.matrix(w) for w in weights]), ranks[0], orthonormal=False)
         return torch.stack([self.to_weight(m, weights.shape[1:]) for m in left @ right])
 
 
@@ -87,8 +87,8 @@ class OutputSplit(MatrixSplit):
 class LookupSplit(OutputSplit):
     """Matrix (width, entries) of an embedding: a narrow table is looked up, then mapped to the full width."""
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
-        return runs.after * ranks[0] * shape[0]
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
+        return call_sites.out_positions * ranks[0] * shape[0]
 
 
 class InputSplit(MatrixSplit):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hodec.errors import RankError
-from hodec.formats.base import Form, Ranks, Shape
-from hodec.formats.calls import Runs
+from hodec.formats.base import Format, Ranks, Shape
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.formats.staged import channels_and_kernel
-from hodec.linalg.svd import truncate
+from hodec.linalg.svd import truncated_svd
 
 # Measured on CPU: the chain of small contractions runs at about three quarters of the rate of the merged
 # convolutions, so it is chosen only where it saves more multiply-adds than that.
@@ -74,7 +74,7 @@ def _decompose_many(x: Tensor, ranks: Sequence[int], *, orthonormal: bool = True
             u = torch.eye(rank, dtype=rest.dtype, device=rest.device).expand(batch, -1, -1)
         else:
             cut = True
-            u, rest = truncate(rest, rank, orthonormal=orthonormal or k < len(ranks))
+            u, rest = truncated_svd(rest, rank, orthonormal=orthonormal or k < len(ranks))
         cores.append(u.reshape(batch, left, n, rank).contiguous())
         left = rank
     last = rest.reshape(batch, left, shape[-1], 1)
@@ -111,14 +111,14 @@ def project(weight: Tensor, ranks: Sequence[int], modes: Modes | None = None) ->
     Raises:
         RankError: ranks of the wrong number or size.
     """
-    form: TTForm = LINEAR if weight.ndim == 2 else CONV
+    fmt: TTForm = LINEAR if weight.ndim == 2 else CONV
     if modes is None:
         count = len(ranks) + 1 if weight.ndim == 2 else max(1, len(ranks) // 2)
         modes = Modes.split(weight.shape[1], weight.shape[0], count)
-    return form.project(weight, form.check_ranks(weight.shape, modes, ranks), modes)
+    return fmt.project(weight, fmt.check_ranks(weight.shape, modes, ranks), modes)
 
 
-class TTForm(Form):
+class TTForm(Format):
     """A weight read as a tensor by ``tensorize``, undone by ``to_weight``, and trained as its tensor train."""
 
     orthogonal = True
@@ -161,10 +161,12 @@ class TTForm(Form):
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         return params(self.tensor_shape(shape, modes), ranks)
 
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
         if self.executions == ("chain",):
             return "chain"
-        chain, merged = (self.macs(shape, ranks, modes, runs=runs, execution=e) for e in ("chain", "merged"))
+        chain, merged = (
+            self.macs(shape, ranks, modes, call_sites=call_sites, execution=e) for e in ("chain", "merged")
+        )
         return "chain" if chain < CHAIN_RATE * merged else "merged"
 
 
@@ -203,8 +205,8 @@ class TTConv(TTForm):
         rest = rest.reshape(head[-1].shape[2], -1, 1)
         return self.reconstruct([*head, rest], (first.shape[1] * others, *shape[1:]), modes)
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
-        d, before, after = len(modes.inputs), runs.before, runs.after
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
+        d, before, after = len(modes.inputs), call_sites.in_positions, call_sites.out_positions
         r = (1, *ranks, 1)
         core = (before if self.transposed else after) * math.prod(shape[2:]) * r[d] * r[d + 1]
         if execution == "merged":
@@ -240,18 +242,18 @@ class TTLinearForm(TTForm):
         split = tensors.reshape(len(tensors), *pairs)
         return split.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)).reshape(len(tensors), *shape)
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
         if execution == "merged":  # the weight is rebuilt once, then used as a dense one
-            return runs.before * math.prod(shape)
+            return call_sites.in_positions * math.prod(shape)
         r = (1, *ranks, 1)
-        return runs.before * sum(
+        return call_sites.in_positions * sum(
             math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])
             for k, (o, i) in enumerate(zip(modes.outputs, modes.inputs, strict=True))
         )
 
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
-        chain = self.macs(shape, ranks, modes, runs=runs, execution="chain")
-        return "chain" if chain < runs.before * math.prod(shape) else "merged"
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
+        chain = self.macs(shape, ranks, modes, call_sites=call_sites, execution="chain")
+        return "chain" if chain < call_sites.in_positions * math.prod(shape) else "merged"
 
 
 class TTLookup(TTLinearForm):
@@ -274,13 +276,13 @@ class TTLookup(TTLinearForm):
             "it unused entries up to a number that has, or choose fewer modes or method svd"
         )
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
         r = (1, *ranks, 1)
         # the first slice is looked up, which costs nothing
         products = (math.prod(modes.outputs[: k + 1]) * r[k] * r[k + 1] for k in range(1, len(modes.outputs)))
-        return runs.after * sum(products)
+        return call_sites.out_positions * sum(products)
 
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs) -> str:
+    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
         return "chain"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hodec.formats.base import Shape
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.formats.tt import TTForm
 
@@ -40,13 +40,13 @@ class ClassicalTTConv(TTForm):
         order = (0, *range(3, 2 * d + 2, 2), *range(2, 2 * d + 2, 2), 1)
         return split.permute(*order).reshape(len(tensors), *shape)
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, runs: Runs, execution: str) -> int:
+    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
         r = (*ranks, 1)
         channels = sum(
             math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])
             for k, (i, o) in enumerate(zip(modes.inputs, modes.outputs, strict=True))
         )
-        return runs.after * (math.prod(shape[2:]) * r[0] * shape[1] + channels)
+        return call_sites.out_positions * (math.prod(shape[2:]) * r[0] * shape[1] + channels)
 
 
 CONV = ClassicalTTConv()

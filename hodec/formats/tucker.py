@@ -8,11 +8,11 @@ from torch import Tensor
 
 from hodec.formats.base import Ranks, Shape
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedForm, channels_and_kernel, pointwise, spatial_axes
-from hodec.linalg.svd import leading_vectors, truncate
+from hodec.formats.staged import Stage, StagedFormat, channels_and_kernel, pointwise, spatial_axes
+from hodec.linalg.svd import leading_vectors, truncated_svd
 
 
-class Tucker2(StagedForm):
+class Tucker2(StagedFormat):
     """Ranks (in, out): 1x1 to ``in`` channels, K x K to ``out`` channels, 1x1 to the outputs.
 
     Truncation one side after the other, then one sweep of orthogonal iteration: a quasi-projection within sqrt(2) of
@@ -67,13 +67,13 @@ class Tucker2(StagedForm):
     def _factor(self, weights: Tensor, ranks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (B, O, I, K..) -> inner (B, I, r_in), core (B, r_out, r_in, K..), outer (B, O, r_out)."""
         (r_in, r_out), (out, *rest) = ranks, weights.shape[1:]
-        half = truncate(weights.flatten(2), r_out)[1]
+        half = truncated_svd(weights.flatten(2), r_out)[1]
         inner = leading_vectors(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
         del half  # of the largest kernels each of these is gigabytes
         half = inner.mT @ _swapped(weights).flatten(2)
         outer = leading_vectors(_swapped(half.unflatten(2, (out, *rest[1:]))).flatten(2), r_out)
         half = outer.mT @ weights.flatten(2)
-        inner, core = truncate(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
+        inner, core = truncated_svd(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
         return inner, _swapped(core.unflatten(2, (r_out, *rest[1:]))).contiguous(), outer
 
     @staticmethod

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from hodec.conversion.eligibility import READS_WEIGHTS
 from hodec.conversion.swap import HOOKS
-from hodec.formats.layer_types import kind_of
+from hodec.formats.layer_types import layer_type_of
 from hodec.layers.base import FactorizedLayer
 
 log = logging.getLogger(__name__)
@@ -94,9 +94,9 @@ def _refusal(model: nn.Module, name: str, source: str, calls: Mapping[str, Seque
 
 
 def _misfit(layer: Any, norm: Any, made: tuple[int, ...]) -> str:
-    kind: Any = layer.kind if isinstance(layer, FactorizedLayer) else kind_of(layer)
+    layer_type: Any = layer.layer_type if isinstance(layer, FactorizedLayer) else layer_type_of(layer)
     # a norm of 2-d input takes axis 1 for channels, which an unbatched convolution's output has elsewhere
-    if len(made) != kind.dims + 2 or made[1] != norm.num_features:
+    if len(made) != layer_type.dims + 2 or made[1] != norm.num_features:
         return f"the {len(made)}-d output before it has its channels on another axis"
     return ""
 
@@ -141,8 +141,8 @@ def _traced(model: nn.Module, given: int) -> dict[str, str]:
 
 def foldable(module: nn.Module) -> bool:
     """Layers that a factor and an offset a channel can be multiplied into."""
-    kind = module.kind if isinstance(module, FactorizedLayer) else kind_of(module)
-    return kind is not None and not kind.lookup  # type: ignore[union-attr]
+    layer_type = module.layer_type if isinstance(module, FactorizedLayer) else layer_type_of(module)
+    return layer_type is not None and not layer_type.is_embedding  # type: ignore[union-attr]
 
 
 # -- by watching ----------------------------------------------------------------------------------------------------
@@ -216,8 +216,8 @@ def scaled_last(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     """
     module = copy.deepcopy(module)
     last: Any = module[-1] if isinstance(module, nn.Sequential) else module
-    kind = kind_of(last)
-    swapped, groups = bool(kind and kind.swapped), getattr(last, "groups", 1)
+    layer_type = layer_type_of(last)
+    swapped, groups = bool(layer_type and layer_type.in_first), getattr(last, "groups", 1)
     sides = [1] * (last.weight.ndim - 2)
     weight = last.weight.detach().to(scale)
     if swapped:  # (in, out / groups, ..), the groups' outputs one after another

@@ -23,7 +23,7 @@ class ChainConv(nn.Module):
 
     def __init__(self, layer: TTConv, middle: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
         super().__init__()
-        self.dims, self.modes = layer.kind.dims, layer.modes
+        self.dims, self.modes = layer.layer_type.dims, layer.modes
         ones = [1] * self.dims
         inner = [core.detach().flatten(0, 1).mT for core in layer.in_cores]  # (s, r i)
         outer = [core.detach().permute(1, 2, 0).flatten(0, 1) for core in layer.out_cores]  # (o u, t)

@@ -63,8 +63,8 @@ def _(layer: StagedLinear) -> list[Part]:
 @parts_of.register
 def _(layer: TTConv) -> list[Part]:
     inner, outer = (side.detach() for side in layer.merged_sides())
-    ones = [1] * layer.kind.dims
-    middle = Part(layer.kernel.detach(), tuple(range(layer.kind.dims)))
+    ones = [1] * layer.layer_type.dims
+    middle = Part(layer.kernel.detach(), tuple(range(layer.layer_type.dims)))
     return [Part(inner.reshape(*inner.shape, *ones)), middle, Part(outer.reshape(*outer.shape, *ones))]
 
 
@@ -129,7 +129,7 @@ def module_of(layer: FactorizedLayer, part: Part, bias: Tensor | None) -> nn.Mod
     else:
         made = nn.Linear(inp, out, bias is not None, device="meta")
     made = made.to_empty(device=part.kernel.device).to(part.kernel.dtype)
-    transposed = isinstance(layer, FactorizedConv) and layer.kind.transposed and not part.depthwise
+    transposed = isinstance(layer, FactorizedConv) and layer.layer_type.transposed and not part.depthwise
     made.weight.data = (part.kernel.transpose(0, 1) if transposed else part.kernel).clone().contiguous()
     if bias is not None:
         made.bias.data = bias.detach().to(part.kernel).clone()
@@ -137,7 +137,7 @@ def module_of(layer: FactorizedLayer, part: Part, bias: Tensor | None) -> nn.Mod
 
 
 def _conv(layer: FactorizedConv, part: Part, bias: bool) -> nn.Module:
-    dims, still = layer.kind.dims, not part.axes
+    dims, still = layer.layer_type.dims, not part.axes
     out, per_group = part.kernel.shape[:2]
 
     def along(values: Any, rest: int) -> tuple[int, ...]:
@@ -153,7 +153,7 @@ def _conv(layer: FactorizedConv, part: Part, bias: bool) -> nn.Module:
         "bias": bias,
         "device": "meta",
     }
-    if layer.kind.transposed:
+    if layer.layer_type.transposed:
         padding, extra = along(layer.padding, 0), along(layer.output_padding, 0)
         return TRANSPOSED[dims](**settings, padding=padding, output_padding=extra)
     if isinstance(layer.padding, str):

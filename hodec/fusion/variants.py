@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.staged import Stage, staged_macs
 from hodec.fusion.batchnorm import Call, scale_and_shift, scaled_last
 from hodec.fusion.chain import ChainConv, ChainLinear
@@ -47,11 +47,11 @@ def variants_of(layer: FactorizedLayer, calls: Sequence[Call], norm: nn.Module |
         calls: what it is called with.
         norm: the batch norm to fold into it.
     """
-    if layer.kind.lookup:
+    if layer.layer_type.is_embedding:
         return {MERGED: Variant(MERGED, 0, numbers_in(layer), lambda: copy.deepcopy(layer))}
-    runs = runs_of(layer, calls)
-    dense = _dense(layer, runs, norm)
-    offered = [*_staged(layer, runs, norm), *_chains(layer, calls, runs, norm)]
+    call_sites = call_sites_of(layer, calls)
+    dense = _dense(layer, call_sites, norm)
+    offered = [*_staged(layer, call_sites, norm), *_chains(layer, calls, call_sites, norm)]
     found = {one.name: one for one in offered if one.macs < dense.macs}
     return found | {DENSE: dense}
 
@@ -61,31 +61,31 @@ def numbers_in(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def runs_of(layer: FactorizedLayer, calls: Sequence[Call]) -> Runs:
+def call_sites_of(layer: FactorizedLayer, calls: Sequence[Call]) -> CallSites:
     """Its calls for one image, by the batch that was given."""
-    dims, runs = layer.kind.dims, None
+    dims, call_sites = layer.layer_type.dims, None
     for call in calls:
         if dims:
-            one = Runs.once(call.given[-dims:], call.made[-dims:])
+            one = CallSites.once(call.given[-dims:], call.made[-dims:])
         else:
             rows = math.prod(call.made[1:-1])
-            one = Runs.once((rows,), (rows,))
-        runs = one if runs is None else runs.also(one)
-    return runs or Runs(())
+            one = CallSites.once((rows,), (rows,))
+        call_sites = one if call_sites is None else call_sites.also(one)
+    return call_sites or CallSites(())
 
 
-def _dense(layer: FactorizedLayer, runs: Runs, norm: nn.Module | None) -> Variant:
-    axes = tuple(range(layer.kind.dims))
-    macs = staged_macs([Stage(layer.shape, axes)], runs, transposed=layer.kind.transposed)
+def _dense(layer: FactorizedLayer, call_sites: CallSites, norm: nn.Module | None) -> Variant:
+    axes = tuple(range(layer.layer_type.dims))
+    macs = staged_macs([Stage(layer.shape, axes)], call_sites, transposed=layer.layer_type.transposed)
 
     def build() -> nn.Module:
-        part = Part(layer.kind.canonical(layer.dense_weight().detach()), axes)
+        part = Part(layer.layer_type.to_oihw(layer.dense_weight().detach()), axes)
         return _folded(plain(layer, [part], _bias(layer)), norm)
 
     return Variant(DENSE, macs, math.prod(layer.shape), build)
 
 
-def _staged(layer: FactorizedLayer, runs: Runs, norm: nn.Module | None) -> list[Variant]:
+def _staged(layer: FactorizedLayer, call_sites: CallSites, norm: nn.Module | None) -> list[Variant]:
     stages, found = parts_of(layer), []
     if not stages:
         return []
@@ -95,7 +95,7 @@ def _staged(layer: FactorizedLayer, runs: Runs, norm: nn.Module | None) -> list[
         # their sizes only: what is not chosen need not be multiplied
         parts = [_product([Part(p.kernel.to("meta"), p.axes, p.depthwise) for p in run]) for run in cut]
         name = MERGED if len(parts) == len(stages) else sizes(parts)
-        macs = staged_macs([p.stage for p in parts], runs, transposed=layer.kind.transposed)
+        macs = staged_macs([p.stage for p in parts], call_sites, transposed=layer.layer_type.transposed)
 
         def build(cut: list[list[Part]] = cut) -> nn.Module:
             return _folded(plain(layer, [_product(run) for run in cut], _bias(layer)), norm)
@@ -111,13 +111,13 @@ def _product(run: Sequence[Part]) -> Part:
     return part
 
 
-def _chains(layer: Any, calls: Sequence[Call], runs: Runs, norm: nn.Module | None) -> list[Variant]:
+def _chains(layer: Any, calls: Sequence[Call], call_sites: CallSites, norm: nn.Module | None) -> list[Variant]:
     """The chain where it differs from the merged form: with two modes a side or more."""
-    if CHAIN not in layer.form.executions or len(layer.modes.inputs) < 2:
+    if CHAIN not in layer.format.executions or len(layer.modes.inputs) < 2:
         return []
-    if any(len(call.given) != layer.kind.dims + 2 for call in calls) and layer.kind.dims:
+    if any(len(call.given) != layer.layer_type.dims + 2 for call in calls) and layer.layer_type.dims:
         return []  # unbatched
-    macs = layer.form.macs(layer.shape, layer.ranks, layer.modes, runs=runs, execution=CHAIN)
+    macs = layer.format.macs(layer.shape, layer.ranks, layer.modes, call_sites=call_sites, execution=CHAIN)
 
     def build() -> nn.Module:
         scale, shift = _affine(layer, norm)

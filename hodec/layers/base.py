@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hodec.errors import ConvertError
-from hodec.formats.base import Form, working_copy
-from hodec.formats.layer_types import Kind
+from hodec.formats.base import Format, working_copy
+from hodec.formats.layer_types import LayerType
 from hodec.formats.modes import Modes
 
 
@@ -25,19 +25,19 @@ class FactorizedLayer(nn.Module):
         execution: how inference computes it, one of ``form.executions``; training always uses the first.
     """
 
-    form: ClassVar[Form]
-    kind: ClassVar[Kind]
+    format: ClassVar[Format]
+    layer_type: ClassVar[LayerType]
 
     def __init__(self, shape: Sequence[int], *, ranks: Sequence[int], modes: Modes | None, execution: str) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        default = max(2, self.form.min_modes) if self.form.uses_modes else 1
+        default = max(2, self.format.min_modes) if self.format.uses_modes else 1
         self.modes = modes or Modes.split(shape[1], shape[0], default)
         self.modes.check(shape[1], shape[0])
-        self.ranks = self.form.check_ranks(self.shape, self.modes, ranks)
-        execution = execution or self.form.executions[0]
-        if execution not in self.form.executions:
-            raise ConvertError(f"execution {execution!r} is not one of {', '.join(self.form.executions)}")
+        self.ranks = self.format.check_ranks(self.shape, self.modes, ranks)
+        execution = execution or self.format.executions[0]
+        if execution not in self.format.executions:
+            raise ConvertError(f"execution {execution!r} is not one of {', '.join(self.format.executions)}")
         self.execution = execution
         # what the cores merge to, the stamp of the weights it was made from, and those weights
         self._merged: tuple[object, tuple[Tensor, ...], list[Tensor]] | None = None
@@ -55,7 +55,7 @@ class FactorizedLayer(nn.Module):
         *,
         modes: Modes | None = None,
         execution: str = "",
-        start: Sequence[Tensor] | None = None,
+        init_factors: Sequence[Tensor] | None = None,
     ) -> Self:
         """Factorize a dense layer: its weight at these ranks, its bias and settings as they are.
 
@@ -74,11 +74,11 @@ class FactorizedLayer(nn.Module):
         with same_random_state([weight]):
             layer = cls.like(module, ranks, modes=modes, execution=execution)
         with torch.autocast(weight.device.type, enabled=False):
-            work = cls.kind.canonical(working_copy(weight))
-            if start is None:
-                factors = cls.form.decompose(work, layer.ranks, layer.modes)
+            work = cls.layer_type.to_oihw(working_copy(weight))
+            if init_factors is None:
+                factors = cls.format.decompose(work, layer.ranks, layer.modes)
             else:
-                factors = cls.form.refine(work, layer.ranks, layer.modes, start)
+                factors = cls.format.refine(work, layer.ranks, layer.modes, init_factors)
             layer.load_factors(balance(factors))
         if isinstance(layer.bias, Tensor):
             layer.bias.data.copy_(module.bias.detach())
@@ -95,7 +95,7 @@ class FactorizedLayer(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""
-        return self.kind.stored(self.form.reconstruct(self.factors(), self.shape, self.modes))
+        return self.layer_type.from_oihw(self.format.reconstruct(self.factors(), self.shape, self.modes))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -103,7 +103,7 @@ class FactorizedLayer(nn.Module):
         fan_in = self.shape[1] * _prod(self.shape[2:])
         # half precision could overflow before the gain is known
         factors = [torch.randn_like(f, dtype=torch.promote_types(f.dtype, torch.float32)) for f in self.factors()]
-        dense = self.form.reconstruct(factors, self.shape, self.modes)
+        dense = self.format.reconstruct(factors, self.shape, self.modes)
         scale = dense.square().mean().sqrt().clamp_min(1e-12)
         gain = ((2 / fan_in) ** 0.5 / scale) ** (1 / len(factors))
         self.load_factors([f * gain for f in factors])
@@ -115,7 +115,7 @@ class FactorizedLayer(nn.Module):
 
     def running_execution(self) -> str:
         """The execution of the next call: training always merges, which is what keeps its steps cheap."""
-        return self.form.executions[0] if self.training else self.execution
+        return self.format.executions[0] if self.training else self.execution
 
     def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``merge()``, remembered in inference until a parameter changes, so that serving merges only once."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hodec.formats.layer_types import KINDS, Kind
+from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.modes import Modes
 from hodec.layers.base import FactorizedLayer
 
@@ -27,7 +27,7 @@ class FactorizedConv(FactorizedLayer):
         execution: how inference runs, one of ``form.executions``; by default the first.
     """
 
-    kind: ClassVar[Kind] = KINDS["conv2d"]
+    layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
 
     def __init__(  # noqa: PLR0913
         self,
@@ -84,7 +84,7 @@ class FactorizedConv(FactorizedLayer):
 
     def pointwise(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         """A 1x1 convolution by a matrix (out, in)."""
-        return CONV[self.kind.dims](x, matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel_size)), bias)
+        return CONV[self.layer_type.dims](x, matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel_size)), bias)
 
     def spatial_conv(self, x: Tensor, kernel: Tensor, axes: Iterable[int] | None = None) -> Tensor:
         """The step that moves along ``axes`` (by default all), with their stride, padding and dilation.
@@ -92,27 +92,27 @@ class FactorizedConv(FactorizedLayer):
         ``kernel`` is (out, in / groups, K_1, ..), with sides of 1 along the other axes; the number of groups follows
         from its second side.
         """
-        moving = set(range(self.kind.dims) if axes is None else axes)
-        groups = x.shape[-1 - self.kind.dims] // kernel.shape[1]
+        moving = set(range(self.layer_type.dims) if axes is None else axes)
+        groups = x.shape[-1 - self.layer_type.dims] // kernel.shape[1]
         stride = self._along(moving, self.stride, 1)
         dilation = self._along(moving, self.dilation, 1)
-        if self.kind.transposed:
+        if self.layer_type.transposed:
             padding = self._along(moving, self.padding, 0)
             extra = self._along(moving, self.output_padding, 0)
             stored = kernel if groups > 1 else kernel.transpose(0, 1)  # grouped ones are depthwise: (r, 1, ..)
-            return CONV_TRANSPOSE[self.kind.dims](x, stored, None, stride, padding, extra, groups, dilation)
+            return CONV_TRANSPOSE[self.layer_type.dims](x, stored, None, stride, padding, extra, groups, dilation)
         sides = [side if axis in moving else (0, 0) for axis, side in enumerate(self._sides())]
         padding = [left for left, _ in sides]
         if self.padding_mode != "zeros" or any(left != right for left, right in sides):
             amounts = [n for side in reversed(sides) for n in side]
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, amounts, mode=mode), [0] * self.kind.dims
-        return CONV[self.kind.dims](x, kernel, None, stride, padding, dilation, groups)
+            x, padding = F.pad(x, amounts, mode=mode), [0] * self.layer_type.dims
+        return CONV[self.layer_type.dims](x, kernel, None, stride, padding, dilation, groups)
 
     def _sides(self) -> list[tuple[int, int]]:
         """Padding before and after, per axis."""
         if self.padding == "valid":
-            return [(0, 0)] * self.kind.dims
+            return [(0, 0)] * self.layer_type.dims
         if self.padding == "same":
             total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             return [(n // 2, n - n // 2) for n in total]
@@ -128,11 +128,11 @@ class FactorizedConv(FactorizedLayer):
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]
-        zero, one = (0,) * self.kind.dims, (1,) * self.kind.dims
+        zero, one = (0,) * self.layer_type.dims, (1,) * self.layer_type.dims
         defaults = {"stride": one, "padding": zero, "output_padding": zero, "dilation": one, "padding_mode": "zeros"}
         parts += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts if self.bias is not None else [*parts, "bias=False"])
 
     @classmethod
     def _each_axis(cls, value: int | Sequence[int]) -> tuple[int, ...]:
-        return (value,) * cls.kind.dims if isinstance(value, int) else tuple(int(n) for n in value)
+        return (value,) * cls.layer_type.dims if isinstance(value, int) else tuple(int(n) for n in value)

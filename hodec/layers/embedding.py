@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self
 
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.layers.base import FactorizedLayer
 
@@ -17,7 +17,7 @@ class FactorizedEmbedding(FactorizedLayer):
         ranks, modes: see the format; modes of the vocabulary are inputs, those of the width outputs.
     """
 
-    kind = KINDS["embedding"]
+    layer_type = LAYER_TYPES["embedding"]
 
     def __init__(
         self,

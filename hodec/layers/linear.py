@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.layers.base import FactorizedLayer
 
@@ -21,7 +21,7 @@ class FactorizedLinear(FactorizedLayer):
         execution: how inference runs, one of ``form.executions``; by default the first.
     """
 
-    kind = KINDS["linear"]
+    layer_type = LAYER_TYPES["linear"]
 
     def __init__(
         self,

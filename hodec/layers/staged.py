@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hodec.formats.staged import StagedForm
+from hodec.formats.staged import StagedFormat
 from hodec.layers.conv import FactorizedConv
 from hodec.layers.linear import FactorizedLinear
 
@@ -15,10 +15,10 @@ from hodec.layers.linear import FactorizedLinear
 class StagedConv(FactorizedConv):
     """A convolution as the stages its form lists; they are stored as they run."""
 
-    form: ClassVar[StagedForm]
+    format: ClassVar[StagedFormat]
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
-        self.stages = self.form.stages(self.shape, self.ranks)
+        self.stages = self.format.stages(self.shape, self.ranks)
         self.kernels = nn.ParameterList(
             nn.Parameter(torch.empty(stage.kernel, device=device, dtype=dtype)) for stage in self.stages
         )
@@ -41,12 +41,12 @@ class StagedConv(FactorizedConv):
 class StagedLinear(FactorizedLinear):
     """A linear layer as a product of small ones, input side first."""
 
-    form: ClassVar[StagedForm]
+    format: ClassVar[StagedFormat]
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
         self.kernels = nn.ParameterList(
             nn.Parameter(torch.empty(stage.kernel, device=device, dtype=dtype))
-            for stage in self.form.stages(self.shape, self.ranks)
+            for stage in self.format.stages(self.shape, self.ranks)
         )
 
     def factors(self) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats import svd
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.layers.embedding import FactorizedEmbedding
 from hodec.layers.staged import StagedConv, StagedLinear
 
@@ -16,91 +16,91 @@ from hodec.layers.staged import StagedConv, StagedLinear
 class SVDConv1d(StagedConv):
     """K, then 1."""
 
-    form, kind = svd.SVD, KINDS["conv1d"]
+    format, layer_type = svd.SVD, LAYER_TYPES["conv1d"]
 
 
 class SVDConv2d(StagedConv):
     """K x K, then 1x1."""
 
-    form, kind = svd.SVD, KINDS["conv2d"]
+    format, layer_type = svd.SVD, LAYER_TYPES["conv2d"]
 
 
 class SVDConv3d(StagedConv):
     """K x K x K, then 1x1x1."""
 
-    form, kind = svd.SVD, KINDS["conv3d"]
+    format, layer_type = svd.SVD, LAYER_TYPES["conv3d"]
 
 
 class SVDConvTranspose1d(StagedConv):
     """Transposed K, then 1."""
 
-    form, kind = svd.SVD_TRANSPOSED, KINDS["conv_transpose1d"]
+    format, layer_type = svd.SVD_TRANSPOSED, LAYER_TYPES["conv_transpose1d"]
 
 
 class SVDConvTranspose2d(StagedConv):
     """Transposed K x K, then 1x1."""
 
-    form, kind = svd.SVD_TRANSPOSED, KINDS["conv_transpose2d"]
+    format, layer_type = svd.SVD_TRANSPOSED, LAYER_TYPES["conv_transpose2d"]
 
 
 class SVDConvTranspose3d(StagedConv):
     """Transposed K x K x K, then 1x1x1."""
 
-    form, kind = svd.SVD_TRANSPOSED, KINDS["conv_transpose3d"]
+    format, layer_type = svd.SVD_TRANSPOSED, LAYER_TYPES["conv_transpose3d"]
 
 
 class WeightSVDConv1d(StagedConv):
     """1, then K."""
 
-    form, kind = svd.WEIGHT_SVD, KINDS["conv1d"]
+    format, layer_type = svd.WEIGHT_SVD, LAYER_TYPES["conv1d"]
 
 
 class WeightSVDConv2d(StagedConv):
     """1x1, then K x K."""
 
-    form, kind = svd.WEIGHT_SVD, KINDS["conv2d"]
+    format, layer_type = svd.WEIGHT_SVD, LAYER_TYPES["conv2d"]
 
 
 class WeightSVDConv3d(StagedConv):
     """1x1x1, then K x K x K."""
 
-    form, kind = svd.WEIGHT_SVD, KINDS["conv3d"]
+    format, layer_type = svd.WEIGHT_SVD, LAYER_TYPES["conv3d"]
 
 
 class WeightSVDConvTranspose1d(StagedConv):
     """1, then transposed K."""
 
-    form, kind = svd.WEIGHT_SVD_TRANSPOSED, KINDS["conv_transpose1d"]
+    format, layer_type = svd.WEIGHT_SVD_TRANSPOSED, LAYER_TYPES["conv_transpose1d"]
 
 
 class WeightSVDConvTranspose2d(StagedConv):
     """1x1, then transposed K x K."""
 
-    form, kind = svd.WEIGHT_SVD_TRANSPOSED, KINDS["conv_transpose2d"]
+    format, layer_type = svd.WEIGHT_SVD_TRANSPOSED, LAYER_TYPES["conv_transpose2d"]
 
 
 class WeightSVDConvTranspose3d(StagedConv):
     """1x1x1, then transposed K x K x K."""
 
-    form, kind = svd.WEIGHT_SVD_TRANSPOSED, KINDS["conv_transpose3d"]
+    format, layer_type = svd.WEIGHT_SVD_TRANSPOSED, LAYER_TYPES["conv_transpose3d"]
 
 
 class SpatialSVDConv2d(StagedConv):
     """One axis of the kernel, then the other."""
 
-    form, kind = svd.SPATIAL_SVD, KINDS["conv2d"]
+    format, layer_type = svd.SPATIAL_SVD, LAYER_TYPES["conv2d"]
 
 
 class SpatialSVDConvTranspose2d(StagedConv):
     """One axis of the transposed kernel, then the other."""
 
-    form, kind = svd.SPATIAL_SVD_TRANSPOSED, KINDS["conv_transpose2d"]
+    format, layer_type = svd.SPATIAL_SVD_TRANSPOSED, LAYER_TYPES["conv_transpose2d"]
 
 
 class SVDLinear(StagedLinear):
     """I -> rank -> O."""
 
-    form = svd.SVD
+    format = svd.SVD
 
 
 class SVDEmbedding(FactorizedEmbedding):
@@ -111,7 +111,7 @@ class SVDEmbedding(FactorizedEmbedding):
         ranks: one rank.
     """
 
-    form = svd.LOOKUP
+    format = svd.LOOKUP
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
         rank = self.ranks[0]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats import tt
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.layers.conv import FactorizedConv
 from hodec.layers.linear import FactorizedLinear
 
@@ -69,7 +69,7 @@ class TTConv(FactorizedConv):
         return self.pointwise(y, outer, self.bias)
 
     def _chain(self, x: Tensor) -> Tensor:
-        batched = x if x.ndim == self.kind.dims + 2 else x.unsqueeze(0)
+        batched = x if x.ndim == self.layer_type.dims + 2 else x.unsqueeze(0)
         y = batched.unflatten(1, (1, *self.modes.inputs))  # n 1 i1..id h w
         for core in self.in_cores:
             y = torch.einsum("nri...,ris->ns...", y, core)  # n s i2..id h w
@@ -77,43 +77,43 @@ class TTConv(FactorizedConv):
         for core in self.out_cores:
             y = torch.einsum("np...t,tou->npou...", y.movedim(2, -1), core).flatten(1, 2)
         y = self.add_bias(y.squeeze(2))  # n o h' w'
-        return y if x.ndim == self.kind.dims + 2 else y.squeeze(0)
+        return y if x.ndim == self.layer_type.dims + 2 else y.squeeze(0)
 
 
 class TTConv1d(TTConv):
     """Tensor train of a ``nn.Conv1d``."""
 
-    form, kind = tt.CONV, KINDS["conv1d"]
+    format, layer_type = tt.CONV, LAYER_TYPES["conv1d"]
 
 
 class TTConv2d(TTConv):
     """Tensor train of a ``nn.Conv2d``."""
 
-    form, kind = tt.CONV, KINDS["conv2d"]
+    format, layer_type = tt.CONV, LAYER_TYPES["conv2d"]
 
 
 class TTConv3d(TTConv):
     """Tensor train of a ``nn.Conv3d``."""
 
-    form, kind = tt.CONV, KINDS["conv3d"]
+    format, layer_type = tt.CONV, LAYER_TYPES["conv3d"]
 
 
 class TTConvTranspose1d(TTConv):
     """Tensor train of a ``nn.ConvTranspose1d``."""
 
-    form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose1d"]
+    format, layer_type = tt.CONV_TRANSPOSED, LAYER_TYPES["conv_transpose1d"]
 
 
 class TTConvTranspose2d(TTConv):
     """Tensor train of a ``nn.ConvTranspose2d``."""
 
-    form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose2d"]
+    format, layer_type = tt.CONV_TRANSPOSED, LAYER_TYPES["conv_transpose2d"]
 
 
 class TTConvTranspose3d(TTConv):
     """Tensor train of a ``nn.ConvTranspose3d``."""
 
-    form, kind = tt.CONV_TRANSPOSED, KINDS["conv_transpose3d"]
+    format, layer_type = tt.CONV_TRANSPOSED, LAYER_TYPES["conv_transpose3d"]
 
 
 class TTLinear(FactorizedLinear):
@@ -125,7 +125,7 @@ class TTLinear(FactorizedLinear):
     Source: Novikov, Podoprikhin, Osokin, Vetrov, Tensorizing Neural Networks, NeurIPS 2015: section 4.
     """
 
-    form = tt.LINEAR
+    format = tt.LINEAR
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
         r = (1, *self.ranks, 1)

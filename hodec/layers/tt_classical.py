@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec.formats import tt_classical
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.layers.conv import FactorizedConv
 
 
@@ -20,7 +20,7 @@ class ClassicalTTConv(FactorizedConv):
     Source: Garipov et al., Ultimate Tensorization, arXiv 1611.03214, 2016.
     """
 
-    form = tt_classical.CONV
+    format = tt_classical.CONV
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
         r = (*self.ranks, 1)
@@ -45,7 +45,7 @@ class ClassicalTTConv(FactorizedConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, I, ..) -> (N, O, ..)."""
-        dims = self.kind.dims
+        dims = self.layer_type.dims
         batched = x if x.ndim == dims + 2 else x.unsqueeze(0)
         y = self.spatial_conv(batched.flatten(0, 1).unsqueeze(1), self.kernel)  # (n i) r h' w'
         y = y.unflatten(0, (batched.shape[0], 1, *self.modes.inputs))  # n 1 i1..id r h' w'
@@ -59,16 +59,16 @@ class ClassicalTTConv(FactorizedConv):
 class ClassicalTTConv1d(ClassicalTTConv):
     """Classical tensor train of a ``nn.Conv1d``."""
 
-    kind = KINDS["conv1d"]
+    layer_type = LAYER_TYPES["conv1d"]
 
 
 class ClassicalTTConv2d(ClassicalTTConv):
     """Classical tensor train of a ``nn.Conv2d``."""
 
-    kind = KINDS["conv2d"]
+    layer_type = LAYER_TYPES["conv2d"]
 
 
 class ClassicalTTConv3d(ClassicalTTConv):
     """Classical tensor train of a ``nn.Conv3d``."""
 
-    kind = KINDS["conv3d"]
+    layer_type = LAYER_TYPES["conv3d"]

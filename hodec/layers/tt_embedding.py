@@ -26,7 +26,7 @@ class TTEmbedding(FactorizedEmbedding):
     Source: Hrinchuk et al., Tensorized Embedding Layers, Findings of EMNLP 2020: section 3.
     """
 
-    form = tt.LOOKUP
+    format = tt.LOOKUP
 
     def build_factors(self, *, device: Any, dtype: Any) -> None:
         r, pairs = (1, *self.ranks, 1), zip(self.modes.inputs, self.modes.outputs, strict=True)

@@ -79,7 +79,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def truncate(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Tensor, Tensor]:
+def truncated_svd(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Tensor, Tensor]:
     """Best rank-``rank`` approximation of each matrix, as a product with an orthonormal left factor.
 
     Works on the Gram matrix of the shorter side (eigenvalues are squared singular values), which is several
@@ -125,8 +125,8 @@ def singular_values(m: Tensor) -> Tensor:
         dtype = m.dtype if 1e-12 < largest_magnitude(m) < 1e12 else torch.float64
     squares = _eigenvalues(m.detach(), dtype).double().flip(0).clamp_min(0)
     grain = torch.finfo(dtype).eps
-    floor = squares[:1] * grain * (max(m.shape) if dtype == torch.float64 else min(m.shape) ** 0.5)
-    return torch.where(squares > floor, squares, 0).sqrt()
+    damping = squares[:1] * grain * (max(m.shape) if dtype == torch.float64 else min(m.shape) ** 0.5)
+    return torch.where(squares > damping, squares, 0).sqrt()
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def _truncate_svd(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[..., :rank].to(m.dtype), rest.to(m.dtype)
 
 
-def square_roots(moment: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def sqrtm_psd(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Symmetric square root of a positive semidefinite matrix, and its inverse.
 
     Eigenvalues below ``floor`` times their mean count as that much: directions in which there are no data, or too few
@@ -255,11 +255,11 @@ def square_roots(moment: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(moment) if moment.ndim == 1 else torch.eye(len(moment)).to(moment)
         return one, one
     if moment.ndim == 1:
-        values = (moment / mean).clamp_min(floor)
+        values = (moment / mean).clamp_min(damping)
         return values.sqrt(), values.rsqrt()
     try:
         values, vectors = torch.linalg.eigh((moment + moment.mT) / (2 * mean))
     except torch.linalg.LinAlgError as error:
         raise TrainingError(f"the eigenvalues of a {tuple(moment.shape)} moment did not converge ({error})") from error
-    values = values.clamp_min(floor)
+    values = values.clamp_min(damping)
     return (vectors * values.sqrt()) @ vectors.mT, (vectors * values.rsqrt()) @ vectors.mT

@@ -17,15 +17,15 @@ def build_model(name: str, *, in_channels: int, num_classes: int, image_size: in
     Args:
         name: a CIFAR ResNet (``resnet20``, ``resnet32``, ``resnet44``, ``resnet56``, ``resnet110``) or a
             torchvision network, with or without its prefix: ``torchvision/resnet18`` or ``resnet18``.
-        in_channels: channels of a picture, >= 1.
+        in_channels: channels of a image, >= 1.
         num_classes: outputs of the last layer, >= 1.
-        image_size: side of the square pictures in pixels, >= 1; None leaves the size unchecked.
+        image_size: side of the square images in pixels, >= 1; None leaves the size unchecked.
 
     Returns:
         A module in training mode, (N, in_channels, H, W) -> (N, num_classes).
 
     Raises:
-        ConfigError: if the name is unknown, a number is below 1, or the network cannot take such pictures.
+        ConfigError: if the name is unknown, a number is below 1, or the network cannot take such images.
     """
     numbers = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
     for key, value in numbers.items():

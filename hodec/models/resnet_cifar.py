@@ -1,4 +1,4 @@
-"""Residual networks for small pictures: the CIFAR family, 6n + 2 layers deep."""
+"""Residual networks for small images: the CIFAR family, 6n + 2 layers deep."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,11 +43,11 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """Three stages of ``blocks`` residual blocks with 16, 32 and 64 channels, 6 * blocks + 2 layers deep.
 
-    Takes pictures of 8x8 and more: the last feature map is averaged whatever its size.
+    Takes images of 8x8 and more: the last feature map is averaged whatever its size.
 
     Args:
         blocks: residual blocks in each stage, >= 1.
-        in_channels: channels of a picture.
+        in_channels: channels of a image.
         num_classes: outputs of the last layer.
 
     Source:
@@ -66,7 +66,7 @@ class CifarResNet(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, in_channels, H, W) -> logits (N, num_classes)."""
+        """Images (N, in_channels, H, W) -> logits (N, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))

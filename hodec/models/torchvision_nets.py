@@ -28,13 +28,13 @@ def build(name: str, *, in_channels: int, num_classes: int, image_size: int | No
 
     Args:
         name: one of ``names()``.
-        in_channels: channels of a picture; the first convolution is made anew when it takes another number.
+        in_channels: channels of a image; the first convolution is made anew when it takes another number.
         num_classes: outputs of the last layer.
-        image_size: side of the pictures in pixels; transformers with a fixed grid are built for it.
+        image_size: side of the images in pixels; transformers with a fixed grid are built for it.
             None skips the check and keeps torchvision's own size.
 
     Raises:
-        ConfigError: if the network cannot take pictures of that size.
+        ConfigError: if the network cannot take images of that size.
     """
     if _grid_argument(name, image_size) and not _would_fit(name, image_size, None):
         raise _size_error(name, image_size, None)
@@ -79,15 +79,15 @@ def _adapt_first_conv(model: nn.Module, in_channels: int) -> None:
 
 
 def _takes(model: nn.Module, in_channels: int, image_size: int) -> bool:
-    """Whether an evaluation pass over one such picture works; shapes only: no arithmetic, no memory."""
+    """Whether an evaluation pass over one such image works; shapes only: no arithmetic, no memory."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     on_meta = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
-    picture = torch.empty(1, in_channels, image_size, image_size, device="meta")
+    image = torch.empty(1, in_channels, image_size, image_size, device="meta")
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            out: Tensor = functional_call(model, on_meta, (picture,))
+            out: Tensor = functional_call(model, on_meta, (image,))
         return out.ndim == 2
     except (RuntimeError, ValueError, AssertionError):
         return False
@@ -100,11 +100,11 @@ def _size_error(name: str, image_size: int | None, model: nn.Module | None) -> C
     larger = [size for size in CANDIDATE_SIZES if size > (image_size or 0)]
     fit = next((size for size in larger if _would_fit(name, size, model)), None)
     remedy = f"set data.image_size={fit}" if fit else "choose another model=..."
-    return ConfigError(f"torchvision/{name} does not take pictures of {image_size}x{image_size}: {remedy}")
+    return ConfigError(f"torchvision/{name} does not take images of {image_size}x{image_size}: {remedy}")
 
 
 def _would_fit(name: str, image_size: int | None, model: nn.Module | None) -> bool:
-    """Whether pictures of this size pass.
+    """Whether images of this size pass.
 
     Args:
         model: the built network; None when its structure depends on the size, and a weightless one is built.

@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from hodec.errors import ConvertError
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.onnx_graph.model_file import Array, ModelFile
 from hodec.onnx_graph.nodes import Writer
 from hodec.onnx_graph.session import Cannot, run_by_definition, run_model
@@ -50,7 +50,7 @@ def check_layer(
     old = NodeProto()
     old.CopyFrom(use.node)
     old.input[use.place] = "dense"
-    before = {**feeds, "dense": use.stored(dense.float()).numpy()}
+    before = {**feeds, "dense": use.from_oihw(dense.float()).numpy()}
     if use.bias:
         before[use.bias] = feeds[use.bias][: len(dense)]
     after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in weights.items()}}
@@ -84,7 +84,7 @@ def _answers(
 
 def _leading(output: Array, use: Use, count: int) -> Array:
     """The first ``count`` channels of a layer's output."""
-    axis = 1 if KINDS[use.kind].dims else -2 if use.place == 0 else -1
+    axis = 1 if LAYER_TYPES[use.layer_type].dims else -2 if use.place == 0 else -1
     return output.take(range(count), axis) if count < output.shape[axis] else output
 
 
@@ -106,7 +106,7 @@ def _feeds(use: Use, out: int, into: Sequence[int], real: Sequence[int]) -> dict
     generator = np.random.default_rng(0)
     inp, *kernel = into
     size: Sequence[int]
-    if KINDS[use.kind].dims:
+    if LAYER_TYPES[use.layer_type].dims:
         given = attributes(use.node)
         steps, gaps = (given.get(key) or [1] * len(kernel) for key in ("strides", "dilations"))
         extent = [gap * (k - 1) + 1 + 2 * step for k, step, gap in zip(kernel, steps, gaps, strict=True)]

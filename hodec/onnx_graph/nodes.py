@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.onnx_graph.recipes import Convolve, Flatten, Multiply, Recipe, Reshape, Restore, Step
 from hodec.onnx_graph.sites import Use, attributes
 
@@ -93,7 +93,7 @@ class Writer:
         return name
 
     def _convolve(self, step: Convolve, inputs: list[str], final: bool) -> str:
-        transposed = self.use.kind.startswith(TRANSPOSE_PREFIX) and bool(step.axes)
+        transposed = self.use.layer_type.startswith(TRANSPOSE_PREFIX) and bool(step.axes)
         kind = "ConvTranspose" if transposed else "Conv"
         return self.add(kind, inputs, final=final, **self._settings(step))
 
@@ -140,7 +140,7 @@ class Writer:
         return self.add("Reshape", [data, to], final=final)
 
     def _add_bias(self, data: str, bias: str) -> None:
-        dims = KINDS[self.use.kind].dims
+        dims = LAYER_TYPES[self.use.layer_type].dims
         if dims:
             bias = self.add("Reshape", [bias, self.shape((-1, *(1 for _ in range(dims))))])
         self.add("Add", [data, bias], final=True)
@@ -151,7 +151,7 @@ def as_stored(use: Use, step: Step, dtype: np.dtype[Any]) -> Any:
     if isinstance(step, Multiply):
         weight = step.matrix.mT if use.turned else step.matrix
     elif isinstance(step, Convolve):
-        swapped = use.kind.startswith(TRANSPOSE_PREFIX) and step.axes and not step.depthwise
+        swapped = use.layer_type.startswith(TRANSPOSE_PREFIX) and step.axes and not step.depthwise
         weight = step.kernel.transpose(0, 1) if swapped else step.kernel
     else:
         raise TypeError(f"{type(step).__name__} has no weight")

@@ -127,7 +127,7 @@ def _sites_by_method(
 
 
 def _is_linear_train(method: Method, site: GraphSite) -> bool:
-    return method.form(site.layer.kind).uses_modes and not site.layer.shape[2:]
+    return method.format(site.layer.layer_type).uses_modes and not site.layer.shape[2:]
 
 
 # Said of the tensor train of a linear layer where its chain of products costs more than the dense layer.
@@ -135,7 +135,7 @@ MERGED_LINEAR = "a merged tensor train of a linear layer is its dense weight, wh
 
 
 def _is_merged_linear(layer: LayerPlan) -> bool:
-    return layer.form.uses_modes and not layer.shape[2:] and layer.runs_as == "merged"
+    return layer.format.uses_modes and not layer.shape[2:] and layer.resolved_execution == "merged"
 
 
 def _too_large(layer: LayerPlan, allowed: bool) -> str:
@@ -205,7 +205,7 @@ BINDERS: dict[type, Callable[[Any, GraphFacts, Mapping[str, GraphSite], str], No
 def _stand_in(site: GraphSite) -> nn.Module:
     """A layer with a node's settings and no numbers. Of nodes that share a weight, the one that strides most counts."""
     out, inp, *kernel = site.layer.shape
-    if site.layer.kind != "conv2d":
+    if site.layer.layer_type != "conv2d":
         return nn.Identity()
     given = [attributes(use.node) for use in site.uses]
     ones = [1] * len(kernel)
@@ -243,10 +243,11 @@ def _fitting(
             f"{near_matches(name, known)}"
         )
     site = sites[name].layer
-    if (site.kind, site.shape, site.aliases) != (layer.kind, layer.shape, layer.aliases):
+    if (site.layer_type, site.shape, site.aliases) != (layer.layer_type, layer.shape, layer.aliases):
         raise PlanError(
-            f"{name}: the plan is for a {layer.kind} weight {layer.shape} shared with {list(layer.aliases)}, this "
-            f"model has {site.kind} {site.shape} shared with {list(site.aliases)}; make the plan from this model"
+            f"{name}: the plan is for a {layer.layer_type} weight {layer.shape} shared with {list(layer.aliases)}, "
+            f"this model has {site.layer_type} {site.shape} shared with {list(site.aliases)}; make the plan "
+            "from this model"
         )
     if _is_merged_linear(layer):
         raise PlanError(f"{name}: {MERGED_LINEAR}")

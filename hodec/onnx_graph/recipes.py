@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hodec.errors import ConvertError
-from hodec.formats.base import Form, working_copy
-from hodec.formats.layer_types import KINDS
-from hodec.formats.staged import StagedForm
+from hodec.formats.base import Format, working_copy
+from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.staged import StagedFormat
 from hodec.formats.tt import TTConv, TTLinearForm
 from hodec.layers.base import balance
 from hodec.linalg.svd import norm
@@ -98,16 +98,16 @@ class Cook:
 
 def factors_of(layer: LayerPlan, weight: Tensor) -> list[Tensor]:
     """Factors of a weight (O, I, ..) as the plan says, equally large, in float32 or float64."""
-    return balance(layer.form.decompose(working_copy(weight), layer.ranks, layer.modes))
+    return balance(layer.format.decompose(working_copy(weight), layer.ranks, layer.modes))
 
 
 def dense_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Tensor:
     """The weight (O, I, ..) that factors stand for; of a large one its first rows, where they can be had alone."""
     if math.prod(layer.shape) >= LARGE:
-        rows = layer.form.leading(factors, ROWS, layer.shape, layer.modes)
+        rows = layer.format.leading(factors, ROWS, layer.shape, layer.modes)
         if rows is not None:
             return rows
-    return layer.form.reconstruct(factors, layer.shape, layer.modes)
+    return layer.format.reconstruct(factors, layer.shape, layer.modes)
 
 
 def error_of(layer: LayerPlan, factors: Sequence[Tensor], weight: Tensor, dense: Tensor) -> float:
@@ -123,13 +123,13 @@ def error_of(layer: LayerPlan, factors: Sequence[Tensor], weight: Tensor, dense:
     whole = norm(weight)
     if not whole:
         return 0.0
-    if math.prod(layer.shape) >= LARGE and layer.form.orthogonal:
+    if math.prod(layer.shape) >= LARGE and layer.format.orthogonal:
         kept = math.prod(norm(factor) for factor in factors) / math.prod(layer.ranks) ** 0.5 / whole
         lost = math.sqrt(max(0.0, 1.0 - kept**2))
         if lost >= LEAST_LOST:
             return lost
     if dense.shape != weight.shape:
-        dense = layer.form.reconstruct(factors, layer.shape, layer.modes)
+        dense = layer.format.reconstruct(factors, layer.shape, layer.modes)
     return norm(weight - dense) / whole
 
 
@@ -147,22 +147,26 @@ def numbers_of(layer: LayerPlan) -> int:
     return _known_cook(layer).numbers(layer)
 
 
-def no_recipe(form: Form) -> str:
+def no_recipe(fmt: Format) -> str:
     """Why a format has no form of plain nodes, or an empty string."""
-    return "" if _cook(form) else "its layer is no chain of plain convolutions or products"
+    return "" if _cook(fmt) else "its layer is no chain of plain convolutions or products"
 
 
-def movers(form: Form, shape: Sequence[int], kind: str) -> int:
+def movers(fmt: Format, shape: Sequence[int], kind: str) -> int:
     """How many convolutions share the settings of the layer out among them."""
-    if not isinstance(form, StagedForm):
+    if not isinstance(fmt, StagedFormat):
         return 1
-    return sum(bool(stage.axes) for stage in form.stages(shape, [1] * len(form.most(shape)))) if KINDS[kind].dims else 1
+    return (
+        sum(bool(stage.axes) for stage in fmt.stages(shape, [1] * len(fmt.most(shape))))
+        if LAYER_TYPES[kind].dims
+        else 1
+    )
 
 
 def _staged(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
-    if not KINDS[layer.kind].dims:
+    if not LAYER_TYPES[layer.layer_type].dims:
         return Recipe(tuple(Multiply(factor) for factor in factors))
-    stages = cast(StagedForm, layer.form).stages(layer.shape, layer.ranks)
+    stages = cast(StagedFormat, layer.format).stages(layer.shape, layer.ranks)
     steps, channels = list[Step](), layer.shape[1]
     for factor, stage in zip(factors, stages, strict=True):
         depthwise = channels > 1 and stage.kernel[1] == 1  # groups are all of the channels, or there are none
@@ -176,7 +180,7 @@ def _train(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
     d, kernel = len(layer.modes.inputs), layer.shape[2:]
     middle = torch.einsum("r...t->tr...", factors[d].unflatten(1, kernel)).contiguous()
     core = Convolve(middle, tuple(range(len(kernel))))
-    if layer.runs_as == "chain":
+    if layer.resolved_execution == "chain":
         last = (Reshape((-1, layer.shape[0], *(0 for _ in kernel))),) if d > 1 else ()
         steps = (*_chain_in(layer, factors[:d]), core, *_chain_out(layer, factors[d + 1 :]), *last)
         return Recipe(steps, bias_inside=d == 1)
@@ -229,7 +233,7 @@ def _pointwise(matrix: Tensor, kernel: Sequence[int]) -> Convolve:
 
 
 def _train_numbers(layer: LayerPlan) -> int:
-    if layer.runs_as == "chain":
+    if layer.resolved_execution == "chain":
         return layer.params_after
     d, (out, inp, *kernel) = len(layer.modes.inputs), layer.shape
     before, after = layer.ranks[d - 1 : d + 1]
@@ -237,18 +241,20 @@ def _train_numbers(layer: LayerPlan) -> int:
 
 
 COOKS: dict[type, Cook] = {
-    StagedForm: Cook(_staged, lambda layer: layer.params_after),
+    StagedFormat: Cook(_staged, lambda layer: layer.params_after),
     TTConv: Cook(_train, _train_numbers),
-    TTLinearForm: Cook(_paired, lambda layer: layer.params_after if layer.runs_as == "chain" else layer.params_before),
+    TTLinearForm: Cook(
+        _paired, lambda layer: layer.params_after if layer.resolved_execution == "chain" else layer.params_before
+    ),
 }
 
 
-def _cook(form: Form) -> Cook | None:
-    return next((COOKS[base] for base in type(form).__mro__ if base in COOKS), None)
+def _cook(fmt: Format) -> Cook | None:
+    return next((COOKS[base] for base in type(fmt).__mro__ if base in COOKS), None)
 
 
 def _known_cook(layer: LayerPlan) -> Cook:
-    cook = _cook(layer.form)
+    cook = _cook(layer.format)
     if cook is None:
-        raise ConvertError(f"method {layer.method} for {layer.kind}: {no_recipe(layer.form)}")
+        raise ConvertError(f"method {layer.method} for {layer.layer_type}: {no_recipe(layer.format)}")
     return cook

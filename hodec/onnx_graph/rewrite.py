@@ -47,10 +47,10 @@ class Change:
             "nodes": list(self.nodes),
             "weights": list(self.weights),
             "method": self.layer.method,
-            "kind": self.layer.kind,
+            "kind": self.layer.layer_type,
             "shape": list(self.layer.shape),
             "ranks": list(self.layer.ranks),
-            "runs_as": self.layer.runs_as,
+            "runs_as": self.layer.resolved_execution,
             "error": float(f"{self.error:.4g}"),
         }
 
@@ -100,7 +100,7 @@ def _replace(site: GraphSite, layer: LayerPlan, constants: Constants, names: Nam
     dtype, opset = tensors[0].data_type, constants.model.opset
     writers = [Writer(use, weights, dtype, names, opset).write(recipe) for use in site.uses]
     dense = dense_of(layer, factors)
-    size = site.layer.runs.calls[0][1]
+    size = site.layer.call_sites.calls[0][1]
     for use, writer in zip(site.uses, writers, strict=True):
         numbers = dict(zip(weights, arrays, strict=True))
         check_layer(use, writer, numbers, dense, model=constants.model, outputs=layer.shape[0], size=size)

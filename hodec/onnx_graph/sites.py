@@ -11,10 +11,10 @@ from onnx import NodeProto, helper
 from torch import Tensor
 
 from hodec.conversion.eligibility import LayerSite
-from hodec.formats.base import Form
-from hodec.formats.calls import Runs
-from hodec.formats.layer_types import KINDS
-from hodec.formats.staged import StagedForm
+from hodec.formats.base import Format
+from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.staged import StagedFormat
 from hodec.linalg.svd import largest_magnitude
 from hodec.methods import Method
 from hodec.onnx_graph.constants import FLOATS, Constants
@@ -49,7 +49,7 @@ class Use:
     node: NodeProto
     name: str
     weight: str
-    kind: str
+    layer_type: str
     place: int = 1
     turned: bool = False
 
@@ -63,13 +63,13 @@ class Use:
         """Name of the bias, or an empty string."""
         return self.node.input[2] if len(self.node.input) > 2 else ""
 
-    def canonical(self, stored: Tensor) -> Tensor:
+    def to_oihw(self, stored: Tensor) -> Tensor:
         """The constant as (O, I, ..)."""
-        return stored.T if self.turned else KINDS[self.kind].canonical(stored)
+        return stored.T if self.turned else LAYER_TYPES[self.layer_type].to_oihw(stored)
 
-    def stored(self, weight: Tensor) -> Tensor:
+    def from_oihw(self, weight: Tensor) -> Tensor:
         """(O, I, ..) as the node takes it."""
-        return weight.T.contiguous() if self.turned else KINDS[self.kind].stored(weight)
+        return weight.T.contiguous() if self.turned else LAYER_TYPES[self.layer_type].from_oihw(weight)
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def _conv(node: NodeProto, name: str, constants: Constants, sizes: Mapping[str, 
     if not constants.is_constant(weight):
         return constants.why_not(weight)
     prefix = "conv_transpose" if node.op_type == "ConvTranspose" else "conv"
-    kind = f"{prefix}{len(sizes.get(weight, ())) - 2}d"
-    return Use(node, name, weight, kind if kind in KINDS else "")
+    layer_type = f"{prefix}{len(sizes.get(weight, ())) - 2}d"
+    return Use(node, name, weight, layer_type if layer_type in LAYER_TYPES else "")
 
 
 def _gemm(node: NodeProto, name: str, constants: Constants, sizes: Mapping[str, Size]) -> "Use | str":
@@ -152,8 +152,8 @@ def _product(
         # a product of two activations, as in attention, is no layer
         named = weight if quantized else next(iter(weights), "")
         return constants.why_not(named) if named else ""
-    kind = "linear" if len(sizes.get(weight, ())) == 2 else ""
-    return Use(node, name, weight, kind, place, turned)
+    layer_type = "linear" if len(sizes.get(weight, ())) == 2 else ""
+    return Use(node, name, weight, layer_type, place, turned)
 
 
 READERS: dict[str, Callable[[NodeProto, str, Constants, Mapping[str, Size]], "Use | str"]] = {
@@ -194,7 +194,7 @@ def eligible_sites(
 def _refusal(weight: str, uses: list[Use], constants: Constants, method: Method, *, sizes: Mapping[str, Size]) -> str:
     """Why the nodes that share a weight cannot be decomposed, or an empty string."""
     readers = constants.readers[weight]
-    if len(readers) != len(uses) or len({(use.kind, use.turned) for use in uses}) > 1:
+    if len(readers) != len(uses) or len({(use.layer_type, use.turned) for use in uses}) > 1:
         others = sorted({node.op_type if node else "the graph's output or a subgraph" for node in readers})
         return f"its weight {weight!r} is used in different ways ({', '.join(others)})"
     for use in uses:
@@ -206,36 +206,38 @@ def _refusal(weight: str, uses: list[Use], constants: Constants, method: Method,
 
 def _own_refusal(use: Use, constants: Constants, method: Method, sizes: Mapping[str, Size]) -> str:
     node, shape = use.node, sizes.get(use.weight, ())
-    if not use.kind:
+    if not use.layer_type:
         return f"{node.op_type} with a weight of shape {list(shape)}: no kind of layer has such"
-    if use.kind not in method.layers:
-        return f"method {method.name} has no layer for {use.kind}"
-    form = method.form(use.kind)
-    if reason := no_recipe(form):
+    if use.layer_type not in method.layers:
+        return f"method {method.name} has no layer for {use.layer_type}"
+    fmt = method.format(use.layer_type)
+    if reason := no_recipe(fmt):
         return f"method {method.name}: {reason}"
     if not all(shape):
         return f"its weight is empty, of shape {list(shape)}"
-    if reason := _settings_refusal(use, form, method.name, shape):
+    if reason := _settings_refusal(use, fmt, method.name, shape):
         return reason
     if use.data not in sizes or node.output[0] not in sizes:
         return _unsized(constants)
-    kind = constants.type_of(use.weight)
-    return "" if kind in FLOATS else f"its weight is {kind}; only {', '.join(FLOATS)} are decomposed"
+    dtype = constants.type_of(use.weight)
+    return "" if dtype in FLOATS else f"its weight is {dtype}; only {', '.join(FLOATS)} are decomposed"
 
 
-def _settings_refusal(use: Use, form: Form, method: str, shape: Size) -> str:
-    given, dims = attributes(use.node), KINDS[use.kind].dims
+def _settings_refusal(use: Use, fmt: Format, method: str, shape: Size) -> str:
+    given, dims = attributes(use.node), LAYER_TYPES[use.layer_type].dims
     if not dims:
         plain = (given.get("alpha", 1.0), given.get("beta", 1.0)) == (1.0, 1.0)
         return (
-            "" if plain or isinstance(form, StagedForm) else f"method {method} has no place for a Gemm's alpha and beta"
+            ""
+            if plain or isinstance(fmt, StagedFormat)
+            else f"method {method} has no place for a Gemm's alpha and beta"
         )
     if given.get("group", 1) != 1:
         return f"grouped convolution (group={given['group']})"
     for key, count in COUNTS.items():
         if len(given.get(key) or [0] * count * dims) != count * dims:
             return f"its {key} are not {count * dims} numbers: the node is broken"
-    if given.get("output_shape") and movers(form, shape, use.kind) > 1:
+    if given.get("output_shape") and movers(fmt, shape, use.layer_type) > 1:
         return "its output_shape cannot be shared out among several convolutions; give pads instead"
     return ""
 
@@ -249,25 +251,25 @@ def _unsized(constants: Constants) -> str:
 
 
 def _site(uses: list[Use], stored: Array, sizes: Mapping[str, Size], batch: int) -> LayerSite:
-    runs = _call(uses[0], sizes, batch)
+    call_sites = _call(uses[0], sizes, batch)
     for use in uses[1:]:
-        runs = runs.also(_call(use, sizes, batch))
-    weight = uses[0].canonical(as_tensor(stored))
-    return LayerSite(uses[0].kind, weight, runs, tuple(use.name for use in uses[1:]))
+        call_sites = call_sites.also(_call(use, sizes, batch))
+    weight = uses[0].to_oihw(as_tensor(stored))
+    return LayerSite(uses[0].layer_type, weight, call_sites, tuple(use.name for use in uses[1:]))
 
 
-def _call(use: Use, sizes: Mapping[str, Size], batch: int) -> Runs:
+def _call(use: Use, sizes: Mapping[str, Size], batch: int) -> CallSites:
     """One node: its convolution's sizes, or the positions that a linear map visits, for one image."""
     before, after = sizes[use.data], sizes[use.node.output[0]]
-    dims = KINDS[use.kind].dims
+    dims = LAYER_TYPES[use.layer_type].dims
     if dims:
-        return Runs(((max(1, before[0] // batch), before[2:], after[2:]),))
+        return CallSites(((max(1, before[0] // batch), before[2:], after[2:]),))
     width = sizes[use.weight][1 if use.turned else 0]
     numbers = 1
     for n in after:
         numbers *= n
     positions = max(1, numbers // width // batch)
-    return Runs.once((positions,), (positions,))
+    return CallSites.once((positions,), (positions,))
 
 
 def as_tensor(array: Array) -> Tensor:

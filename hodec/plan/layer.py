@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from hodec.errors import HodecError, PlanError
-from hodec.formats.base import Form
-from hodec.formats.calls import Runs
-from hodec.formats.layer_types import KINDS
+from hodec.formats.base import Format
+from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.methods import get_method
+
+# How plans of version 1 (hodec 0.1.0) call what this version writes under another key.
+KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "calls", "runs_as": "resolved_execution"}
 
 
 @dataclass(frozen=True)
@@ -32,32 +35,32 @@ class LayerPlan:
     """
 
     method: str
-    kind: str
+    layer_type: str
     shape: tuple[int, ...]
     modes: Modes
     ranks: tuple[int, ...]
-    runs: Runs
+    call_sites: CallSites
     execution: str = "auto"
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def form(self) -> Form:
+    def format(self) -> Format:
         """The format's mathematics for this layer."""
-        return get_method(self.method).form(self.kind)
+        return get_method(self.method).format(self.layer_type)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the weight as the dense layer stores it."""
         out, inp, *kernel = self.shape
-        return (inp, out, *kernel) if KINDS[self.kind].swapped else self.shape
+        return (inp, out, *kernel) if LAYER_TYPES[self.layer_type].in_first else self.shape
 
     @property
-    def runs_as(self) -> str:
+    def resolved_execution(self) -> str:
         """The execution of inference, chosen by cost where ``execution`` is ``auto``."""
         if self.execution != "auto":
             return self.execution
-        return self.form.choose_execution(self.shape, self.ranks, self.modes, runs=self.runs)
+        return self.format.choose_execution(self.shape, self.ranks, self.modes, call_sites=self.call_sites)
 
     @property
     def params_before(self) -> int:
@@ -67,32 +70,38 @@ class LayerPlan:
     @property
     def params_after(self) -> int:
         """Numbers in the factors."""
-        return self.form.params(self.shape, self.ranks, self.modes)
+        return self.format.params(self.shape, self.ranks, self.modes)
 
     @property
     def macs_before(self) -> int:
         """Multiply-adds of the dense layer for one image."""
-        if KINDS[self.kind].lookup:
+        if LAYER_TYPES[self.layer_type].is_embedding:
             return 0
-        positions = self.runs.before if KINDS[self.kind].transposed else self.runs.after
+        positions = (
+            self.call_sites.in_positions if LAYER_TYPES[self.layer_type].transposed else self.call_sites.out_positions
+        )
         return positions * math.prod(self.shape)
 
     @property
     def macs_after(self) -> int:
         """Multiply-adds of the factorized layer for one image, as it runs in inference."""
-        return self.form.macs(self.shape, self.ranks, self.modes, runs=self.runs, execution=self.runs_as)
+        return self.format.macs(
+            self.shape, self.ranks, self.modes, call_sites=self.call_sites, execution=self.resolved_execution
+        )
 
     def saves(self) -> bool:
         """Whether the factorized layer is nowhere costlier than the dense one, and somewhere cheaper."""
         params, macs = self.params_after - self.params_before, self.macs_after - self.macs_before
-        if KINDS[self.kind].lookup:  # that costs nothing, so any factorized one costs more: memory decides
+        if LAYER_TYPES[
+            self.layer_type
+        ].is_embedding:  # that costs nothing, so any factorized one costs more: memory decides
             return params < 0
         return params <= 0 and macs <= 0 and (params < 0 or macs < 0)
 
     def project(self, weight: Tensor) -> Tensor:
         """The (quasi-)nearest weight of these ranks, in dense form, stored as ``weight`` is."""
-        kind = KINDS[self.kind]
-        return kind.stored(self.form.project(kind.canonical(weight), self.ranks, self.modes))
+        layer_type = LAYER_TYPES[self.layer_type]
+        return layer_type.from_oihw(self.format.project(layer_type.to_oihw(weight), self.ranks, self.modes))
 
     def check(self, name: str) -> "LayerPlan":
         """This layer plan, if its modes and ranks fit its shape.
@@ -100,9 +109,9 @@ class LayerPlan:
         Raises:
             PlanError: naming the layer, what was given, what is allowed, and the override.
         """
-        if self.kind not in get_method(self.method).layers:
-            raise PlanError(f"{name}: method {self.method} has no layer for kind {self.kind!r}")
-        allowed = ("auto", *self.form.executions)
+        if self.layer_type not in get_method(self.method).layers:
+            raise PlanError(f"{name}: method {self.method} has no layer for kind {self.layer_type!r}")
+        allowed = ("auto", *self.format.executions)
         if self.execution not in allowed:
             raise PlanError(
                 f"{name}: execution {self.execution!r} is not one of {', '.join(allowed)}; execution=auto always fits"
@@ -112,16 +121,16 @@ class LayerPlan:
         except PlanError as error:
             raise PlanError(f"{name}: {error}") from error
         try:
-            self.form.check_ranks(self.shape, self.modes, self.ranks)
+            self.format.check_ranks(self.shape, self.modes, self.ranks)
         except HodecError as error:
             raise PlanError(self._misfit(name, error)) from error
         return self
 
     def _misfit(self, name: str, error: HodecError) -> str:
         kernel = "x".join(map(str, self.shape[2:]))
-        fit = self.form.fit_ranks(self.shape, self.modes, self.form.max_ranks(self.shape, self.modes))
+        fit = self.format.fit_ranks(self.shape, self.modes, self.format.max_ranks(self.shape, self.modes))
         return (
-            f"{name} ({self.kind} {self.shape[1]}->{self.shape[0]}{', ' + kernel if kernel else ''}, method "
+            f"{name} ({self.layer_type} {self.shape[1]}->{self.shape[0]}{', ' + kernel if kernel else ''}, method "
             f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)}): {error}. "
             f"The override that mends it: 'tt_ranks={{{name}:{list(fit)}}}' with ranks up to these, or one "
             f"number, which is clipped to fit"
@@ -131,13 +140,13 @@ class LayerPlan:
         """Plain JSON values; the costs are for the reader and recomputed on load."""
         return {
             "method": self.method,
-            "kind": self.kind,
+            "layer_type": self.layer_type,
             "shape": list(self.shape),
             "modes": {"in": list(self.modes.inputs), "out": list(self.modes.outputs)},
             "ranks": list(self.ranks),
             "execution": self.execution,
-            "runs_as": self.runs_as,
-            "runs": [[times, list(before), list(after)] for times, before, after in self.runs.calls],
+            "resolved_execution": self.resolved_execution,
+            "calls": [[times, list(before), list(after)] for times, before, after in self.call_sites.calls],
             "aliases": list(self.aliases),
             "notes": list(self.notes),
             "params_before": self.params_before,
@@ -151,14 +160,15 @@ class LayerPlan:
         """Inverse of ``to_dict``, checked."""
         where = f"plan of layer {name}: "
         try:
+            value = {KEYS_OF_VERSION_1.get(key, key): one for key, one in value.items()}
             out, inp, *kernel = read_wholes(value["shape"], where + "shape")
             layer = cls(
                 method=read_text(value["method"], where + "method"),
-                kind=read_text(value["kind"], where + "kind"),
+                layer_type=read_text(value["layer_type"], where + "layer_type"),
                 shape=(out, inp, *kernel),
                 modes=Modes(tuple(value["modes"]["in"]), tuple(value["modes"]["out"])),
                 ranks=tuple(value["ranks"]),
-                runs=read_runs(value["runs"], where + "runs"),
+                call_sites=read_call_sites(value["calls"], where + "calls"),
                 execution=value.get("execution", "auto"),
                 aliases=tuple(read_text(alias, where + "aliases") for alias in value.get("aliases", ())),
                 notes=tuple(read_text(note, where + "notes") for note in value.get("notes", ())),
@@ -174,10 +184,10 @@ def read_wholes(values: Sequence[Any], what: str, least: int = 1) -> tuple[int, 
     return tuple(values)
 
 
-def read_runs(value: Any, what: str) -> Runs:
+def read_call_sites(value: Any, what: str) -> CallSites:
     if not isinstance(value, list) or not all(isinstance(call, list) and len(call) == 3 for call in value):
         raise PlanError(f"{what}: {value!r} is not a list of [times, input size, output size]")
-    return Runs(
+    return CallSites(
         tuple(
             (read_wholes([times], what)[0], read_wholes(before, what, least=0), read_wholes(after, what, least=0))
             for times, before, after in value

@@ -18,7 +18,7 @@ from hodec.io.atomic import read_json, write_json
 from hodec.plan.layer import LayerPlan, read_text, read_wholes
 from hodec.text_table import human, rendered
 
-FORMAT, VERSION = "hodec-plan", 1
+FORMAT, VERSION, READABLE = "hodec-plan", 2, (1, 2)
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Plan(Mapping[str, LayerPlan]):
         """Inverse of ``to_dict``; every layer is checked, costs are recomputed."""
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise PlanError(f'this is not a hodec plan: it lacks \'"format": "{FORMAT}"\'')
-        if value.get("version") != VERSION:
-            raise PlanError(f"plan version {value.get('version')!r} is not {VERSION}, which this hodec reads")
+        if value.get("version") not in READABLE:
+            raise PlanError(f"plan version {value.get('version')!r} is not one of {READABLE}, which this hodec reads")
         try:
             totals, layers, skipped = value["totals"], value["layers"], value["skipped"]
             dense_params, dense_macs = read_wholes(
@@ -184,7 +184,7 @@ def _dtype_name(value: Any) -> str:
 def plan_table(plan: Plan) -> Group:
     """A rich renderable of the whole plan."""
     table = Table(title=f"Plan by rule {plan.rule}: {len(plan)} layers factorized, {len(plan.skipped)} left dense")
-    for heading in ("layer", "weight", "method", "modes in x out", "ranks", "runs as"):
+    for heading in ("layer", "weight", "method", "modes in x out", "ranks", "execution"):
         table.add_column(heading, overflow="fold")
     for heading in ("params", "->", "MACs", "->"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -203,7 +203,7 @@ def _cells(layer: LayerPlan) -> list[str]:
     modes = f"{_times(layer.modes.inputs)} x {_times(layer.modes.outputs)}"
     numbers = (layer.params_before, layer.params_after, layer.macs_before, layer.macs_after)
     ranks = ", ".join(map(str, layer.ranks))
-    return [_times(layer.shape), layer.method, modes, ranks, layer.runs_as, *(human(n) for n in numbers)]
+    return [_times(layer.shape), layer.method, modes, ranks, layer.resolved_execution, *(human(n) for n in numbers)]
 
 
 def _times(numbers: tuple[int, ...]) -> str:

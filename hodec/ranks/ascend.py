@@ -124,7 +124,7 @@ def _one(candidate: Candidate, layer: nn.Module) -> Choice:
     for condition in CONDITIONS:
         if not condition.holds(layer, shape):  # type: ignore[arg-type]
             return Choice(None, reason=f"Ascend's decomposition leaves it alone: {condition.otherwise}")
-    ((_, matrix),) = candidate.form.unfoldings(candidate.site.weight, candidate.modes)
+    ((_, matrix),) = candidate.format.unfoldings(candidate.site.weight, candidate.modes)
     with naming(f"layer {candidate.name}"):
         rank, note = _banded(_found(matrix, *shape), *shape)
     return Choice((rank,), notes=(note,))

@@ -10,7 +10,7 @@ from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
 from hodec.conversion.swap import uncompiled
 from hodec.cost.count import Inputs, as_inputs, count_cost
 from hodec.errors import PlanError
-from hodec.formats.base import Form
+from hodec.formats.base import Format
 from hodec.formats.modes import Modes
 from hodec.methods import Method, any_of, get_method
 from hodec.plan.layer import LayerPlan
@@ -30,23 +30,23 @@ class Candidate:
     name: str
     method: str
     site: LayerSite
-    form: Form
+    format: Format
     modes: Modes
     execution: str = "auto"
 
     @property
     def most(self) -> tuple[int, ...]:
-        return self.form.max_ranks(self.site.shape, self.modes)
+        return self.format.max_ranks(self.site.shape, self.modes)
 
     def planned(self, ranks: tuple[int, ...], notes: tuple[str, ...] = ()) -> LayerPlan:
         """The layer plan at these ranks, checked."""
         return LayerPlan(
             method=self.method,
-            kind=self.site.kind,
+            layer_type=self.site.layer_type,
             shape=self.site.shape,
             modes=self.modes,
             ranks=tuple(ranks),
-            runs=self.site.runs,
+            call_sites=self.site.call_sites,
             execution=self.execution,
             aliases=self.site.aliases,
             notes=notes,
@@ -198,7 +198,7 @@ def plan_layers(  # noqa: PLR0913
     by_layer = {name: split for glob, split in (modes or {}).items() for name in match_names(glob, chosen, "modes of")}
     options: dict[str, list[Candidate]] = {}
     for name in chosen:
-        able = [one for one in methods if sites[name].kind in one.layers and (not fits or one.name in fits[name])]
+        able = [one for one in methods if sites[name].layer_type in one.layers and (not fits or one.name in fits[name])]
         options[name] = _options(name, sites[name], able, n_modes, by_layer.get(name), execution, skipped)
     options = {name: candidates for name, candidates in options.items() if candidates}
     if isinstance(rule, NeedsModel):
@@ -241,22 +241,22 @@ def _options(  # noqa: PLR0913
     skipped: dict[str, str],
 ) -> list[Candidate]:
     """What each method makes of a layer; where none can do anything, the first one's reason joins ``skipped``."""
-    forms = {method.name: method.form(site.kind) for method in methods}
-    if given is not None and not any(form.uses_modes for form in forms.values()):
-        raise PlanError(f"{name}: method {' or '.join(forms)} splits no channels into modes; leave method.modes out")
+    formats = {method.name: method.format(site.layer_type) for method in methods}
+    if given is not None and not any(fmt.uses_modes for fmt in formats.values()):
+        raise PlanError(f"{name}: method {' or '.join(formats)} splits no channels into modes; leave method.modes out")
     out, inp = site.shape[:2]
     found, reasons = [], []
-    for method, form in forms.items():
-        split = (given if form.uses_modes else None) or Modes.split(inp, out, n_modes if form.uses_modes else 1)
+    for method, fmt in formats.items():
+        split = (given if fmt.uses_modes else None) or Modes.split(inp, out, n_modes if fmt.uses_modes else 1)
         split.check(inp, out)
-        if len(split.inputs) < form.min_modes:
-            reasons.append(f"method {method} needs at least {form.min_modes} modes a side for a {site.kind} layer")
-        elif reason := form.unsuitable(site.shape, split):
+        if len(split.inputs) < fmt.min_modes:
+            reasons.append(f"method {method} needs at least {fmt.min_modes} modes a side for a {site.layer_type} layer")
+        elif reason := fmt.unsuitable(site.shape, split):
             reasons.append(reason)
         else:
             # a choice among methods is not to end at an execution that one of them lacks
-            how = execution if len(forms) == 1 or execution in form.executions else "auto"
-            found.append(Candidate(name, method, site, form, split, how))
+            how = execution if len(formats) == 1 or execution in fmt.executions else "auto"
+            found.append(Candidate(name, method, site, fmt, split, how))
     if not found:
         skipped[name] = reasons[0]
     return found

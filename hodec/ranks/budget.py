@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hodec.calibration.input_covariance import Metric
+from hodec.calibration.input_covariance import InputCovariance
 from hodec.cost.count import Cost, Inputs, count_cost
 from hodec.cost.latency import LatencyTable
 from hodec.errors import ConfigError, PlanError
@@ -43,7 +43,7 @@ class Budget:
         weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the
             last match counts); ``norm``: by its share of all candidates' squared norm; or ``Greedy.stats``: by the
             score that a layer's candidates lost there.
-        metrics: of the layers' inputs, see ``hodec.collect_metrics``: errors are those of a layer's outputs then.
+        metrics: of the layers' inputs, see ``hodec.collect_covariances``: errors are those of a layer's outputs then.
         latency_table: measured milliseconds of this device, for ``latency_ms``; or instead of it:
         latency: planned layer -> its milliseconds.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
@@ -71,7 +71,7 @@ class Budget:
         latency_ms: float | None = None,
         *,
         weights: Weights = None,
-        metrics: Mapping[str, Metric] | None = None,
+        covariances: Mapping[str, InputCovariance] | None = None,
         latency: Latency | None = None,
         dense_latency: Latency | None = None,
         rest_ms: float = 0.0,
@@ -96,7 +96,7 @@ class Budget:
                     "without them give ranks.macs=0.4"
                 )
         check_number("tolerance", tolerance, 0, 1)
-        self.weights, self.metrics = checked_weights(weights), dict(metrics or {})
+        self.weights, self.covariances = checked_weights(weights), dict(covariances or {})
         self.latency_ms, self.rest_ms = latency_ms, rest_ms
         self.latency, self.dense_latency, self.latency_table = latency, dense_latency, latency_table
         self.tolerance = tolerance
@@ -110,7 +110,7 @@ class Budget:
         if isinstance(methods, str):
             raise ConfigError(f"ranks.methods={methods!r} is no list; give ranks.methods=[{methods}]")
         names = tuple(dict.fromkeys(methods or ()))
-        for what, bound in (("metrics", bool(self.metrics)), ("weights", isinstance(self.weights, GreedyStats))):
+        for what, bound in (("metrics", bool(self.covariances)), ("weights", isinstance(self.weights, GreedyStats))):
             if bound and len(names) > 1:
                 raise ConfigError(
                     f"budget: {what} of one method's ranks are given, but methods names {len(names)}; allowed: one"
@@ -185,11 +185,11 @@ class Budget:
 
     def _by_outputs(self, candidate: Candidate) -> Candidate:
         """The candidate with a weight whose distances are those of its outputs, where there is a metric for it."""
-        metric = self.metrics.get(candidate.name)
-        if metric is None:
+        covariance = self.covariances.get(candidate.name)
+        if covariance is None:
             return candidate
-        metric.check(candidate.name, candidate.planned(candidate.most))
-        return replace(candidate, site=replace(candidate.site, weight=metric.apply(candidate.site.weight)))
+        covariance.check(candidate.name, candidate.planned(candidate.most))
+        return replace(candidate, site=replace(candidate.site, weight=covariance.apply(candidate.site.weight)))
 
     # -- what a target allows ------------------------------------------------------------------------------
 

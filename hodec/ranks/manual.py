@@ -57,7 +57,7 @@ class Manual:
             _check_demand(candidate, ranks)
             return Choice(ranks)
         most = candidate.most
-        ranks = candidate.form.fit_ranks(candidate.site.shape, candidate.modes, [given] * len(most))
+        ranks = candidate.format.fit_ranks(candidate.site.shape, candidate.modes, [given] * len(most))
         if all(r == given for r in ranks):
             return Choice(ranks)
         return Choice(ranks, notes=(f"rank {given} clipped to {list(ranks)}, the most its modes allow",))

@@ -97,7 +97,7 @@ def scaled_ranks(candidate: Candidate, step: int) -> tuple[int, ...]:
     """Ranks in proportion to full ranks of which the largest is ``step``, 1..max(full); each at least 1, fitted."""
     highest = max(candidate.most)
     ranks = [max(1, round(step * most / highest)) for most in candidate.most]
-    return tuple(candidate.form.fit_ranks(candidate.site.shape, candidate.modes, ranks))
+    return tuple(candidate.format.fit_ranks(candidate.site.shape, candidate.modes, ranks))
 
 
 def cost_of(layer: LayerPlan, metric: str) -> int:

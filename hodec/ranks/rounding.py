@@ -52,7 +52,7 @@ class Rounding:
             if after != now:
                 reasons.append(reason)
             now = after
-        fit = tuple(candidate.form.fit_ranks(candidate.site.shape, candidate.modes, now))
+        fit = tuple(candidate.format.fit_ranks(candidate.site.shape, candidate.modes, now))
         if fit != now:
             reasons.append("the most that the layer and the other ranks allow")
         if fit == given:

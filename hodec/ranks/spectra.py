@@ -41,12 +41,12 @@ class Spectrum:
 def spectra(candidate: Candidate) -> list[Spectrum]:
     """What a candidate's ranks lose; for most formats the spectra of its unfoldings."""
     with naming(f"layer {candidate.name}"):
-        return [_spectrum(*one) for one in candidate.form.spectra(candidate.site.weight, candidate.modes)]
+        return [_spectrum(*one) for one in candidate.format.spectra(candidate.site.weight, candidate.modes)]
 
 
 def unfolding_spectra(candidate: Candidate) -> list[Spectrum]:
     """The spectra of a candidate's unfoldings."""
-    unfoldings = candidate.form.unfoldings(candidate.site.weight, candidate.modes)
+    unfoldings = candidate.format.unfoldings(candidate.site.weight, candidate.modes)
     with naming(f"layer {candidate.name}"):
         return [_spectrum(position, singular_values(matrix)) for position, matrix in unfoldings]
 
@@ -61,7 +61,7 @@ def ranks_for_tail(candidate: Candidate, found: Sequence[Spectrum], share: float
     ranks = [1] * len(candidate.most)
     for spectrum in found:
         ranks[spectrum.position] = max(ranks[spectrum.position], spectrum.rank_for_tail(share))
-    return candidate.form.fit_ranks(candidate.site.shape, candidate.modes, ranks)
+    return candidate.format.fit_ranks(candidate.site.shape, candidate.modes, ranks)
 
 
 def relative_error(found: Sequence[Spectrum], ranks: Sequence[int]) -> float:

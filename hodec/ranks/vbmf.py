@@ -61,7 +61,7 @@ class Vbmf:
     def _one(self, name: str, candidate: Candidate) -> Choice:
         most = candidate.most
         found = [0] * len(most)
-        for position, matrix in candidate.form.unfoldings(candidate.site.weight, candidate.modes):
+        for position, matrix in candidate.format.unfoldings(candidate.site.weight, candidate.modes):
             with naming(f"layer {name}"):
                 found[position] = max(found[position], signals(singular_values(matrix), *matrix.shape))
         notes = _noise_note(name, found)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import hodec
 from hodec.admm.callback import AdmmCallback
-from hodec.admm.stopping import Verdict
+from hodec.admm.stopping import Status
 from hodec.errors import PlanError, TrainingError
 
 
@@ -60,7 +60,7 @@ def test_row_40_a_rising_residual_is_called_divergence(caplog):
     callback = admm(net, 1e-9, ranks=1, update_every="1steps")
     fit(Users(net), callback, epochs=5)
     assert callback.primal[-1] > callback.primal[0]
-    assert callback.verdict is Verdict.DIVERGED
+    assert callback.verdict is Status.DIVERGED
     (message,) = messages(caplog, "diverges")
     assert f"rose from {callback.primal[0]:.3g}" in message
     assert "raise admm.pull" in message
@@ -92,7 +92,7 @@ def test_with_a_strong_pull_the_residual_falls_and_the_fit_stops():
     net = new_net()
     callback = admm(net, pull=0.5, tolerance=0.02)
     trainer = fit(Users(net, lambda m: torch.optim.SGD(m.parameters(), lr=1e-4)), callback, epochs=30)
-    assert callback.verdict is Verdict.CONVERGED
+    assert callback.verdict is Status.CONVERGED
     assert trainer.current_epoch < 30
     assert callback.primal[-1] <= 0.02 < callback.primal[0]
     assert callback.dual[-1] <= 0.02
@@ -102,7 +102,7 @@ def test_convergence_need_not_end_the_fit():
     net = new_net()
     callback = admm(net, tolerance=10.0, stop_when_converged=False)
     assert fit(Users(net), callback, epochs=3).current_epoch == 3
-    assert callback.verdict is Verdict.CONVERGED
+    assert callback.verdict is Status.CONVERGED
 
 
 def test_after_convergence_truncation_costs_nothing():
@@ -122,8 +122,8 @@ def test_what_is_reported():
 
     class Rows(pl.Callback):
         def on_train_epoch_end(self, trainer, module):
-            metrics = trainer.callback_metrics
-            rows.append(({k: float(v) for k, v in metrics.items() if k.startswith("admm/")}, callback.latest))
+            covariances = trainer.callback_metrics
+            rows.append(({k: float(v) for k, v in covariances.items() if k.startswith("admm/")}, callback.latest))
 
     fit(Users(net), callback, Rows(), epochs=2, val=batches())
     for number, (logged, latest) in enumerate(rows):

@@ -8,7 +8,7 @@ import torch
 from admm_fits import LAYERS, Users, admm, batches, cosine, fit, new_net, samples, sgd
 from torch.testing import assert_close
 
-from hodec.admm.stopping import Verdict
+from hodec.admm.stopping import Status
 from hodec.errors import CheckpointError
 from hodec.experiment.data import TensorLoader
 
@@ -95,7 +95,7 @@ def test_resume_within_an_epoch_is_exact(tmp_path, every, optimizer):
 def test_resume_when_every_epoch_is_done_leaves_all_as_it_is(tmp_path):
     whole = run(tmp_path / "whole")
     assert_same(whole, run(tmp_path / "again", resume=tmp_path / f"whole/{4 * EPOCHS}.ckpt"))
-    assert whole[1].verdict is Verdict.EPOCHS_ENDED
+    assert whole[1].verdict is Status.EPOCHS_ENDED
 
 
 PLAIN = (bool, int, float, str, type(None))
@@ -147,7 +147,7 @@ def test_resume_of_a_converged_fit_ends_at_once(tmp_path):
     callback = admm(again, tolerance=10.0)
     fit(Users(again, scheduled), callback, epochs=EPOCHS, resume=tmp_path / "4.ckpt")
     assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
-    assert callback.verdict is Verdict.CONVERGED
+    assert callback.verdict is Status.CONVERGED
 
 
 def test_a_second_fit_of_the_same_callback_begins_anew():

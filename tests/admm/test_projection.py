@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from hodec.admm.callback import AdmmCallback
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, with_ranks
-from hodec.calibration.input_covariance import Metric, collect_metrics, project_in_metric
+from hodec.calibration.input_covariance import InputCovariance, collect_covariances, whitened_projection
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, PlanError
 from hodec.plan.plan import Plan
@@ -200,36 +200,36 @@ def test_ranks_that_do_not_fit_are_refused():
 
 
 @pytest.fixture
-def measured() -> tuple[nn.Module, Plan, dict[str, Metric]]:
+def measured() -> tuple[nn.Module, Plan, dict[str, InputCovariance]]:
     net = new_net()
     plan = plan_of(net, {"conv2": 3, "fc1": 3})
-    return net, plan, collect_metrics(net, plan, [samples()[0]])
+    return net, plan, collect_covariances(net, plan, [samples()[0]])
 
 
 def test_with_metrics_z_is_the_nearest_by_outputs(measured):
-    net, plan, metrics = measured
+    net, plan, covariances = measured
     w = weights(net, plan)
-    z = Projection(plan, metrics=metrics).update(w, {}, ALONE)
+    z = Projection(plan, covariances=covariances).update(w, {}, ALONE)
     plain = Projection(plan).update(w, {}, ALONE)
-    for name, metric in metrics.items():
-        assert_close(z[name], project_in_metric(plan[name], w[name], metric))
-        assert float(metric.apply(w[name] - z[name]).norm()) < float(metric.apply(w[name] - plain[name]).norm())
+    for name, covariance in covariances.items():
+        assert_close(z[name], whitened_projection(plan[name], w[name], covariance))
+        assert float(covariance.apply(w[name] - z[name]).norm()) < float(covariance.apply(w[name] - plain[name]).norm())
 
 
 def test_admm_converges_with_metrics_too(measured):
-    net, plan, metrics = measured
-    callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps", metrics=metrics)
+    net, plan, covariances = measured
+    callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps", covariances=covariances)
     fit(Users(net, lambda module: cosine(sgd(module), 160)), callback, epochs=40)
     assert callback.primal[-1] < 0.1 * callback.primal[0]
 
 
 def test_metrics_of_other_layers_are_refused(measured):
-    _, plan, metrics = measured
+    _, plan, covariances = measured
     with pytest.raises(PlanError, match="a metric for conv2, which is not in the plan"):
-        AdmmCallback(plan.without("conv2", "by hand"), metrics=metrics)
+        AdmmCallback(plan.without("conv2", "by hand"), covariances=covariances)
 
 
 def test_metrics_and_iteration_are_refused(cp):
     net, plan = cp
-    with pytest.raises(PlanError, match=r"0: cp is found by iteration.*metric_batches=0"):
-        Projection(plan, metrics=collect_metrics(net, plan, [torch.randn(4, 12, 9, 9)]))
+    with pytest.raises(PlanError, match=r"0: cp is found by iteration.*calibration_batches=0"):
+        Projection(plan, covariances=collect_covariances(net, plan, [torch.randn(4, 12, 9, 9)]))

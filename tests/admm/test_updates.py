@@ -15,7 +15,7 @@ from hodec.admm.updates import (
     total,
     with_rho,
 )
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.plan.layer import LayerPlan
 
@@ -23,7 +23,7 @@ from hodec.plan.layer import LayerPlan
 def conv_plan(channels=16, rank=3, modes=None):
     split = modes or Modes((channels,), (channels,))
     count = 2 * len(split.inputs)
-    return LayerPlan("tt", "conv2d", (channels, channels, 3, 3), split, (rank,) * count, Runs.once((8, 8), (8, 8)))
+    return LayerPlan("tt", "conv2d", (channels, channels, 3, 3), split, (rank,) * count, CallSites.once((8, 8), (8, 8)))
 
 
 def linear_plan(rank=3):

@@ -15,7 +15,7 @@ from hodec.admm import projection as projection_module  # noqa: E402
 
 
 def share() -> DataLoader:
-    """Half the pictures of every step in each process: together the steps of one process with batches of 8."""
+    """Half the images of every step in each process: together the steps of one process with batches of 8."""
     data = TensorDataset(*samples())
     rank = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning sets it for the process it starts
     return DataLoader(data, batch_size=4, sampler=DistributedSampler(data, 2, rank, shuffle=False))
@@ -38,10 +38,10 @@ def main(folder: Path, how: str) -> None:
     )
     real = projection_module.project_layers
 
-    def project(plan, tensors, metrics):
+    def project(plan, tensors, covariances):
         """Decompositions that differ between processes, as they do between machines, only more."""
         noise = 1e-3 * (1 + torch.distributed.get_rank()) if how == "apart" else 0.0
-        return {name: z + noise for name, z in real(plan, tensors, metrics).items()}
+        return {name: z + noise for name, z in real(plan, tensors, covariances).items()}
 
     projection_module.project_layers = project
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}

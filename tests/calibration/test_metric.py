@@ -11,11 +11,11 @@ from swaps import planned
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hodec.calibration.input_covariance import AxisRoot, Metric, collect_metrics, project_in_metric
+from hodec.calibration.input_covariance import AxisRoot, InputCovariance, collect_covariances, whitened_projection
 from hodec.conversion.swap import convert
 from hodec.errors import ConfigError, DataError, PlanError, TrainingError
-from hodec.formats.layer_types import KINDS, kind_of
-from hodec.linalg.svd import square_roots
+from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
+from hodec.linalg.svd import sqrtm_psd
 from hodec.methods import METHODS
 from hodec.plan.plan import Plan
 
@@ -31,22 +31,22 @@ LAYERS = {
     "embedding": lambda **settings: nn.Embedding(24, 8),
 }
 CASES = [
-    (method, kind, d)
+    (method, layer_type, d)
     for method, how in METHODS.items()
-    for kind in how.layers
-    for d in (range(how.form(kind).min_modes, 3) if how.form(kind).uses_modes else (1,))
+    for layer_type in how.layers
+    for d in (range(how.format(layer_type).min_modes, 3) if how.format(layer_type).uses_modes else (1,))
 ]
-every_case = pytest.mark.parametrize(("method", "kind", "d"), CASES)
+every_case = pytest.mark.parametrize(("method", "layer_type", "d"), CASES)
 
 
-def planted(kind: str, generator: torch.Generator, channels: int = 8, images: int = 16) -> Tensor:
+def planted(layer_type: str, generator: torch.Generator, channels: int = 8, images: int = 16) -> Tensor:
     """Inputs whose neighbours are alike, and whose channels are correlated and of very different sizes.
 
     The covariance of the channels is a Kronecker product of those of modes 2 and channels / 2, so that metrics of
     split channels hold it too.
     """
-    dims = KINDS[kind].dims
-    if kind == "embedding":
+    dims = LAYER_TYPES[layer_type].dims
+    if layer_type == "embedding":
         return (24 * torch.rand(images, 20, generator=generator) ** 3).long()
     sides = (torch.randn(n, n, generator=generator, dtype=torch.float64) for n in (2, channels // 2))
     mix = torch.kron(*(side * 4.0 ** -torch.arange(len(side), dtype=torch.float64) for side in sides))
@@ -59,10 +59,10 @@ def planted(kind: str, generator: torch.Generator, channels: int = 8, images: in
 
 
 def one_layer(  # noqa: PLR0913
-    method: str, kind: str, generator: torch.Generator, *, d: int = 1, rank: int = 3, **settings: object
+    method: str, layer_type: str, generator: torch.Generator, *, d: int = 1, rank: int = 3, **settings: object
 ) -> tuple[nn.Sequential, Plan, Tensor]:
     """A net of one layer, its plan, and planted inputs."""
-    net, x = nn.Sequential(LAYERS[kind](**settings)).double().eval(), planted(kind, generator)
+    net, x = nn.Sequential(LAYERS[layer_type](**settings)).double().eval(), planted(layer_type, generator)
     return net, planned(net, rank, x[:2], method=method, n_modes=d, allow_larger=True), x
 
 
@@ -81,11 +81,11 @@ def output_error(net: nn.Sequential, weight: Tensor, x: Tensor) -> float:
 def test_roots_multiply_to_the_moment_scaled_to_a_mean_eigenvalue_of_one(generator):
     x = torch.randn(50, 6, generator=generator, dtype=torch.float64)
     moment = x.mT @ x
-    root, inverse = square_roots(moment, 1e-6)
+    root, inverse = sqrtm_psd(moment, 1e-6)
     assert_close(root @ root, 6 * moment / moment.trace())
     assert_close(root, root.mT)
     assert_close(root @ inverse, torch.eye(6, dtype=torch.float64))
-    diagonal, its_inverse = square_roots(moment.diagonal(), 1e-6)
+    diagonal, its_inverse = sqrtm_psd(moment.diagonal(), 1e-6)
     assert_close(diagonal**2, 6 * moment.diagonal() / moment.trace())
     assert_close(diagonal * its_inverse, torch.ones(6, dtype=torch.float64))
 
@@ -93,11 +93,11 @@ def test_roots_multiply_to_the_moment_scaled_to_a_mean_eigenvalue_of_one(generat
 @pytest.mark.parametrize("samples", [0, 1, 3])
 def test_directions_without_data_get_the_floor(samples: int, generator):
     x = torch.randn(samples, 6, generator=generator, dtype=torch.float64) * 1e-20
-    root, inverse = square_roots(x.mT @ x, 1e-4)
+    root, inverse = sqrtm_psd(x.mT @ x, 1e-4)
     values = torch.linalg.eigvalsh(root)
     assert_close(root @ inverse, torch.eye(6, dtype=torch.float64))
-    floor = torch.full((6 - samples,), 1e-2 if samples else 1.0, dtype=torch.float64)
-    assert_close(values[: 6 - samples], floor)
+    damping = torch.full((6 - samples,), 1e-2 if samples else 1.0, dtype=torch.float64)
+    assert_close(values[: 6 - samples], damping)
 
 
 # -- metrics -------------------------------------------------------------------------------------------------------
@@ -113,69 +113,71 @@ def test_roots_act_on_their_own_axes_only(generator):
         AxisRoot((2,), alone, alone.inverse()),
         AxisRoot((1,), scale, 1 / scale),
     )
-    metric = Metric((3, 2, 3, 2), roots)
+    covariance = InputCovariance((3, 2, 3, 2), roots)
     four = joint.reshape(3, 2, 3, 2)
     expected = torch.einsum("oabkl,alcm,b,kn->ocbnm", weight.reshape(5, 3, 2, 3, 2), four, scale, alone)
-    assert_close(metric.apply(weight), expected.reshape(weight.shape))
-    assert_close(metric.undo(metric.apply(weight)), weight)
+    assert_close(covariance.apply(weight), expected.reshape(weight.shape))
+    assert_close(covariance.undo(covariance.apply(weight)), weight)
     both = torch.stack([weight, 2 * weight])
-    assert_close(metric.apply(both)[1], 2 * metric.apply(weight))
-    assert metric.apply(weight.float()).dtype == torch.float64
-    assert_close(metric.to("cpu").apply(weight), metric.apply(weight), rtol=0, atol=0)
+    assert_close(covariance.apply(both)[1], 2 * covariance.apply(weight))
+    assert covariance.apply(weight.float()).dtype == torch.float64
+    assert_close(covariance.to("cpu").apply(weight), covariance.apply(weight), rtol=0, atol=0)
 
 
 @every_case
-def test_the_result_has_the_planned_ranks(method: str, kind: str, d: int, generator):
+def test_the_result_has_the_planned_ranks(method: str, layer_type: str, d: int, generator):
     """So that decomposing it loses nothing."""
-    net, plan, x = one_layer(method, kind, generator, d=d)
+    net, plan, x = one_layer(method, layer_type, generator, d=d)
     layer, weight = plan["0"], net[0].weight.detach()
-    metric = collect_metrics(net, plan, [x])["0"]
-    nearest = project_in_metric(layer, weight, metric)
+    covariance = collect_covariances(net, plan, [x])["0"]
+    nearest = whitened_projection(layer, weight, covariance)
     assert nearest.shape == weight.shape
     plain = layer.project(weight)
     assert float((nearest - plain).norm() / plain.norm()) > 1e-2
-    assert float((layer.project(nearest) - nearest).norm() / nearest.norm()) < (1e-6 if layer.form.iterative else 1e-10)
-    full = dataclasses.replace(layer, ranks=layer.form.max_ranks(layer.shape, layer.modes))
-    assert_close(project_in_metric(full, weight, metric), weight)
+    assert float((layer.project(nearest) - nearest).norm() / nearest.norm()) < (
+        1e-6 if layer.format.iterative else 1e-10
+    )
+    full = dataclasses.replace(layer, ranks=layer.format.max_ranks(layer.shape, layer.modes))
+    assert_close(whitened_projection(full, weight, covariance), weight)
 
 
-@pytest.mark.parametrize("kind", ["conv2d", "conv_transpose2d", "linear", "embedding"])
+@pytest.mark.parametrize("layer_type", ["conv2d", "conv_transpose2d", "linear", "embedding"])
 @pytest.mark.parametrize("method", SVDS)
-def test_svd_methods_lose_the_least_possible_in_the_metric(method: str, kind: str, generator):
-    if kind not in METHODS[method].layers:
-        pytest.skip(f"{method} has no {kind}")
-    net, plan, x = one_layer(method, kind, generator)
-    layer, canonical = plan["0"], KINDS[kind].canonical
-    metric = collect_metrics(net, plan, [x])["0"]
+def test_svd_methods_lose_the_least_possible_in_the_metric(method: str, layer_type: str, generator):
+    if layer_type not in METHODS[method].layers:
+        pytest.skip(f"{method} has no {layer_type}")
+    net, plan, x = one_layer(method, layer_type, generator)
+    layer, canonical = plan["0"], LAYER_TYPES[layer_type].to_oihw
+    covariance = collect_covariances(net, plan, [x])["0"]
     weight = canonical(net[0].weight.detach())
-    nearest = canonical(project_in_metric(layer, net[0].weight.detach(), metric))
-    ((_, matrix),) = layer.form.unfoldings(metric.apply(weight), layer.modes)
+    nearest = canonical(whitened_projection(layer, net[0].weight.detach(), covariance))
+    ((_, matrix),) = layer.format.unfoldings(covariance.apply(weight), layer.modes)
     dropped = torch.linalg.svdvals(matrix)[layer.ranks[0] :]
-    assert_close(metric.apply(weight - nearest).norm(), dropped.norm())
+    assert_close(covariance.apply(weight - nearest).norm(), dropped.norm())
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "embedding"])
-def test_svd_loses_the_least_possible_of_the_output(kind: str, generator):
+@pytest.mark.parametrize("layer_type", ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "embedding"])
+def test_svd_loses_the_least_possible_of_the_output(layer_type: str, generator):
     """Its metric covers the whole patch: the output error is that of the best rank-r approximation of the output."""
-    settings = {} if kind in ("linear", "embedding") else {"stride": 2, "padding": 1}
-    net, plan, x = one_layer("svd", kind, generator, **settings)
-    metrics = collect_metrics(net, plan, [x[:5], x[5:]], floor=1e-12, positions=None)
+    settings = {} if layer_type in ("linear", "embedding") else {"stride": 2, "padding": 1}
+    net, plan, x = one_layer("svd", layer_type, generator, **settings)
+    covariances = collect_covariances(net, plan, [x[:5], x[5:]], damping=1e-12, positions=None)
     weight = net[0].weight.detach()
-    nearest = project_in_metric(plan["0"], weight, metrics["0"])
-    bias = 0 if kind == "embedding" else with_weight(net, torch.zeros_like(weight), x)
+    nearest = whitened_projection(plan["0"], weight, covariances["0"])
+    bias = 0 if layer_type == "embedding" else with_weight(net, torch.zeros_like(weight), x)
     output = net(x).detach() - bias
-    rows = output if kind in ("linear", "embedding") else output.movedim(1, -1)
+    rows = output if layer_type in ("linear", "embedding") else output.movedim(1, -1)
     least = torch.linalg.svdvals(rows.reshape(-1, rows.shape[-1]))[3:].norm()
     assert_close(torch.tensor(output_error(net, nearest, x), dtype=torch.float64), least, rtol=1e-6, atol=1e-9)
 
 
 @every_case
-def test_the_output_error_is_below_that_of_the_plain_projection(method: str, kind: str, d: int, generator):
-    net, plan, x = one_layer(method, kind, generator, d=d)
-    weight, metric = net[0].weight.detach(), collect_metrics(net, plan, [x])["0"]
-    layer, canonical = plan["0"], KINDS[kind].canonical
-    nearest, plain = project_in_metric(layer, weight, metric), layer.project(weight)
-    in_metric = [float(metric.apply(canonical(weight - w)).norm()) for w in (nearest, plain)]
+def test_the_output_error_is_below_that_of_the_plain_projection(method: str, layer_type: str, d: int, generator):
+    net, plan, x = one_layer(method, layer_type, generator, d=d)
+    weight, covariance = net[0].weight.detach(), collect_covariances(net, plan, [x])["0"]
+    layer, canonical = plan["0"], LAYER_TYPES[layer_type].to_oihw
+    nearest, plain = whitened_projection(layer, weight, covariance), layer.project(weight)
+    in_metric = [float(covariance.apply(canonical(weight - w)).norm()) for w in (nearest, plain)]
     assert in_metric[0] < in_metric[1]
     assert output_error(net, nearest, x) < 0.9 * output_error(net, plain, x)
 
@@ -192,20 +194,20 @@ CONV2D_SETTINGS = [
 @pytest.mark.parametrize("method", METHODS)
 def test_convolutions_of_all_settings(method: str, settings: dict[str, object], generator):
     net, plan, x = one_layer(method, "conv2d", generator, **settings)
-    weight, metric = net[0].weight.detach(), collect_metrics(net, plan, [x])["0"]
+    weight, covariance = net[0].weight.detach(), collect_covariances(net, plan, [x])["0"]
     errors = [
-        output_error(net, w, x) for w in (project_in_metric(plan["0"], weight, metric), plan["0"].project(weight))
+        output_error(net, w, x) for w in (whitened_projection(plan["0"], weight, covariance), plan["0"].project(weight))
     ]
     assert errors[0] < 0.9 * errors[1]
 
 
 @every_case
-def test_an_identity_is_the_plain_projection(method: str, kind: str, d: int, generator):
-    net, plan, x = one_layer(method, kind, generator, d=d)
+def test_an_identity_is_the_plain_projection(method: str, layer_type: str, d: int, generator):
+    net, plan, x = one_layer(method, layer_type, generator, d=d)
     layer, weight = plan["0"], net[0].weight.detach()
-    one = Metric((*layer.modes.inputs, *layer.shape[2:]), ())
-    assert_close(project_in_metric(layer, weight, one), layer.project(weight))
-    flat = collect_metrics(net, plan, [x], floor=1.0)["0"]  # nothing is below the mean then, and the rest stays
+    one = InputCovariance((*layer.modes.inputs, *layer.shape[2:]), ())
+    assert_close(whitened_projection(layer, weight, one), layer.project(weight))
+    flat = collect_covariances(net, plan, [x], damping=1.0)["0"]  # nothing is below the mean then, and the rest stays
     assert flat.check("0", layer) is flat
 
 
@@ -213,11 +215,11 @@ def test_frequent_tokens_are_kept_best(generator):
     net = nn.Sequential(nn.Embedding(24, 8)).double()
     tokens = torch.cat([torch.full((1, 1000), 5), torch.arange(24)[None]], dim=1)
     plan = planned(net, 3, tokens, method="svd", allow_larger=True)
-    metric = collect_metrics(net, plan, [tokens])["0"]
+    covariance = collect_covariances(net, plan, [tokens])["0"]
     weight = net[0].weight.detach()
-    error = (project_in_metric(plan["0"], weight, metric) - weight).norm(dim=1) / weight.norm(dim=1)
+    error = (whitened_projection(plan["0"], weight, covariance) - weight).norm(dim=1) / weight.norm(dim=1)
     assert error[5] < 0.01 < 0.1 < error.median()
-    assert metric.roots[0].root.shape == (24,)
+    assert covariance.roots[0].root.shape == (24,)
 
 
 # -- few data ------------------------------------------------------------------------------------------------------
@@ -228,28 +230,28 @@ def test_dead_channels_and_fewer_samples_than_channels_are_no_trouble(method: st
     net, plan, x = one_layer(method, "conv2d", generator)
     x[:, 2:5] = 0
     for some in (x, x[:1, :, :3, :3], torch.zeros_like(x)):  # 3 x 3: a single position
-        nearest = project_in_metric(plan["0"], net[0].weight.detach(), collect_metrics(net, plan, [some])["0"])
+        nearest = whitened_projection(plan["0"], net[0].weight.detach(), collect_covariances(net, plan, [some])["0"])
         assert bool(nearest.isfinite().all())
-        tolerance = 1e-5 if plan["0"].form.iterative else 1e-9
+        tolerance = 1e-5 if plan["0"].format.iterative else 1e-9
         assert float((plan["0"].project(nearest) - nearest).norm() / nearest.norm()) < tolerance
     # one image has far fewer dimensions than a patch, and yet: its own output is nearly kept
-    few = collect_metrics(net, plan, [x[:1]])["0"]
+    few = collect_covariances(net, plan, [x[:1]])["0"]
     weight = net[0].weight.detach()
     errors = [
-        output_error(net, w, x[:1]) for w in (project_in_metric(plan["0"], weight, few), plan["0"].project(weight))
+        output_error(net, w, x[:1]) for w in (whitened_projection(plan["0"], weight, few), plan["0"].project(weight))
     ]
     assert errors[0] < errors[1]
 
 
 def test_large_groups_are_split_and_large_axes_keep_their_diagonal(generator, monkeypatch):
     net, plan, x = one_layer("svd", "conv2d", generator)
-    assert [r.axes for r in collect_metrics(net, plan, [x])["0"].roots] == [(0, 1, 2)]
-    metric = collect_metrics(net, plan, [x], largest=71)["0"]
-    assert [(r.axes, tuple(r.root.shape)) for r in metric.roots] == [((0,), (8, 8)), ((1, 2), (9, 9))]
+    assert [r.axes for r in collect_covariances(net, plan, [x])["0"].roots] == [(0, 1, 2)]
+    covariance = collect_covariances(net, plan, [x], largest=71)["0"]
+    assert [(r.axes, tuple(r.root.shape)) for r in covariance.roots] == [((0,), (8, 8)), ((1, 2), (9, 9))]
     monkeypatch.setattr("hodec.calibration.input_covariance.LARGEST_AXIS", 8)
-    diagonal = collect_metrics(net, plan, [x], largest=71)["0"]
+    diagonal = collect_covariances(net, plan, [x], largest=71)["0"]
     assert [tuple(r.root.shape) for r in diagonal.roots] == [(8, 8), (9,)]
-    square = metric.roots[1].root @ metric.roots[1].root
+    square = covariance.roots[1].root @ covariance.roots[1].root
     assert_close(diagonal.roots[1].root ** 2, square.diagonal())
 
 
@@ -260,7 +262,7 @@ def test_collecting_leaves_the_model_alone_and_is_the_same_every_time():
     net, x = SmallResNet(), torch.randn(IMAGE)
     plan = planned(net, 4, x)
     before = snapshot(net)
-    first, again = (collect_metrics(net, plan, [x, x], positions=20) for _ in range(2))
+    first, again = (collect_covariances(net, plan, [x, x], positions=20) for _ in range(2))
     assert_untouched(net, before)
     assert list(first) == list(plan)
     for name in plan:
@@ -280,21 +282,21 @@ def test_batches_come_as_tensors_tuples_or_with_labels(generator):
     a, b = (torch.randn(4, 8, generator=generator) for _ in range(2))
     both = Sum()
     plan = planned(both, 3, (a, b), method="svd", allow_larger=True)
-    roots = collect_metrics(both, plan, [(a, b, torch.zeros(4)), [a, b]])
+    roots = collect_covariances(both, plan, [(a, b, torch.zeros(4)), [a, b]])
     alone = nn.Sequential(both.two)
     single = planned(alone, 3, b, method="svd", allow_larger=True)
     for batch in (b, (b,), (b, torch.zeros(4)), [b, torch.zeros(4, dtype=torch.long)]):
-        assert_close(collect_metrics(alone, single, [batch])["0"].roots[0].root, roots["two"].roots[0].root)
+        assert_close(collect_covariances(alone, single, [batch])["0"].roots[0].root, roots["two"].roots[0].root)
 
 
 def test_a_layer_called_twice_sees_both_inputs(generator):
     net = Twice().double()
     x = torch.randn(3, 6, 8, 8, generator=generator, dtype=torch.float64)
     plan = planned(net, 3, x, method="weight_svd", allow_larger=True)
-    metric = collect_metrics(net, plan, [x], positions=None, floor=1e-12)["again"]
+    covariance = collect_covariances(net, plan, [x], positions=None, damping=1e-12)["again"]
     patches = [F.unfold(y, 3, padding=1).reshape(3, 6, -1) for y in (x, F.max_pool2d(net.again(x), 2))]
     moment = sum(torch.einsum("nap,nbp->ab", p, p) for p in patches).detach()
-    assert_close(metric.roots[0].root, square_roots(moment, 1e-12)[0])
+    assert_close(covariance.roots[0].root, sqrtm_psd(moment, 1e-12)[0])
 
 
 class Other(nn.Module):
@@ -313,36 +315,36 @@ def test_what_cannot_be_collected_is_refused(generator, monkeypatch):
     plan = planned(net, 3, x, method="svd", allow_larger=True)
     for wrong in (0, -1, 1.5, math.nan):
         with pytest.raises(ConfigError, match="floor=.* is not in 0 < floor <= 1"):
-            collect_metrics(net, plan, [x], floor=wrong)
+            collect_covariances(net, plan, [x], damping=wrong)
     with pytest.raises(ConfigError, match="positions=0"):
-        collect_metrics(net, plan, [x], positions=0)
+        collect_covariances(net, plan, [x], positions=0)
     with pytest.raises(DataError, match="no batch"):
-        collect_metrics(net, plan, [])
+        collect_covariances(net, plan, [])
     with pytest.raises(PlanError, match="names layer one, which this model lacks"):
-        collect_metrics(nn.Sequential(nn.Linear(8, 12)), plan, [x])
+        collect_covariances(nn.Sequential(nn.Linear(8, 12)), plan, [x])
     with pytest.raises(TrainingError, match="layer one: its input holds NaN or Inf"):
-        collect_metrics(net, plan, [x, x / 0])
+        collect_covariances(net, plan, [x, x / 0])
     net.ask = False
     with pytest.raises(PlanError, match="two: the model never calls it"):
-        collect_metrics(net, plan, [x])
-    monkeypatch.setattr(type(plan["one"].form), "mixable", lambda *_: [])
+        collect_covariances(net, plan, [x])
+    monkeypatch.setattr(type(plan["one"].format), "mixable", lambda *_: [])
     with pytest.raises(PlanError, match="one: method svd has no projection in a metric"):
-        collect_metrics(net, plan, [x])
+        collect_covariances(net, plan, [x])
 
 
 def test_a_metric_of_another_plan_is_refused(generator):
     net, plan, x = one_layer("svd", "conv2d", generator)
-    metrics = collect_metrics(net, plan, [x])
+    covariances = collect_covariances(net, plan, [x])
     other = plan.replace("0", method="weight_svd")
     with pytest.raises(
         PlanError, match="0: its metric acts on axes .*method weight_svd .*collect the metrics with this"
     ):
-        convert(net, other, metrics=metrics)
-    convert(net, plan, metrics=collect_metrics(net, other, [x]))  # apart is a case of together
+        convert(net, other, covariances=covariances)
+    convert(net, plan, covariances=collect_covariances(net, other, [x]))  # apart is a case of together
     with pytest.raises(PlanError, match="metric for 1, which is not in the plan"):
-        convert(net, plan, metrics={"1": metrics["0"]})
+        convert(net, plan, covariances={"1": covariances["0"]})
 
 
 def test_kinds_of_the_cases_are_right():
-    for kind, build in LAYERS.items():
-        assert kind_of(build()).name == kind
+    for layer_type, build in LAYERS.items():
+        assert layer_type_of(build()).name == layer_type

@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hodec.calibration.im2col import Draw, patches, token_counts
-from hodec.formats.layer_types import KINDS, kind_of
+from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 
 LAYERS = [
     nn.Conv1d(3, 4, 5, stride=2, padding=3, dilation=2),
@@ -34,7 +34,7 @@ def name(layer: nn.Module) -> str:
 
 
 def given(layer: nn.Module, generator: torch.Generator) -> torch.Tensor:
-    dims = kind_of(layer).dims
+    dims = layer_type_of(layer).dims
     shape = (2, 3, *SIDES[:dims]) if dims else (2, 5, 3)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -42,45 +42,45 @@ def given(layer: nn.Module, generator: torch.Generator) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.parametrize("layer", LAYERS, ids=name)
 def test_weight_times_patches_is_the_output(layer: nn.Module, generator):
-    layer, kind = layer.double(), kind_of(layer)
+    layer, layer_type = layer.double(), layer_type_of(layer)
     x = given(layer, generator)
-    weight = kind.canonical(layer.weight.detach())
-    seen = torch.cat(list(patches(layer, kind, x)))
+    weight = layer_type.to_oihw(layer.weight.detach())
+    seen = torch.cat(list(patches(layer, layer_type, x)))
     assert seen.shape[1:] == weight.shape[1:]
     output = layer(x).detach()
-    rows = output.movedim(1, -1).reshape(-1, 4) if kind.dims else output.reshape(-1, 4)
+    rows = output.movedim(1, -1).reshape(-1, 4) if layer_type.dims else output.reshape(-1, 4)
     assert_close(seen.flatten(1) @ weight.flatten(1).mT + layer.bias.detach(), rows)
 
 
 def test_an_image_without_a_batch_axis(generator):
     layer = nn.Conv2d(3, 4, 3)
     x = torch.randn(3, 8, 8, generator=generator)
-    (one,), (batch,) = (list(patches(layer, KINDS["conv2d"], given)) for given in (x, x[None]))
+    (one,), (batch,) = (list(patches(layer, LAYER_TYPES["conv2d"], given)) for given in (x, x[None]))
     assert_close(one, batch, rtol=0, atol=0)
 
 
 def test_large_inputs_come_in_chunks_of_whole_images(generator, monkeypatch):
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(5, 3, 8, 8, generator=generator)
-    (whole,) = patches(layer, KINDS["conv2d"], x)
+    (whole,) = patches(layer, LAYER_TYPES["conv2d"], x)
     monkeypatch.setattr("hodec.calibration.im2col.CHUNK", 2 * 3 * 64 * 9)
-    chunks = list(patches(layer, KINDS["conv2d"], x))
+    chunks = list(patches(layer, LAYER_TYPES["conv2d"], x))
     assert [len(chunk) for chunk in chunks] == [72, 72, 36]
     assert_close(torch.cat(chunks), whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(3, 4, 3, stride=2)], ids=name)
 def test_drawn_positions_stand_for_all(layer: nn.Module, generator):
-    kind = kind_of(layer)
+    layer_type = layer_type_of(layer)
     x = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
-    (whole,) = patches(layer, kind, x)
+    (whole,) = patches(layer, layer_type, x)
     draws = [Draw(32, torch.Generator().manual_seed(seed)) for seed in (0, 0, *range(1, 200))]
-    drawn = [next(patches(layer, kind, x, draw)) for draw in draws]
+    drawn = [next(patches(layer, layer_type, x, draw)) for draw in draws]
     assert {len(some) for some in drawn} == {2 * 32}
     assert_close(drawn[0], drawn[1], rtol=0, atol=0)
     mean = sum(some.square().sum() for some in drawn) / len(drawn)
     assert_close(mean, whole.square().sum(), rtol=0.03, atol=0)
     every = Draw(10**6, torch.Generator())
-    assert_close(next(patches(layer, kind, x, every)), whole, rtol=0, atol=0)
+    assert_close(next(patches(layer, layer_type, x, every)), whole, rtol=0, atol=0)
 
 
 def test_tokens_are_counted():

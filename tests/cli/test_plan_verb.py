@@ -18,7 +18,7 @@ from hodec.ranks import Budget, Ratio, make_plan
 
 from tiny_runs import tiny  # isort: skip
 
-# Plans of tiny pictures cost the least time.
+# Plans of tiny images cost the least time.
 SMALL = ("--model", "resnet20", "--image-size", "8")
 X = torch.zeros(1, 3, 8, 8)
 
@@ -147,7 +147,7 @@ def test_a_file_that_is_there_is_overwritten_with_force_only(capsys, tmp_path):
     ("argv", "message"),
     [
         (("--model", "resnet33"), "--model 'resnet33' is unknown. Did you mean: resnet34"),
-        (("--model", "inception_v3", "--image-size", "32"), "does not take pictures of 32x32: set --image-size 75"),
+        (("--model", "inception_v3", "--image-size", "32"), "does not take images of 32x32: set --image-size 75"),
         ((*SMALL[:2], "--image-size", "0"), "--image-size: '0' given; allowed: a whole number from 1"),
         ((*SMALL, "--in-channels", "rgb"), "--in-channels: 'rgb' given; allowed: a whole number from 1"),
         ((*SMALL, "--num-classes", "-1"), "--num-classes: '-1' given; allowed: a whole number from 1"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hodec.formats.base import Form
-from hodec.formats.layer_types import KINDS
+from hodec.formats.base import Format
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.layers.base import FactorizedLayer
 from hodec.methods import METHODS
@@ -39,26 +39,26 @@ class Case:
     """One method for one kind of layer at one number of modes; ``shape`` is a dense weight's."""
 
     method: str
-    kind: str
+    layer_type: str
     modes: Modes
 
     @property
     def cls(self) -> type[FactorizedLayer]:
-        return METHODS[self.method].layers[self.kind]
+        return METHODS[self.method].layers[self.layer_type]
 
     @property
-    def form(self) -> Form:
-        return METHODS[self.method].form(self.kind)
+    def format(self) -> Format:
+        return METHODS[self.method].format(self.layer_type)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return CHANNELS[self.kind]
+        return CHANNELS[self.layer_type]
 
     def ranks(self, cap: int, shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Ranks of at most ``cap``."""
         shape = shape or self.shape
-        most = self.form.max_ranks(shape, self.modes)
-        return self.form.fit_ranks(shape, self.modes, [cap] * len(most))
+        most = self.format.max_ranks(shape, self.modes)
+        return self.format.fit_ranks(shape, self.modes, [cap] * len(most))
 
     def weight(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -67,42 +67,44 @@ class Case:
     def dense(self, dtype: torch.dtype = torch.float64, **settings: object) -> nn.Module:
         """A dense layer of this case's channels."""
         out, inp = self.shape[:2]
-        if self.kind == "linear":
+        if self.layer_type == "linear":
             return nn.Linear(inp, out, **settings).to(dtype)
-        if self.kind == "embedding":
+        if self.layer_type == "embedding":
             return nn.Embedding(inp, out, padding_idx=1).to(dtype)
-        return LAYERS[self.kind](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)
+        return LAYERS[self.layer_type](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)
 
     def layer(self, dense: nn.Module, cap: int = 3, execution: str = "") -> FactorizedLayer:
-        ranks = self.ranks(cap, tuple(KINDS[self.kind].canonical(dense.weight).shape))
+        ranks = self.ranks(cap, tuple(LAYER_TYPES[self.layer_type].to_oihw(dense.weight).shape))
         return self.cls.from_dense(dense, ranks, modes=self.modes, execution=execution)
 
     def input(self, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
         """What the dense layer takes."""
         generator = torch.Generator().manual_seed(seed)
-        if self.kind == "embedding":
+        if self.layer_type == "embedding":
             return torch.randint(0, self.shape[1], (2, 5), generator=generator)
-        shape = (2, 8, *SIDES[: KINDS[self.kind].dims]) if KINDS[self.kind].dims else (2, 5, 8)
+        shape = (2, 8, *SIDES[: LAYER_TYPES[self.layer_type].dims]) if LAYER_TYPES[self.layer_type].dims else (2, 5, 8)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 # A layer that several methods share is tried once.
-FIRST = {layer: (name, kind) for name, m in reversed(METHODS.items()) for kind, layer in m.layers.items()}
+FIRST = {layer: (name, layer_type) for name, m in reversed(METHODS.items()) for layer_type, layer in m.layers.items()}
 CASES = [
-    Case(name, kind, Modes.split(CHANNELS[kind][1], CHANNELS[kind][0], d))
-    for name, kind in sorted(FIRST.values())
-    for d in (range(METHODS[name].form(kind).min_modes, 4) if METHODS[name].form(kind).uses_modes else (1,))
+    Case(name, layer_type, Modes.split(CHANNELS[layer_type][1], CHANNELS[layer_type][0], d))
+    for name, layer_type in sorted(FIRST.values())
+    for d in (
+        range(METHODS[name].format(layer_type).min_modes, 4) if METHODS[name].format(layer_type).uses_modes else (1,)
+    )
 ]
 
 
 def _id(case: Case) -> str:
-    return f"{case.method}-{case.kind}-d{len(case.modes.inputs)}"
+    return f"{case.method}-{case.layer_type}-d{len(case.modes.inputs)}"
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=_id)
 every_execution = pytest.mark.parametrize(
     ("case", "execution"),
-    [pytest.param(case, e, id=f"{_id(case)}-{e}") for case in CASES for e in case.form.executions],
+    [pytest.param(case, e, id=f"{_id(case)}-{e}") for case in CASES for e in case.format.executions],
 )
 
 

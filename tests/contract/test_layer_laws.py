@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import ConvertError, RankError, TrainingError
-from hodec.formats.calls import Runs
-from hodec.formats.layer_types import KINDS
+from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.layers.base import FactorizedLayer
 
-RUNS = [Runs.once((8,) * max(1, dims), (8,) * max(1, dims)) for dims in range(4)]
+RUNS = [CallSites.once((8,) * max(1, dims), (8,) * max(1, dims)) for dims in range(4)]
 PRECISION = {torch.float64: 1e-9, torch.float32: 1e-4}
 SETTINGS = {
     "conv2d": [
@@ -68,13 +68,13 @@ def dense_twin(dense: nn.Module, layer: FactorizedLayer) -> nn.Module:
 @every_execution
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 def test_equals_the_dense_layer_of_its_weight(case: Case, execution: str, bias: bool):
-    for settings in SETTINGS[case.kind]:
+    for settings in SETTINGS[case.layer_type]:
         for dtype, tolerance in PRECISION.items():
             dense = case.dense(dtype, bias=bias, **settings)
             layer = case.layer(dense, execution=execution).eval()
             x = case.input(dtype)
             expected = dense_twin(dense, layer)(x)
-            assert layer.ranks == case.form.max_ranks(layer.shape, layer.modes) or (
+            assert layer.ranks == case.format.max_ranks(layer.shape, layer.modes) or (
                 relative(layer.dense_weight(), dense.weight) > 0.05  # or nothing was cut
             )
             for training in (False, True):
@@ -100,7 +100,7 @@ def test_row_14_the_dense_layer_is_left_alone_and_its_mode_kept(case: Case):
     assert not layer.training
     assert case.layer(dense.train()).training
     torch.testing.assert_close(dict(dense.state_dict()), dict(before), rtol=0, atol=0)
-    if not KINDS[case.kind].lookup:
+    if not LAYER_TYPES[case.layer_type].is_embedding:
         torch.testing.assert_close(layer.bias, dense.bias, rtol=0, atol=0)
         assert layer.bias is not dense.bias
     assert torch.equal(torch.get_rng_state(), state)
@@ -109,25 +109,25 @@ def test_row_14_the_dense_layer_is_left_alone_and_its_mode_kept(case: Case):
 @every_case
 def test_params_are_the_modules_numbers(case: Case):
     layer = case.layer(case.dense(bias=False))
-    assert sum(p.numel() for p in layer.parameters()) == case.form.params(case.shape, layer.ranks, case.modes)
+    assert sum(p.numel() for p in layer.parameters()) == case.format.params(case.shape, layer.ranks, case.modes)
     with_bias = case.layer(case.dense(bias=True))
     assert sum(p.numel() for p in with_bias.parameters()) == (
-        case.form.params(case.shape, layer.ranks, case.modes) + (case.shape[0] if with_bias.bias is not None else 0)
+        case.format.params(case.shape, layer.ranks, case.modes) + (case.shape[0] if with_bias.bias is not None else 0)
     )
 
 
 @every_execution
 def test_macs_are_torchs_own_count(case: Case, execution: str):
-    for settings in [{}, STRIDED.get(case.kind, {})]:
+    for settings in [{}, STRIDED.get(case.layer_type, {})]:
         layer, x = case.layer(case.dense(**settings), execution=execution).eval(), case.input()
         with torch.no_grad():
             y = layer(x)  # merges once
             with FlopCounterMode(display=False) as counter:
                 layer(x)
-        dims = KINDS[case.kind].dims
+        dims = LAYER_TYPES[case.layer_type].dims
         sizes = (x.shape[2:], y.shape[2:]) if dims else ((5,), (5,))
-        runs = Runs(((len(x), tuple(sizes[0]), tuple(sizes[1])),))
-        macs = case.form.macs(case.shape, layer.ranks, case.modes, runs=runs, execution=execution)
+        call_sites = CallSites(((len(x), tuple(sizes[0]), tuple(sizes[1])),))
+        macs = case.format.macs(case.shape, layer.ranks, case.modes, call_sites=call_sites, execution=execution)
         assert macs == counter.get_total_flops() / 2
 
 
@@ -135,12 +135,13 @@ def test_macs_are_torchs_own_count(case: Case, execution: str):
 def test_the_chosen_execution_is_never_the_costlier_one(case: Case):
     for cap in (2, 3, 6, 10**6):
         ranks = case.ranks(cap)
-        chosen = case.form.choose_execution(case.shape, ranks, case.modes, runs=RUNS[KINDS[case.kind].dims])
-        macs = {e: case.form.macs(case.shape, ranks, case.modes, runs=RUNS[KINDS[case.kind].dims], execution=e)
-                for e in case.form.executions}  # fmt: skip
+        calls = RUNS[LAYER_TYPES[case.layer_type].dims]
+        chosen = case.format.choose_execution(case.shape, ranks, case.modes, call_sites=calls)
+        macs = {e: case.format.macs(case.shape, ranks, case.modes, call_sites=calls, execution=e)
+                for e in case.format.executions}  # fmt: skip
         # the chain runs at a lower rate, so it must save some; a quarter at most is given away for it
         assert macs[chosen] <= min(macs.values()) / 0.75
-        assert chosen in case.form.executions
+        assert chosen in case.format.executions
 
 
 @every_execution
@@ -162,9 +163,9 @@ def test_every_parameter_learns_as_the_dense_weight_says(case: Case, execution: 
 def test_gradients_are_those_of_finite_differences(case: Case, execution: str):
     layer = case.layer(case.dense(), cap=2, execution=execution).eval()
     names, values = zip(*layer.named_parameters())
-    if KINDS[case.kind].lookup:
+    if LAYER_TYPES[case.layer_type].is_embedding:
         pytest.skip("the input of a lookup has no gradient; its parameters' are tested above")
-    x = case.input()[:1, ..., :5] if KINDS[case.kind].dims else case.input()[:1, :2]
+    x = case.input()[:1, ..., :5] if LAYER_TYPES[case.layer_type].dims else case.input()[:1, :2]
     x = x.clone().requires_grad_()
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
@@ -275,7 +276,7 @@ def test_fresh_factors_have_the_variance_of_kaiming(case: Case):
 
 @every_case
 def test_unknown_executions_and_ranks_are_refused(case: Case):
-    with pytest.raises(ConvertError, match=f"'sideways' is not one of {', '.join(case.form.executions)}"):
+    with pytest.raises(ConvertError, match=f"'sideways' is not one of {', '.join(case.format.executions)}"):
         case.layer(case.dense(), execution="sideways")
     with pytest.raises(RankError):
         case.cls.from_dense(case.dense(), [10**6] * len(case.ranks(3)), modes=case.modes)
@@ -287,4 +288,4 @@ def test_the_printed_layer_says_what_it_is(case: Case):
     text = repr(layer)
     assert "8 -> 12" in text
     assert f"ranks={list(layer.ranks)}" in text
-    assert f"execution={case.form.executions[0]}" in text
+    assert f"execution={case.format.executions[0]}" in text

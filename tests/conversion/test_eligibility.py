@@ -65,7 +65,9 @@ def test_row_14_layers_of_other_kinds_stay_dense_with_the_reason():
     )
     plan = planned(model, method="spatial_svd")
     kinds = {"one": "Conv1d", "three": "Conv3d", "own": "OwnConv", "emb": "Embedding"}
-    assert plan.skipped == {name: f"method spatial_svd has no layer for {kind}" for name, kind in kinds.items()}
+    assert plan.skipped == {
+        name: f"method spatial_svd has no layer for {layer_type}" for name, layer_type in kinds.items()
+    }
     assert set(plan) == {"up", "ok"}
     assert set(factorized(convert(model, plan))) == {"up", "ok"}
 
@@ -318,7 +320,10 @@ def test_a_model_that_trains_on_more_inputs_than_it_evaluates_converts_with_a_wo
 
 def test_eligible_layers_says_what_runs_where():
     sites, refused = eligible_layers(SmallResNet(), TT, torch.randn(IMAGE))
-    assert {name: (site.kind, (site.runs.before, site.runs.after)) for name, site in sites.items()} == {
+    assert {
+        name: (site.layer_type, (site.call_sites.in_positions, site.call_sites.out_positions))
+        for name, site in sites.items()
+    } == {
         "conv1": ("conv2d", (144, 144)),
         "layer1.conv1": ("conv2d", (144, 36)),
         "layer1.conv2": ("conv2d", (36, 36)),

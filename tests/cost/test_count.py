@@ -7,14 +7,17 @@ from small_nets import IMAGE, SmallResNet, Tokens, Twice, assert_untouched, snap
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hodec.cost.count import Cost, as_inputs, count_cost, trace_runs
+from hodec.cost.count import Cost, as_inputs, count_cost, trace_call_sites
 from hodec.errors import PlanError
 from hodec.inference import inference
 
 
 def positions(model: nn.Module, inputs: object) -> dict[str, tuple[int, int]]:
     """Positions (input, output) of each layer."""
-    return {name: (runs.before, runs.after) for name, runs in trace_runs(model, inputs).items()}
+    return {
+        name: (call_sites.in_positions, call_sites.out_positions)
+        for name, call_sites in trace_call_sites(model, inputs).items()
+    }
 
 
 def test_a_convolution_by_hand():

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from hodec.conversion.swap import convert
 from hodec.errors import HodecError
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.methods import METHODS
 
@@ -302,7 +302,7 @@ def test_formulas(method: str, row: Row):
             ranks = form.fit_ranks(shape, modes, [cap] * len(form.max_ranks(shape, modes)))
             letters |= {f"r{k}": rank for k, rank in enumerate(ranks, 1)}
             assert value(row["parameters"], letters) == form.params(shape, ranks, modes)
-            macs = form.macs(shape, ranks, modes, runs=Runs.once(before, after), execution=row["execution"])
+            macs = form.macs(shape, ranks, modes, runs=CallSites.once(before, after), execution=row["execution"])
             assert value(row["MACs"], letters) == macs
 
 

@@ -33,7 +33,7 @@ def test_a_compiled_run_has_the_same_history(tmp_path):
     torch._dynamo.reset()
     runs = [pipeline.run(config, tmp_path / str(k)) for k, config in enumerate((plain, compiled))]
     histories = [rows(tmp_path / str(k)) for k in range(2)]
-    assert [row["stage"] for row in histories[1]] == ["admm", "admm", "retrain"]
+    assert [row["phase"] for row in histories[1]] == ["admm", "admm", "retrain"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for ours, theirs in zip(*histories, strict=True):
         for key in CURVES:

@@ -1,4 +1,4 @@
-"""conf/experiment: each file's plan reaches the cuts in its name, and its whole recipe runs on a few pictures."""
+"""conf/experiment: each file's plan reaches the cuts in its name, and its whole recipe runs on a few images."""
 
 import json
 import re
@@ -54,29 +54,29 @@ def test_a_plan_reaches_the_cuts_of_its_name(name: str):
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """ROOT/train|test/<class>/*.png of noise."""
     torch.manual_seed(0)
     for split, count in (("train", 10), ("test", 4)):
         for label in ("cat", "dog"):
-            folder = tmp_path / "pictures" / split / label
+            folder = tmp_path / "images" / split / label
             folder.mkdir(parents=True)
             for k in range(count):
                 Image.fromarray(torch.randint(0, 256, (48, 40, 3), dtype=torch.uint8).numpy()).save(folder / f"{k}.png")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_recipe_runs_from_its_first_stage_to_its_last(name: str, pictures: Path, tmp_path: Path):
-    """One epoch of each stage; what is not a matter of length is as in the file."""
-    short = [f"{stage}_epochs=1" for stage in ("pretrain", "dense", "retrain")]
-    small = ["data=image_folder", f"data.root={pictures}", "data.batch_size=4", "data.num_workers=0", "trainer=default"]
+def test_a_recipe_runs_from_its_first_phase_to_its_last(name: str, images: Path, tmp_path: Path):
+    """One epoch of each phase; what is not a matter of length is as in the file."""
+    short = [f"{phase}_epochs=1" for phase in ("pretrain", "dense", "retrain")]
+    small = ["data=image_folder", f"data.root={images}", "data.batch_size=4", "data.num_workers=0", "trainer=default"]
     sizes = ["data.eval_batch_size=4", "data.val_fraction=0.2", "data.image_size=64", "bn_batches=2"]
     config = composed(f"experiment={name}", *small, *sizes, *short, "trainer.accelerator=cpu", "report=false")
     metrics = pipeline.run(config, tmp_path / "run")
-    stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(stages)) == ["pretrain", "admm" if config.admm.enabled else "dense", "retrain"]
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(phases)) == ["pretrain", "admm" if config.admm.enabled else "dense", "retrain"]
     assert metrics["reduction"]["macs"] > 0.4
     for metric in ("macs", "params") if config.ranks.rule == "budget" else ():
         assert metrics["reduction"][metric] >= 1 - getattr(config.ranks, metric)

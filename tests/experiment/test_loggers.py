@@ -20,7 +20,7 @@ def table(path):
         return list(csv.DictReader(f))
 
 
-def test_csv_holds_all_columns_of_all_stages(tmp_path):
+def test_csv_holds_all_columns_of_all_phases(tmp_path):
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
     logger.log({"loss": 1.5, "admm/rho": 0.1}, 0)
@@ -43,7 +43,7 @@ def test_csv_goes_on_where_a_resumed_run_does(tmp_path):
 
 
 def test_rows_are_flattened_to_numbers():
-    row = {"stage": "admm", "lr": 0.1, "on": True, "admm/layers": {"conv1": {"rho": 1, "note": "x"}}, "none": None}
+    row = {"phase": "admm", "lr": 0.1, "on": True, "admm/layers": {"conv1": {"rho": 1, "note": "x"}}, "none": None}
     assert flat(row) == {"lr": 0.1, "admm/layers/conv1/rho": 1}
 
 

@@ -19,7 +19,7 @@ from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import CheckpointError, ConfigError, PlanError, TrainingError
-from hodec.experiment import pipeline, stages, training
+from hodec.experiment import phases, pipeline, training
 from hodec.experiment.data import build_data, train_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, damage
@@ -44,9 +44,9 @@ def skeleton():
     return build_model("resnet20", in_channels=3, num_classes=4)
 
 
-def stage_weights(folder, stage):
+def phase_weights(folder, phase):
     net = skeleton()
-    net.load_state_dict(load_tensors(folder / "stages" / f"{stage}.safetensors"))
+    net.load_state_dict(load_tensors(folder / "phases" / f"{phase}.safetensors"))
     return net
 
 
@@ -58,7 +58,7 @@ def test_files_of_a_run(finished):
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "config.yaml", "plan.json", "metrics.json", "metrics.jsonl", "metrics.csv", "run.json",
-        "compressed.safetensors", "compressed.json", "stages", "checkpoints",
+        "compressed.safetensors", "compressed.json", "phases", "checkpoints",
     }  # fmt: skip
     assert not [path for path in folder.rglob("*.part")]
     settings = yaml.safe_load((folder / "config.yaml").read_text())
@@ -78,7 +78,7 @@ def test_metrics_say_what_was_won_and_lost(finished):
     assert metrics["reduction"]["params"] == 1 - metrics["compressed"]["params"] / metrics["dense"]["params"]
     assert metrics["reduction"]["macs"] == 1 - metrics["compressed"]["macs"] / metrics["dense"]["macs"]
     assert metrics["admm"]["status"] in ("epochs ended", "converged", "diverged")
-    last = [row for row in rows(folder) if row["stage"] == "admm"][-1]
+    last = [row for row in rows(folder) if row["phase"] == "admm"][-1]
     assert metrics["admm"]["primal_residual"] == last["admm/primal_residual"]
     assert metrics["seed"] == 0
     assert metrics["data"]["images"] == {"train": 48, "validation": 16, "test": 16}
@@ -90,7 +90,7 @@ def test_metrics_say_what_was_won_and_lost(finished):
 
 def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
     folder, metrics = finished
-    given = str(folder / "stages" / "pretrain.safetensors")
+    given = str(folder / "phases" / "pretrain.safetensors")
     under_admm = pipeline.run(tiny(init=given, dense_epochs=1, retrain_epochs=0), tmp_path / "admm")
     assert under_admm["pretrained"] == metrics["pretrained"]
     as_it_came = pipeline.run(tiny(init=given, dense_epochs=0, retrain_epochs=0), tmp_path / "none")
@@ -113,7 +113,7 @@ def test_costs_are_those_of_the_plan_and_of_the_model(finished):
 def test_a_row_per_epoch(finished):
     folder, _ = finished
     found = rows(folder)
-    assert [(row["stage"], row["epoch"]) for row in found] == [
+    assert [(row["phase"], row["epoch"]) for row in found] == [
         ("pretrain", 0), ("admm", 0), ("admm", 1), ("retrain", 0), ("retrain", 1),
     ]  # fmt: skip
     for row in found:
@@ -134,7 +134,7 @@ def test_the_saved_model_is_the_retrained_one(finished):
     folder, metrics = finished
     small = checkpoint.load(folder / "compressed.safetensors", skeleton())
     assert checkpoint.weights_digest(small) == metrics["weights_sha256"]
-    trained = load_tensors(folder / "stages" / "retrain.safetensors")
+    trained = load_tensors(folder / "phases" / "retrain.safetensors")
     torch.testing.assert_close(small.state_dict(), dict(trained), rtol=0, atol=0)
     facts = checkpoint.read_structure(folder / "compressed.safetensors")["facts"]
     assert facts == {"model": "resnet20", "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}
@@ -142,33 +142,33 @@ def test_the_saved_model_is_the_retrained_one(finished):
 
 def test_conversion_starts_from_the_weights_that_admm_left(finished):
     folder, metrics = finished
-    dense, plan = stage_weights(folder, "admm"), Plan.load(folder / "plan.json")
+    dense, plan = phase_weights(folder, "admm"), Plan.load(folder / "plan.json")
     weights = {name: dense.get_submodule(name).weight.detach() for name in plan}
     for name, cut in project_layers(plan, weights).items():
         assert metrics["conversion"][name] == pytest.approx(
             float((cut - weights[name]).norm() / weights[name].norm()), rel=1e-4
         )
     small = convert(dense, plan)
-    truncated = load_tensors(folder / "stages" / "truncated.safetensors")
+    truncated = load_tensors(folder / "phases" / "truncated.safetensors")
     for name, parameter in small.named_parameters():
         torch.testing.assert_close(truncated[name], parameter.detach(), rtol=0, atol=0)
 
 
 def test_batchnorm_is_estimated_anew_from_training_batches(finished):
     folder, _ = finished
-    dense, plan, config = stage_weights(folder, "admm"), Plan.load(folder / "plan.json"), tiny()
+    dense, plan, config = phase_weights(folder, "admm"), Plan.load(folder / "plan.json"), tiny()
     small = convert(dense, plan)
     loader = train_loader(build_data(config.data), config.data, seed=config.seed)
     assert reestimate_batchnorm(small, (images for images, _ in islice(loader, config.bn_batches))) == 2
-    kept = load_tensors(folder / "stages" / "truncated.safetensors")
+    kept = load_tensors(folder / "phases" / "truncated.safetensors")
     torch.testing.assert_close(kept, dict(small.state_dict()), rtol=0, atol=0)
     assert (kept["bn1.running_var"] - dense.state_dict()["bn1.running_var"]).abs().max() > 1e-3
 
 
-def test_stages_hand_their_weights_on(finished):
+def test_phases_hand_their_weights_on(finished):
     """The first epoch of ADMM starts from the pretrained net: rows and weights follow from each other."""
     folder, _ = finished
-    state = json.loads((folder / "run.json").read_text())["stages"]
+    state = json.loads((folder / "run.json").read_text())["phases"]
     assert list(state) == ["plan", "pretrain", "admm", "truncated", "retrain", "evaluate"]
     digests = [state[name]["sha256"] for name in ("pretrain", "admm", "truncated", "retrain")]
     assert len(set(digests)) == 4
@@ -201,7 +201,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_another(tmp_path):
 
 def test_weights_and_plan_from_files(finished, tmp_path):
     folder, _ = finished
-    weights = folder / "stages" / "admm.safetensors"
+    weights = folder / "phases" / "admm.safetensors"
     plan = tmp_path / "mine.json"
     Plan.load(folder / "plan.json").without("conv1").replace("layer3.0.conv2", ranks=(2, 2)).save(plan)
     config = tiny(init=str(weights), plan=str(plan), dense_epochs=0, retrain_epochs=0)
@@ -216,7 +216,7 @@ def test_weights_of_another_model_are_refused(finished, tmp_path):
     config = tiny(init=str(finished[0] / "compressed.safetensors"))
     with pytest.raises(CheckpointError, match="checkpoint of another model: .* tensors fit; differing: "):
         pipeline.run(config, tmp_path)
-    config = tiny(init=str(finished[0] / "stages" / "admm.safetensors"), model={"name": "resnet32"})
+    config = tiny(init=str(finished[0] / "phases" / "admm.safetensors"), model={"name": "resnet32"})
     with pytest.raises(CheckpointError, match="checkpoint of another model"):
         pipeline.run(config, tmp_path / "b")
 
@@ -306,7 +306,7 @@ def test_row_3_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkey
             batch = (batch[0] * float("nan"), batch[1])
         return real(module, batch, index)
 
-    monkeypatch.setattr(stages.LitClassifier, "training_step", step)
+    monkeypatch.setattr(phases.LitClassifier, "training_step", step)
     with pytest.raises(TrainingError, match=r"the loss is nan at epoch 1, step 5.*Lower optimizer\.lr"):
         pipeline.run(tiny(), tmp_path)
     assert [row["epoch"] for row in rows(tmp_path)] == [0]
@@ -357,7 +357,7 @@ def test_logger_is_closed_whatever_happens(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "make_logger", lambda *a: Logger())
     pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path / "good")
-    monkeypatch.setattr(stages, "fit_stage", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
+    monkeypatch.setattr(phases, "fit_phase", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
     with pytest.raises(TrainingError):
         pipeline.run(tiny(), tmp_path / "bad")
     assert closed == [0, 1]

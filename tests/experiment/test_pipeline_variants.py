@@ -1,4 +1,4 @@
-"""Runs that leave stages out or go other ways: each ends with what it says."""
+"""Runs that leave phases out or go other ways: each ends with what it says."""
 
 import copy
 
@@ -9,7 +9,7 @@ from tiny_runs import tiny
 from train_script import rows
 
 from hodec.errors import CheckpointError
-from hodec.experiment import pipeline, stages
+from hodec.experiment import phases, pipeline
 from hodec.io.tensors import load_tensors
 from hodec.models import build_model
 
@@ -25,7 +25,7 @@ def test_no_epochs_at_all_is_direct_truncation(tmp_path):
 
 def test_admm_off_trains_the_dense_net_plainly(tmp_path):
     metrics = pipeline.run(tiny(admm={"enabled": False}, dense_epochs=1, retrain_epochs=0), tmp_path)
-    assert [row["stage"] for row in rows(tmp_path)] == ["dense"]
+    assert [row["phase"] for row in rows(tmp_path)] == ["dense"]
     assert not any(key.startswith("admm") for key in rows(tmp_path)[0])
     assert metrics["admm"]["status"] == "off"
 
@@ -82,7 +82,7 @@ def test_random_factors_know_nothing_of_the_dense_weights(tmp_path):
 
 def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
     plain, aware = (
-        pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=n, **OFF), tmp_path / str(n))
+        pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, calibration_batches=n, **OFF), tmp_path / str(n))
         for n in (0, 2)
     )
     assert plain["dense"] == aware["dense"]
@@ -92,11 +92,11 @@ def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
 
 
 def test_admm_projects_by_inputs_once_there_is_a_trained_net(tmp_path, caplog):
-    caplog.set_level("INFO", "hodec.experiment.stages")
-    pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, metric_batches=1), tmp_path / "trained")
+    caplog.set_level("INFO", "hodec.experiment.phases")
+    pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, calibration_batches=1), tmp_path / "trained")
     assert caplog.text.count("data-aware: inputs of") == 3  # for ADMM, for the conversion, for its raw accuracy
     caplog.clear()
-    pipeline.run(tiny(retrain_epochs=0, metric_batches=1), tmp_path / "fresh")
+    pipeline.run(tiny(retrain_epochs=0, calibration_batches=1), tmp_path / "fresh")
     assert caplog.text.count("data-aware: inputs of") == 2
 
 
@@ -109,12 +109,12 @@ def test_an_early_stop_is_told(tmp_path):
     assert len(rows(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("changes", "stage"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
-def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, stage):
+@pytest.mark.parametrize(("changes", "phase"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
+def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, phase):
     optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
     pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
-    seen = [(row["stage"], row["lr"]) for row in rows(tmp_path)]  # at the begin of each epoch
-    assert [name for name, _ in seen] == ["pretrain", stage, *["retrain"] * 3]
+    seen = [(row["phase"], row["lr"]) for row in rows(tmp_path)]  # at the begin of each epoch
+    assert [name for name, _ in seen] == ["pretrain", phase, *["retrain"] * 3]
     assert [rate for _, rate in seen] == pytest.approx([0.05, 0.05, 0.0375, 0.025, 0.0125])
 
 
@@ -126,14 +126,14 @@ def test_retraining_may_take_its_part_of_the_joint_schedule_lower(tmp_path):
 
 
 def teachers_of(monkeypatch):
-    """Stage -> the teachers that it will have had."""
-    teachers, real = {}, stages.fit_stage
+    """Phase -> the teachers that it will have had."""
+    teachers, real = {}, phases.fit_phase
 
-    def fit_stage(stage, module, *args, **kwargs):
-        teachers[stage] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
-        real(stage, module, *args, **kwargs)
+    def fit_phase(phase, module, *args, **kwargs):
+        teachers[phase] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
+        real(phase, module, *args, **kwargs)
 
-    monkeypatch.setattr(stages, "fit_stage", fit_stage)
+    monkeypatch.setattr(phases, "fit_phase", fit_phase)
     return teachers
 
 
@@ -144,7 +144,7 @@ def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_p
     pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill, admm=admm), tmp_path)
     assert teachers.pop("pretrain") == []
     assert len(teachers) == 2
-    kept = load_tensors(tmp_path / "stages" / "pretrain.safetensors")
+    kept = load_tensors(tmp_path / "phases" / "pretrain.safetensors")
     for (teacher,) in teachers.values():
         torch.testing.assert_close(dict(teacher), kept, rtol=0, atol=0)
 
@@ -161,7 +161,7 @@ def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, chang
     assert not any(teachers.values()), "only retraining is taught"
     assert len(found) == (expected is not None)
     if expected:
-        kept = load_tensors(tmp_path / "stages" / f"{expected}.safetensors")
+        kept = load_tensors(tmp_path / "phases" / f"{expected}.safetensors")
         torch.testing.assert_close(dict(found[0]), kept, rtol=0, atol=0)
 
 

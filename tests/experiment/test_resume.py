@@ -12,8 +12,8 @@ from train_script import SETTINGS, Forked, Started, finish, kill_within, result,
 
 from hodec.errors import CheckpointError
 from hodec.experiment import pipeline
+from hodec.experiment.phases import Phases
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
-from hodec.experiment.stages import Stages
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def whole(tmp_path_factory):
     return folder
 
 
-def stages(folder):
-    return json.loads((folder / "run.json").read_text())["stages"]
+def phases(folder):
+    return json.loads((folder / "run.json").read_text())["phases"]
 
 
 def numbers(folder):
@@ -33,29 +33,29 @@ def numbers(folder):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder)]
 
 
-def kill_and_go_on(kind, tmp_path, stage, *, after=2, number=signal.SIGKILL):
+def kill_and_go_on(kind, tmp_path, phase, *, after=2, number=signal.SIGKILL):
     """Start, kill within an epoch, start again by the same command; returns the folder and the exit code."""
     folder, argv = tmp_path / "run", [*SETTINGS, f"hydra.run.dir={tmp_path / 'run'}"]
-    code = kill_within(kind(*argv, log=tmp_path / "first.log"), folder, stage, after=after, number=number)
-    assert stage not in stages(folder)
+    code = kill_within(kind(*argv, log=tmp_path / "first.log"), folder, phase, after=after, number=number)
+    assert phase not in phases(folder)
     assert not (folder / "metrics.json").exists()
     finish(kind(*argv, log=tmp_path / "second.log"))
-    assert f"going on with stage {stage} after" in (tmp_path / "second.log").read_text()
+    assert f"going on with phase {phase} after" in (tmp_path / "second.log").read_text()
     return folder, code
 
 
-@pytest.mark.parametrize("stage", ["admm", "retrain"])
-def test_killed_in_mid_epoch(whole, tmp_path, stage):
-    folder, code = kill_and_go_on(Forked, tmp_path, stage)
+@pytest.mark.parametrize("phase", ["admm", "retrain"])
+def test_killed_in_mid_epoch(whole, tmp_path, phase):
+    folder, code = kill_and_go_on(Forked, tmp_path, phase)
     assert code == -signal.SIGKILL
     assert result(folder) == result(whole)
     assert numbers(folder) == numbers(whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["admm", "retrain"])
-def test_killed_in_mid_epoch_as_a_new_process(whole, tmp_path, stage):
-    folder, _ = kill_and_go_on(Started, tmp_path, stage)
+@pytest.mark.parametrize("phase", ["admm", "retrain"])
+def test_killed_in_mid_epoch_as_a_new_process(whole, tmp_path, phase):
+    folder, _ = kill_and_go_on(Started, tmp_path, phase)
     assert result(folder) == result(whole)
     assert numbers(folder) == numbers(whole)
 
@@ -66,7 +66,7 @@ def test_asked_to_stop(tmp_path, number, expected):
     folder = tmp_path / "run"
     child = Forked(*SETTINGS, f"hydra.run.dir={folder}", log=tmp_path / "log")
     assert kill_within(child, folder, "admm", after=1, number=number) == expected
-    assert f"stopped in stage admm; the same command goes on in hydra.run.dir={folder}" in child.log.read_text()
+    assert f"stopped in phase admm; the same command goes on in hydra.run.dir={folder}" in child.log.read_text()
     assert checkpoint_epoch(folder / "checkpoints" / "admm.ckpt") >= 1
 
 
@@ -116,7 +116,7 @@ def check_every(writes, undisturbed, tmp_path, monkeypatch):
         assert result(folder) == result(undisturbed), f"killed at write {write}"
         assert numbers(folder) == numbers(undisturbed), f"killed at write {write}"
         assert (folder / "metrics.csv").read_text().count("\n") == 5, f"killed at write {write}"
-        assert stages(folder).keys() == stages(undisturbed).keys()
+        assert phases(folder).keys() == phases(undisturbed).keys()
     return None
 
 
@@ -155,8 +155,8 @@ def test_learned_ranks_and_factors_go_on_where_they_were(tmp_path, monkeypatch):
     """Formats that are found by iteration would end elsewhere, had the factors been forgotten."""
     pipeline.run(LEARNING, tmp_path / "whole")
     expected = json.loads((tmp_path / "whole" / "plan.json").read_text())
-    assert stages(tmp_path / "whole")["admm"]["plan"] == expected
-    assert (tmp_path / "whole" / "stages" / "admm_factors.safetensors").exists()
+    assert phases(tmp_path / "whole")["admm"]["plan"] == expected
+    assert (tmp_path / "whole" / "phases" / "admm_factors.safetensors").exists()
     kills = 0
     for write in (9, 14, 16):
         folder = tmp_path / str(write)
@@ -172,9 +172,9 @@ def test_learned_ranks_and_factors_go_on_where_they_were(tmp_path, monkeypatch):
 
 
 def stopped_after_training(tmp_path, monkeypatch):
-    """A run whose stage admm has trained, with both its checkpoints, but is not noted as finished."""
+    """A run whose phase admm has trained, with both its checkpoints, but is not noted as finished."""
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "save_stage", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        patched.setattr(RunFolder, "save_phase", lambda *a, **k: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.run(tiny(retrain_epochs=1), tmp_path)
     path = tmp_path / "checkpoints" / "admm.ckpt"
@@ -207,7 +207,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(plain, tmp_path, monkey
     pipeline.run(tiny(retrain_epochs=1), tmp_path)
     assert result(tmp_path) == result(plain)
     assert numbers(tmp_path) == numbers(plain)
-    assert stages(tmp_path)["admm"]["admm"] == stages(plain)["admm"]["admm"]
+    assert phases(tmp_path)["admm"]["admm"] == phases(plain)["admm"]["admm"]
 
 
 def test_two_broken_checkpoints_are_one_message(tmp_path, monkeypatch):
@@ -238,11 +238,11 @@ def test_row_30_a_malicious_checkpoint_is_never_executed(tmp_path, monkeypatch):
     assert not (tmp_path / "trace").exists()
 
 
-def test_altered_stage_weights_are_refused(tmp_path, monkeypatch):
+def test_altered_phase_weights_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(Stages, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
+        patched.setattr(Phases, "retrain", lambda *a: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pipeline.run(tiny(retrain_epochs=1), tmp_path)
-    flip(tmp_path / "stages" / "admm.safetensors")
+    flip(tmp_path / "phases" / "admm.safetensors")
     with pytest.raises(CheckpointError, match=r"admm\.safetensors is missing or was altered"):
         pipeline.run(tiny(retrain_epochs=1), tmp_path)

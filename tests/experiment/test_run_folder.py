@@ -45,7 +45,7 @@ def flip_one_bit(path, where):
 def test_a_new_folder_keeps_its_settings(tmp_path):
     folder = opened(tmp_path / "a" / "b")
     assert (folder.path / "config.yaml").read_text() == "seed: 0\n"
-    assert not folder.stages
+    assert not folder.phases
     assert not folder.done("admm")
     assert folder.rows() == []
     assert folder.readable_checkpoint("admm") is None
@@ -63,14 +63,14 @@ def test_a_folder_that_cannot_be_written_is_named_at_the_start(tmp_path):
         opened(tmp_path / "file" / "run")
 
 
-def test_finished_stages_are_remembered(tmp_path):
+def test_finished_phases_are_remembered(tmp_path):
     opened(tmp_path).finish("plan", seconds=1.5)
     again = opened(tmp_path)
     assert again.done("plan")
-    assert again.stages["plan"] == {"seconds": 1.5}
+    assert again.phases["plan"] == {"seconds": 1.5}
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"stages": 3}', "[]"])
+@pytest.mark.parametrize("text", ["", "{", '{"phases": 3}', "[]"])
 def test_a_broken_state_file_is_one_message(tmp_path, text):
     opened(tmp_path)
     (tmp_path / "run.json").write_text(text)
@@ -78,45 +78,45 @@ def test_a_broken_state_file_is_one_message(tmp_path, text):
         opened(tmp_path)
 
 
-def test_stage_weights_come_back_bit_for_bit(tmp_path):
+def test_phase_weights_come_back_bit_for_bit(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    opened(tmp_path).save_stage("admm", model, seconds=2.0)
+    opened(tmp_path).save_phase("admm", model, seconds=2.0)
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     folder = opened(tmp_path)
-    folder.load_stage("admm", other)
+    folder.load_phase("admm", other)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert folder.stages["admm"]["seconds"] == 2.0
+    assert folder.phases["admm"]["seconds"] == 2.0
 
 
 @pytest.mark.parametrize("harm", ["altered", "missing"])
-def test_altered_stage_weights_are_refused(tmp_path, harm):
+def test_altered_phase_weights_are_refused(tmp_path, harm):
     folder = opened(tmp_path)
     model = nn.Linear(20, 20)
-    folder.save_stage("admm", model)
-    path = tmp_path / "stages" / "admm.safetensors"
+    folder.save_phase("admm", model)
+    path = tmp_path / "phases" / "admm.safetensors"
     flip_one_bit(path, -8) if harm == "altered" else path.unlink()
     with pytest.raises(CheckpointError, match=r"admm\.safetensors is missing or was altered.*run\.json"):
-        folder.load_stage("admm", model)
+        folder.load_phase("admm", model)
 
 
 def test_a_second_process_reads_but_never_writes(tmp_path):
     """Where several train together, two would write BatchNorm statistics that differ."""
     model, changed = nn.Linear(3, 3), nn.Linear(3, 3)
-    opened(tmp_path).save_stage("pretrain", model)
+    opened(tmp_path).save_phase("pretrain", model)
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     second = RunFolder.open(tmp_path, "seed: 0\n", writes=False)
     assert second.done("pretrain")
-    second.save_stage("admm", changed, seconds=1.0)
+    second.save_phase("admm", changed, seconds=1.0)
     second.drop_rows("admm", 0)
     assert second.done("admm")
-    for stage, expected in (("pretrain", model), ("admm", changed)):
+    for phase, expected in (("pretrain", model), ("admm", changed)):
         read = nn.Linear(3, 3)
-        second.load_stage(stage, read)
+        second.load_phase(phase, read)
         torch.testing.assert_close(read.state_dict(), expected.state_dict(), rtol=0, atol=0)
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-# -- checkpoints of the stage under way ------------------------------------------------------------------------
+# -- checkpoints of the phase under way ------------------------------------------------------------------------
 
 
 def test_the_latest_checkpoint_is_taken(tmp_path):
@@ -198,27 +198,27 @@ def test_row_30_a_malicious_checkpoint_runs_nothing(tmp_path):
 
 
 def rows_of(folder):
-    return [(row["stage"], row["epoch"]) for row in folder.rows()]
+    return [(row["phase"], row["epoch"]) for row in folder.rows()]
 
 
 def test_rows_are_appended_and_those_to_be_trained_again_dropped(tmp_path):
     folder = opened(tmp_path)
-    for stage, epoch in [("admm", 0), ("admm", 1), ("admm", 2), ("retrain", 0)]:
-        folder.append_row({"stage": stage, "epoch": epoch, "loss": 0.1 * epoch})
+    for phase, epoch in [("admm", 0), ("admm", 1), ("admm", 2), ("retrain", 0)]:
+        folder.append_row({"phase": phase, "epoch": epoch, "loss": 0.1 * epoch})
     folder.drop_rows("admm", 1)
     assert rows_of(folder) == [("admm", 0), ("retrain", 0)]
-    folder.append_row({"stage": "retrain", "epoch": 1})
+    folder.append_row({"phase": "retrain", "epoch": 1})
     assert rows_of(folder) == [("admm", 0), ("retrain", 0), ("retrain", 1)]
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
     folder = opened(tmp_path)
-    folder.append_row({"stage": "admm", "epoch": 0})
+    folder.append_row({"phase": "admm", "epoch": 0})
     with folder.metrics_path.open("a") as f:
-        f.write('{"stage": "admm", "epo')
+        f.write('{"phase": "admm", "epo')
     assert rows_of(folder) == [("admm", 0)]
     folder.drop_rows("admm", 1)
-    folder.append_row({"stage": "admm", "epoch": 1})
+    folder.append_row({"phase": "admm", "epoch": 1})
     assert [json.loads(line)["epoch"] for line in folder.metrics_path.read_text().splitlines()] == [0, 1]
 
 
@@ -232,12 +232,12 @@ def no_space(*args, **kwargs):
 def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch):
     folder = opened(tmp_path)
     model = nn.Linear(3, 3)
-    folder.save_stage("admm", model)
+    folder.save_phase("admm", model)
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     model.weight.data.add_(1)
     monkeypatch.setattr(files.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        folder.save_stage("admm", model)
+        folder.save_phase("admm", model)
     with pytest.raises(OSError, match="No space left"):
         folder.finish("retrain")
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

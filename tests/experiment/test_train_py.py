@@ -100,13 +100,13 @@ def test_two_processes_write_one_run(tmp_path):
     assert code == 0, text
     assert text.count("fewer parameters") == 1
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["stage"] for row in rows] == ["admm", "retrain"]
+    assert [row["phase"] for row in rows] == ["admm", "retrain"]
     metrics = json.loads((folder / "metrics.json").read_text())
-    state = json.loads((folder / "run.json").read_text())["stages"]
-    for stage in ("admm", "truncated", "retrain"):
-        assert sha256(folder / "stages" / f"{stage}.safetensors") == state[stage]["sha256"]
+    state = json.loads((folder / "run.json").read_text())["phases"]
+    for phase in ("admm", "truncated", "retrain"):
+        assert sha256(folder / "phases" / f"{phase}.safetensors") == state[phase]["sha256"]
     state.pop("evaluate")
-    (folder / "run.json").write_text(json.dumps({"stages": state}))
+    (folder / "run.json").write_text(json.dumps({"phases": state}))
     (folder / "metrics.json").unlink()
     code, text = train(tmp_path, *argv, kind=Started)
     assert code == 0, text

@@ -10,7 +10,7 @@ from tiny_runs import tiny
 
 from hodec.experiment.data import build_data
 from hodec.experiment.training import (
-    STAGES,
+    PHASES,
     LitData,
     SeedEpochs,
     epoch_line,
@@ -20,15 +20,15 @@ from hodec.experiment.training import (
 )
 
 
-def draws(seed, stage, epoch):
+def draws(seed, phase, epoch):
     torch.manual_seed(12345)
-    SeedEpochs(seed, stage).on_train_epoch_start(SimpleNamespace(current_epoch=epoch), None)
+    SeedEpochs(seed, phase).on_train_epoch_start(SimpleNamespace(current_epoch=epoch), None)
     return tuple(torch.rand(3).tolist())
 
 
-def test_random_numbers_are_a_function_of_seed_stage_and_epoch():
+def test_random_numbers_are_a_function_of_seed_phase_and_epoch():
     """What dropout draws in an epoch does not depend on whether the run was resumed before it."""
-    cases = [(seed, stage, epoch) for seed in (0, 1) for stage in STAGES for epoch in (0, 1, 7)]
+    cases = [(seed, phase, epoch) for seed in (0, 1) for phase in PHASES for epoch in (0, 1, 7)]
     found = {case: draws(*case) for case in cases}
     assert len(set(found.values())) == len(cases)
     assert found == {case: draws(*case) for case in cases}
@@ -68,7 +68,7 @@ def test_validation_batches_are_those_of_the_split(fraction, batches):
 
 
 def test_the_line_of_an_epoch():
-    row = {"stage": "admm", "epoch": 2, "lr": 0.1, "train/loss": 0.5, "val/accuracy": 0.91234, "seconds": 12.34}
+    row = {"phase": "admm", "epoch": 2, "lr": 0.1, "train/loss": 0.5, "val/accuracy": 0.91234, "seconds": 12.34}
     assert epoch_line(row, 15) == "admm 3/15  loss 0.5000  val 91.23%  12.3 s"
     row |= {"admm/primal_residual": 0.25, "admm/truncated_accuracy": 0.5, "admm/rho": 0.0123456}
     assert epoch_line(row, 15).endswith("|W-Z|/|W| 0.2500  truncated 50.00%  rho 0.0123  12.3 s")

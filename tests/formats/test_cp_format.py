@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hodec.formats import cp
 from hodec.formats.base import project_batch
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.cp import CONV, CONV_TRANSPOSED, JOINT
 from hodec.formats.cp_als import LIMIT, factorize
 from hodec.formats.modes import Modes
@@ -31,8 +31,8 @@ def kernel(shape: tuple[int, ...], *, decay: float = 0.0, seed: int = 0) -> Tens
     return w / w.norm()
 
 
-def error(w: Tensor, rank: int, form: cp.CP = CONV) -> float:
-    return float((form.project(w, [rank], ONE) - w).norm() / w.norm())
+def error(w: Tensor, rank: int, fmt: cp.CP = CONV) -> float:
+    return float((fmt.project(w, [rank], ONE) - w).norm() / w.norm())
 
 
 def growth(factors: list[Tensor]) -> float:
@@ -62,8 +62,8 @@ def test_stages_are_pointwise_and_depthwise_convolutions():
 
 
 def test_multiply_adds_follow_the_resolution_of_each_stage():
-    runs = Runs.once((8, 8), (4, 4))
-    macs = CONV.macs(SHAPE, [5], ONE, runs=runs, execution="merged")
+    call_sites = CallSites.once((8, 8), (4, 4))
+    macs = CONV.macs(SHAPE, [5], ONE, call_sites=call_sites, execution="merged")
     assert macs == 5 * 8 * 64 + 5 * 3 * 32 + 5 * 3 * 16 + 12 * 5 * 16
 
 
@@ -75,13 +75,13 @@ def test_multiply_adds_follow_the_resolution_of_each_stage():
         (CONV, (4, 3, 2, 2, 2), 24), (CONV, (1, 1, 1, 1), 1),
     ],
 )  # fmt: skip
-def test_exact_at_full_rank(form: cp.CP, shape: tuple[int, ...], most: int):
-    assert form.max_ranks(shape, ONE) == (most,)
+def test_exact_at_full_rank(fmt: cp.CP, shape: tuple[int, ...], most: int):
+    assert fmt.max_ranks(shape, ONE) == (most,)
     w = kernel(shape)
-    assert error(w, most, form) < 1e-10
-    kernels = form.decompose(w, [most], ONE)
-    assert [k.shape for k in kernels] == [s.kernel for s in form.stages(shape, [most])]
-    torch.testing.assert_close(form.reconstruct(kernels, shape, ONE), w, rtol=0, atol=1e-10)
+    assert error(w, most, fmt) < 1e-10
+    kernels = fmt.decompose(w, [most], ONE)
+    assert [k.shape for k in kernels] == [s.kernel for s in fmt.stages(shape, [most])]
+    torch.testing.assert_close(fmt.reconstruct(kernels, shape, ONE), w, rtol=0, atol=1e-10)
 
 
 # -- how good ------------------------------------------------------------------------------------------------------
@@ -103,19 +103,19 @@ def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: flo
 
 
 @every_form
-def test_error_hardly_grows_with_rank(form: cp.CP):
+def test_error_hardly_grows_with_rank(fmt: cp.CP):
     for decay in (0.0, 1.0):
         w = kernel((8, 6, 3, 3), decay=decay)
-        errors = [error(w, rank, form) for rank in [*range(1, 9), 12, 24, *form.most((8, 6, 3, 3))]]
-        assert all(after <= before + form.rank_slack for before, after in zip(errors, errors[1:]))
+        errors = [error(w, rank, fmt) for rank in [*range(1, 9), 12, 24, *fmt.most((8, 6, 3, 3))]]
+        assert all(after <= before + fmt.rank_slack for before, after in zip(errors, errors[1:]))
         assert errors[-1] < 1e-10 < 0.3 < errors[0] < 1
 
 
 @every_form
-def test_what_is_dropped_is_orthogonal_to_what_is_kept(form: cp.CP):
+def test_what_is_dropped_is_orthogonal_to_what_is_kept(fmt: cp.CP):
     for rank in (1, 4, 11, 30):
         w = kernel(SHAPE, decay=1)
-        z = form.project(w, [rank], ONE)
+        z = fmt.project(w, [rank], ONE)
         torch.testing.assert_close(z.square().sum() + (w - z).square().sum(), torch.tensor(1.0, dtype=w.dtype))
 
 
@@ -131,15 +131,15 @@ def test_a_matrix_is_cut_as_an_svd_cuts_it():
 @every_form
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 12])
-def test_a_projection_is_found_again(form: cp.CP, rank: int, dtype: torch.dtype, tolerance: float):
+def test_a_projection_is_found_again(fmt: cp.CP, rank: int, dtype: torch.dtype, tolerance: float):
     for decay in (0.0, 1.0):
-        assert form.recovers(SHAPE, [rank]) == (rank <= (12 if form is CONV else 8))
-        if not form.recovers(SHAPE, [rank]):
+        assert fmt.recovers(SHAPE, [rank]) == (rank <= (12 if fmt is CONV else 8))
+        if not fmt.recovers(SHAPE, [rank]):
             continue
-        once = form.project(kernel(SHAPE, decay=decay).to(dtype), [rank], ONE)
+        once = fmt.project(kernel(SHAPE, decay=decay).to(dtype), [rank], ONE)
         # a CP of many components is worse conditioned, and finds the rounding of float32 multiplied
-        assert error(once, rank, form) < tolerance * (1 if rank <= 8 else 5)
-        rebuilt = form.reconstruct(form.decompose(once, [rank], ONE), SHAPE, ONE)
+        assert error(once, rank, fmt) < tolerance * (1 if rank <= 8 else 5)
+        rebuilt = fmt.reconstruct(fmt.decompose(once, [rank], ONE), SHAPE, ONE)
         assert float((rebuilt - once).norm() / once.norm()) < 5 * tolerance
 
 
@@ -221,18 +221,18 @@ def test_a_strong_component_is_not_split_at_the_price_of_weak_ones(monkeypatch: 
 
 @every_form
 @pytest.mark.parametrize("rank", [16, 40])
-def test_factors_given_are_improved_however_near_they_are(form: cp.CP, rank: int):
+def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP, rank: int):
     shape = (24, 8, 3, 3)
     w = kernel(shape, decay=0.5)
-    factors = form.decompose(w, [rank], ONE)
-    z = form.reconstruct(factors, shape, ONE)
+    factors = fmt.decompose(w, [rank], ONE)
+    z = fmt.reconstruct(factors, shape, ONE)
     for far in (1e-1, 1e-3, 1e-6):
         moved = z + far * kernel(shape, seed=1)
-        after = form.reconstruct(form.refine(moved, [rank], ONE, factors), shape, ONE)
+        after = fmt.reconstruct(fmt.refine(moved, [rank], ONE, factors), shape, ONE)
         assert float((after - moved).norm()) < float((z - moved).norm())
     single = [f.float() for f in factors]
-    fixed = form.reconstruct(single, shape, ONE)
-    again = form.reconstruct(form.refine(fixed, [rank], ONE, single), shape, ONE)
+    fixed = fmt.reconstruct(single, shape, ONE)
+    again = fmt.reconstruct(fmt.refine(fixed, [rank], ONE, single), shape, ONE)
     assert float((again - fixed).norm() / fixed.norm()) < 1e-6
 
 
@@ -240,11 +240,11 @@ def test_factors_given_are_improved_however_near_they_are(form: cp.CP, rank: int
 
 
 @every_form
-def test_a_batch_is_projected_one_by_one_whatever_the_scales(form: cp.CP):
+def test_a_batch_is_projected_one_by_one_whatever_the_scales(fmt: cp.CP):
     batch = torch.stack([kernel(SHAPE, seed=s, decay=s) * 10.0 ** (8 * s - 8) for s in range(3)])
-    together = project_batch(form, batch, [5], ONE)
+    together = project_batch(fmt, batch, [5], ONE)
     for w, z in zip(batch, together):
-        torch.testing.assert_close(z / w.norm(), form.project(w, [5], ONE) / w.norm(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(z / w.norm(), fmt.project(w, [5], ONE) / w.norm(), rtol=0, atol=1e-9)
 
 
 def test_the_same_answer_every_time_and_no_random_numbers_drawn():
@@ -269,8 +269,8 @@ def test_zero_and_nearly_zero_weights():
 def test_unfoldings_bound_the_rank():
     generator = torch.Generator().manual_seed(0)
     w = cp._whole([torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in SHAPE], SHAPE)
-    for form, count in ((CONV, 4), (JOINT, 3)):
-        matrices = form.unfoldings(w, ONE)
+    for fmt, count in ((CONV, 4), (JOINT, 3)):
+        matrices = fmt.unfoldings(w, ONE)
         assert [position for position, _ in matrices] == [0] * count
         assert all(int(torch.linalg.matrix_rank(m)) == 2 for _, m in matrices)
         assert all(m.numel() == math.prod(SHAPE) for _, m in matrices)

@@ -4,18 +4,18 @@ import numpy as np
 import torch
 
 from hodec.formats import tt, tt_classical
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 
 # layer3.0.conv1 of ResNet-18: 128 -> 256 channels, 3x3, stride 2, 28x28 -> 14x14
-SHAPE, RUNS, DENSE_MACS = (256, 128, 3, 3), Runs.once((28, 28), (14, 14)), 57_802_752
+SHAPE, RUNS, DENSE_MACS = (256, 128, 3, 3), CallSites.once((28, 28), (14, 14)), 57_802_752
 MODES = Modes.split(128, 256, 2)
 
 
 def test_golden_cost_is_more_than_dense():
     assert Modes((8, 16), (16, 16)) == MODES
     assert tt_classical.CONV.params(SHAPE, (16, 16), MODES) == 37_008
-    macs = tt_classical.CONV.macs(SHAPE, (16, 16), MODES, runs=RUNS, execution="chain")
+    macs = tt_classical.CONV.macs(SHAPE, (16, 16), MODES, call_sites=RUNS, execution="chain")
     assert macs == 119_218_176 > DENSE_MACS
 
 
@@ -24,10 +24,10 @@ def test_hodecs_order_costs_less_at_as_many_parameters():
     stored = tt.CONV.params(SHAPE, ranks, MODES)
     assert 0.8 < stored / 37_008 < 1.2
     for execution in tt.CONV.executions:
-        macs = tt.CONV.macs(SHAPE, ranks, MODES, runs=RUNS, execution=execution)
+        macs = tt.CONV.macs(SHAPE, ranks, MODES, call_sites=RUNS, execution=execution)
         assert macs < DENSE_MACS / 2
     same_cap = tt.CONV.fit_ranks(SHAPE, MODES, [16] * 4)
-    assert tt.CONV.macs(SHAPE, same_cap, MODES, runs=RUNS, execution="merged") < DENSE_MACS / 5
+    assert tt.CONV.macs(SHAPE, same_cap, MODES, call_sites=RUNS, execution="merged") < DENSE_MACS / 5
 
 
 def test_the_kernel_core_comes_first_then_paired_channels():

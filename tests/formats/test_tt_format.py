@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hodec.errors import RankError
 from hodec.formats import tt
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 
 
@@ -156,6 +156,6 @@ def test_a_kernel_that_is_not_square(generator: torch.Generator):
 
 def test_merging_wins_unless_the_chain_saves_more_than_its_rate_costs():
     """Inner ranks near full: the chain does more. Inner rank small beside its mode: the chain does far less."""
-    modes, shape, runs = Modes((16, 32), (16, 32)), (512, 512, 3, 3), Runs.once((7, 7), (7, 7))
-    assert tt.CONV.choose_execution(shape, (15, 250, 250, 15), modes, runs=runs) == "merged"
-    assert tt.CONV.choose_execution(shape, (2, 8, 8, 2), modes, runs=runs) == "chain"
+    modes, shape, call_sites = Modes((16, 32), (16, 32)), (512, 512, 3, 3), CallSites.once((7, 7), (7, 7))
+    assert tt.CONV.choose_execution(shape, (15, 250, 250, 15), modes, call_sites=call_sites) == "merged"
+    assert tt.CONV.choose_execution(shape, (2, 8, 8, 2), modes, call_sites=call_sites) == "chain"

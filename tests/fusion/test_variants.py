@@ -37,7 +37,7 @@ def made(method: str, kind: str, count: int = 2, cap: int = 3, **settings: objec
     """A factorized layer 12 -> 8 in float64, in evaluation mode."""
     cls = METHODS[method].layers[kind]
     dense = nn.Linear(12, 8, **settings) if kind == "linear" else LAYERS[kind](12, 8, 3, **settings)
-    shape = cls.kind.canonical(dense.weight).shape
+    shape = cls.layer_type.to_oihw(dense.weight).shape
     modes = Modes.split(shape[1], shape[0], max(count, cls.form.min_modes) if cls.form.uses_modes else 1)
     most = cls.form.max_ranks(shape, modes)
     ranks = cls.form.fit_ranks(shape, modes, [min(cap, r) for r in most])
@@ -45,13 +45,13 @@ def made(method: str, kind: str, count: int = 2, cap: int = 3, **settings: objec
 
 
 def given(layer: FactorizedLayer) -> torch.Tensor:
-    dims = layer.kind.dims
+    dims = layer.layer_type.dims
     return torch.randn(2, 12, *(8, 7, 6)[:dims], dtype=torch.float64) if dims else torch.randn(2, 12).double()
 
 
 def norm_for(layer: FactorizedLayer) -> nn.Module:
     """A batch norm with statistics and weights of a trained one."""
-    norm = NORMS[max(1, layer.kind.dims)](8).double().eval()
+    norm = NORMS[max(1, layer.layer_type.dims)](8).double().eval()
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.normal_(norm.bias)
     nn.init.normal_(norm.running_mean)

@@ -15,7 +15,7 @@ from hodec.layers.tt_classical import ClassicalTTConv2d
 def test_row_12_prime_and_few_channels(cls: type, inp: int, out: int):
     dense = nn.Conv2d(inp, out, 3, padding=1).double().eval()
     modes = Modes.split(inp, out, 2)
-    layer = cls.from_dense(dense, cls.form.max_ranks(tuple(dense.weight.shape), modes))
+    layer = cls.from_dense(dense, cls.format.max_ranks(tuple(dense.weight.shape), modes))
     x = torch.randn(2, inp, 6, 6).double()
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-9, atol=1e-9)
 
@@ -24,7 +24,7 @@ def test_row_12_prime_and_few_channels(cls: type, inp: int, out: int):
 def test_modes_may_be_given(cls: type):
     dense = nn.Conv2d(24, 8, 3)
     modes = Modes((6, 4), (1, 8))
-    ranks = cls.form.fit_ranks((8, 24, 3, 3), modes, [5] * len(cls.form.max_ranks((8, 24, 3, 3), modes)))
+    ranks = cls.format.fit_ranks((8, 24, 3, 3), modes, [5] * len(cls.format.max_ranks((8, 24, 3, 3), modes)))
     layer = cls.from_dense(dense, ranks, modes=modes)
     assert layer.modes == modes
     assert layer.ranks == ranks
@@ -45,7 +45,7 @@ def test_memory_formats(channels_last: bool):
 
 def test_row_14_a_channels_last_dense_layer():
     dense = nn.Conv2d(8, 12, 3).to(memory_format=torch.channels_last)
-    layer = TTConv2d.from_dense(dense, TTConv2d.form.max_ranks((12, 8, 3, 3), Modes.split(8, 12, 2)))
+    layer = TTConv2d.from_dense(dense, TTConv2d.format.max_ranks((12, 8, 3, 3), Modes.split(8, 12, 2)))
     torch.testing.assert_close(layer.dense_weight(), dense.weight, rtol=1e-5, atol=1e-6)
 
 

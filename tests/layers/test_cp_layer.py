@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import RankError
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.layers import cp
 from hodec.layers.staged import StagedConv
 
@@ -32,15 +32,15 @@ every_layer = pytest.mark.parametrize("cls", LAYERS, ids=lambda c: c.__name__)
 
 def dense_layer(cls: type[StagedConv], settings: dict[str, object] | None = None, channels: int = 5) -> nn.Module:
     torch.manual_seed(0)
-    return DENSE[cls.kind.name](4, channels, **{"kernel_size": 3, **(settings or {})}).double()
+    return DENSE[cls.layer_type.name](4, channels, **{"kernel_size": 3, **(settings or {})}).double()
 
 
 def image(cls: type[StagedConv]) -> Tensor:
-    return torch.randn(2, 4, *(7, 6, 5)[: cls.kind.dims], dtype=torch.float64)
+    return torch.randn(2, 4, *(7, 6, 5)[: cls.layer_type.dims], dtype=torch.float64)
 
 
 def settings_of(cls: type[StagedConv]) -> list[dict[str, object]]:
-    return [*ANY, *(PLANE if cls.kind.dims == 2 else []), *(TRANSPOSED if cls.kind.transposed else FORWARD)]
+    return [*ANY, *(PLANE if cls.layer_type.dims == 2 else []), *(TRANSPOSED if cls.layer_type.transposed else FORWARD)]
 
 
 @every_layer
@@ -57,7 +57,7 @@ def test_equals_the_dense_layer_of_its_weight(cls: type[StagedConv]):
 def test_full_rank_is_the_dense_layer(cls: type[StagedConv]):
     dense, x = dense_layer(cls), image(cls)
     shape = (5, 4, *dense.kernel_size)
-    layer = cls.from_dense(dense, cls.form.most(shape))
+    layer = cls.from_dense(dense, cls.format.most(shape))
     torch.testing.assert_close(layer(x), dense(x), rtol=0, atol=1e-9)
 
 
@@ -68,11 +68,11 @@ def test_cost_is_what_torch_counts(cls: type[StagedConv], channels: int):
         layer, x = cls.from_dense(dense_layer(cls, settings, channels), [min(2, channels)]).eval(), image(cls)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             y = layer(x)
-        runs = Runs.once(x.shape[2:], y.shape[2:])
-        macs = cls.form.macs(layer.shape, layer.ranks, layer.modes, runs=runs, execution="merged")
+        call_sites = CallSites.once(x.shape[2:], y.shape[2:])
+        macs = cls.format.macs(layer.shape, layer.ranks, layer.modes, call_sites=call_sites, execution="merged")
         assert macs * len(x) == counter.get_total_flops() / 2 or settings.get("padding")  # padding adds positions
         stored = sum(p.numel() for p in layer.kernels)
-        assert stored == cls.form.params(layer.shape, layer.ranks, layer.modes)
+        assert stored == cls.format.params(layer.shape, layer.ranks, layer.modes)
 
 
 @every_layer

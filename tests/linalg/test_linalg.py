@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hodec.errors import TrainingError
-from hodec.linalg.svd import check_finite, truncate
 from hodec.linalg import eigh as eigen
 from hodec.linalg import svd as linalg
+from hodec.linalg.svd import check_finite, truncated_svd
 
 SHAPES = [(5, 9), (9, 5), (6, 6), (1, 7), (7, 1), (3, 4, 8), (2, 3, 8, 4)]
 
@@ -38,7 +38,7 @@ def test_truncation_is_the_best_one(shape: tuple[int, ...], dtype: torch.dtype, 
     m = torch.randn(shape, generator=generator, dtype=dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     for rank in range(1, min(shape[-2:]) + 1):
-        u, rest = truncate(m, rank)
+        u, rest = truncated_svd(m, rank)
         assert u.shape == (*shape[:-1], rank)
         assert rest.shape == (*shape[:-2], rank, shape[-1])
         assert u.dtype == rest.dtype == dtype
@@ -52,7 +52,7 @@ def test_only_the_product_counts_where_the_left_factor_need_not_be_orthonormal(
 ):
     m = torch.randn(shape, generator=generator, dtype=torch.float64)
     for rank in range(1, min(shape[-2:]) + 1):
-        u, rest = truncate(m, rank, orthonormal=False)
+        u, rest = truncated_svd(m, rank, orthonormal=False)
         assert u.shape == (*shape[:-1], rank)
         torch.testing.assert_close(u @ rest, optimum(m, rank))
 
@@ -66,7 +66,7 @@ def test_big_float32_matrices_are_truncated_as_well_as_by_an_svd(
     values = torch.arange(1, 281, dtype=torch.float64) ** -power
     m = spectrum(values, *shape, generator)
     for rank in (10, 140, 279):
-        u, rest = truncate(m.float(), rank)
+        u, rest = truncated_svd(m.float(), rank)
         assert_orthonormal(u, 1e-5)
         best = float(values[rank:].norm() / values.norm())
         assert float((u @ rest - m).norm() / values.norm()) <= best * (1 + 1e-4) + 2e-6
@@ -80,7 +80,7 @@ def test_row_4_ill_conditioned_float64_matrices_keep_their_small_values(
     values = 10.0 ** -torch.linspace(0, 12, 40, dtype=torch.float64)
     m = spectrum(values, *shape, generator)
     for rank in (10, 25, 35):
-        u, rest = truncate(m, rank)
+        u, rest = truncated_svd(m, rank)
         assert_orthonormal(u, 1e-10)
         assert float((u @ rest - m).norm()) <= float(values[rank:].norm()) * 1.01 + 1e-14
 
@@ -91,7 +91,7 @@ def test_ranks_above_the_matrix_own_rank(shape: tuple[int, int], dtype: torch.dt
     m = spectrum(torch.tensor([3.0, 2.0, 1.0]).double(), *shape, generator).to(dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     for rank in (3, 6, 8):
-        u, rest = truncate(m, rank)
+        u, rest = truncated_svd(m, rank)
         assert_orthonormal(u, tolerance)
         torch.testing.assert_close(u @ rest, m, rtol=tolerance, atol=tolerance)
 
@@ -99,7 +99,7 @@ def test_ranks_above_the_matrix_own_rank(shape: tuple[int, int], dtype: torch.dt
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4)], ids=str)
 def test_zero_matrices(shape: tuple[int, int]):
     for dtype in (torch.float32, torch.float64):
-        u, rest = truncate(torch.zeros(shape, dtype=dtype), 3)
+        u, rest = truncated_svd(torch.zeros(shape, dtype=dtype), 3)
         assert_orthonormal(u, 1e-6)
         assert float(rest.norm()) == 0
 
@@ -111,9 +111,9 @@ def test_a_batch_is_truncated_one_by_one(dtype: torch.dtype, generator: torch.Ge
     batch[1] *= 1e-12
     batch[2] = spectrum(10.0 ** -torch.arange(10).double(), 10, 14, generator).to(dtype)
     batch[3] = 0
-    u, rest = truncate(batch, 8)
+    u, rest = truncated_svd(batch, 8)
     for k in range(4):
-        alone_u, alone_rest = truncate(batch[k], 8)
+        alone_u, alone_rest = truncated_svd(batch[k], 8)
         expected = alone_u @ alone_rest
         scale = max(float(expected.norm()), 1e-300)
         assert float((u[k] @ rest[k] - expected).norm()) / scale < (1e-10 if dtype == torch.float64 else 1e-5)
@@ -134,7 +134,7 @@ def test_row_4_scales_whose_squares_leave_the_type(
     dtype: torch.dtype, scale: float, shape: tuple[int, int], generator: torch.Generator
 ):
     m = torch.randn(shape, generator=generator, dtype=dtype)
-    u, rest = truncate(m * scale, 5)
+    u, rest = truncated_svd(m * scale, 5)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     torch.testing.assert_close(u @ (rest / scale), optimum(m, 5).to(dtype), rtol=tolerance, atol=tolerance)
 
@@ -146,14 +146,14 @@ def test_row_4_eigenvalues_that_do_not_converge_fall_back_to_an_svd(monkeypatch,
     m = torch.randn(6, 9, generator=generator)
     monkeypatch.setattr(torch.linalg, "eigh", refuses)
     with caplog.at_level(logging.WARNING, logger=linalg.__name__):
-        u, rest = truncate(m, 4)
+        u, rest = truncated_svd(m, 4)
     assert "(6, 9)" in caplog.text
     torch.testing.assert_close(u @ rest, optimum(m, 4).float(), rtol=1e-5, atol=1e-5)
 
 
 def test_row_4_when_nothing_converges_the_error_says_so():
     with pytest.raises(TrainingError, match=r"SVD of a \(3, 4\) matrix did not converge"):
-        truncate(torch.full((3, 4), torch.nan), 2)
+        truncated_svd(torch.full((3, 4), torch.nan), 2)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -207,7 +207,7 @@ def test_every_engine_truncates_as_well_as_an_svd(
         with linalg.sharing():
             if m.ndim == 2:
                 linalg.singular_values(m)
-            u, rest = truncate(m, rank)
+            u, rest = truncated_svd(m, rank)
         assert u.shape == (*shape[:-1], rank)
         assert_orthonormal(u, 1e-4)
         best = float(values[rank:].norm() / values.norm())
@@ -223,10 +223,10 @@ def test_a_shared_form_is_used_once_and_only_for_its_own_matrix(
     with linalg.sharing():
         linalg.singular_values(one)
         for m, count in ((other, 2), (one, 2), (one.clone(), 3)):  # the second finds what singular_values made
-            u, rest = truncate(m, 4)
+            u, rest = truncated_svd(m, 4)
             torch.testing.assert_close(u @ rest, optimum(m, 4).float(), rtol=1e-4, atol=1e-4)
             assert len(made) == count
-    truncate(one, 4)
+    truncated_svd(one, 4)
     assert len(made) == 4
 
 
@@ -269,12 +269,12 @@ def test_sharing_takes_parameters(small_sides: None, generator: torch.Generator)
     m = torch.randn(20, 30, generator=generator).requires_grad_()
     with linalg.sharing(), torch.no_grad():
         linalg.singular_values(m)
-        u, rest = truncate(m, 4)
+        u, rest = truncated_svd(m, 4)
     torch.testing.assert_close(u @ rest, optimum(m.detach(), 4).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_batch_has_empty_factors():
-    u, rest = truncate(torch.randn(0, 5, 6), 2)
+    u, rest = truncated_svd(torch.randn(0, 5, 6), 2)
     assert u.shape == (0, 5, 2)
     assert rest.shape == (0, 2, 6)
 
@@ -287,7 +287,7 @@ def test_engines_that_break_down_hand_over(
 
     monkeypatch.setattr(eigen.Tridiagonal, "largest", broken)
     m = torch.randn(40, 60, generator=generator)
-    u, rest = truncate(m, 5)
+    u, rest = truncated_svd(m, 5)
     torch.testing.assert_close(u @ rest, optimum(m, 5).float(), rtol=1e-4, atol=1e-4)
 
 
@@ -303,7 +303,7 @@ def test_iterating_on_random_vectors_is_as_good_or_says_nothing(
     real = eigen.by_iteration
     monkeypatch.setattr(eigen, "by_iteration", lambda *given: tried.append(real(*given)) or tried[-1])
     for rank in (1, 4, 9):
-        u, rest = truncate(m, rank)
+        u, rest = truncated_svd(m, rank)
         assert_orthonormal(u, 1e-4)
         best = float(values[rank:].norm())
         assert float((u @ rest - m).norm()) <= best * (1 + 1e-4) + 2e-6 * float(values.norm())
@@ -337,7 +337,7 @@ def test_full_rank_costs_nothing_and_shares_nothing(generator: torch.Generator, 
     monkeypatch.setattr(eigen, "largest", None)
     for shape in ((4, 9), (9, 4), (3, 4, 4)):
         m = torch.randn(shape, generator=generator)
-        u, rest = truncate(m, min(shape[-2:]))
+        u, rest = truncated_svd(m, min(shape[-2:]))
         assert_orthonormal(u, 1e-5)
         torch.testing.assert_close(u @ rest, m)
         rest.zero_()
@@ -384,6 +384,6 @@ def test_a_matrix_too_large_for_the_device_is_truncated_on_the_cpu(
 
     monkeypatch.setattr(linalg, "_truncate_gram", first_fails)
     m = torch.randn(6, 9, generator=generator)
-    u, rest = truncate(m, 2)
+    u, rest = truncated_svd(m, 2)
     torch.testing.assert_close(u @ rest, optimum(m, 2).float(), rtol=1e-5, atol=1e-5)
     assert "truncating it on the CPU" in caplog.text

@@ -1,6 +1,6 @@
 """Every classification net of torchvision: planned, converted, cheaper, and the same function at full rank.
 
-Random weights, evaluation mode, one picture, small where the net allows it. Three nets run always, all of them with
+Random weights, evaluation mode, one image, small where the net allows it. Three nets run always, all of them with
 ``-m slow -n 0`` (an hour or two on one core, 20 GB; ``-k resnet18`` picks one, ``--log-file=FILE`` keeps the numbers).
 """
 
@@ -34,7 +34,7 @@ PREFIX = "torchvision/"
 NETS = [name.removeprefix(PREFIX) for name in model_names() if name.startswith(PREFIX)]
 METHODS = ("tt", "tucker", "spatial_svd")
 FAST = {"squeezenet1_1": "tt", "mobilenet_v3_small": "spatial_svd", "shufflenet_v2_x0_5": "tucker"}
-# Side of the picture in pixels, 64 where nothing else is said: the least that a net's strides or windows allow.
+# Side of the image in pixels, 64 where nothing else is said: the least that a net's strides or windows allow.
 SIZES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}
 CASES = [
     pytest.param(name, method, marks=() if FAST.get(name) == method else pytest.mark.slow, id=f"{name}-{method}")
@@ -46,7 +46,7 @@ WEIGHT_LAYERS = nn.Linear | nn.modules.conv._ConvNd
 
 @lru_cache(maxsize=1)
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """A net with seeded weights and a picture for it; one is kept, as nets are large."""
+    """A net with seeded weights and a image for it; one is kept, as nets are large."""
     side = SIZES.get(name, 64)
     torch.manual_seed(0)
     model = build_model(PREFIX + name, in_channels=3, num_classes=1000, image_size=side).eval()
@@ -104,7 +104,7 @@ def assert_every_layer_is_accounted_for(model: nn.Module, small: nn.Module, plan
 
 def uncounted(plan: Plan) -> bool:
     """Whether torch counts fewer MACs: over a rank of 1, a chain's contraction runs as a plain product."""
-    return any(layer.runs_as == "chain" and 1 in layer.ranks for layer in plan.values())
+    return any(layer.resolved_execution == "chain" and 1 in layer.ranks for layer in plan.values())
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)

@@ -72,9 +72,9 @@ def test_wrong_nodes_are_found_by_the_first_rows(tmp_path, monkeypatch, method):
 @pytest.mark.parametrize("method", ["tucker", "tt", "svd"])
 def test_wrong_factors_are_found_by_the_first_rows(tmp_path, monkeypatch, method):
     """The rows come from the format's own formula, not from the nodes."""
-    form = type(METHODS[method].form("conv2d"))
-    rightly = form.leading
-    monkeypatch.setattr(form, "leading", lambda self, *given: 1.01 * rightly(self, *given))
+    fmt = type(METHODS[method].format("conv2d"))
+    rightly = fmt.leading
+    monkeypatch.setattr(fmt, "leading", lambda self, *given: 1.01 * rightly(self, *given))
     with pytest.raises(ConvertError, match="layer .*differ from the layer they stand for by 0.0[01]"):
         decomposed(tmp_path, "Conv", method)
 

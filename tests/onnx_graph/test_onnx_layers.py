@@ -17,7 +17,7 @@ from small_graphs import answer, conv_net, node, numbers, relative, save  # isor
 FULL = Manual(10**6)
 ANY = Options(allow_larger=True)
 # kind -> operator, weight, size of the input
-KINDS = {
+LAYER_TYPES = {
     "conv1d": ("Conv", (12, 8, 3), ("n", 8, 17)),
     "conv2d": ("Conv", (12, 8, 3, 5), ("n", 8, 13, 14)),
     "conv3d": ("Conv", (12, 8, 3, 1, 3), ("n", 8, 7, 6, 8)),
@@ -46,10 +46,10 @@ def sized(size, batch=3):
 
 
 @pytest.mark.parametrize(("kind", "method"), [
-    (kind, method) for kind, method in itertools.product(KINDS, METHODS_HERE) if kind in METHODS[method].layers
+    (kind, method) for kind, method in itertools.product(LAYER_TYPES, METHODS_HERE) if kind in METHODS[method].layers
 ])  # fmt: skip
 def test_convolutions_at_full_rank(tmp_path, kind, method):
-    operator, shape, size = KINDS[kind]
+    operator, shape, size = LAYER_TYPES[kind]
     dims = len(shape) - 2
     settings = {"strides": [2, 1, 2][:dims], "dilations": [1, 2, 1][:dims], "pads": [1, 0, 1, 0, 2, 1][: 2 * dims]}
     if operator == "ConvTranspose":
@@ -88,12 +88,12 @@ def test_output_shape_stays_on_the_one_convolution_that_moves(tmp_path, method):
 @pytest.mark.parametrize("n_modes", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "conv_transpose2d"])
 def test_a_tensor_train_as_a_chain_of_convolutions(tmp_path, kind, n_modes):
-    operator, shape, size = KINDS[kind]
+    operator, shape, size = LAYER_TYPES[kind]
     out_channels = shape[1] if operator == "ConvTranspose" else shape[0]
     nodes = [node(operator, "x w b", name="layer")]
     source = save(tmp_path / "in.onnx", nodes, {"w": numbers(*shape), "b": numbers(out_channels)}, inputs={"x": size})
     outcome = full_rank(source, tmp_path / "out.onnx", "tt", n_modes=n_modes, execution="chain")
-    assert outcome.changes["layer"].layer.runs_as == "chain"
+    assert outcome.changes["layer"].layer.resolved_execution == "chain"
     kinds = {one.op_type for one in onnx.load(str(tmp_path / "out.onnx")).graph.node}
     assert kinds <= {"Conv", "ConvTranspose", "Reshape", "Add"}
     compare(source, tmp_path / "out.onnx", sized(size))
@@ -137,7 +137,7 @@ def test_a_tensor_train_of_a_linear_map(tmp_path, words, operator, shape, settin
         weights["b"] = numbers(64)
     source = save(tmp_path / "in.onnx", [node(operator, words, name="layer", **settings)], weights, inputs={"x": size})
     outcome = decompose_file(source, tmp_path / "out.onnx", method="tt", rule=Manual(2), options=ANY)
-    assert outcome.changes["layer"].layer.runs_as == "chain"
+    assert outcome.changes["layer"].layer.resolved_execution == "chain"
     assert outcome.after.params < outcome.before.params / 10
     compare(source, tmp_path / "out.onnx", sized(size), 0.02)  # the weight is nearly of these ranks
 

@@ -14,7 +14,7 @@ from small_nets import IMAGE, SmallResNet, Tokens
 
 from hodec.conversion.swap import convert
 from hodec.errors import HodecError, PlanError
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -34,11 +34,11 @@ def plan(model: SmallResNet) -> Plan:
 def layer_plan(**changes: Any) -> LayerPlan:
     settings: dict[str, Any] = {
         "method": "tt",
-        "kind": "conv2d",
+        "layer_type": "conv2d",
         "shape": (64, 64, 3, 3),
         "modes": Modes((8, 8), (8, 8)),
         "ranks": (8, 20, 20, 8),
-        "runs": Runs.once((8, 8), (8, 8)),
+        "call_sites": CallSites.once((8, 8), (8, 8)),
     }
     return LayerPlan(**{**settings, **changes})
 
@@ -51,7 +51,7 @@ def test_costs_of_one_layer_by_hand():
     assert layer.params_before == 64 * 64 * 9
     assert layer.macs_before == 64 * 64 * 64 * 9
     assert layer.params_after == 8 * 8 + 8 * 8 * 20 + 20 * 9 * 20 + 20 * 8 * 8 + 8 * 8
-    assert layer.runs_as == "merged"
+    assert layer.resolved_execution == "merged"
     assert layer.macs_after == 64 * (64 * 20 + 9 * 20 * 20 + 20 * 64)
     assert dataclasses.replace(layer, execution="chain").macs_after == (
         64 * (8 * 8 * 8 + 8 * 8 * 20 + 9 * 20 * 20 + 20 * 8 * 8 + 8 * 8 * 8)
@@ -72,7 +72,7 @@ def test_a_layer_that_trades_one_cost_for_the_other_saves_nothing():
     assert not classical.saves()
     full = layer_plan(modes=Modes((64,), (64,)), ranks=(64, 64))
     assert not full.saves()
-    merged_linear = layer_plan(kind="linear", shape=(64, 64), ranks=(4,), execution="merged")
+    merged_linear = layer_plan(layer_type="linear", shape=(64, 64), ranks=(4,), execution="merged")
     assert merged_linear.macs_after == merged_linear.macs_before  # fewer numbers, the same work
     assert merged_linear.saves()
 
@@ -109,7 +109,7 @@ def test_a_missing_layer_is_named_with_why_or_with_its_neighbours(plan: Plan):
 def test_project_is_that_of_the_format(plan: Plan, generator: torch.Generator):
     layer = plan["layer1.conv2"]
     w = torch.randn(layer.shape, generator=generator)
-    torch.testing.assert_close(layer.project(w), layer.form.project(w, layer.ranks, layer.modes), rtol=0, atol=0)
+    torch.testing.assert_close(layer.project(w), layer.format.project(w, layer.ranks, layer.modes), rtol=0, atol=0)
 
 
 # -- changed copies ----------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_replace_changes_a_copy_and_notes_it(plan: Plan):
     assert changed.params_after < plan.params_after
     assert {k: v for k, v in changed.items() if k != "conv1"} == {k: v for k, v in plan.items() if k != "conv1"}
     other = plan.replace("conv1", method="tt_classical", modes=Modes((6,), (12,)), ranks=(4,), execution="auto")
-    assert (other["conv1"].method, other["conv1"].runs_as) == ("tt_classical", "chain")
+    assert (other["conv1"].method, other["conv1"].resolved_execution) == ("tt_classical", "chain")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_replace_refuses_what_does_not_fit(plan: Plan, change: dict[str, Any], m
 
 def test_a_method_without_a_layer_for_the_kind_is_refused():
     with pytest.raises(PlanError, match="x: method tt_classical has no layer for kind 'linear'"):
-        layer_plan(kind="linear", shape=(64, 64), method="tt_classical", ranks=(4,)).check("x")
+        layer_plan(layer_type="linear", shape=(64, 64), method="tt_classical", ranks=(4,)).check("x")
 
 
 def test_broken_modes_are_named_for_every_method():
@@ -228,13 +228,13 @@ def test_stale_costs_in_the_file_are_not_believed(plan: Plan):
         (lambda v: v["layers"]["conv1"].update(ranks=[2, 3, 2.5, 3]), "rank 2.5"),
         (lambda v: v["layers"]["conv1"].update(modes={"in": [6], "out": [3, 4]}), "conv1: modes"),
         (lambda v: v["layers"]["conv1"].update(method="ttt"), "unknown method 'ttt'.*Did you mean: tt"),
-        (lambda v: v["layers"]["conv1"].update(kind="bilinear"), "has no layer for kind 'bilinear'"),
+        (lambda v: v["layers"]["conv1"].update(layer_type="bilinear"), "has no layer for kind 'bilinear'"),
         (lambda v: v["layers"]["conv1"].update(execution="quick"), "execution 'quick'"),
         (lambda v: v["layers"]["conv1"].pop("shape"), "conv1: field 'shape'"),
         (lambda v: v.pop("layers"), "lacks a field.*layers"),
         (lambda v: v.update(format="other"), "not a hodec plan"),
         (lambda v: v.pop("format"), "not a hodec plan"),
-        (lambda v: v.update(version=99), "version 99 is not 1"),
+        (lambda v: v.update(version=99), "version 99 is not one of"),
     ],
 )
 def test_bad_edits_are_refused_with_their_place(plan: Plan, tmp_path: Path, edit: Any, message: str):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hodec.conversion.eligibility import LayerSite
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.methods import METHODS
 from hodec.ranks import Candidate
@@ -13,13 +13,13 @@ from hodec.ranks import Candidate
 CONV_METHODS = [name for name, method in METHODS.items() if "conv2d" in method.layers]
 
 
-def candidate(weight: Tensor, method: str = "svd", *, kind: str = "", size: int = 8) -> Candidate:
+def candidate(weight: Tensor, method: str = "svd", *, layer_type: str = "", size: int = 8) -> Candidate:
     """A candidate for a weight (O, I) or (O, I, H, W) that runs once, stride 1, at ``size`` positions a side."""
-    kind = kind or ("linear" if weight.ndim == 2 else f"conv{weight.ndim - 2}d")
-    form = METHODS[method].form(kind)
+    layer_type = layer_type or ("linear" if weight.ndim == 2 else f"conv{weight.ndim - 2}d")
+    fmt = METHODS[method].format(layer_type)
     place = (size,) * max(1, weight.ndim - 2)
-    modes = Modes.split(weight.shape[1], weight.shape[0], 2 if form.uses_modes else 1)
-    return Candidate("layer", method, LayerSite(kind, weight, Runs.once(place, place)), form, modes)
+    modes = Modes.split(weight.shape[1], weight.shape[0], 2 if fmt.uses_modes else 1)
+    return Candidate("layer", method, LayerSite(layer_type, weight, CallSites.once(place, place)), fmt, modes)
 
 
 def conv_weight(out: int = 24, inp: int = 12, *, seed: int = 0) -> Tensor:

@@ -71,7 +71,7 @@ def brute_force(losses: list[np.ndarray], costs: list[np.ndarray], limits: np.nd
 def test_it_is_as_good_as_trying_everything(limits: int, seed: int):
     generator = np.random.default_rng(seed)
     losses, costs = random_options(generator, layers=3, options=7, limits=limits)
-    least, most = (np.sum([getattr(c, kind)(0) for c in costs], axis=0) for kind in ("min", "max"))
+    least, most = (np.sum([getattr(c, layer_type)(0) for c in costs], axis=0) for layer_type in ("min", "max"))
     allowed = least + generator.uniform(0.1, 0.9, limits) * (most - least)
     found, best = solve(losses, costs, allowed), brute_force(losses, costs, allowed)
     assert (sum(c[p] for c, p in zip(costs, found.picks)) <= allowed).all()

@@ -9,12 +9,12 @@ from small_nets import IMAGE, SmallResNet
 from tiny_runs import tiny
 from torch import Tensor, nn
 
-from hodec.calibration.input_covariance import collect_metrics
+from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.errors import ConfigError, PlanError
 from hodec.experiment import pipeline
 from hodec.experiment.config.schema import MethodConfig, RanksConfig
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.models import build_model
 from hodec.plan.plan import Plan
@@ -190,7 +190,7 @@ def test_metrics_go_with_one_method():
     """Each method mixes other axes of a weight, so that the metrics of one are none for another."""
     net, x = SmallResNet().eval(), torch.randn(64, *IMAGE[1:])
     first = make_plan(net, Manual(4), method="tucker", example_input=X)
-    metrics = collect_metrics(net, first, [x])
+    metrics = collect_covariances(net, first, [x])
     with pytest.raises(ConfigError, match="methods names 2; allowed: one"):
         planned(net, X, ["tucker", "spatial_svd"], metrics=metrics)
     assert planned(net, X, ["tucker"], metrics=metrics)[0]
@@ -205,9 +205,9 @@ def test_a_mixed_plan_is_saved_read_and_converted(tmp_path):
     assert again.to_dict() == plan.to_dict()
     small = convert(net, again)
     for name, layer in again.layers.items():
-        dense = KINDS[layer.kind].canonical(net.get_submodule(name).weight.detach())
-        expected = layer.form.project(dense, layer.ranks, layer.modes)
-        found = KINDS[layer.kind].canonical(small.get_submodule(name).dense_weight().detach())
+        dense = LAYER_TYPES[layer.layer_type].to_oihw(net.get_submodule(name).weight.detach())
+        expected = layer.format.project(dense, layer.ranks, layer.modes)
+        found = LAYER_TYPES[layer.layer_type].to_oihw(small.get_submodule(name).dense_weight().detach())
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

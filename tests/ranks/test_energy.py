@@ -48,7 +48,7 @@ def test_a_zero_weight_has_rank_1():
 
 
 # CP keeps less than its unfoldings do
-PROMISED = [method for method in CONV_METHODS if not METHODS[method].form("conv2d").iterative]
+PROMISED = [method for method in CONV_METHODS if not METHODS[method].format("conv2d").iterative]
 
 
 @pytest.mark.parametrize("method", PROMISED)
@@ -56,8 +56,8 @@ PROMISED = [method for method in CONV_METHODS if not METHODS[method].form("conv2
 def test_the_weight_keeps_what_the_docstring_promises(method: str, keep: float):
     one = candidate(conv_weight().double(), method)
     weight, ranks = one.site.weight, chosen(one, keep).ranks
-    unfoldings = one.form.unfoldings(weight, one.modes)
-    lost = float((weight - one.form.project(weight, ranks, one.modes)).square().sum() / weight.square().sum())
+    unfoldings = one.format.unfoldings(weight, one.modes)
+    lost = float((weight - one.format.project(weight, ranks, one.modes)).square().sum() / weight.square().sum())
     assert lost <= len(unfoldings) * (1 - keep) + 1e-9
 
 

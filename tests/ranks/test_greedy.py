@@ -133,7 +133,7 @@ def test_defect_e_rounded_ranks_take_their_score_from_the_line_around_them():
         if point is None:
             continue
         measured = rule.stats.table[name]
-        most = plan[name].form.max_ranks(plan[name].shape, plan[name].modes)
+        most = plan[name].format.max_ranks(plan[name].shape, plan[name].modes)
         assert all(r % 5 == 0 or r == full for r, full in zip(point.ranks, most, strict=True))
         left = [p for p in measured if p.ratio <= point.ratio][-1]
         right = next((p for p in measured if p.ratio >= point.ratio), None)

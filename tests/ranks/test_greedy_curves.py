@@ -6,7 +6,7 @@ import pytest
 import torch
 from rank_cases import candidate
 
-from hodec.formats.calls import Runs
+from hodec.formats.calls import CallSites
 from hodec.ranks import Candidate
 from hodec.ranks.greedy.curves import COUNTED, curve_of
 from hodec.ranks.ratio import ranks_for_ratio
@@ -15,7 +15,7 @@ from hodec.ranks.ratio import ranks_for_ratio
 def strided(kernel: int) -> Candidate:
     """A convolution 256 -> 512 with stride 2, whose 1x1 part runs at four times the positions of the rest."""
     one = candidate(torch.empty(512, 256, kernel, kernel), "weight_svd")
-    return replace(one, site=replace(one.site, runs=Runs.once((8, 8), (4, 4))))
+    return replace(one, site=replace(one.site, call_sites=CallSites.once((8, 8), (4, 4))))
 
 
 @pytest.mark.parametrize(("kernel", "count", "share", "rank"), [(3, 18, 11 / 18, 128), (1, 4, 0.75, 64)])

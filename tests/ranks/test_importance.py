@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hodec.calibration.input_covariance import collect_metrics
+from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import convert
 from hodec.errors import PlanError
 from hodec.ranks import Budget, Greedy, Manual, make_plan
@@ -73,7 +73,7 @@ def test_metrics_spend_ranks_where_outputs_need_them(net):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(512, 3, generator=generator) @ torch.randn(3, 24, generator=generator)
     first = make_plan(net, Manual(24), method="svd", example_input=X, allow_larger=True)
-    metrics = collect_metrics(net, first, [x])
+    metrics = collect_covariances(net, first, [x])
     plain, aware = (
         ranks(net, Budget(macs=0.4, tolerance=0.1)),
         ranks(net, Budget(macs=0.4, tolerance=0.1, metrics=metrics)),
@@ -91,6 +91,6 @@ def test_metrics_spend_ranks_where_outputs_need_them(net):
 
 
 def test_metrics_of_another_method_are_refused(net):
-    metrics = collect_metrics(net, make_plan(net, Manual(4), method="svd", example_input=X), [torch.randn(8, 24)])
+    metrics = collect_covariances(net, make_plan(net, Manual(4), method="svd", example_input=X), [torch.randn(8, 24)])
     with pytest.raises(PlanError, match="collect the metrics with this plan"):
         make_plan(net, Budget(macs=0.6, metrics=metrics), method="tt", example_input=X)

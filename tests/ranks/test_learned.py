@@ -76,7 +76,7 @@ def test_no_price_gives_full_ranks_and_a_high_one_the_least(method: str):
     weights = dict(SmallResNet().named_parameters())
     for name, layer in plan.items():
         weight = weights[f"{name}.weight"].detach()
-        most = layer.form.max_ranks(layer.shape, layer.modes)
+        most = layer.format.max_ranks(layer.shape, layer.modes)
         assert learned_ranks(layer, weight, alpha=0.0, rho=1.0) == most
         assert learned_ranks(layer, weight, alpha=1e-12, rho=1.0) == most
         assert learned_ranks(layer, weight, alpha=1e9, rho=1.0) == (1,) * len(most)
@@ -88,7 +88,7 @@ def test_a_larger_alpha_never_gives_a_larger_rank(method: str, metric: str):
     plan = make_plan(SmallResNet(), Manual(2), method=method, example_input=X)
     for name, layer in plan.items():
         weight = decaying(layer.shape)
-        last, different = layer.form.max_ranks(layer.shape, layer.modes), set()
+        last, different = layer.format.max_ranks(layer.shape, layer.modes), set()
         for alpha in torch.logspace(-4, 7, 45, dtype=torch.float64).tolist():
             ranks = learned_ranks(layer, weight, alpha=alpha, rho=1.0, metric=metric)
             assert all(now <= before for now, before in zip(ranks, last, strict=True)), (

@@ -42,7 +42,9 @@ def test_the_plans_totals_are_those_of_the_converted_model(net: str, method: str
     build, x = NETS[net]
     model = build()
     kinds = METHODS[method].layers
-    if execution != "auto" and any(execution not in METHODS[method].form(kind).executions for kind in kinds):
+    if execution != "auto" and any(
+        execution not in METHODS[method].format(layer_type).executions for layer_type in kinds
+    ):
         pytest.skip(f"{method} has no execution {execution}")
     if net in ("tokens", "encoder") and "linear" not in kinds:
         pytest.skip(f"{method} has no linear layer")
@@ -205,11 +207,11 @@ def test_row_12_prime_channels_and_three_inputs_are_planned_and_converted():
 def test_executions_are_chosen_checked_and_obeyed():
     for execution in ("merged", "chain"):
         plan = planned(3, execution=execution)
-        assert {layer.runs_as for layer in plan.values()} == {execution}
+        assert {layer.resolved_execution for layer in plan.values()} == {execution}
     auto = planned(3)
     for layer in auto.values():
         assert layer.execution == "auto"
-        assert layer.runs_as in layer.form.executions
+        assert layer.resolved_execution in layer.format.executions
     with pytest.raises(PlanError, match="execution 'chian' is not one of auto, merged, chain"):
         planned(3, execution="chian")
     with pytest.raises(PlanError, match="execution 'merged' is not one of auto, chain"):

@@ -39,7 +39,7 @@ def test_row_8_a_number_is_a_cap_and_what_it_clips_is_noted(caplog):
 def test_row_8_a_cap_above_everything_gives_full_ranks():
     plan = planned(10**6)
     for layer in plan.values():
-        assert layer.ranks == layer.form.max_ranks(layer.shape, layer.modes)
+        assert layer.ranks == layer.format.max_ranks(layer.shape, layer.modes)
 
 
 def test_a_cap_that_nothing_clips_says_nothing(caplog):

@@ -145,7 +145,7 @@ def test_linear_layers_over_sequences_are_not_cut_to_rank_1():
 
 
 def test_embeddings_cost_no_macs_and_go_by_parameters():
-    one = candidate(torch.randn(20, 100), "svd", kind="embedding")
+    one = candidate(torch.randn(20, 100), "svd", layer_type="embedding")
     (rank,) = Ratio(0.5, "macs").choose({"a": one})["a"].ranks
     assert rank == 1000 // 120
 

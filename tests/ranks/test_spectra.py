@@ -46,10 +46,10 @@ def test_the_relative_error_bounds_the_error_of_the_projection(method: str):
     weight = one.site.weight
     for share in (0.0, 0.1, 0.4, 0.9):
         ranks = ranks_for_tail(one, found, share)
-        real = float((weight - one.form.project(weight, ranks, one.modes)).norm() / weight.norm())
+        real = float((weight - one.format.project(weight, ranks, one.modes)).norm() / weight.norm())
         bound = relative_error(found, ranks)
         assert real <= bound + 1e-6
-        if len(found) == 1 and not one.form.iterative:
+        if len(found) == 1 and not one.format.iterative:
             assert real == pytest.approx(bound, abs=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_the_relative_error_bounds_the_error_of_the_projection(method: str):
 def test_the_path_goes_from_least_to_full_ranks_with_cost_rising(method: str):
     one = candidate(conv_weight(), method)
     options = path(one)
-    least = one.form.fit_ranks(one.site.shape, one.modes, [1] * len(one.most))
+    least = one.format.fit_ranks(one.site.shape, one.modes, [1] * len(one.most))
     everything = {option.layer.ranks for option in options}
     assert least in everything
     assert one.most in everything

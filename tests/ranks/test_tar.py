@@ -94,7 +94,7 @@ def test_all_layers_have_the_residual_nearest_to_the_winning_index(number: int):
     index = rule.trials[number].index
     for name, error in conversion_errors(model, plan).items():
         layer = plan[name]
-        ranks = range(1, layer.form.max_ranks(layer.shape, layer.modes)[0] + 1)
+        ranks = range(1, layer.format.max_ranks(layer.shape, layer.modes)[0] + 1)
         options = {rank: plan.replace(name, ranks=[rank]) for rank in ranks}
         saving = {rank: one for rank, one in options.items() if one[name].saves()}
         errors = [conversion_errors(model, one)[name] for one in saving.values()]

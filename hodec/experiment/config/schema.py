@@ -194,7 +194,7 @@ class Config:
     include: list[str] | None = setting(None, words=GLOBS, check=bad_globs)
     exclude: list[str] | None = setting(None, words=GLOBS, check=bad_globs)
     bn_batches: int = setting(100, low=0)
-    metric_batches: int = setting(0, low=0)
+    calibration_batches: int = setting(0, low=0)
     random_factors: bool = False
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -233,12 +233,12 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     ),
     (
         lambda c: (
-            bool(c.metric_batches and c.admm.enabled and c.dense_epochs)
+            bool(c.calibration_batches and c.admm.enabled and c.dense_epochs)
             and not c.plan
             and not {"cp", "cp3"}.isdisjoint(c.ranks.methods or [c.method.name])
         ),
-        "metric_batches: given with cp or cp3 under ADMM, which projects them by iteration and knows no metric there; "
-        "allowed: metric_batches=0, admm=off, or another method",
+        "calibration_batches: given with cp or cp3 under ADMM, which projects them by iteration; "
+        "allowed: calibration_batches=0, admm=off, or another method",
     ),
     (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),

@@ -43,7 +43,7 @@ DATASETS: dict[str, Callable[[DataConfig], ImageData]] = {
 
 
 def build_data(cfg: DataConfig) -> ImageData:
-    """The data set ``cfg.name``; its files are looked for now, the pictures are read when first needed.
+    """The data set ``cfg.name``; its files are looked for now, the images are read when first needed.
 
     Raises:
         ConfigError: if the name is unknown or a setting is out of range.

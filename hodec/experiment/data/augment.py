@@ -1,4 +1,4 @@
-"""Random numbers of an epoch, and what they do to a batch of pictures. Pure functions, no loop over pictures."""
+"""Random numbers of an epoch, and what they do to a batch of images. Pure functions, no loop over images."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training pictures held in memory.
+    """What is done to training images held in memory.
 
     Attributes:
-        crop_padding: width in pixels of the black border out of which a picture is cropped to its size, >= 0.
-        flip: whether each picture is mirrored left to right with probability 1/2.
+        crop_padding: width in pixels of the black border out of which a image is cropped to its size, >= 0.
+        flip: whether each image is mirrored left to right with probability 1/2.
     """
 
     crop_padding: int = 0
@@ -31,7 +31,7 @@ def stream(seed: int, epoch: int, purpose: str) -> torch.Generator:
 
 
 def epoch_order(size: int, *, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch visits ``size`` pictures: a permutation, int64 (size,)."""
+    """The order in which an epoch visits ``size`` images: a permutation, int64 (size,)."""
     return torch.randperm(size, generator=stream(seed, epoch, "order"))
 
 
@@ -42,16 +42,16 @@ def draw_shifts(size: int, augment: Augment, *, seed: int, epoch: int) -> Tensor
 
 
 def draw_flips(size: int, *, seed: int, epoch: int) -> Tensor:
-    """Which pictures are mirrored: bool (size,)."""
+    """Which images are mirrored: bool (size,)."""
     return torch.randint(2, (size,), generator=stream(seed, epoch, "flip")).bool()
 
 
 def crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
-    """Cut each picture out of itself with a black border.
+    """Cut each image out of itself with a black border.
 
     Args:
         images: (N, C, H, W), any type.
-        shifts: int64 (N, 2), rows and columns in 0..2 * padding; ``padding`` itself gives the picture back.
+        shifts: int64 (N, 2), rows and columns in 0..2 * padding; ``padding`` itself gives the image back.
         padding: width of the border in pixels.
     """
     height, width = images.shape[-2:]
@@ -62,5 +62,5 @@ def crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror the pictures of (N, C, H, W) marked in ``flips`` bool (N,) left to right."""
+    """Mirror the images of (N, C, H, W) marked in ``flips`` bool (N,) left to right."""
     return torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)

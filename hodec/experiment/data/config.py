@@ -19,11 +19,11 @@ class DataConfig(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Training pictures per step and process."""
+        """Training images per step and process."""
 
     @property
     def eval_batch_size(self) -> int:
-        """Pictures per step and process of validation and test."""
+        """Images per step and process of validation and test."""
 
     @property
     def val_fraction(self) -> float:
@@ -31,23 +31,23 @@ class DataConfig(Protocol):
 
     @property
     def train_fraction(self) -> float:
-        """Share of the training pictures that are used, the validation split apart, above 0, at most 1."""
+        """Share of the training images that are used, the validation split apart, above 0, at most 1."""
 
     @property
     def augment(self) -> bool:
-        """Whether training pictures are cropped and flipped at random."""
+        """Whether training images are cropped and flipped at random."""
 
     @property
     def crop_padding(self) -> int:
-        """Width in pixels of the black border out of which pictures in memory are cropped to their size."""
+        """Width in pixels of the black border out of which images in memory are cropped to their size."""
 
     @property
     def flip(self) -> bool:
-        """Whether half of the augmented pictures are mirrored left to right."""
+        """Whether half of the augmented images are mirrored left to right."""
 
     @property
     def num_workers(self) -> int:
-        """Processes that read pictures not held in memory; 0 reads them in the main process."""
+        """Processes that read images not held in memory; 0 reads them in the main process."""
 
     @property
     def download(self) -> bool:
@@ -55,7 +55,7 @@ class DataConfig(Protocol):
 
     @property
     def image_size(self) -> int | None:
-        """Side in pixels of the square pictures the network gets; None keeps the data's own size."""
+        """Side in pixels of the square images the network gets; None keeps the data's own size."""
 
     @property
     def in_memory(self) -> bool | None:
@@ -71,7 +71,7 @@ class DataConfig(Protocol):
 
     @property
     def fake_size(self) -> int:
-        """Training pictures of ``fake``."""
+        """Training images of ``fake``."""
 
     @property
     def fake_classes(self) -> int:
@@ -115,7 +115,7 @@ def _per_channel(key: str, given: Any, channels: int) -> tuple[float, ...]:
     values = tuple(float(value) for value in given)
     if len(values) not in (1, channels):
         raise ConfigError(
-            f"data.{key} has {len(values)} numbers, the pictures {channels} channels: give 1 or {channels}, "
+            f"data.{key} has {len(values)} numbers, the images {channels} channels: give 1 or {channels}, "
             f"or data.{key}=null for the data set's own"
         )
     return values * (channels // len(values))

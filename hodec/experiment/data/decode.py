@@ -1,4 +1,4 @@
-"""Picture files to pixels, with the file's name in every error."""
+"""Image files to pixels, with the file's name in every error."""
 
 import os
 import struct
@@ -12,53 +12,53 @@ from torch import Tensor
 
 from hodec.errors import DataError
 
-CHUNK = 256  # pictures a thread decodes before it asks for more
+CHUNK = 256  # images a thread decodes before it asks for more
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # more than 8 bits: Pillow would clip them
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def open_rgb(file: str) -> Image.Image:
-    """A decoded picture in RGB.
+    """A decoded image in RGB.
 
     Raises:
-        DataError: if the file is missing, truncated, no picture, or has more than 8 bits per channel.
+        DataError: if the file is missing, truncated, no image, or has more than 8 bits per channel.
     """
     try:
-        with Image.open(file) as picture:
-            if picture.mode not in DEEP_MODES:
+        with Image.open(file) as image:
+            if image.mode not in DEEP_MODES:
                 # by way of RGBA, since Pillow warns about palettes with transparent entries
-                clear = picture.convert("RGBA") if "transparency" in picture.info else picture
+                clear = image.convert("RGBA") if "transparency" in image.info else image
                 return clear.convert("RGB")
     except READ_ERRORS as error:
-        raise DataError(f"{file}: not readable as a picture ({error}); repair or remove the file") from error
-    raise DataError(f"{file}: more than 8 bits per channel ({picture.mode}); save it with 8 bits")
+        raise DataError(f"{file}: not readable as a image ({error}); repair or remove the file") from error
+    raise DataError(f"{file}: more than 8 bits per channel ({image.mode}); save it with 8 bits")
 
 
 def header_size(file: str) -> tuple[int, int]:
     """Height and width in pixels, read without decoding."""
     try:
-        with Image.open(file) as picture:
-            return picture.height, picture.width
+        with Image.open(file) as image:
+            return image.height, image.width
     except READ_ERRORS as error:
-        raise DataError(f"{file}: not readable as a picture ({error}); repair or remove the file") from error
+        raise DataError(f"{file}: not readable as a image ({error}); repair or remove the file") from error
 
 
 def check_size(file: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
-    """Raise ``DataError`` when the picture has not the (height, width) that the others have."""
+    """Raise ``DataError`` when the image has not the (height, width) that the others have."""
     if found != expected:
         raise DataError(
-            f"{file}: {found[0]}x{found[1]} pixels (height x width) where the first picture has "
+            f"{file}: {found[0]}x{found[1]} pixels (height x width) where the first image has "
             f"{expected[0]}x{expected[1]}; set data.image_size={min(expected)} to bring all to one size"
         )
 
 
 def decode_all(files: Sequence[str], size: tuple[int, int], *, resize: bool) -> Tensor:
-    """Decode pictures on all cores.
+    """Decode images on all cores.
 
     Args:
-        files: paths of N pictures.
+        files: paths of N images.
         size: height and width in pixels of the result.
-        resize: scale and cut the middle out of every picture to ``size``; else all must have it.
+        resize: scale and cut the middle out of every image to ``size``; else all must have it.
 
     Returns:
         uint8 (N, 3, height, width), independent of the number of cores.
@@ -71,11 +71,11 @@ def decode_all(files: Sequence[str], size: tuple[int, int], *, resize: bool) -> 
 
     def fill(start: int) -> None:
         for index, file in enumerate(files[start : start + CHUNK], start):
-            picture = open_rgb(file)
+            image = open_rgb(file)
             if resize:
-                picture = ImageOps.fit(picture, (size[1], size[0]), method=Image.Resampling.BILINEAR)
-            check_size(file, (picture.height, picture.width), size)
-            pixels[index] = np.asarray(picture).transpose(2, 0, 1)
+                image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+            check_size(file, (image.height, image.width), size)
+            pixels[index] = np.asarray(image).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # in the order of the files, so the first bad one is named whichever thread was quicker
@@ -88,11 +88,11 @@ def check_headers(files: Sequence[str], expected: tuple[int, int] | None) -> Non
     """Open every file without decoding it.
 
     Args:
-        files: paths of pictures.
+        files: paths of images.
         expected: the (height, width) all must have; None allows any.
 
     Raises:
-        DataError: for the first file that is no picture, or is of another size.
+        DataError: for the first file that is no image, or is of another size.
     """
 
     def look(start: int) -> None:

@@ -41,30 +41,30 @@ class EpochSampler:
 
 
 class EpochLoader(ABC):
-    """Shares pictures out into batches, and remembers how far it came.
+    """Shares images out into batches, and remembers how far it came.
 
-    Training: the epoch's permutation is dealt out to the processes one picture at a time, so ``world_size``
-    processes see together, step by step, the pictures one process with a batch ``world_size`` times as large
-    would see. Pictures that fill no whole batch are left out, unless there is but one batch. Evaluation: every
-    picture once, in order; all processes yield the same number of batches, for they must meet at each.
+    Training: the epoch's permutation is dealt out to the processes one image at a time, so ``world_size``
+    processes see together, step by step, the images one process with a batch ``world_size`` times as large
+    would see. Images that fill no whole batch are left out, unless there is but one batch. Evaluation: every
+    image once, in order; all processes yield the same number of batches, for they must meet at each.
 
     Args:
-        size: number of pictures, all processes together.
-        batch_size: pictures per batch and process, >= 1.
+        size: number of images, all processes together.
+        batch_size: images per batch and process, >= 1.
         seed: of order and augmentation.
         train: training or evaluation, as above.
         rank: number of this process, 0..world_size - 1.
-        world_size: number of processes that share the pictures.
+        world_size: number of processes that share the images.
 
     Raises:
-        DataError: if there are fewer pictures than processes (or batches to be filled).
+        DataError: if there are fewer images than processes (or batches to be filled).
     """
 
     def __init__(
         self, size: int, *, batch_size: int, seed: int, train: bool, rank: int = 0, world_size: int = 1
     ) -> None:
         if size < world_size:
-            raise DataError(f"a split of {size} pictures cannot be shared by {world_size} processes")
+            raise DataError(f"a split of {size} images cannot be shared by {world_size} processes")
         self.size, self.batch_size, self.seed, self.train = size, batch_size, seed, train
         self.rank, self.world_size = rank, world_size
         self.sampler = EpochSampler()
@@ -84,7 +84,7 @@ class EpochLoader(ABC):
         largest = -(-self.size // self.world_size)
         batches = -(-largest // self.batch_size)
         if self.size // self.world_size < batches:
-            raise DataError(f"{self.size} pictures do not fill {batches} batches in {self.world_size} processes")
+            raise DataError(f"{self.size} images do not fill {batches} batches in {self.world_size} processes")
         return share.tensor_split(batches)
 
     def __len__(self) -> int:
@@ -134,9 +134,9 @@ class Normalise:
     Args:
         mean: per channel, in units of the full range 0..1.
         std: per channel, > 0.
-        size: height and width in pixels to scale to; None leaves the pictures as they are.
+        size: height and width in pixels to scale to; None leaves the images as they are.
         channels_last: memory format of the result.
-        device: where the pictures are.
+        device: where the images are.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A folder of pictures, ``train|val|test/<class>/*``: found, checked, and decoded or left on disk."""
+"""A folder of images, ``train|val|test/<class>/*``: found, checked, and decoded or left on disk."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from hodec.experiment.data.images import (
 log = logging.getLogger(__name__)
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pictures that are held without being asked to
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held without being asked to
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
 
@@ -43,18 +43,18 @@ class _Listing:
 
 
 def image_folder(cfg: DataConfig) -> ImageData:
-    """RGB pictures in one folder per class.
+    """RGB images in one folder per class.
 
     With ``val/`` and ``test/`` both there, they are the validation and the test split. With only one of
     them, it is the test split, and the validation split is cut off ``train/`` as ``data.val_fraction`` says;
     of what is left in ``train/``, ``data.train_fraction`` is trained on.
 
-    Pictures are decoded once and held when they fit into 2 GiB (``data.in_memory`` decides otherwise): their
+    Images are decoded once and held when they fit into 2 GiB (``data.in_memory`` decides otherwise): their
     middle square is scaled to ``data.image_size``. Else workers read them each time.
 
     Raises:
         ConfigError: if ``data.root`` is not given.
-        DataError: if a folder is missing or empty, the classes of the splits differ, or the first picture
+        DataError: if a folder is missing or empty, the classes of the splits differ, or the first image
             cannot be read.
     """
     root = _root(cfg)
@@ -106,7 +106,7 @@ def _list(folder: Path) -> _Listing:
         found = _pictures(folder / name)
         if not found:
             kinds = " ".join(PICTURES)
-            raise DataError(f"{folder / name}: no picture in it ({kinds}); add some, or remove the folder")
+            raise DataError(f"{folder / name}: no image in it ({kinds}); add some, or remove the folder")
         files += found
         counts.append(len(found))
     labels = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(counts))
@@ -155,5 +155,5 @@ def _held_in_memory(cfg: DataConfig, count: int, size: tuple[int, int]) -> bool:
         return cfg.in_memory
     held = count * 3 * size[0] * size[1] <= MEMORY_LIMIT
     if not held:
-        log.info("%d pictures of %dx%d stay on disk; data.in_memory=true holds them decoded", count, *size)
+        log.info("%d images of %dx%d stay on disk; data.in_memory=true holds them decoded", count, *size)
     return held

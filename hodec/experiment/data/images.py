@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: facts about its pictures, and three splits."""
+"""What a data set is to the rest of the package: facts about its images, and three splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ EVAL_MARGIN = 0.875  # share of the shorter side which the middle cut keeps: 224
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
-    """Pictures held in memory: ``images`` uint8 (N, C, H, W), ``labels`` int64 (N,)."""
+    """Images held in memory: ``images`` uint8 (N, C, H, W), ``labels`` int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -28,7 +28,7 @@ class TensorSplit:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> "TensorSplit":
-        """The pictures at ``indices`` int64 (M,), in that order."""
+        """The images at ``indices`` int64 (M,), in that order."""
         return TensorSplit(self.images[indices], self.labels[indices])
 
     def check(self) -> None:
@@ -37,13 +37,13 @@ class TensorSplit:
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit(Dataset[tuple[Tensor, int]]):
-    """Pictures read from their files each time; an item is (uint8 (3, H, W), label) as for evaluation.
+    """Images read from their files each time; an item is (uint8 (3, H, W), label) as for evaluation.
 
     Attributes:
-        files: paths of N pictures.
+        files: paths of N images.
         labels: int64 (N,).
         size: height and width in pixels of the items.
-        resize: scale and cut pictures to ``size``; else all must have it.
+        resize: scale and cut images to ``size``; else all must have it.
     """
 
     files: tuple[str, ...]
@@ -58,23 +58,23 @@ class FolderSplit(Dataset[tuple[Tensor, int]]):
         return self.item(index, self.transform())
 
     def item(self, index: int, transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int]:
-        """Picture and label number ``index``; ``transform`` is one that ``transform()`` gave.
+        """Image and label number ``index``; ``transform`` is one that ``transform()`` gave.
 
         Raises:
             DataError: if the file cannot be read, or is not of the size that all must have.
         """
-        picture = open_rgb(self.files[index])
+        image = open_rgb(self.files[index])
         if not self.resize:
-            check_size(self.files[index], (picture.height, picture.width), self.size)
-        return transform(picture), int(self.labels[index])
+            check_size(self.files[index], (image.height, image.width), self.size)
+        return transform(image), int(self.labels[index])
 
     def transform(self, *, augment: bool = False, flip: bool = False) -> Callable[[Image.Image], Tensor]:
-        """From a decoded picture to uint8 (3, H, W).
+        """From a decoded image to uint8 (3, H, W).
 
         Args:
             augment: cut a random part (8 to 100 % of the area) and scale it to ``size``; draws from torch's
                 global generator.
-            flip: with ``augment``, mirror half of the pictures.
+            flip: with ``augment``, mirror half of the images.
         """
         # torchvision takes over a second to import: data held in memory does without it
         from torchvision.transforms import v2
@@ -91,7 +91,7 @@ class FolderSplit(Dataset[tuple[Tensor, int]]):
         """Open every file without decoding it.
 
         Raises:
-            DataError: naming the first that is no picture, or not of the size that all must have.
+            DataError: naming the first that is no image, or not of the size that all must have.
         """
         check_headers(self.files, None if self.resize else self.size)
 
@@ -102,11 +102,11 @@ TrainAndVal = tuple[Split, Split | None]
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A labelled set of pictures. Splits are read when first asked for, and then kept.
+    """A labelled set of images. Splits are read when first asked for, and then kept.
 
     Attributes:
         name: key of ``hodec.experiment.data.DATASETS``.
-        image_size: height and width in pixels of the pictures as a loader yields them.
+        image_size: height and width in pixels of the images as a loader yields them.
         classes: names of the labels.
         mean: per channel, in units of the full range 0..1.
         std: per channel, > 0, in units of the full range 0..1.
@@ -152,11 +152,11 @@ class ImageData:
         return self.load_test()
 
     def split_sizes(self) -> dict[str, int]:
-        """Number of pictures of each split: ``train``, ``validation`` (0 without one) and ``test``."""
+        """Number of images of each split: ``train``, ``validation`` (0 without one) and ``test``."""
         return {"train": len(self.train), "validation": len(self.val or ()), "test": len(self.test)}
 
     def check(self) -> None:
-        """Read every split once, so that a broken picture stops a run at its start and not after hours.
+        """Read every split once, so that a broken image stops a run at its start and not after hours.
 
         Raises:
             DataError: naming the first file that cannot be read.
@@ -180,7 +180,7 @@ def training_and_validation(labels: Tensor, cfg: DataConfig) -> tuple[Tensor, Te
 
 
 def stratified_part(labels: Tensor, fraction: float) -> Tensor:
-    """Indices of ``fraction`` of the pictures, with the mix of classes that they have."""
+    """Indices of ``fraction`` of the images, with the mix of classes that they have."""
     if fraction == 1:
         return torch.arange(len(labels))
     return stratified_split(labels, 1 - fraction, seed=SPLIT_SEED)[0]
@@ -192,7 +192,7 @@ def stratified_split(labels: Tensor, fraction: float, *, seed: int) -> tuple[Ten
     Args:
         labels: int64 (N,).
         fraction: share of every class that goes to the second part, in [0, 1). Rounded per class; above 0,
-            each part gets at least one picture of a class that has two.
+            each part gets at least one image of a class that has two.
         seed: the draw depends on it and on ``labels`` alone.
 
     Returns:

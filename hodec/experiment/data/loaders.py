@@ -16,9 +16,9 @@ from hodec.experiment.data.workers import WorkerLoader
 
 
 class TensorLoader(EpochLoader):
-    """Batches of pictures held on the device that trains on them; no worker, no copy from host to device.
+    """Batches of images held on the device that trains on them; no worker, no copy from host to device.
 
-    The crop and the flip of a picture are functions of (seed, epoch, its place in the epoch's order), whatever
+    The crop and the flip of a image are functions of (seed, epoch, its place in the epoch's order), whatever
     the number of processes.
 
     Args:
@@ -28,7 +28,7 @@ class TensorLoader(EpochLoader):
         mean, std, channels_last: as for ``Normalise``.
         augment: applied when ``train``.
         device: where batches are made.
-        image_size: height and width the pictures are scaled to, after the crop; None leaves them.
+        image_size: height and width the images are scaled to, after the crop; None leaves them.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ def train_loader(
         data: what ``build_data(cfg)`` gave.
         cfg: batch size, augmentation and workers are read from it.
         seed: of order and augmentation.
-        device: where the batches are made; pictures held in memory move there.
+        device: where the batches are made; images held in memory move there.
         rank: number of this process, 0..world_size - 1.
-        world_size: number of processes that share the pictures.
-        channels_last: memory format of the pictures.
+        world_size: number of processes that share the images.
+        channels_last: memory format of the images.
 
     Raises:
         ConfigError: if a batch is larger than the share of one process.
@@ -108,7 +108,7 @@ def train_loader(
         whose = f" in each of {world_size} processes" if world_size > 1 else ""
         raise ConfigError(
             f"data.batch_size={cfg.batch_size} is larger than the training split of {data.name}, "
-            f"{share} pictures{whose}; set data.batch_size={max(share, 1)} or less"
+            f"{share} images{whose}; set data.batch_size={max(share, 1)} or less"
         )
     place = {"device": device, "rank": rank, "world_size": world_size, "channels_last": channels_last}
     return _make(data, data.train, cfg, train=True, seed=seed, **place)
@@ -123,7 +123,7 @@ def val_loader(
     world_size: int = 1,
     channels_last: bool = False,
 ) -> EpochLoader | None:
-    """Validation batches in order, each picture once; None without a validation split (val_fraction 0).
+    """Validation batches in order, each image once; None without a validation split (val_fraction 0).
 
     Arguments as for ``train_loader``.
     """
@@ -142,7 +142,7 @@ def test_loader(
     world_size: int = 1,
     channels_last: bool = False,
 ) -> EpochLoader:
-    """Test batches in order, each picture once; reads the test split. Arguments as for ``train_loader``."""
+    """Test batches in order, each image once; reads the test split. Arguments as for ``train_loader``."""
     place = {"device": device, "rank": rank, "world_size": world_size, "channels_last": channels_last}
     return _make(data, data.test, cfg, train=False, seed=0, **place)
 

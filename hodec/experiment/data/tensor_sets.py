@@ -1,4 +1,4 @@
-"""Data sets that are held in memory from the start: digits, CIFAR, and made-up pictures."""
+"""Data sets that are held in memory from the start: digits, CIFAR, and made-up images."""
 
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 FAKE_STATISTICS = ((0.5, 0.5, 0.5), (0.23, 0.23, 0.23))
 FAKE_IMAGE_SIZE = 32
 FAKE_SIGNAL = 64  # grey levels, of 256, that the class decides; the rest is noise
-FAKE_TEST_FRACTION = 0.25  # test pictures for each training picture
+FAKE_TEST_FRACTION = 0.25  # test images for each training image
 
 
 def digits(cfg: DataConfig) -> ImageData:
-    """1,797 grey 8x8 pictures of handwritten digits that come with scikit-learn; a fixed fifth is the test."""
+    """1,797 grey 8x8 images of handwritten digits that come with scikit-learn; a fixed fifth is the test."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -48,14 +48,14 @@ def digits(cfg: DataConfig) -> ImageData:
 
 
 def cifar10(cfg: DataConfig) -> ImageData:
-    """50,000 + 10,000 RGB 32x32 pictures of 10 classes."""
+    """50,000 + 10,000 RGB 32x32 images of 10 classes."""
     from torchvision.datasets import CIFAR10
 
     return _cifar(CIFAR10, cfg)
 
 
 def cifar100(cfg: DataConfig) -> ImageData:
-    """50,000 + 10,000 RGB 32x32 pictures of 100 classes."""
+    """50,000 + 10,000 RGB 32x32 images of 100 classes."""
     from torchvision.datasets import CIFAR100
 
     return _cifar(CIFAR100, cfg)
@@ -97,11 +97,11 @@ def _cifar_split(source: Any) -> TensorSplit:
 
 
 def fake(cfg: DataConfig) -> ImageData:
-    """Noise on top of a faint pattern of its class: the same pictures in every run, learnable in seconds."""
+    """Noise on top of a faint pattern of its class: the same images in every run, learnable in seconds."""
     if cfg.fake_classes < 2 or cfg.fake_size < 2 * cfg.fake_classes:
         raise ConfigError(
             f"data.fake_classes={cfg.fake_classes} with data.fake_size={cfg.fake_size}: there must be 2 classes "
-            f"or more, and 2 pictures or more of each"
+            f"or more, and 2 images or more of each"
         )
     side = cfg.image_size or FAKE_IMAGE_SIZE
     test_size = max(cfg.fake_classes, round(cfg.fake_size * FAKE_TEST_FRACTION))

@@ -1,4 +1,4 @@
-"""Batches of pictures too many to hold: worker processes read and cut them, the device normalises them."""
+"""Batches of images too many to hold: worker processes read and cut them, the device normalises them."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,12 +12,12 @@ from hodec.experiment.data.augment import epoch_order, stream
 from hodec.experiment.data.epochs import Batch, EpochLoader, Normalise
 from hodec.experiment.data.images import FolderSplit
 
-Key = tuple[int, int]  # which picture, and the seed of its random cut
+Key = tuple[int, int]  # which image, and the seed of its random cut
 Item = tuple[Tensor, int] | DataError
 
 
 class _Reader(Dataset[Item]):
-    """Pictures of a split by key."""
+    """Images of a split by key."""
 
     def __init__(self, split: FolderSplit, transform: Callable[[Image.Image], Tensor]) -> None:
         self.split, self.transform = split, transform
@@ -25,7 +25,7 @@ class _Reader(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         index, seed = key
         try:
-            # torchvision draws from the global generator: seeded for this picture, its cut depends on no worker
+            # torchvision draws from the global generator: seeded for this image, its cut depends on no worker
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 return self.split.item(index, self.transform)
@@ -61,16 +61,16 @@ class WorkerLoader(EpochLoader):
     Neither the number of workers nor a restart in mid-epoch changes a batch.
 
     Args:
-        split: pictures on disk.
+        split: images on disk.
         batch_size, seed, train, rank, world_size: as for ``EpochLoader``.
         mean, std, channels_last: as for ``Normalise``.
-        augment: with ``train``, random part of the picture; else the middle.
-        flip: with ``train`` and ``augment``, mirror half of the pictures.
+        augment: with ``train``, random part of the image; else the middle.
+        flip: with ``train`` and ``augment``, mirror half of the images.
         num_workers: processes; 0 reads in this one.
         device: where the batches are normalised and yielded.
 
     Raises:
-        DataError: on iteration, naming a picture that cannot be read.
+        DataError: on iteration, naming a image that cannot be read.
     """
 
     def __init__(

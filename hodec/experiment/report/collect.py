@@ -147,12 +147,12 @@ def _layer(name: str, fields: Fields) -> Layer:
     return Layer(
         name=name,
         method=fields.text("method"),
-        kind=fields.text("kind"),
+        kind=fields.text("layer_type") or fields.text("kind"),
         shape=fields.integers("shape"),
         modes_in=modes.integers("in"),
         modes_out=modes.integers("out"),
         ranks=fields.integers("ranks"),
-        runs_as=fields.text("runs_as"),
+        resolved_execution=fields.text("resolved_execution") or fields.text("runs_as"),
         calls=None if calls is None else int(calls),
         aliases=fields.texts("aliases"),
         notes=fields.texts("notes"),
@@ -170,9 +170,9 @@ def _read_epochs(path: Path) -> tuple[Epoch, ...]:
     rows: dict[tuple[str, int], Epoch] = {}
     for number, fields in _rows(path):
         row = _epoch(fields, number)
-        rows[row.stage, row.epoch] = row
-    stages = list(dict.fromkeys(row.stage for row in rows.values()))
-    return tuple(sorted(rows.values(), key=lambda row: (stages.index(row.stage), row.epoch)))
+        rows[row.phase, row.epoch] = row
+    phases = list(dict.fromkeys(row.phase for row in rows.values()))
+    return tuple(sorted(rows.values(), key=lambda row: (phases.index(row.phase), row.epoch)))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Fields]]:
@@ -192,14 +192,14 @@ def _rows(path: Path) -> Iterator[tuple[int, Fields]]:
 
 
 def _epoch(fields: Fields, number: int) -> Epoch:
-    stage, epoch = fields.text("stage"), fields.number("epoch")
-    if not stage or epoch is None or epoch < 0 or not epoch.is_integer():
-        raise broken(fields.path, f"has no stage or no epoch (0, 1, ..) in line {number}", fields.remedy)
+    phase, epoch = fields.text("phase") or fields.text("stage"), fields.number("epoch")  # stage: hodec 0.1.0
+    if not phase or epoch is None or epoch < 0 or not epoch.is_integer():
+        raise broken(fields.path, f"has no phase or no epoch (0, 1, ..) in line {number}", fields.remedy)
     layers = fields.inside("admm/layers")
-    metrics = [key for key in fields.source if key not in ("stage", "epoch", "admm/layers")]
+    metrics = [key for key in fields.source if key not in ("phase", "stage", "epoch", "admm/layers")]
     values = {key: fields.number(key) for key in metrics if "/" in key or key in ("lr", "seconds")}
     return Epoch(
-        stage=stage,
+        phase=phase,
         epoch=int(epoch),
         values={key: value for key, value in values.items() if value is not None},
         layers={name: layers.inside(name).numbers() for name in layers.source},

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from hodec.errors import HodecError
 from hodec.experiment.report import curves, units
 from hodec.experiment.report.canvas import LIGHT, colors, count_axis, panels, save, shorten, styled, to_svg
-from hodec.experiment.report.rundata import STAGES, Epoch, Layer, RunData, cut
+from hodec.experiment.report.rundata import PHASES, Epoch, Layer, RunData, cut
 from hodec.experiment.report.words import ERROR
 
 __all__ = [
@@ -53,7 +53,7 @@ class NothingToDraw(HodecError):
 @styled
 def approximation_error(run: RunData) -> Figure:
     """norm(W - Z) / norm(W) per epoch, logarithmic: all layers together in bold, each layer thin."""
-    rows = run.stage("admm")
+    rows = run.phase("admm")
     total = curves.overall(rows, "admm/primal_residual")
     layers = curves.by_layer(rows, "primal_residual")
     _need(total[1] or layers, _no_admm(rows, "admm/primal_residual"))
@@ -69,7 +69,7 @@ def approximation_error(run: RunData) -> Figure:
 @styled
 def dual_and_rho(run: RunData) -> Figure:
     """Dual residual and penalty rho per epoch: all layers together in bold, each layer thin."""
-    rows = run.stage("admm")
+    rows = run.phase("admm")
     shown = {"dual_residual": ("Dual residual", "all layers together"), "rho": ("Penalty rho", "mean")}
     series = {key: (curves.overall(rows, f"admm/{key}"), curves.by_layer(rows, key)) for key in shown}
     found = {key: both for key, both in series.items() if both[0][1] or both[1]}
@@ -87,7 +87,7 @@ def dual_and_rho(run: RunData) -> Figure:
 
 @styled
 def training_curves(run: RunData) -> Figure:
-    """Loss and accuracy over all stages, laid end to end, with the accuracy after hard truncation."""
+    """Loss and accuracy over all phases, laid end to end, with the accuracy after hard truncation."""
     recorded = {key for row in run.epochs for key in row.values}
     found = {title: [one for one in few if one[0] in recorded] for title, few in _TRAINING.items()}
     found = {title: few for title, few in found.items() if few}
@@ -95,41 +95,41 @@ def training_curves(run: RunData) -> Figure:
     figure, axes = panels(len(found), 3.5)
     for panel, (title, few) in zip(axes, found.items(), strict=True):
         for key, label, ink in few:
-            _over_stages(panel, run, key, label=label, ink=ink)
-        curves.finish(panel, title, xlabel="epoch, all stages")
-        _mark_stages(panel, run)
+            _over_phases(panel, run, key, label=label, ink=ink)
+        curves.finish(panel, title, xlabel="epoch, all phases")
+        _mark_phases(panel, run)
     handles, labels = max((panel.get_legend_handles_labels() for panel in axes), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def _over_stages(axes: Axes, run: RunData, key: str, *, label: str, ink: str) -> None:
-    """One metric, a line of its own for each stage: another stage begins with another network."""
+def _over_phases(axes: Axes, run: RunData, key: str, *, label: str, ink: str) -> None:
+    """One metric, a line of its own for each phase: another phase begins with another network."""
     scale = 100 if key.endswith("accuracy") else 1
     dash = (4, 2) if key == _TRUNCATED else None
-    for stage, start in _stage_starts(run).items():
-        points = curves.overall(run.stage(stage), key, start=start, scale=scale)
+    for phase, start in _phase_starts(run).items():
+        points = curves.overall(run.phase(phase), key, start=start, scale=scale)
         curves.line(axes, points, ink=LIGHT[ink], dash=dash, label=label)
         label = "" if points[0] else label
 
 
-def _stage_starts(run: RunData) -> dict[str, int]:
-    """Stage -> number of epochs before it."""
+def _phase_starts(run: RunData) -> dict[str, int]:
+    """Phase -> number of epochs before it."""
     starts: dict[str, int] = {}
     end = 0
     for row in run.epochs:
-        starts.setdefault(row.stage, end)
-        end = max(end, starts[row.stage] + row.epoch + 1)
+        starts.setdefault(row.phase, end)
+        end = max(end, starts[row.phase] + row.epoch + 1)
     return starts
 
 
-def _mark_stages(axes: Axes, run: RunData) -> None:
-    """A line where a stage begins, every second stage on a tinted ground, the name above where it fits."""
-    starts = _stage_starts(run)
-    bounds = [*starts.values(), starts[run.epochs[-1].stage] + run.epochs[-1].epoch + 1]
+def _mark_phases(axes: Axes, run: RunData) -> None:
+    """A line where a phase begins, every second phase on a tinted ground, the name above where it fits."""
+    starts = _phase_starts(run)
+    bounds = [*starts.values(), starts[run.epochs[-1].phase] + run.epochs[-1].epoch + 1]
     axes.set_xlim(0.5, bounds[-1] + 0.5)
     axes.set_title(axes.get_title(loc="left"), pad=20)
-    for at, (stage, start, end) in enumerate(zip(starts, bounds, bounds[1:], strict=False)):
+    for at, (phase, start, end) in enumerate(zip(starts, bounds, bounds[1:], strict=False)):
         if at:
             axes.axvline(start + 0.5, color=LIGHT["muted"], linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.9)
         if at % 2:
@@ -137,7 +137,7 @@ def _mark_stages(axes: Axes, run: RunData) -> None:
         if (end - start) / bounds[-1] > 0.14:
             above = axes.get_xaxis_transform()
             place: dict[str, Any] = {"transform": above, "ha": "center", "va": "bottom", "fontsize": 7.5}
-            axes.text((start + end + 1) / 2, 1.01, STAGES.get(stage, stage), color=LIGHT["muted"], **place)
+            axes.text((start + end + 1) / 2, 1.01, PHASES.get(phase, phase), color=LIGHT["muted"], **place)
 
 
 @styled
@@ -257,4 +257,4 @@ def _need(found: object, otherwise: str) -> None:
 
 
 def _no_admm(rows: Sequence[Epoch], key: str) -> str:
-    return f"The ADMM epochs record no {key}." if rows else "metrics.jsonl holds no epoch of stage admm."
+    return f"The ADMM epochs record no {key}." if rows else "metrics.jsonl holds no epoch of phase admm."

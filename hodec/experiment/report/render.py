@@ -40,7 +40,7 @@ CURVES = (
     FigureSpec(
         "training-curves",
         "Training",
-        "Loss and accuracy over all stages. The dashed line is the accuracy that the network would have if it were "
+        "Loss and accuracy over all phases. The dashed line is the accuracy that the network would have if it were "
         "cut to the planned ranks in that epoch: ADMM has done its work when it meets the solid one.",
         figures.training_curves,
     ),
@@ -240,7 +240,7 @@ def write_sweep(folder: str | Path) -> Path:
         head,
         element("p", f"hodec sweep · {root.resolve().name}", class_="kicker"),
         element("h1", _tight(head)),
-        element("h2", "Runs"),
+        element("h2", "CallSites"),
         page.table(tables.sweep(runs), name="sweep"),
         element("p", _SWEEP_NOTE, class_="small"),
         element("h2", "Curves"),

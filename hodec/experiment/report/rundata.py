@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Key of a stage in the files -> its name for readers, in the order of a run.
-STAGES = {
+#: Key of a phase in the files -> its name for readers, in the order of a run.
+PHASES = {
     "pretrain": "pretraining",
     "dense": "dense training",  # the control: in place of ADMM
     "admm": "ADMM training",
@@ -28,13 +28,13 @@ class Epoch:
     """One row of ``metrics.jsonl``.
 
     Attributes:
-        stage: A key of ``STAGES``.
-        epoch: Number within the stage, from 0.
+        phase: A key of ``PHASES``.
+        epoch: Number within the phase, from 0.
         values: Metric name -> value, for example ``val/accuracy`` -> 0.97 (a fraction).
-        layers: Layer name -> its ``rho``, ``primal_residual``, ``dual_residual``; empty outside stage ``admm``.
+        layers: Layer name -> its ``rho``, ``primal_residual``, ``dual_residual``; empty outside phase ``admm``.
     """
 
-    stage: str
+    phase: str
     epoch: int
     values: Mapping[str, float]
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Layer:
     modes_in: tuple[int, ...] = ()
     modes_out: tuple[int, ...] = ()
     ranks: tuple[int, ...] = ()
-    runs_as: str = ""
+    resolved_execution: str = ""
     calls: int | None = None
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -96,8 +96,8 @@ class Outcome:
         status: ``converged``, ``epochs ended``, ``diverged`` or ``off``; empty when not given.
         primal_residual: norm(W - Z) / norm(W) over all layers at the end of ADMM.
         conversion: Layer name -> relative error of the factorized weight against W.
-        seconds: Stage -> wall-clock seconds.
-        images: ``train``, ``validation`` and ``test`` -> number of pictures.
+        seconds: Phase -> wall-clock seconds.
+        images: ``train``, ``validation`` and ``test`` -> number of images.
     """
 
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -147,17 +147,17 @@ class RunData:
         known = {name: score for name, score in scores.items() if score is not None}
         return max(known, key=lambda name: known[name], default="dense")
 
-    def stage(self, name: str) -> tuple[Epoch, ...]:
-        """The epochs of one stage, in order."""
-        return tuple(row for row in self.epochs if row.stage == name)
+    def phase(self, name: str) -> tuple[Epoch, ...]:
+        """The epochs of one phase, in order."""
+        return tuple(row for row in self.epochs if row.phase == name)
 
     def trunk(self) -> tuple[Epoch, ...]:
         """The epochs of ADMM training, or of the plain training that a control run has in their place."""
-        return self.stage("admm") or self.stage("dense")
+        return self.phase("admm") or self.phase("dense")
 
-    def last(self, key: str, stage: str = "admm") -> float | None:
-        """The latest value that a stage recorded for a metric."""
-        return next((row.values[key] for row in reversed(self.stage(stage)) if key in row.values), None)
+    def last(self, key: str, phase: str = "admm") -> float | None:
+        """The latest value that a phase recorded for a metric."""
+        return next((row.values[key] for row in reversed(self.phase(phase)) if key in row.values), None)
 
     def reduction(self, cost: str) -> float | None:
         """Fraction of ``params`` or ``macs`` that was cut: as recorded, else from the measured networks."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from hodec.experiment.report import units
-from hodec.experiment.report.rundata import NETWORKS, STAGES, Layer, Network, RunData, cut
+from hodec.experiment.report.rundata import NETWORKS, PHASES, Layer, Network, RunData, cut
 from hodec.experiment.report.words import best_run, progress
 
 FP32_BYTES = 4
@@ -125,7 +125,7 @@ def _layer(layer: Layer, run: RunData) -> Row:
         Cell(units.integers(layer.modes_in, " x ")),
         Cell(units.integers(layer.modes_out, " x ")),
         Cell(units.integers(layer.ranks)),
-        Cell(layer.runs_as or units.ABSENT),
+        Cell(layer.resolved_execution or units.ABSENT),
         *_cost_cells([getattr(layer, f"{cost}_{when}") for cost in _COSTS for when in ("before", "after")], bar=True),
         Cell(units.share(run.outcome.conversion.get(layer.name))),
     )
@@ -171,7 +171,7 @@ def skipped(run: RunData) -> Table:
 def origin(run: RunData) -> Table:
     """Where the numbers come from: command, seed, time, versions."""
     outcome = run.outcome
-    spent = [f"{STAGES.get(stage, stage)} {units.duration(value)}" for stage, value in outcome.seconds.items()]
+    spent = [f"{PHASES.get(phase, phase)} {units.duration(value)}" for phase, value in outcome.seconds.items()]
     pairs = {
         "command": outcome.command,
         "seed": outcome.seed,

@@ -6,7 +6,7 @@ from math import isfinite
 from statistics import median
 
 from hodec.experiment.report import units
-from hodec.experiment.report.rundata import STAGES, RunData
+from hodec.experiment.report.rundata import PHASES, RunData
 
 #: Below this share of its way to Z - U that W covers between two updates, the dual variable winds up.
 WEAK_PULL = 0.3
@@ -23,7 +23,7 @@ CONVENTIONS = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Status:
     """What ADMM did. ``tone`` is ``good``, ``warn``, ``bad`` or ``calm`` and only colours the page."""
 
     tone: str
@@ -72,7 +72,7 @@ def progress(run: RunData) -> str:
         return "unfinished, no epoch recorded yet"
     last = run.epochs[-1]
     done = last.epoch + 1
-    return f"unfinished, {done} epoch{'s' * (done != 1)} into {STAGES.get(last.stage, last.stage)}"
+    return f"unfinished, {done} epoch{'s' * (done != 1)} into {PHASES.get(last.phase, last.phase)}"
 
 
 def _cuts(params: float | None, macs: float | None) -> str:
@@ -111,7 +111,7 @@ def _images(counts: Mapping[str, float]) -> str:
     return "images: " + ", ".join(f"{units.exact(number)} {split}" for split, number in counts.items() if number)
 
 
-def verdict(run: RunData) -> Verdict:
+def verdict(run: RunData) -> Status:
     """What the status of ADMM means, in words, with the numbers that show it."""
     status = run.outcome.status
     if status in _VERDICTS:
@@ -120,14 +120,14 @@ def verdict(run: RunData) -> Verdict:
         if status == "epochs ended" and residual is not None and residual > FAR:
             tone = "warn"
         evidence = ("", "") if status == "off" else (_residual_path(run), _pull_advice(run))
-        return Verdict(tone, title, (meaning, *evidence, _truncation(run)))
+        return Status(tone, title, (meaning, *evidence, _truncation(run)))
     if status:
-        return Verdict("calm", f"ADMM: {status}", (_residual_path(run), _truncation(run)))
-    if not run.stage("admm"):
+        return Status("calm", f"ADMM: {status}", (_residual_path(run), _truncation(run)))
+    if not run.phase("admm"):
         none = "There is no ADMM status in metrics.json and no ADMM epoch in metrics.jsonl."
-        return Verdict("calm", "No ADMM training recorded", (none, _truncation(run)))
+        return Status("calm", "No ADMM training recorded", (none, _truncation(run)))
     running = "The status is written when the run ends." if not run.finished else "The files give no status."
-    return Verdict("calm", "No ADMM verdict yet", (running, _residual_path(run), _pull_advice(run)))
+    return Status("calm", "No ADMM verdict yet", (running, _residual_path(run), _pull_advice(run)))
 
 
 _VERDICTS = {
@@ -163,7 +163,7 @@ def _last_residual(run: RunData) -> float | None:
 
 
 def _residual_path(run: RunData) -> str:
-    seen = [row.values["admm/primal_residual"] for row in run.stage("admm") if "admm/primal_residual" in row.values]
+    seen = [row.values["admm/primal_residual"] for row in run.phase("admm") if "admm/primal_residual" in row.values]
     end = _last_residual(run)
     if end is None:
         return ""
@@ -176,7 +176,7 @@ def _residual_path(run: RunData) -> str:
 
 def _pull_advice(run: RunData) -> str:
     """What to change when ADMM was pulled too weakly, or diverged for another reason."""
-    pulls = [row.values["admm/pull"] for row in run.stage("admm") if "admm/pull" in row.values]
+    pulls = [row.values["admm/pull"] for row in run.phase("admm") if "admm/pull" in row.values]
     # the middle one: a schedule that ends at learning rate 0 takes every pull to 0 with it
     if pulls and median(pulls) < WEAK_PULL:
         return (

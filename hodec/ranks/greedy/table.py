@@ -71,7 +71,7 @@ def label(layer: LayerPlan) -> str:
     inputs, outputs, ranks = (
         "·".join(map(str, numbers)) for numbers in (layer.modes.inputs, layer.modes.outputs, layer.ranks)
     )
-    return f"{layer.method} {inputs} x {outputs} ranks {ranks} {layer.runs_as}"
+    return f"{layer.method} {inputs} x {outputs} ranks {ranks} {layer.resolved_execution}"
 
 
 def net_of(layers: Mapping[str, LayerPlan]) -> Net:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hodec.conversion.eligibility import LayerSite
-from hodec.formats.layer_types import KINDS
+from hodec.formats.layer_types import LAYER_TYPES
 from hodec.plan.layer import LayerPlan
 from hodec.ranks.base import Candidate
 from hodec.ranks.rounding import Rounding
@@ -72,7 +72,7 @@ def remembered_spectra(candidate: Candidate) -> list[Spectrum]:
     """``spectra``, remembered by the numbers in the weight, so that a sweep of targets computes them once."""
     weight = candidate.site.weight.detach().contiguous().cpu()
     digest = hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()
-    key = (digest, weight.dtype, weight.shape, candidate.method, candidate.site.kind, candidate.modes)
+    key = (digest, weight.dtype, weight.shape, candidate.method, candidate.site.layer_type, candidate.modes)
     if key not in _spectra:
         _spectra[key] = spectra(candidate)
         if len(_spectra) > REMEMBERED:
@@ -83,8 +83,10 @@ def remembered_spectra(candidate: Candidate) -> list[Spectrum]:
 
 def candidate_of(name: str, layer: LayerPlan, weight: Tensor) -> Candidate:
     """The candidate that a planned layer was, with this weight, in the layout that the dense layer stores."""
-    site = LayerSite(layer.kind, KINDS[layer.kind].canonical(weight.detach()), layer.runs, layer.aliases)
-    return Candidate(name, layer.method, site, layer.form, layer.modes, layer.execution)
+    site = LayerSite(
+        layer.layer_type, LAYER_TYPES[layer.layer_type].to_oihw(weight.detach()), layer.call_sites, layer.aliases
+    )
+    return Candidate(name, layer.method, site, layer.format, layer.modes, layer.execution)
 
 
 class Losses:
@@ -128,7 +130,7 @@ class MeasuredLosses(Losses):
     def __init__(self, candidate: Candidate, found: Sequence[Spectrum], rounding: Rounding) -> None:
         super().__init__(found)
         self._scale: tuple[list[float], list[float]] = ([0.0], [1.0])
-        if len(self.tails) > 1 or candidate.form.iterative:
+        if len(self.tails) > 1 or candidate.format.iterative:
             self._scale = self._measure(candidate, rounding)
 
     def at(self, ranks: Sequence[int]) -> float:
@@ -144,7 +146,7 @@ class MeasuredLosses(Losses):
         offered = [ranks for ranks in fitted if candidate.planned(ranks).saves() and estimate_at(ranks) > NEGLIGIBLE]
         seen: dict[float, float] = {}
         for k in np.unique(np.linspace(0, len(offered) - 1, SAMPLES).round().astype(int)) if offered else ():
-            lost = weight - candidate.form.project(weight, offered[k], candidate.modes)
+            lost = weight - candidate.format.project(weight, offered[k], candidate.modes)
             estimate = estimate_at(offered[k])
             seen[estimate] = float(lost.square().sum()) / whole / estimate
         estimates = sorted(seen) or [0.0]
@@ -209,7 +211,7 @@ class Menu:
 
     def _price(self, ranks: tuple[int, ...]) -> Item | None:
         layer = replace(self._template, ranks=ranks)
-        layer = replace(layer, execution=layer.runs_as)  # chosen once, not again for every cost
+        layer = replace(layer, execution=layer.resolved_execution)  # chosen once, not again for every cost
         if not layer.saves():
             return None
         costs = tuple(resource.after(layer) for resource in self.resources)

@@ -158,7 +158,7 @@ def test_each_combination_can_be_refused():
         composed("ranks=budget", "ranks.macs=null"),
         composed("ranks=learned", "ranks.alpha=0.1"),
         composed("ranks=learned", "admm=off"),
-        composed("method=cp", "metric_batches=4"),
+        composed("method=cp", "calibration_batches=4"),
         composed("distill.dense=true", "distill.weight=0.5"),
         composed("distill.model=resnet56", "distill.weight=0.5"),
         composed("optimizer.momentum=0"),

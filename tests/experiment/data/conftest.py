@@ -38,7 +38,7 @@ def make_cfg():
 
 
 def save_picture(path, *, size=(12, 10), mode="RGB", seed=0):
-    """Write a random picture of ``size`` (height, width)."""
+    """Write a random image of ``size`` (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     bands = len(Image.new(mode, (1, 1)).getbands())
     shape = (*size, bands) if bands > 1 else size
@@ -47,13 +47,13 @@ def save_picture(path, *, size=(12, 10), mode="RGB", seed=0):
 
 
 @pytest.fixture
-def picture():
+def image():
     return save_picture
 
 
 @pytest.fixture
 def make_tree(tmp_path):
-    """A folder of PNG pictures, ``count`` in each class of each split."""
+    """A folder of PNG images, ``count`` in each class of each split."""
 
     def make(*, splits=("train", "test"), classes=("cat", "dog", "eel"), count=6, size=(12, 10)):
         for i, split in enumerate(splits):

@@ -20,20 +20,20 @@ def cfg(make_cfg):
 
 
 def test_facts(cfg, make_tree):
-    pictures = data.build_data(cfg(make_tree()))
-    assert (pictures.in_channels, pictures.num_classes, pictures.image_size) == (3, 3, (12, 10))
-    assert pictures.classes == ("cat", "dog", "eel")
-    assert pictures.mean == (0.485, 0.456, 0.406)
-    assert pictures.std == (0.229, 0.224, 0.225)
+    images = data.build_data(cfg(make_tree()))
+    assert (images.in_channels, images.num_classes, images.image_size) == (3, 3, (12, 10))
+    assert images.classes == ("cat", "dog", "eel")
+    assert images.mean == (0.485, 0.456, 0.406)
+    assert images.std == (0.229, 0.224, 0.225)
 
 
 def test_pixels_and_labels_are_those_of_the_files(cfg, make_tree):
     root = make_tree()
-    pictures = data.build_data(cfg(root, val_fraction=0.0))
+    images = data.build_data(cfg(root, val_fraction=0.0))
     files = sorted(root.glob("train/*/*.png"))
     expected = np.stack([np.asarray(Image.open(file)) for file in files]).transpose(0, 3, 1, 2)
-    assert torch.equal(pictures.train.images, torch.from_numpy(expected))
-    assert pictures.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert torch.equal(images.train.images, torch.from_numpy(expected))
+    assert images.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
 
 
 def test_validation_is_cut_off_the_training_folder(cfg, make_tree):
@@ -55,31 +55,31 @@ def test_part_of_the_training_folder(cfg, make_tree, splits, kept):
 
 
 def test_val_folder_is_validation_beside_a_test_folder(cfg, make_tree):
-    pictures = data.build_data(cfg(make_tree(splits=("train", "val", "test")), val_fraction=0.5))
-    assert (len(pictures.train), len(pictures.val), len(pictures.test)) == (18, 18, 18)
-    assert not torch.equal(pictures.val.images, pictures.test.images)
+    images = data.build_data(cfg(make_tree(splits=("train", "val", "test")), val_fraction=0.5))
+    assert (len(images.train), len(images.val), len(images.test)) == (18, 18, 18)
+    assert not torch.equal(images.val.images, images.test.images)
 
 
 def test_val_folder_alone_is_the_test_split(cfg, make_tree):
     root = make_tree(splits=("train", "val"))
-    pictures = data.build_data(cfg(root, val_fraction=1 / 3))
-    assert (len(pictures.train), len(pictures.val), len(pictures.test)) == (12, 6, 18)
+    images = data.build_data(cfg(root, val_fraction=1 / 3))
+    assert (len(images.train), len(images.val), len(images.test)) == (12, 6, 18)
     first = np.asarray(Image.open(root / "val" / "cat" / "000.png")).transpose(2, 0, 1)
-    assert torch.equal(pictures.test.images[0], torch.from_numpy(first.copy()))
+    assert torch.equal(images.test.images[0], torch.from_numpy(first.copy()))
 
 
-def test_pictures_are_found_below_class_folders_and_other_files_are_not(cfg, make_tree, picture):
+def test_pictures_are_found_below_class_folders_and_other_files_are_not(cfg, make_tree, image):
     root = make_tree()
-    picture(root / "train" / "cat" / "more" / "DEEP.PNG")
+    image(root / "train" / "cat" / "more" / "DEEP.PNG")
     (root / "train" / "cat" / "notes.txt").write_text("x")
     (root / "train" / ".cache").mkdir()
     assert len(data.build_data(cfg(root, val_fraction=0.0)).train) == 19
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, picture, mode):
+def test_every_kind_of_picture_becomes_rgb(tmp_path, image, mode):
     file = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    picture(tmp_path / "rgb.png")
+    image(tmp_path / "rgb.png")
     Image.open(tmp_path / "rgb.png").convert(mode).save(file)
     images = decode_all([str(file)], (12, 10), resize=False)
     expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
@@ -104,9 +104,9 @@ def test_sixteen_bits_are_refused_not_clipped(cfg, make_tree):
         _ = data.build_data(cfg(root)).train
 
 
-def test_result_does_not_depend_on_the_number_of_threads(tmp_path, picture, monkeypatch):
+def test_result_does_not_depend_on_the_number_of_threads(tmp_path, image, monkeypatch):
     for seed in range(5):
-        picture(tmp_path / f"{seed}.png", seed=seed)
+        image(tmp_path / f"{seed}.png", seed=seed)
     files = [str(tmp_path / f"{i % 5}.png") for i in range(CHUNK * 2 + 3)]
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     one = decode_all(files, (12, 10), resize=False)
@@ -121,15 +121,15 @@ def test_image_size_scales_and_cuts_the_middle_square(cfg, tmp_path):
         (tmp_path / split / label).mkdir(parents=True)
         for k in range(2):
             Image.fromarray(pixels).save(tmp_path / split / label / f"{k}.png")
-    pictures = data.build_data(cfg(tmp_path, image_size=4, val_fraction=0.5))
-    assert pictures.image_size == (4, 4)
-    assert pictures.train.images.shape == (2, 3, 4, 4)
-    assert pictures.train.images.float().mean() > 180  # the dark sides are gone
+    images = data.build_data(cfg(tmp_path, image_size=4, val_fraction=0.5))
+    assert images.image_size == (4, 4)
+    assert images.train.images.shape == (2, 3, 4, 4)
+    assert images.train.images.float().mean() > 180  # the dark sides are gone
 
 
-def test_other_size_names_the_file_and_the_setting(cfg, make_tree, picture):
+def test_other_size_names_the_file_and_the_setting(cfg, make_tree, image):
     root = make_tree()
-    picture(root / "train" / "dog" / "odd.png", size=(9, 9))
+    image(root / "train" / "dog" / "odd.png", size=(9, 9))
     for in_memory in (True, False):
         with pytest.raises(DataError) as error:
             data.build_data(cfg(root, in_memory=in_memory)).check()
@@ -153,17 +153,17 @@ def test_test_pictures_are_not_opened_before_they_are_asked_for(cfg, make_tree):
     root = make_tree()
     broken = root / "test" / "dog" / "003.png"
     broken.write_bytes(b"")
-    pictures = data.build_data(cfg(root))
-    assert len(pictures.train) == 15
+    images = data.build_data(cfg(root))
+    assert len(images.train) == 15
     with pytest.raises(DataError, match=str(broken)):
-        _ = pictures.test
+        _ = images.test
     with pytest.raises(DataError, match=str(broken)):
-        pictures.check()
+        images.check()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_row_24_corrupt_picture_is_named_by_check(cfg, make_tree, picture, in_memory, content):
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_row_24_corrupt_picture_is_named_by_check(cfg, make_tree, image, in_memory, content):
     root = make_tree()
     broken = root / "train" / "eel" / "002.png"
     broken.write_bytes(broken.read_bytes()[:20] if content is None else content)
@@ -190,8 +190,8 @@ def test_root_not_given(make_cfg):
 
 
 def test_row_24_root_missing_suggests_its_neighbours(cfg, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(DataError, match=r"no such folder. Did you mean: pictures\?.*data.root="):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=r"no such folder. Did you mean: images\?.*data.root="):
         data.build_data(cfg(tmp_path / "pictrues"))
     with pytest.raises(DataError, match="no such folder"):
         data.build_data(cfg(tmp_path / "a" / "b"))
@@ -204,7 +204,7 @@ def test_row_24_root_missing_suggests_its_neighbours(cfg, tmp_path):
         (lambda root: shutil.rmtree(root / "test"), ["no test/", "but: train"]),
         (lambda root: [shutil.rmtree(root / s) for s in ("train", "test")], ["no train/", "nothing"]),
         (lambda root: [shutil.rmtree(f) for f in (root / "train").iterdir()], ["train", "no class folder"]),
-        (lambda root: [f.unlink() for f in (root / "train" / "dog").iterdir()], ["train/dog", "no picture", ".png"]),
+        (lambda root: [f.unlink() for f in (root / "train" / "dog").iterdir()], ["train/dog", "no image", ".png"]),
         (lambda root: shutil.rmtree(root / "test" / "dog"), ["test", "lacks dog"]),
         (lambda root: (root / "test" / "dog").rename(root / "test" / "emu"), ["lacks dog and has emu besides"]),
         (lambda root: [shutil.rmtree(root / "train" / c) for c in ("dog", "eel")], ["only one class, cat"]),
@@ -224,8 +224,8 @@ def test_ten_thousand_jpegs_are_decoded_in_seconds(cfg):
     root = Path(os.environ["HODEC_DATA"]) / "cifar10-jpeg"
     if not root.is_dir():
         pytest.skip("no cifar10-jpeg in HODEC_DATA")
-    pictures = data.build_data(cfg(root))
+    images = data.build_data(cfg(root))
     start = time.perf_counter()
-    assert pictures.test.images.shape == (10_000, 3, 32, 32)
+    assert images.test.images.shape == (10_000, 3, 32, 32)
     assert time.perf_counter() - start < 8  # a fifth of 40 s
-    assert pictures.test.labels.bincount().tolist() == [1000] * 10
+    assert images.test.labels.bincount().tolist() == [1000] * 10

@@ -10,15 +10,15 @@ from hodec.experiment.data import Augment, TensorLoader
 MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
 
 
-def pictures(count=50, size=(6, 6)):
+def images(count=50, size=(6, 6)):
     generator = torch.Generator().manual_seed(count)
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def loader(count=50, **changes):
-    """A training loader whose labels are the numbers of the pictures."""
+    """A training loader whose labels are the numbers of the images."""
     settings = {"batch_size": 8, "mean": MEAN, "std": STD, "seed": 0, "train": True} | changes
-    return TensorLoader(pictures(count), torch.arange(count), **settings)
+    return TensorLoader(images(count), torch.arange(count), **settings)
 
 
 def pixels(x):
@@ -83,7 +83,7 @@ def test_a_single_incomplete_batch_is_kept():
 
 
 def test_evaluation_normalises_and_nothing_else():
-    source = pictures()
+    source = images()
     x = torch.cat([images for images, _ in loader(train=False, augment=AUGMENT)])
     mean, std = torch.tensor(MEAN).view(-1, 1, 1), torch.tensor(STD).view(-1, 1, 1)
     torch.testing.assert_close(x, (source / 255 - mean) / std, rtol=1e-5, atol=1e-5)
@@ -97,27 +97,27 @@ def test_types_and_memory_format():
 
 
 def test_training_without_augmentation_gives_the_pictures():
-    source = pictures()
+    source = images()
     for x, y in loader():
         torch.testing.assert_close(pixels(x), source[y], rtol=0, atol=0)
 
 
 def test_augmented_picture_is_one_of_its_crops_mirrored_or_not():
-    padded = F.pad(pictures(), [2, 2, 2, 2])
+    padded = F.pad(images(), [2, 2, 2, 2])
     seen = set()
     for x, y in loader(augment=AUGMENT):
-        for picture, label in zip(pixels(x), y.tolist(), strict=True):
+        for image, label in zip(pixels(x), y.tolist(), strict=True):
             found = [
                 (row, column, flip)
                 for row, column, flip in itertools.product(range(5), range(5), (False, True))
                 if torch.equal(
-                    picture.flip(-1) if flip else picture,
+                    image.flip(-1) if flip else image,
                     padded[label, :, row : row + 6, column : column + 6],
                 )
             ]
-            assert len(found) == 1, f"picture {label} is none of its crops, or several"
+            assert len(found) == 1, f"image {label} is none of its crops, or several"
             seen.update(found)
-    assert len(seen) > 20  # of 50: the 48 pictures are not all treated alike
+    assert len(seen) > 20  # of 50: the 48 images are not all treated alike
     assert {flip for *_, flip in seen} == {False, True}
 
 
@@ -231,12 +231,12 @@ def test_evaluation_shares_have_as_many_batches_and_each_picture_once(count, bat
 
 
 def test_fewer_pictures_than_processes():
-    with pytest.raises(DataError, match="2 pictures cannot be shared by 3 processes"):
+    with pytest.raises(DataError, match="2 images cannot be shared by 3 processes"):
         loader(count=2, rank=0, world_size=3)
 
 
 def test_no_pictures():
-    with pytest.raises(DataError, match="0 pictures"):
+    with pytest.raises(DataError, match="0 images"):
         loader(count=0)
 
 

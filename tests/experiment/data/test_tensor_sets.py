@@ -171,7 +171,7 @@ def test_cifar_without_network(make_cfg, tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
-    """CIFAR-10's files with 4 pictures each, taken for whole."""
+    """CIFAR-10's files with 4 images each, taken for whole."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     rng = np.random.default_rng(0)

@@ -18,8 +18,8 @@ def loader(cfg, make_tree):
 
     def make(*, seed=0, rank=0, world_size=1, **changes):
         settings = cfg(root, **changes)
-        pictures = data.build_data(settings)
-        return data.train_loader(pictures, settings, seed=seed, rank=rank, world_size=world_size)
+        images = data.build_data(settings)
+        return data.train_loader(images, settings, seed=seed, rank=rank, world_size=world_size)
 
     return make
 
@@ -92,12 +92,12 @@ def test_processes_share_the_epoch(loader):
 
 def test_evaluation_reads_every_picture_in_order(cfg, make_tree):
     settings = cfg(make_tree(), eval_batch_size=5)
-    pictures = data.build_data(settings)
-    batches = list(data.test_loader(pictures, settings))
+    images = data.build_data(settings)
+    batches = list(data.test_loader(images, settings))
     assert [len(y) for _, y in batches] == [5, 5, 5, 3]
-    assert torch.equal(torch.cat([y for _, y in batches]), pictures.test.labels)
-    std, mean = torch.tensor(pictures.std).view(3, 1, 1), torch.tensor(pictures.mean).view(3, 1, 1)
-    first, label = pictures.test[0]
+    assert torch.equal(torch.cat([y for _, y in batches]), images.test.labels)
+    std, mean = torch.tensor(images.std).view(3, 1, 1), torch.tensor(images.mean).view(3, 1, 1)
+    first, label = images.test[0]
     assert (first.shape, first.dtype, label) == ((3, 8, 8), torch.uint8, 0)
     torch.testing.assert_close(batches[0][0][0], (first / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
@@ -105,9 +105,9 @@ def test_evaluation_reads_every_picture_in_order(cfg, make_tree):
 def test_without_augmentation_training_sees_the_middle_like_evaluation(loader, cfg, make_tree):
     subject = loader(augment=False)
     x, y = next(iter(subject))
-    pictures = data.build_data(cfg(make_tree()))
-    known = torch.stack([pictures.train[i][0] for i in range(18)])
-    std, mean = torch.tensor(pictures.std).view(3, 1, 1), torch.tensor(pictures.mean).view(3, 1, 1)
+    images = data.build_data(cfg(make_tree()))
+    known = torch.stack([images.train[i][0] for i in range(18)])
+    std, mean = torch.tensor(images.std).view(3, 1, 1), torch.tensor(images.mean).view(3, 1, 1)
     back = ((x * std + mean) * 255).round().to(torch.uint8)
     for image, label in zip(back, y.tolist(), strict=True):
         at = [i for i in range(18) if torch.equal(known[i], image)]

@@ -17,14 +17,14 @@ MODES = {16: [4, 4], 32: [4, 8], 64: [8, 8]}
 def make_plan(*, rule: str = "manual") -> dict[str, Any]:
     """A ``plan.json`` with 16 layers factorized by Tucker-like TT ranks and the rest left dense."""
     layers: dict[str, Any] = {}
-    for stage, (width, rank, size) in WIDTHS.items():
+    for phase, (width, rank, size) in WIDTHS.items():
         for block in range(3):
             for conv in (1, 2):
                 before = width * width * 9
                 after = 2 * width * rank + rank * rank * 9
-                layers[f"{stage}.{block}.conv{conv}"] = {
+                layers[f"{phase}.{block}.conv{conv}"] = {
                     "method": "tt",
-                    "kind": "conv2d",
+                    "layer_type": "conv2d",
                     "shape": [width, width, 3, 3],
                     "modes": {"in": MODES[width], "out": MODES[width]},
                     "ranks": [4, rank, rank, 4],
@@ -91,16 +91,16 @@ def _admm(epoch: int, names: list[str], *, decay: float, grow: bool) -> dict[str
 
 
 def make_rows(
-    stages: dict[str, int], names: list[str], *, decay: float = 5.0, grow: bool = False
+    phases: dict[str, int], names: list[str], *, decay: float = 5.0, grow: bool = False
 ) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl`` for the given numbers of epochs."""
     rows: list[dict[str, Any]] = []
-    for stage, epochs in stages.items():
+    for phase, epochs in phases.items():
         for epoch in range(epochs):
-            ahead = {"pretrain": 0, "admm": 9, "retrain": 7}[stage]
-            row = {"stage": stage, "epoch": epoch, "lr": 0.05 * (1 - epoch / epochs), "seconds": 3.4}
+            ahead = {"pretrain": 0, "admm": 9, "retrain": 7}[phase]
+            row = {"phase": phase, "epoch": epoch, "lr": 0.05 * (1 - epoch / epochs), "seconds": 3.4}
             row |= _curve(epoch + 1 + ahead, ceiling=0.972)
-            if stage == "admm":
+            if phase == "admm":
                 row |= _admm(epoch, names, decay=decay, grow=grow)
             rows.append(row)
     return rows
@@ -162,19 +162,19 @@ def write_files(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def write_run(folder: Path, *, stages: dict[str, int] | None = None, finished: bool = True, **options: Any) -> Path:
+def write_run(folder: Path, *, phases: dict[str, int] | None = None, finished: bool = True, **options: Any) -> Path:
     """A whole run folder.
 
     ``options``: ``config`` (a dictionary), ``plan``, ``status``, ``final`` (accuracy), ``decay``, ``grow``.
     """
     plan = options.get("plan") or make_plan()
-    epochs = STAGE_EPOCHS if stages is None else stages
+    epochs = STAGE_EPOCHS if phases is None else phases
     curve = {key: options[key] for key in ("decay", "grow") if key in options}
     rows = make_rows(epochs, list(plan["layers"]), **curve)
     files: dict[str, Any] = {"config": options.get("config") or make_config(), "plan": plan, "rows": rows}
     if finished:
         files["outcome"] = make_outcome(plan, **{key: options[key] for key in ("status", "final") if key in options})
-        residuals = [row["admm/primal_residual"] for row in rows if row["stage"] == "admm"]
+        residuals = [row["admm/primal_residual"] for row in rows if row["phase"] == "admm"]
         files["outcome"]["admm"]["primal_residual"] = residuals[-1] if residuals else None
     return write_files(folder, **files)
 
@@ -184,7 +184,7 @@ def write_sweep(folder: Path) -> Path:
     for at, (rho, decay) in enumerate({0.001: 30.0, 0.01: 8.0, 0.1: 4.0}.items()):
         config = make_config(admm__rho=rho)
         write_run(folder / str(at), config=config, decay=decay, final=0.95 + 0.01 * at, status="epochs ended")
-    write_run(folder / "3", config=make_config(admm__rho=1.0), stages={"pretrain": 12, "admm": 5}, finished=False)
+    write_run(folder / "3", config=make_config(admm__rho=1.0), phases={"pretrain": 12, "admm": 5}, finished=False)
     broken = write_run(folder / "4", config=make_config(admm__rho=10.0))
     (broken / "plan.json").write_text('{"format": "hodec-plan", "layers": {', encoding="utf-8")
     (folder / "10" / ".hydra").mkdir(parents=True)

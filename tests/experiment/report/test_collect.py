@@ -13,7 +13,7 @@ def test_a_whole_run_is_read(run_folder, tmp_path):
     run = collect(run_folder(tmp_path / "run"))
     assert run.finished
     assert run.label == "run"
-    assert [len(run.stage(stage)) for stage in ("pretrain", "admm", "retrain")] == [12, 24, 16]
+    assert [len(run.phase(phase)) for phase in ("pretrain", "admm", "retrain")] == [12, 24, 16]
     assert run.plan.method == "tt"
     layer = run.plan.layers[-1]
     assert (layer.name, layer.shape, layer.modes_in) == ("layer3.2.conv2", (64, 64, 3, 3), (8, 8))
@@ -42,16 +42,16 @@ def test_an_unfinished_run_has_no_outcome(run_folder, tmp_path):
     assert run.planned_reduction("params") == pytest.approx(0.788, abs=1e-3)
 
 
-@pytest.mark.parametrize("tail", [b'{"stage": "admm", "epo', b"\x00\x00\x00", '{"stage": "ü'.encode()[:-1]])
+@pytest.mark.parametrize("tail", [b'{"phase": "admm", "epo', b"\x00\x00\x00", '{"phase": "ü'.encode()[:-1]])
 def test_what_a_kill_leaves_in_the_last_line_is_ignored(tail, run_folder, tmp_path):
-    folder = run_folder(tmp_path / "run", stages={"pretrain": 3}, finished=False)
+    folder = run_folder(tmp_path / "run", phases={"pretrain": 3}, finished=False)
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(tail)
     assert len(collect(folder).epochs) == 3
 
 
 def test_a_broken_line_further_up_is_an_error_with_its_number(run_folder, tmp_path):
-    folder = run_folder(tmp_path / "run", stages={"pretrain": 3}, finished=False)
+    folder = run_folder(tmp_path / "run", phases={"pretrain": 3}, finished=False)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lines[1] = lines[1][:20]
     (folder / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -60,13 +60,13 @@ def test_a_broken_line_further_up_is_an_error_with_its_number(run_folder, tmp_pa
 
 
 def test_an_epoch_done_again_after_a_resume_counts_once(files_in, tmp_path):
-    rows = [{"stage": "admm", "epoch": epoch, "train/loss": loss} for epoch, loss in [(0, 3), (1, 2), (1, 1.5), (2, 1)]]
+    rows = [{"phase": "admm", "epoch": epoch, "train/loss": loss} for epoch, loss in [(0, 3), (1, 2), (1, 1.5), (2, 1)]]
     run = collect(files_in(tmp_path, rows=rows))
     assert [(row.epoch, row.values["train/loss"]) for row in run.epochs] == [(0, 3), (1, 1.5), (2, 1)]
 
 
 def test_nan_and_null_are_read(files_in, tmp_path):
-    rows = [{"stage": "admm", "epoch": 0, "train/loss": math.nan, "val/loss": None}]
+    rows = [{"phase": "admm", "epoch": 0, "train/loss": math.nan, "val/loss": None}]
     (row,) = collect(files_in(tmp_path, rows=rows)).epochs
     assert math.isnan(row.values["train/loss"])
     assert "val/loss" not in row.values
@@ -75,16 +75,16 @@ def test_nan_and_null_are_read(files_in, tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"epoch": 0}, "no stage or no epoch"),
-        ({"stage": "admm", "epoch": -1}, "no stage or no epoch"),
-        ({"stage": "admm", "epoch": 0.5}, "no stage or no epoch"),
-        ({"stage": "admm", "epoch": 0, "val/loss": "low"}, "in line 1 val/loss = 'low' where a number"),
-        ({"stage": "admm", "epoch": 0, "admm/layers": []}, r"admm/layers = \[\] where an object"),
+        ({"epoch": 0}, "no phase or no epoch"),
+        ({"phase": "admm", "epoch": -1}, "no phase or no epoch"),
+        ({"phase": "admm", "epoch": 0.5}, "no phase or no epoch"),
+        ({"phase": "admm", "epoch": 0, "val/loss": "low"}, "in line 1 val/loss = 'low' where a number"),
+        ({"phase": "admm", "epoch": 0, "admm/layers": []}, r"admm/layers = \[\] where an object"),
         ([1], "holds a list in line 1"),
     ],
 )
 def test_rows_of_the_wrong_shape_are_named(row, said, files_in, tmp_path):
-    good = {"stage": "admm", "epoch": 1}
+    good = {"phase": "admm", "epoch": 1}
     with pytest.raises(CheckpointError, match=said):
         collect(files_in(tmp_path, rows=[row, good]))
 
@@ -153,7 +153,7 @@ def test_a_run_that_stopped_before_its_first_epoch_is_listed(files_in, tmp_path)
 
 def labels_of(files_in, folder, *configs):
     for at, config in enumerate(configs):
-        files_in(folder / str(at), config=config, rows=[{"stage": "admm", "epoch": 0}])
+        files_in(folder / str(at), config=config, rows=[{"phase": "admm", "epoch": 0}])
     return [run.label for run in collect_sweep(folder)]
 
 
@@ -188,9 +188,9 @@ def test_runs_that_cannot_be_told_apart_are_called_by_their_folders(files_in, tm
 
 
 def test_rows_hold_what_was_written(run_folder, tmp_path):
-    folder = run_folder(tmp_path / "run", stages={"admm": 2})
+    folder = run_folder(tmp_path / "run", phases={"admm": 2})
     first = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     row = collect(folder).epochs[0]
     assert row.values["admm/primal_residual"] == first["admm/primal_residual"]
     assert row.layers == first["admm/layers"]
-    assert "stage" not in row.values
+    assert "phase" not in row.values

@@ -29,7 +29,7 @@ def test_approximation_error_draws_all_layers_and_the_whole(run):
     assert axes.get_yscale() == "log"
     assert len(axes.lines) == len(run.plan.layers) + 1
     whole = line_named(axes, "all layers together")
-    expected = [row.values["admm/primal_residual"] for row in run.stage("admm")]
+    expected = [row.values["admm/primal_residual"] for row in run.phase("admm")]
     np.testing.assert_allclose(whole.get_ydata(), expected)
     np.testing.assert_array_equal(whole.get_xdata(), np.arange(1, 25))
     assert whole.get_linewidth() > 2 * axes.lines[0].get_linewidth()
@@ -37,7 +37,7 @@ def test_approximation_error_draws_all_layers_and_the_whole(run):
 
 def test_the_worst_layer_is_named(run):
     (axes,) = figures.approximation_error(run).axes
-    last = run.stage("admm")[-1].layers
+    last = run.phase("admm")[-1].layers
     worst = max(last, key=lambda name: last[name]["primal_residual"])
     assert any(text.get_text().startswith(worst) for text in axes.texts)
 
@@ -47,13 +47,13 @@ def test_dual_and_rho_has_a_panel_for_each(run):
     assert titles == ["Dual residual", "Penalty rho"]
 
 
-def test_training_curves_lay_the_stages_end_to_end(run):
+def test_training_curves_lay_the_phases_end_to_end(run):
     loss, accuracy = figures.training_curves(run).axes
     firsts = [line.get_xdata()[0] for line in accuracy.lines if len(line.get_xdata()) > 2]
     assert sorted(set(firsts)) == [1, 13, 37]
     assert [text.get_text() for text in loss.texts] == ["pretraining", "ADMM training", "retraining"]
     truncated = line_named(accuracy, "validation, if truncated now")
-    expected = [100 * row.values["admm/truncated_accuracy"] for row in run.stage("admm")]
+    expected = [100 * row.values["admm/truncated_accuracy"] for row in run.phase("admm")]
     np.testing.assert_allclose(truncated.get_ydata(), expected)
     assert truncated.get_linestyle() == "--"
 
@@ -87,8 +87,8 @@ def test_sweep_has_three_panels_and_a_line_per_run(sweep_folder):
 
 
 def test_a_control_without_admm_stands_in_the_sweep(run_folder, files_in, tmp_path):
-    run_folder(tmp_path / "0", stages={"admm": 3})
-    rows = [{"stage": "dense", "epoch": epoch, "train/loss": 1.0 - 0.1 * epoch} for epoch in range(3)]
+    run_folder(tmp_path / "0", phases={"admm": 3})
+    rows = [{"phase": "dense", "epoch": epoch, "train/loss": 1.0 - 0.1 * epoch} for epoch in range(3)]
     files_in(tmp_path / "1", config={"admm": {"enabled": False}}, rows=rows)
     loss, error, _ = figures.sweep(collect_sweep(tmp_path)).axes
     assert (len(loss.lines), len(error.lines)) == (2, 1)
@@ -111,8 +111,8 @@ def test_tradeoff_names_every_finished_run(files_in, tmp_path):
 @pytest.mark.parametrize(
     ("draw", "said"),
     [
-        (figures.approximation_error, "no epoch of stage admm"),
-        (figures.dual_and_rho, "no epoch of stage admm"),
+        (figures.approximation_error, "no epoch of phase admm"),
+        (figures.dual_and_rho, "no epoch of phase admm"),
         (figures.training_curves, "no epoch with a loss"),
         (figures.layer_costs, "no factorized layer"),
     ],
@@ -165,7 +165,7 @@ def strange_rows(change):
     rows = []
     for epoch in range(3):
         layer = {"rho": 0.1, "primal_residual": 0.5 / (epoch + 1), "dual_residual": 0.1}
-        row = {"stage": "admm", "epoch": epoch, "train/loss": 1.0, "admm/primal_residual": 0.5, "admm/rho": 0.1}
+        row = {"phase": "admm", "epoch": epoch, "train/loss": 1.0, "admm/primal_residual": 0.5, "admm/rho": 0.1}
         change(row, layer)
         rows.append(row | {"admm/layers": {STRANGE: layer}})
     return rows

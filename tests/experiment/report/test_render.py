@@ -135,8 +135,8 @@ EVIL = "<script>alert(1)</script>&\"'|`*"
 def test_everything_from_files_is_escaped(files_in, tmp_path):
     layers = {EVIL: {"kind": EVIL, "notes": [EVIL], "params_before": 10, "params_after": 5, "aliases": [EVIL]}}
     plan = {"format": "hodec-plan", "rule": EVIL, "layers": layers, "skipped": {EVIL: EVIL}}
-    row = {"stage": EVIL, "epoch": 0, "val/loss": 1.0}
-    admm = {"stage": "admm", "epoch": 0, "admm/layers": {EVIL: {"rho": 1, "primal_residual": 1.0}}}
+    row = {"phase": EVIL, "epoch": 0, "val/loss": 1.0}
+    admm = {"phase": "admm", "epoch": 0, "admm/layers": {EVIL: {"rho": 1, "primal_residual": 1.0}}}
     outcome = {
         "command": EVIL,
         "seed": EVIL,
@@ -160,7 +160,7 @@ def test_everything_from_files_is_escaped(files_in, tmp_path):
 def test_absent_numbers_are_dashes_and_absent_figures_are_explained(files_in, tmp_path):
     run = collect(files_in(tmp_path, outcome={"compressed": {"params": 1000}}))
     page = Page(render_html(run))
-    assert "Approximation error is left out. metrics.jsonl holds no epoch of stage admm." in page.text
+    assert "Approximation error is left out. metrics.jsonl holds no epoch of phase admm." in page.text
     assert "Cost of each layer is left out. plan.json names no factorized layer." in page.text
     assert "4.00 kB" in page.text
     assert "nan" not in page.text.lower()
@@ -168,7 +168,7 @@ def test_absent_numbers_are_dashes_and_absent_figures_are_explained(files_in, tm
 
 
 def test_an_unfinished_run_says_so(run_folder, tmp_path):
-    run = collect(run_folder(tmp_path / "run", stages={"admm": 5}, finished=False))
+    run = collect(run_folder(tmp_path / "run", phases={"admm": 5}, finished=False))
     page = Page(render_html(run))
     assert "has not finished" in page.text
     assert page.headings[0] == (
@@ -181,8 +181,8 @@ def test_an_unfinished_run_says_so(run_folder, tmp_path):
 @pytest.mark.parametrize(("pull", "said"), [(0.02, "Raise admm.rho"), (0.8, "Lower admm.rho")])
 def test_a_diverged_run_is_advised_by_its_pull(pull, said, files_in, tmp_path):
     # the learning rate ends at 0 and the pull with it: the last epoch must not decide
-    rows = [{"stage": "admm", "epoch": epoch, "admm/pull": pull} for epoch in range(3)]
-    rows.append({"stage": "admm", "epoch": 3, "admm/pull": 0.0})
+    rows = [{"phase": "admm", "epoch": epoch, "admm/pull": pull} for epoch in range(3)]
+    rows.append({"phase": "admm", "epoch": 3, "admm/pull": 0.0})
     text = words.verdict(collect(files_in(tmp_path, rows=rows, outcome={"admm": {"status": "diverged"}}))).text
     assert [advice for advice in ("Raise admm.rho", "Lower admm.rho") if advice in text] == [said]
 
@@ -206,7 +206,7 @@ def test_each_verdict_is_explained(status, title, said, run_folder, tmp_path):
 
 def test_a_rising_residual_and_a_weak_pull_are_named(files_in, tmp_path):
     rows = [
-        {"stage": "admm", "epoch": epoch, "admm/primal_residual": 0.6 + 0.1 * epoch, "admm/pull": 0.18}
+        {"phase": "admm", "epoch": epoch, "admm/primal_residual": 0.6 + 0.1 * epoch, "admm/pull": 0.18}
         for epoch in range(3)
     ]
     run = collect(files_in(tmp_path, rows=rows, outcome={"admm": {"status": "epochs ended", "primal_residual": 0.8}}))
@@ -273,7 +273,7 @@ def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep_folder):
 
 
 def test_links_of_a_sweep_survive_signs_in_folder_names(run_folder, tmp_path):
-    folder = run_folder(tmp_path / "0_ranks-[8,8]#%?", stages={"admm": 2})
+    folder = run_folder(tmp_path / "0_ranks-[8,8]#%?", phases={"admm": 2})
     (folder / "report.html").write_text("", encoding="utf-8")
     page = Page(write_sweep(tmp_path).read_text(encoding="utf-8"))
     assert "0_ranks-%5B8%2C8%5D%23%25%3F/report.html" in page.addresses

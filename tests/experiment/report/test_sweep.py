@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 def main(config):
     folder = Path(HydraConfig.get().runtime.output_dir)
     OmegaConf.save(OmegaConf.create({"rho": config.rho}), folder / "config.yaml")
-    row = {"stage": "admm", "epoch": 0, "train/loss": 1.0, "admm/primal_residual": config.rho}
+    row = {"phase": "admm", "epoch": 0, "train/loss": 1.0, "admm/primal_residual": config.rho}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
     if config.rho > 0.5:
         raise ValueError("too much")

@@ -1,4 +1,4 @@
-"""The run under way: its nets as they stand after each stage, its plan, its results."""
+"""The run under way: its nets as they stand after each phase, its plan, its results."""
 
 import logging
 import platform
@@ -17,7 +17,7 @@ from torch import nn
 from hodec._version import __version__
 from hodec.admm.callback import AdmmCallback
 from hodec.admm.projection import RankLearner
-from hodec.calibration.input_covariance import Metric, collect_metrics
+from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.cost.count import count_cost
@@ -27,7 +27,7 @@ from hodec.experiment.data import ImageData, test_loader, train_loader, val_load
 from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.experiment.loggers import CurveLogger
 from hodec.experiment.run_folder import RunFolder
-from hodec.experiment.training import fit_stage
+from hodec.experiment.training import fit_phase
 from hodec.export import checkpoint
 from hodec.formats.modes import Modes
 from hodec.layers.base import randomize_factors
@@ -44,11 +44,11 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class Stages:
-    """The run under way: the nets as they stand after the latest stage, and the plan.
+class Phases:
+    """The run under way: the nets as they stand after the latest phase, and the plan.
 
     Attributes:
-        dense: the dense net; its weights are those of the latest stage that trained it.
+        dense: the dense net; its weights are those of the latest phase that trained it.
         pretrained: the dense net before ADMM, if it was trained by then.
         teacher: the net given to distil from, if there is one.
         small: the factorized net, from ``convert`` on.
@@ -67,7 +67,7 @@ class Stages:
         self.pretrained: nn.Module | None = None
         self.plan: Plan | None = None
         self.small: nn.Module | None = None
-        self.starts: dict[str, list[torch.Tensor]] = {}
+        self.init_factors: dict[str, list[torch.Tensor]] = {}
         self.epochs = 0
 
     def skeleton(self, name: str | None = None) -> nn.Module:
@@ -150,7 +150,7 @@ class Stages:
         self.folder.finish("plan")
 
     def planned(self) -> Plan:
-        """The plan, which every stage after planning has."""
+        """The plan, which every phase after planning has."""
         if self.plan is None:
             raise RuntimeError("no plan has been made yet")
         return self.plan
@@ -182,12 +182,12 @@ class Stages:
             track_truncated=config.track_truncated,
             spread=config.spread,
             learner=self._learner(),
-            metrics=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
+            covariances=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
             root="net",
         )
         self._train("admm", self.dense, self.config.dense_epochs, curves, admm=admm)
         self._take_over_learned_plan()
-        self.starts = self.folder.load_factors("admm")
+        self.init_factors = self.folder.load_factors("admm")
 
     def _learner(self) -> RankLearner | None:
         """What changes the ranks under ADMM, if the rule does; a plan that is given stays as it is."""
@@ -196,7 +196,7 @@ class Stages:
 
     def _take_over_learned_plan(self) -> None:
         """Go on with the ranks that ADMM has learned, if it did."""
-        learned = self.folder.stages.get("admm", {}).get("plan")
+        learned = self.folder.phases.get("admm", {}).get("plan")
         if learned is None:
             return
         self.plan = Plan.from_dict(learned)
@@ -211,16 +211,16 @@ class Stages:
         self._train("retrain", self.small, self.config.retrain_epochs, curves)
 
     def _train(
-        self, stage: str, net: nn.Module, epochs: int, curves: CurveLogger, *, admm: AdmmCallback | None = None
+        self, phase: str, net: nn.Module, epochs: int, curves: CurveLogger, *, admm: AdmmCallback | None = None
     ) -> None:
-        """One training stage, taken from the folder when it is done, skipped when it has no epochs."""
-        if self.folder.done(stage):
-            self.folder.load_stage(stage, net)
+        """One training phase, taken from the folder when it is done, skipped when it has no epochs."""
+        if self.folder.done(phase):
+            self.folder.load_phase(phase, net)
         elif epochs > 0:
             began = time.perf_counter()
-            fit_stage(
-                stage,
-                self._module(stage, net),
+            fit_phase(
+                phase,
+                self._module(phase, net),
                 self.data,
                 epochs=epochs,
                 config=self.config,
@@ -232,11 +232,11 @@ class Stages:
             facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
             if admm is not None:
                 facts |= self._outcome(admm)
-            self.folder.save_stage(stage, net.cpu(), **facts)
+            self.folder.save_phase(phase, net.cpu(), **facts)
         self.epochs += epochs
 
     def _outcome(self, admm: AdmmCallback) -> dict[str, Any]:
-        """What later stages and the report need to know of ADMM."""
+        """What later phases and the report need to know of ADMM."""
         residual = admm.primal[-1] if admm.primal else None
         facts: dict[str, Any] = {"admm": {"status": admm.verdict.value, "primal_residual": residual}}
         final = admm.final_plan()
@@ -245,9 +245,9 @@ class Stages:
         self.folder.save_factors("admm", {name: f for name, f in admm.factors.items() if name in final})
         return facts
 
-    def _module(self, stage: str, net: nn.Module) -> LitClassifier:
-        config, retraining = self.config, stage == "retrain"
-        taught = retraining or (config.distill.dense and stage != "pretrain")
+    def _module(self, phase: str, net: nn.Module) -> LitClassifier:
+        config, retraining = self.config, phase == "retrain"
+        taught = retraining or (config.distill.dense and phase != "pretrain")
         options: dict[str, Any] = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
         if retraining and config.optimizer.retrain_lr is not None:
             options["lr"] = config.optimizer.retrain_lr
@@ -259,7 +259,7 @@ class Stages:
             options=options,
             schedule=config.optimizer.schedule,
             warmup_epochs=config.optimizer.warmup_epochs,
-            span=self._span(stage),
+            span=self._span(phase),
             label_smoothing=config.optimizer.label_smoothing,
             teacher=(self.teacher or self.pretrained or self.dense) if taught else None,
             distill_weight=config.distill.weight,
@@ -268,22 +268,22 @@ class Stages:
             compiled=config.trainer.compile,
         )
 
-    def _span(self, stage: str) -> tuple[float, float]:
-        """The part of the learning rate's schedule that a stage covers."""
+    def _span(self, phase: str) -> tuple[float, float]:
+        """The part of the learning rate's schedule that a phase covers."""
         config = self.config
-        if stage == "pretrain" or not config.optimizer.joint_schedule:
+        if phase == "pretrain" or not config.optimizer.joint_schedule:
             return 0.0, 1.0
         middle = config.dense_epochs / max(1, config.dense_epochs + config.retrain_epochs)
-        return (middle, 1.0) if stage == "retrain" else (0.0, middle)
+        return (middle, 1.0) if phase == "retrain" else (0.0, middle)
 
     # -- conversion and results ----------------------------------------------------------------------------------
 
     def convert(self) -> None:
         """Swap the planned layers and re-estimate BatchNorm, both from the dense net's final weights."""
-        stage = "truncated"
-        if self.folder.done(stage):
+        phase = "truncated"
+        if self.folder.done(phase):
             self.small = convert(self.dense, self.planned(), decompose=False)
-            self.folder.load_stage(stage, self.small)
+            self.folder.load_phase(phase, self.small)
             return
         self.small = self._converted()
         errors = conversion_errors(self.dense, self.planned(), self.small)
@@ -296,23 +296,23 @@ class Stages:
             sum(errors.values()) / len(errors),
             used,
         )
-        self.folder.save_stage(stage, self.small, errors=errors)
+        self.folder.save_phase(phase, self.small, errors=errors)
 
     def _converted(self) -> nn.Module:
-        small = convert(self.dense, self.planned(), metrics=self._metrics(), starts=self.starts)
+        small = convert(self.dense, self.planned(), covariances=self._metrics(), init_factors=self.init_factors)
         if self.config.random_factors:
             randomize_factors(small, seed=self.config.seed)
         return small
 
-    def _metrics(self) -> dict[str, Metric] | None:
+    def _metrics(self) -> dict[str, InputCovariance] | None:
         """Second moments of the planned layers' inputs in the dense net as it is now, where they are wanted."""
-        count = self.config.metric_batches
+        count = self.config.calibration_batches
         if not count:
             return None
-        metrics = collect_metrics(self.dense.to(self.device), self.planned(), self._training_images(count))
+        covariances = collect_covariances(self.dense.to(self.device), self.planned(), self._training_images(count))
         self.dense.cpu()
-        log.info("data-aware: inputs of %d layers measured in %d batches", len(metrics), count)
-        return {name: metric.to(torch.device("cpu")) for name, metric in metrics.items()}
+        log.info("data-aware: inputs of %d layers measured in %d batches", len(covariances), count)
+        return {name: covariance.to(torch.device("cpu")) for name, covariance in covariances.items()}
 
     def _training_images(self, batches: int) -> Any:
         loader = train_loader(self.data, self.config.data, seed=self.config.seed, device=self.device)
@@ -321,7 +321,7 @@ class Stages:
     def truncated(self) -> nn.Module:
         """The factorized net as it was right after conversion."""
         net = convert(self.dense, self.planned(), decompose=False)
-        self.folder.load_stage("truncated", net)
+        self.folder.load_phase("truncated", net)
         return net
 
     def evaluate(self) -> dict[str, Any]:
@@ -335,24 +335,24 @@ class Stages:
             "truncated": self.truncated(),
             "compressed": self.small,
         }
-        metrics: dict[str, Any] = {}
+        covariances: dict[str, Any] = {}
         for name, net in nets.items():
             if net is None:
                 continue
             cost = count_cost(net.cpu(), self.example)
-            metrics[name] = {"test_accuracy": evaluate(net, loader, self.device), **asdict(cost)}
+            covariances[name] = {"test_accuracy": evaluate(net, loader, self.device), **asdict(cost)}
             net.cpu()
         raw = self._converted()
-        metrics["truncated"]["test_accuracy_raw"] = evaluate(raw, loader, self.device)
-        return metrics | self._facts(metrics)
+        covariances["truncated"]["test_accuracy_raw"] = evaluate(raw, loader, self.device)
+        return covariances | self._facts(covariances)
 
-    def _facts(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        dense, small, stages = metrics["dense"], metrics["compressed"], self.folder.stages
+    def _facts(self, covariances: dict[str, Any]) -> dict[str, Any]:
+        dense, small, phases = covariances["dense"], covariances["compressed"], self.folder.phases
         return {
             "reduction": {key: 1 - small[key] / dense[key] for key in ("params", "macs")},
-            "admm": stages.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
-            "conversion": stages["truncated"]["errors"],
-            "seconds": {name: facts["seconds"] for name, facts in stages.items() if "seconds" in facts},
+            "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
+            "conversion": phases["truncated"]["errors"],
+            "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
             "data": {
                 "name": self.config.data.name,
                 "classes": self.data.num_classes,
