@@ -43,7 +43,8 @@ class AdmmCallback(Callback):
         track_truncated: each epoch, the accuracy that hard truncation would leave (costs one validation pass).
         evaluate: module -> accuracy, for modules whose validation batches are not (images, labels).
         learner: chooses the ranks anew at each Z-update, see ``hodec.ranks.Learned``; ``final_plan`` has the last ones.
-        metrics: of the layers' inputs, see ``hodec.collect_covariances``: Z is then the nearest by the layer's outputs.
+        covariances: of the layers' inputs, see ``hodec.collect_covariances``: Z is then the nearest by the layer's
+            outputs.
         spread: of several processes that train together, each projects its share of the layers.
         root: the part of the LightningModule that the plan was made from, where that is ambiguous.
 

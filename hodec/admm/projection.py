@@ -33,11 +33,11 @@ class Projection:
     Args:
         plan: the layers.
         learner: chooses the ranks anew at each update; without one they stay.
-        metrics: of the layers' inputs, see ``hodec.collect_covariances``: distances are those of the outputs.
+        covariances: of the layers' inputs, see ``hodec.collect_covariances``: distances are those of the outputs.
         spread: each process projects its share of the layers; otherwise the first projects all.
 
     Raises:
-        PlanError: metrics of layers that the plan lacks, or whose format is found by iteration.
+        PlanError: covariances of layers that the plan lacks, or whose format is found by iteration.
 
     Attributes:
         plan: the layers with the ranks they have now.
@@ -56,12 +56,14 @@ class Projection:
         self.plan, self.learner, self.covariances, self.spread = plan, learner, dict(covariances or {}), spread
         for name, covariance in self.covariances.items():
             if name not in plan:
-                raise PlanError(f"there is a metric for {name}, which is not in the plan: collect them with this plan")
+                raise PlanError(
+                    f"there is a covariance for {name}, which is not in the plan: collect them with this plan"
+                )
             covariance.check(name, plan[name])
             if plan[name].format.iterative:
                 raise PlanError(
                     f"{name}: {plan[name].method} is found by iteration, which goes on from the last Z and knows no "
-                    "metric; use another method, or no metrics (calibration_batches=0)"
+                    "covariance; use another method, or no covariances (calibration_batches=0)"
                 )
         self.factors: dict[str, list[Tensor]] = {}
 

@@ -91,7 +91,7 @@ def project_layers(
 ) -> dict[str, Tensor]:
     """Project each layer's tensor onto its planned ranks; equal small layers go through one batched call.
 
-    Layers that have one of the ``metrics`` are projected in it, in float64, one by one.
+    Layers that have one of the ``covariances`` are projected in it, in float64, one by one.
     """
     covariances = covariances or {}
     result = {

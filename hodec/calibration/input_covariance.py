@@ -1,4 +1,4 @@
-"""The metric of a layer's input: projections that lose least of the output instead of least of the weight.
+"""The covariance of a layer's input: projections that lose least of the output instead of least of the weight.
 
 A weight W (O, I, K..) that is replaced by Z changes the layer's output by (W - Z) x for each patch x of the input, on
 average by |(W - Z) C^(1/2)| with C = E[x x^T]. So W C^(1/2) is projected, and C^(-1/2) applied to what comes out. C is
@@ -52,7 +52,7 @@ class AxisRoot:
 
 @dataclass(frozen=True)
 class InputCovariance:
-    """The metric of one layer's input.
+    """The covariance of one layer's input.
 
     Attributes:
         sizes: of the input axes, (I_1, .., I_d, K_1, ..).
@@ -81,12 +81,12 @@ class InputCovariance:
         return x.reshape(weight.shape)
 
     def to(self, device: torch.device | str) -> "InputCovariance":
-        """The metric with its tensors on ``device``."""
+        """The covariance with its tensors on ``device``."""
         moved = (AxisRoot(r.axes, r.root.to(device), r.inverse.to(device)) for r in self.roots)
         return InputCovariance(self.sizes, tuple(moved))
 
     def check(self, name: str, layer: LayerPlan) -> "InputCovariance":
-        """This metric, if projecting in it keeps the ranks of ``layer``.
+        """This covariance, if projecting in it keeps the ranks of ``layer``.
 
         Raises:
             PlanError: it was collected for a plan that splits or factorizes the layer differently.
@@ -95,9 +95,9 @@ class InputCovariance:
         fits = all(any(set(root.axes) <= set(group) for group in groups) for root in self.roots)
         if self.sizes != input_sizes(layer) or not fits:
             raise PlanError(
-                f"{name}: its metric acts on axes {[r.axes for r in self.roots]} of the input sides {self.sizes}, but "
-                f"method {layer.method} with input sides {input_sizes(layer)} can mix {groups} only: collect the "
-                "metrics with this plan"
+                f"{name}: its covariance acts on axes {[r.axes for r in self.roots]} of the input sides {self.sizes}, "
+                f"but method {layer.method} with input sides {input_sizes(layer)} can mix {groups} only: collect the "
+                "covariances with this plan"
             )
         return self
 
@@ -128,7 +128,7 @@ def collect_covariances(
     positions: int | None = POSITIONS,
     largest: int = LARGEST_GROUP,
 ) -> dict[str, InputCovariance]:
-    """The metric of each planned layer's input, from the dense model's own activations.
+    """The covariance of each planned layer's input, from the dense model's own activations.
 
     A few hundred images do: what matters is that there are more positions than input channels. The model is run in
     evaluation mode and left as it was.
@@ -137,7 +137,7 @@ def collect_covariances(
         model: the dense model the plan was made for.
         plan: the layers; which axes of their inputs may be mixed depends on the method.
         batches: model inputs: tensors, tuples of them, or (images, labels); moved to the model's device.
-        floor: least eigenvalue, as a share of the mean one, 0 < floor <= 1.
+        damping: least eigenvalue, as a share of the mean one, 0 < damping <= 1.
         positions: most output positions of a convolution looked at per image and call, drawn at random, the same ones
             every time; None for all.
         largest: most coordinates that one matrix covers, where it covers several axes; above, channels and kernel
@@ -146,15 +146,15 @@ def collect_covariances(
     Raises:
         ConfigError: a setting out of range.
         DataError: no batch.
-        PlanError: a layer whose method has no metric, that the model lacks, or that is never called.
+        PlanError: a layer whose method has no covariance, that the model lacks, or that is never called.
         TrainingError: a layer's input holds NaN or Inf.
     """
     if not 0 < damping <= 1:
-        raise ConfigError(f"floor={damping!r} of the metrics is not in 0 < floor <= 1; 1e-4 suits most nets")
+        raise ConfigError(f"damping={damping!r} of the covariances is not in 0 < damping <= 1; 1e-4 suits most nets")
     model = uncompiled(model)
     if positions is not None and positions < 1:
         raise ConfigError(
-            f"positions={positions!r} of the metrics is not a whole number of at least 1, or None for all"
+            f"positions={positions!r} of the covariances is not a whole number of at least 1, or None for all"
         )
     draw = Draw(positions, torch.Generator().manual_seed(0))
     moments = {name: _Moments(name, layer, draw, largest=largest) for name, layer in plan.items()}
@@ -166,7 +166,7 @@ def collect_covariances(
             hook = modules[name].register_forward_pre_hook(partial(_see, moment), with_kwargs=True)
             hooks.callback(hook.remove)
         if not run_batches(model, batches, count=max(1, len(plan.inputs))):
-            raise DataError("no batch to collect metrics from: give at least one, a few hundred images are enough")
+            raise DataError("no batch to collect covariances from: give at least one, a few hundred images are enough")
     return {name: moment.covariance(damping) for name, moment in moments.items()}
 
 
@@ -182,7 +182,9 @@ class _Moments:
         self.name, self.layer_type, self.sizes = name, LAYER_TYPES[layer.layer_type], input_sizes(layer)
         groups = layer.format.mixable(layer.shape, layer.modes)
         if not groups:
-            raise PlanError(f"{name}: method {layer.method} has no projection in a metric; leave the metrics out")
+            raise PlanError(
+                f"{name}: method {layer.method} has no projection in a covariance; leave the covariances out"
+            )
         channels = len(layer.modes.inputs)
         self.groups = [part for group in groups for part in self._parts(group, channels, largest)]
         self.sums: dict[tuple[int, ...], Tensor] = {}
@@ -195,7 +197,7 @@ class _Moments:
         parts = [group]
         if len(group) > 1 and self._side(group) > largest:
             parts = [tuple(a for a in group if a < channels), tuple(a for a in group if a >= channels)]
-            log.info("%s: metric of channels and kernel apart, together they are %d", self.name, self._side(group))
+            log.info("%s: covariance of channels and kernel apart, together they are %d", self.name, self._side(group))
         return [part for part in parts if self._side(part) > 1]
 
     def _diagonal(self, axes: tuple[int, ...]) -> bool:
@@ -220,15 +222,15 @@ class _Moments:
         self.sums[axes] = self.sums[axes] + moment if axes in self.sums else moment
 
     def covariance(self, damping: float) -> InputCovariance:
-        """The metric of all that was taken in."""
+        """The covariance of all that was taken in."""
         if self.groups and not self.sums:
-            raise PlanError(f"{self.name}: the model never calls it on these batches, so its input has no metric")
+            raise PlanError(f"{self.name}: the model never calls it on these batches, so its input has no covariance")
         roots = []
         for axes, moment in self.sums.items():
             if not bool(moment.isfinite().all()):
                 raise TrainingError(
-                    f"layer {self.name}: its input holds NaN or Inf on the batches for metrics; look at the data and "
-                    "at the layers before it"
+                    f"layer {self.name}: its input holds NaN or Inf on the calibration data; look at the data and at "
+                    " the layers before it"
                 )
             roots.append(AxisRoot(axes, *sqrtm_psd(moment, damping)))
         return InputCovariance(self.sizes, tuple(roots))

@@ -55,13 +55,13 @@ def convert(
         model: the dense model the plan was made for (names and weight shapes must agree).
         plan: which layers, at which ranks.
         decompose: False builds the structure only, with random factors, to load saved ones into.
-        metrics: of the layers' inputs, see ``collect_covariances``: these layers lose least of their outputs instead of
-            least of their weights.
+        covariances: of the layers' inputs, see ``collect_covariances``: these layers lose least of their outputs
+            instead of least of their weights.
         starts: layer -> factors to start from, ``AdmmCallback.factors``: formats that are found by iteration (CP)
             would otherwise not end where ADMM has led them.
 
     Raises:
-        PlanError: the plan is for another model, or the metrics for another plan.
+        PlanError: the plan is for another model, or the covariances for another plan.
         ConvertError: the converted model does not run, in training or evaluation mode.
         TrainingError: a planned weight holds NaN or Inf.
     """
@@ -90,7 +90,7 @@ def _checked(covariances: Mapping[str, InputCovariance], plan: Plan) -> Mapping[
     for name, covariance in covariances.items():
         if name not in plan:
             raise PlanError(
-                f"there is a metric for {name}, which is not in the plan: collect the metrics with this plan"
+                f"there is a covariance for {name}, which is not in the plan: collect the covariances with this plan"
             )
         covariance.check(name, plan[name])
     return covariances

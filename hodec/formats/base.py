@@ -97,7 +97,7 @@ class Format(ABC):
         """Groups of input axes whose coordinates may be mixed with each other without changing any rank.
 
         The axes are those of (I_1, .., I_d, K_1, ..), d modes and then the kernel, numbered from 0. None by default:
-        then there is no projection in the metric of the input.
+        then there is no projection in the covariance of the input.
         """
         return []
 

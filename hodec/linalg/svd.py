@@ -239,12 +239,12 @@ def _truncate_svd(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def sqrtm_psd(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Symmetric square root of a positive semidefinite matrix, and its inverse.
 
-    Eigenvalues below ``floor`` times their mean count as that much: directions in which there are no data, or too few
+    Eigenvalues below ``damping`` times their mean count as that much: directions in which there are no data, or too few
     to tell, have no inverse. Eigenvalues and not a Cholesky factor, whose inverse is full of noise there.
 
     Args:
         moment: (n, n), or (n,) for the diagonal of a diagonal one; float64, finite.
-        floor: share of the mean eigenvalue, above 0.
+        damping: share of the mean eigenvalue, above 0.
 
     Returns:
         Root and inverse root in the shape of ``moment``, for the matrix scaled to a mean eigenvalue of 1; a zero

@@ -15,7 +15,7 @@ from hodec.formats.modes import Modes
 from hodec.methods import get_method
 
 # How plans of version 1 (hodec 0.1.0) call what this version writes under another key.
-KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "calls", "runs_as": "resolved_execution"}
+KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "call_sites", "runs_as": "resolved_execution"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class LayerPlan:
             "ranks": list(self.ranks),
             "execution": self.execution,
             "resolved_execution": self.resolved_execution,
-            "calls": [[times, list(before), list(after)] for times, before, after in self.call_sites.calls],
+            "call_sites": [[times, list(before), list(after)] for times, before, after in self.call_sites.calls],
             "aliases": list(self.aliases),
             "notes": list(self.notes),
             "params_before": self.params_before,
@@ -168,7 +168,7 @@ class LayerPlan:
                 shape=(out, inp, *kernel),
                 modes=Modes(tuple(value["modes"]["in"]), tuple(value["modes"]["out"])),
                 ranks=tuple(value["ranks"]),
-                call_sites=read_call_sites(value["calls"], where + "calls"),
+                call_sites=read_call_sites(value["call_sites"], where + "call_sites"),
                 execution=value.get("execution", "auto"),
                 aliases=tuple(read_text(alias, where + "aliases") for alias in value.get("aliases", ())),
                 notes=tuple(read_text(note, where + "notes") for note in value.get("notes", ())),

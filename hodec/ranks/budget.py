@@ -43,7 +43,8 @@ class Budget:
         weights: layer glob -> how much its squared relative error counts, >= 0 (1 where no glob matches; the
             last match counts); ``norm``: by its share of all candidates' squared norm; or ``Greedy.stats``: by the
             score that a layer's candidates lost there.
-        metrics: of the layers' inputs, see ``hodec.collect_covariances``: errors are those of a layer's outputs then.
+        covariances: of the layers' inputs, see ``hodec.collect_covariances``: errors are then those of a layer's
+            outputs.
         latency_table: measured milliseconds of this device, for ``latency_ms``; or instead of it:
         latency: planned layer -> its milliseconds.
         dense_latency: planned layer -> milliseconds of the dense layer in its place.
@@ -54,7 +55,7 @@ class Budget:
         round_to, min_rank, max_rank: limits of all ranks, see ``Rounding``.
 
     Raises:
-        ConfigError: no target, a number out of its range, ``latency_ms`` without latency tables, or ``metrics`` or
+        ConfigError: no target, a number out of its range, ``latency_ms`` without latency tables, or ``covariances`` or
             ``Greedy.stats`` together with several ``methods``.
 
     Source: Shoham and Gersho, Efficient Bit Allocation for an Arbitrary Set of Quantizers, IEEE Trans. ASSP
@@ -110,7 +111,10 @@ class Budget:
         if isinstance(methods, str):
             raise ConfigError(f"ranks.methods={methods!r} is no list; give ranks.methods=[{methods}]")
         names = tuple(dict.fromkeys(methods or ()))
-        for what, bound in (("metrics", bool(self.covariances)), ("weights", isinstance(self.weights, GreedyStats))):
+        for what, bound in (
+            ("covariances", bool(self.covariances)),
+            ("weights", isinstance(self.weights, GreedyStats)),
+        ):
             if bound and len(names) > 1:
                 raise ConfigError(
                     f"budget: {what} of one method's ranks are given, but methods names {len(names)}; allowed: one"
@@ -184,7 +188,7 @@ class Budget:
         return self.latency_table.rest_ms(*self._net, (c.planned(c.most) for c in candidates.values()))
 
     def _by_outputs(self, candidate: Candidate) -> Candidate:
-        """The candidate with a weight whose distances are those of its outputs, where there is a metric for it."""
+        """The candidate with a weight whose distances are those of its outputs, where there is a covariance for it."""
         covariance = self.covariances.get(candidate.name)
         if covariance is None:
             return candidate

@@ -89,7 +89,7 @@ def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp
     z = projection.update(weights(net, plan), {}, ALONE)
     for name in plan:
         net.get_submodule(name).weight.data.copy_(z[name])
-    near, cold = convert(net, plan, starts=projection.factors), convert(net, plan)
+    near, cold = convert(net, plan, init_factors=projection.factors), convert(net, plan)
     for name in plan:
         assert error(near.get_submodule(name).dense_weight(), z[name]) < 1e-5
         assert error(cold.get_submodule(name).dense_weight(), z[name]) > 1e-3
@@ -120,7 +120,7 @@ def test_admm_with_cp_converges_and_hands_on_its_factors():
     callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps")
     fit(Users(net, lambda module: cosine(sgd(module), 160)), callback, epochs=40)
     assert callback.primal[-1] < 0.02 < callback.primal[0]
-    small = convert(net, plan, starts=callback.factors)
+    small = convert(net, plan, init_factors=callback.factors)
     assert error(small.conv2.dense_weight().detach(), net.conv2.weight.detach()) < 0.02
 
 
@@ -196,7 +196,7 @@ def test_ranks_that_do_not_fit_are_refused():
     assert with_ranks(plan, {}) == replace(plan)
 
 
-# -- metrics -------------------------------------------------------------------------------------------------------
+# -- covariances -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_admm_converges_with_metrics_too(measured):
 
 def test_metrics_of_other_layers_are_refused(measured):
     _, plan, covariances = measured
-    with pytest.raises(PlanError, match="a metric for conv2, which is not in the plan"):
+    with pytest.raises(PlanError, match="a covariance for conv2, which is not in the plan"):
         AdmmCallback(plan.without("conv2", "by hand"), covariances=covariances)
 
 

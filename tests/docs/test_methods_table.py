@@ -291,7 +291,7 @@ FORMULAS = [(method, row) for method in METHODS for row in table(method)]
     ("method", "row"), FORMULAS, ids=lambda v: v if isinstance(v, str) else str(list(v.values())[:2])
 )
 def test_formulas(method: str, row: Row):
-    form = METHODS[method].form(row["layer"])
+    form = METHODS[method].format(row["layer"])
     assert row["execution"] in form.executions
     for shape, before, after in WEIGHTS[row["layer"]]:
         modes = Modes.split(shape[1], shape[0], 2 if form.uses_modes else 1)
@@ -318,7 +318,7 @@ def test_metrics_cover_the_axes_of_the_table():
     rows = table("Projection in the metric of the input")
     assert {row["method"] for row in rows} == set(METHODS)
     for row in rows:
-        form = METHODS[row["method"]].form(row["layer"])
+        form = METHODS[row["method"]].format(row["layer"])
         shape, *_ = WEIGHTS[row["layer"]][0]
         modes = Modes.split(shape[1], shape[0], 2 if form.uses_modes else 1)
         inputs = ["I1", "I2"] if form.uses_modes else ["I"]

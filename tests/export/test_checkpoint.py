@@ -47,7 +47,7 @@ def trained_small(net, method="tt", **options):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", [{}, {"n_modes": 3}, {"execution": "chain"}])
 def test_a_reloaded_model_gives_the_same_outputs_exactly(tmp_path, method, options):
-    if "execution" in options and options["execution"] not in METHODS[method].form("conv2d").executions:
+    if "execution" in options and options["execution"] not in METHODS[method].format("conv2d").executions:
         pytest.skip(f"{method} has no execution {options['execution']}")
     small, plan = trained_small(dense_net(), method, **options)
     save(small, tmp_path / "small.safetensors", plan)

@@ -16,7 +16,7 @@ from hodec.formats.modes import Modes
 ONE = Modes((1,), (1,))  # CP splits no channels
 SHAPE = (12, 8, 3, 3)
 FORMS = {"cp": CONV, "cp3": JOINT}
-every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+every_format = pytest.mark.parametrize("fmt", FORMS.values(), ids=FORMS)
 
 
 def kernel(shape: tuple[int, ...], *, decay: float = 0.0, seed: int = 0) -> Tensor:
@@ -68,7 +68,7 @@ def test_multiply_adds_follow_the_resolution_of_each_stage():
 
 
 @pytest.mark.parametrize(
-    ("form", "shape", "most"),
+    ("fmt", "shape", "most"),
     [
         (CONV, SHAPE, 72), (JOINT, SHAPE, 72), (CONV, (64, 3, 3, 3), 27), (CONV, (4, 4, 5, 5), 80),
         (JOINT, (4, 4, 5, 5), 16), (CONV, (12, 8, 1, 1), 8), (CONV, (12, 1, 3, 3), 9), (CONV, (12, 8, 5), 40),
@@ -102,7 +102,7 @@ def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: flo
     assert float((mine - w).norm()) <= 1.02 * their_error
 
 
-@every_form
+@every_format
 def test_error_hardly_grows_with_rank(fmt: cp.CP):
     for decay in (0.0, 1.0):
         w = kernel((8, 6, 3, 3), decay=decay)
@@ -111,7 +111,7 @@ def test_error_hardly_grows_with_rank(fmt: cp.CP):
         assert errors[-1] < 1e-10 < 0.3 < errors[0] < 1
 
 
-@every_form
+@every_format
 def test_what_is_dropped_is_orthogonal_to_what_is_kept(fmt: cp.CP):
     for rank in (1, 4, 11, 30):
         w = kernel(SHAPE, decay=1)
@@ -128,7 +128,7 @@ def test_a_matrix_is_cut_as_an_svd_cuts_it():
 # -- finding what is there -----------------------------------------------------------------------------------------
 
 
-@every_form
+@every_format
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 12])
 def test_a_projection_is_found_again(fmt: cp.CP, rank: int, dtype: torch.dtype, tolerance: float):
@@ -219,7 +219,7 @@ def test_a_strong_component_is_not_split_at_the_price_of_weak_ones(monkeypatch: 
     assert error(w, 8) > 0.2
 
 
-@every_form
+@every_format
 @pytest.mark.parametrize("rank", [16, 40])
 def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP, rank: int):
     shape = (24, 8, 3, 3)
@@ -239,7 +239,7 @@ def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP, rank: int)
 # -- steadiness ----------------------------------------------------------------------------------------------------
 
 
-@every_form
+@every_format
 def test_a_batch_is_projected_one_by_one_whatever_the_scales(fmt: cp.CP):
     batch = torch.stack([kernel(SHAPE, seed=s, decay=s) * 10.0 ** (8 * s - 8) for s in range(3)])
     together = project_batch(fmt, batch, [5], ONE)

@@ -38,9 +38,9 @@ def made(method: str, kind: str, count: int = 2, cap: int = 3, **settings: objec
     cls = METHODS[method].layers[kind]
     dense = nn.Linear(12, 8, **settings) if kind == "linear" else LAYERS[kind](12, 8, 3, **settings)
     shape = cls.layer_type.to_oihw(dense.weight).shape
-    modes = Modes.split(shape[1], shape[0], max(count, cls.form.min_modes) if cls.form.uses_modes else 1)
-    most = cls.form.max_ranks(shape, modes)
-    ranks = cls.form.fit_ranks(shape, modes, [min(cap, r) for r in most])
+    modes = Modes.split(shape[1], shape[0], max(count, cls.format.min_modes) if cls.format.uses_modes else 1)
+    most = cls.format.max_ranks(shape, modes)
+    ranks = cls.format.fit_ranks(shape, modes, [min(cap, r) for r in most])
     return cls.from_dense(dense.double(), ranks, modes=modes).eval()
 
 

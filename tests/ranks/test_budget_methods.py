@@ -187,13 +187,13 @@ def test_unknown_methods_are_named():
 
 
 def test_metrics_go_with_one_method():
-    """Each method mixes other axes of a weight, so that the metrics of one are none for another."""
+    """Each method mixes other axes of a weight, so that the covariances of one are none for another."""
     net, x = SmallResNet().eval(), torch.randn(64, *IMAGE[1:])
     first = make_plan(net, Manual(4), method="tucker", example_input=X)
-    metrics = collect_covariances(net, first, [x])
+    covariances = collect_covariances(net, first, [x])
     with pytest.raises(ConfigError, match="methods names 2; allowed: one"):
-        planned(net, X, ["tucker", "spatial_svd"], metrics=metrics)
-    assert planned(net, X, ["tucker"], metrics=metrics)[0]
+        planned(net, X, ["tucker", "spatial_svd"], covariances=covariances)
+    assert planned(net, X, ["tucker"], covariances=covariances)[0]
 
 
 def test_a_mixed_plan_is_saved_read_and_converted(tmp_path):

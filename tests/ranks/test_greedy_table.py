@@ -153,7 +153,7 @@ def test_a_full_disk_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hodec.ranks.greedy_table.write_json", full)
+    monkeypatch.setattr("hodec.ranks.greedy.table.write_json", full)
     table.put((("fc", "svd"),), 0.25)
     assert table.get((("fc", "svd"),)) == 0.25
     assert "score not saved" in caplog.text

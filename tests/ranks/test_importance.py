@@ -73,10 +73,10 @@ def test_metrics_spend_ranks_where_outputs_need_them(net):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(512, 3, generator=generator) @ torch.randn(3, 24, generator=generator)
     first = make_plan(net, Manual(24), method="svd", example_input=X, allow_larger=True)
-    metrics = collect_covariances(net, first, [x])
+    covariances = collect_covariances(net, first, [x])
     plain, aware = (
         ranks(net, Budget(macs=0.4, tolerance=0.1)),
-        ranks(net, Budget(macs=0.4, tolerance=0.1, metrics=metrics)),
+        ranks(net, Budget(macs=0.4, tolerance=0.1, covariances=covariances)),
     )
     assert aware["0"] < plain["0"]
     assert aware["2"] > plain["2"]
@@ -85,12 +85,14 @@ def test_metrics_spend_ranks_where_outputs_need_them(net):
         small = convert(net, make_plan(net, rule, method="svd", example_input=X), **how)
         return float((small(x) - net(x)).detach().norm() / net(x).detach().norm())
 
-    budget = Budget(macs=0.4, tolerance=0.1, metrics=metrics)
-    both = {name: m for name, m in metrics.items() if name in make_plan(net, budget, method="svd", example_input=X)}
-    assert error(budget, metrics=both) < 0.5 * error(Budget(macs=0.4, tolerance=0.1))
+    budget = Budget(macs=0.4, tolerance=0.1, covariances=covariances)
+    both = {name: m for name, m in covariances.items() if name in make_plan(net, budget, method="svd", example_input=X)}
+    assert error(budget, covariances=both) < 0.5 * error(Budget(macs=0.4, tolerance=0.1))
 
 
 def test_metrics_of_another_method_are_refused(net):
-    metrics = collect_covariances(net, make_plan(net, Manual(4), method="svd", example_input=X), [torch.randn(8, 24)])
-    with pytest.raises(PlanError, match="collect the metrics with this plan"):
-        make_plan(net, Budget(macs=0.6, metrics=metrics), method="tt", example_input=X)
+    covariances = collect_covariances(
+        net, make_plan(net, Manual(4), method="svd", example_input=X), [torch.randn(8, 24)]
+    )
+    with pytest.raises(PlanError, match="collect the covariances with this plan"):
+        make_plan(net, Budget(macs=0.6, covariances=covariances), method="tt", example_input=X)

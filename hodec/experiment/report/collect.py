@@ -16,7 +16,7 @@ from hodec.experiment.report.labels import folder_order, run_labels
 from hodec.experiment.report.rundata import NETWORKS, Epoch, Layer, Network, Outcome, PlanData, RunData
 
 CONFIG, PLAN, EPOCHS, OUTCOME = "config.yaml", "plan.json", "metrics.jsonl", "metrics.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 _AGAIN = "Start the run again with the same folder, it goes on where it was and writes the file anew"
 _PLAN_AGAIN = "Restore it from a copy, or start the run again in an empty folder"

@@ -93,7 +93,7 @@ def test_rows_of_the_wrong_shape_are_named(row, said, files_in, tmp_path):
     ("plan", "said"),
     [
         ({"format": "other"}, "not 'hodec-plan'"),
-        ({"format": "hodec-plan", "version": 2}, "version 2, known is 1. Update hodec"),
+        ({"format": "hodec-plan", "version": 3}, "version 3, known is 2. Update hodec"),
         ({"format": "hodec-plan", "layers": {"a": {"ranks": ["8"]}}}, r"layers\.a\.ranks = \['8'\]"),
         ({"format": "hodec-plan", "layers": {"a": {"params_before": -1}}}, r"layers\.a\.params_before = -1"),
         ({"format": "hodec-plan", "layers": []}, "layers = .* where an object"),

@@ -34,7 +34,7 @@ main()
 
 def multirun(folder, *overrides):
     (folder / "app.py").write_text(APP, encoding="utf-8")
-    report = "+hydra.callbacks.report._target_=hodec.report.sweep.SweepReport"
+    report = "+hydra.callbacks.report._target_=hodec.experiment.report.sweep.SweepReport"
     command = [sys.executable, "app.py", "-m", "hydra.sweep.dir=sweep", report, *overrides]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 

@@ -1,4 +1,4 @@
-"""Projection in the metric of the input: least output error, the same ranks, and no trouble where there are no data."""
+"""Projection in the covariance of the input: least output error, the same ranks, no trouble without data."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ every_case = pytest.mark.parametrize(("method", "layer_type", "d"), CASES)
 def planted(layer_type: str, generator: torch.Generator, channels: int = 8, images: int = 16) -> Tensor:
     """Inputs whose neighbours are alike, and whose channels are correlated and of very different sizes.
 
-    The covariance of the channels is a Kronecker product of those of modes 2 and channels / 2, so that metrics of
+    The covariance of the channels is a Kronecker product of those of modes 2 and channels / 2, so that covariances of
     split channels hold it too.
     """
     dims = LAYER_TYPES[layer_type].dims
@@ -100,7 +100,7 @@ def test_directions_without_data_get_the_floor(samples: int, generator):
     assert_close(values[: 6 - samples], damping)
 
 
-# -- metrics -------------------------------------------------------------------------------------------------------
+# -- covariances -------------------------------------------------------------------------------------------------------
 
 
 def test_roots_act_on_their_own_axes_only(generator):
@@ -158,7 +158,7 @@ def test_svd_methods_lose_the_least_possible_in_the_metric(method: str, layer_ty
 
 @pytest.mark.parametrize("layer_type", ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "embedding"])
 def test_svd_loses_the_least_possible_of_the_output(layer_type: str, generator):
-    """Its metric covers the whole patch: the output error is that of the best rank-r approximation of the output."""
+    """Its covariance covers the whole patch: the output error is the best rank-r approximation's."""
     settings = {} if layer_type in ("linear", "embedding") else {"stride": 2, "padding": 1}
     net, plan, x = one_layer("svd", layer_type, generator, **settings)
     covariances = collect_covariances(net, plan, [x[:5], x[5:]], damping=1e-12, positions=None)
@@ -314,7 +314,7 @@ def test_what_cannot_be_collected_is_refused(generator, monkeypatch):
     net, x = Other(), torch.randn(4, 8, generator=generator)
     plan = planned(net, 3, x, method="svd", allow_larger=True)
     for wrong in (0, -1, 1.5, math.nan):
-        with pytest.raises(ConfigError, match="floor=.* is not in 0 < floor <= 1"):
+        with pytest.raises(ConfigError, match="damping=.* is not in 0 < damping <= 1"):
             collect_covariances(net, plan, [x], damping=wrong)
     with pytest.raises(ConfigError, match="positions=0"):
         collect_covariances(net, plan, [x], positions=0)
@@ -328,7 +328,7 @@ def test_what_cannot_be_collected_is_refused(generator, monkeypatch):
     with pytest.raises(PlanError, match="two: the model never calls it"):
         collect_covariances(net, plan, [x])
     monkeypatch.setattr(type(plan["one"].format), "mixable", lambda *_: [])
-    with pytest.raises(PlanError, match="one: method svd has no projection in a metric"):
+    with pytest.raises(PlanError, match="one: method svd has no projection in a covariance"):
         collect_covariances(net, plan, [x])
 
 
@@ -337,11 +337,11 @@ def test_a_metric_of_another_plan_is_refused(generator):
     covariances = collect_covariances(net, plan, [x])
     other = plan.replace("0", method="weight_svd")
     with pytest.raises(
-        PlanError, match="0: its metric acts on axes .*method weight_svd .*collect the metrics with this"
+        PlanError, match="0: its covariance acts on axes .*method weight_svd .*collect the covariances with this"
     ):
         convert(net, other, covariances=covariances)
     convert(net, plan, covariances=collect_covariances(net, other, [x]))  # apart is a case of together
-    with pytest.raises(PlanError, match="metric for 1, which is not in the plan"):
+    with pytest.raises(PlanError, match="covariance for 1, which is not in the plan"):
         convert(net, plan, covariances={"1": covariances["0"]})
 
 

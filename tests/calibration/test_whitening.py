@@ -1,4 +1,4 @@
-"""What uses metrics: converting, the Z-update of ADMM, and a net trained on real data that loses less by them."""
+"""What uses covariances: converting, the Z-update of ADMM, and a net trained on real data that loses less by them."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_layers_with_and_without_metrics_are_projected_together(generator):
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small net trained on real digits, images for the metrics, and others to measure on."""
+    """A small net trained on real digits, images for the covariances, and others to measure on."""
     from sklearn.datasets import load_digits
 
     torch.manual_seed(0)
