@@ -47,11 +47,11 @@ def epochs(group: str, settings: Settings) -> Row:
     plan = make_plan(_net(), Manual(16), example_input=images[:1], n_modes=1, exclude=["conv1", "linear"])
     kinds: dict[str, Callable[[], list[Callback]]] = {"plain": list, "admm": lambda: [_admm(plan)]}
     fit(data, [])  # warm-up
-    samples: dict[str, list[float]] = {layer_type: [] for layer_type in kinds}
+    samples: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(rounds):
-        for layer_type in list(kinds)[:: 1 if turn % 2 else -1]:
-            samples[layer_type].append(fit(data, kinds[layer_type]()))
-    times = Times({layer_type: tuple(seconds) for layer_type, seconds in samples.items()})
+        for kind in list(kinds)[:: 1 if turn % 2 else -1]:
+            samples[kind].append(fit(data, kinds[kind]()))
+    times = Times({kind: tuple(seconds) for kind, seconds in samples.items()})
     return Row(
         group,
         f"epoch of {steps} steps of {NET} (batch {BATCH}) under ADMM",

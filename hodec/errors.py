@@ -1,8 +1,56 @@
-"""The errors a user can cause, by what has to be mended."""
+"""The errors a user can cause, by what has to be mended, and how a message names a setting."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Use:
+    """A setting that a message names, with the value that mends things.
+
+    Attributes:
+        setting: its key among all settings: ``ranks.macs``, ``method.n_modes``, ``exclude``.
+        value: what to give it, as it is written: ``0.4``, ``[conv1]``; the empty string names the setting alone.
+    """
+
+    setting: str
+    value: object = ""
+
+    def in_python(self) -> str:
+        """``macs=0.4``: the argument of a constructor or function."""
+        name = self.setting.rpartition(".")[2]
+        return name if self.value == "" else f"{name}={self.value}"
+
+    def in_hydra(self) -> str:
+        """``ranks.macs=0.4``: an override of the experiment; quoted where a shell would take it apart."""
+        text = self.setting if self.value == "" else f"{self.setting}={self.value}"
+        return f"'{text}'" if any(c in text for c in "[]{}*, ") else text
+
+    def in_flags(self) -> str:
+        """``--macs 0.4``: a flag of the command line; quoted where a shell would take the value apart."""
+        flag, value = f"--{self.setting.rpartition('.')[2].replace('_', '-')}", str(self.value)
+        return f"{flag} '{value}'" if any(c in value for c in "[]{}*, ") else f"{flag} {value}".rstrip()
 
 
 class HodecError(Exception):
-    """Base of every error that names a cause and its remedy; the command line turns it into exit code 2."""
+    """Base of every error that names a cause and its remedy; the command line turns it into exit code 2.
+
+    Args:
+        message: what was given, what is allowed and the way out. With ``uses`` it is a template: ``{target}`` stands
+            for the setting given as ``target=Use(..)``, and literal braces are doubled.
+        uses: the settings that the message names. ``str(error)`` has them as arguments in Python, ``told`` as each
+            other surface writes them.
+    """
+
+    def __init__(self, message: str = "", **uses: Use) -> None:
+        self.message, self.uses = message, uses
+        super().__init__(self.told(Use.in_python))
+
+    def told(self, words: Callable[[Use], str]) -> str:
+        """The message with each setting in a surface's words, ``Use.in_hydra`` or ``Use.in_flags``."""
+        if not self.uses:
+            return self.message
+        return self.message.format(**{name: words(use) for name, use in self.uses.items()})
 
 
 class RankError(HodecError):

@@ -48,9 +48,9 @@ def save(  # noqa: PLR0913
     return path
 
 
-def node(layer_type: str, inputs: str, outputs: str = "y", **attributes: object) -> onnx.NodeProto:
+def node(op_type: str, inputs: str, outputs: str = "y", **attributes: object) -> onnx.NodeProto:
     """A node by words: ``node("Conv", "x w b", "y", name="c", pads=[1, 1, 1, 1])``."""
-    return helper.make_node(layer_type, inputs.split(), outputs.split(), **attributes)
+    return helper.make_node(op_type, inputs.split(), outputs.split(), **attributes)
 
 
 def conv_net(path: Path, **options: object) -> Path:
