@@ -182,7 +182,7 @@ def predictions(model: Model) -> Iterator[Row]:
 
 def draw(path: Path, sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float], model: Model) -> None:
     """One panel an axis, both axes logarithmic: points as measured, the model as a line."""
-    from hodec.experiment.report.canvas import to_png
+    from hodec.experiment.report.style import to_png
 
     path.write_bytes(to_png(_figure(sweeps, seconds, model)))
 
@@ -190,16 +190,16 @@ def draw(path: Path, sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Poi
 def _figure(sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float], model: Model) -> Any:
     from matplotlib.ticker import LogLocator
 
-    from hodec.experiment.report.canvas import LIGHT, panels, styled
+    from hodec.experiment.report.style import INKS, panels, styled
 
     @styled
     def figure() -> Any:
         made, axes = panels(len(sweeps), 3.2, width=13.0)
         for panel, (axis, points) in zip(axes, sweeps.items(), strict=True):
             at = [getattr(point, axis) for point in points]
-            panel.plot(at, [model.seconds(point) for point in points], color=LIGHT["orange"], label="fitted model")
+            panel.plot(at, [model.seconds(point) for point in points], color=INKS["orange"], label="fitted model")
             measured = [seconds[point] for point in points]
-            panel.plot(at, measured, "o", color=LIGHT["blue"], markersize=4.5, label="measured")
+            panel.plot(at, measured, "o", color=INKS["blue"], markersize=4.5, label="measured")
             panel.set(
                 xscale="log",
                 yscale="log",

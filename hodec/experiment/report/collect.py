@@ -1,52 +1,56 @@
 """Reads run folders: the only place that knows how the files of a run are laid out."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hodec.errors import CheckpointError
-from hodec.experiment.report.fields import Fields, broken, read_bytes, read_object
+from hodec.errors import CheckpointError, PlanError
 from hodec.experiment.report.labels import folder_order, run_labels
-from hodec.experiment.report.rundata import NETWORKS, Epoch, Layer, Network, Outcome, PlanData, RunData
+from hodec.experiment.report.rundata import NETWORKS, Epoch, Network, Results, RunData
+from hodec.plan.plan import Plan
 
-CONFIG, PLAN, EPOCHS, OUTCOME = "config.yaml", "plan.json", "metrics.jsonl", "metrics.json"
-PLAN_VERSION = 2
+CONFIG, PLAN, EPOCHS, RESULTS = FILES = ("config.yaml", "plan.json", "metrics.jsonl", "metrics.json")
 
-_AGAIN = "Start the run again with the same folder, it goes on where it was and writes the file anew"
-_PLAN_AGAIN = "Restore it from a copy, or start the run again in an empty folder"
+_REMEDIES = {
+    CONFIG: "Start the run again with the same settings, which writes it anew",
+    PLAN: "Restore it from a copy, or start the run again in an empty folder",
+    EPOCHS: "Delete that line; the report then does without its epoch",
+    RESULTS: "Start the run again with the same folder, it goes on where it was and writes the file anew",
+}
 
 
 def collect(run_folder: str | Path) -> RunData:
     """Read one run. Absent files and fields stay empty; files that are there must be whole.
 
     Args:
-        run_folder: Folder with any of ``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``metrics.json``.
+        run_folder: folder with any of ``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``metrics.json``.
 
     Raises:
-        CheckpointError: No such folder, none of the files in it, or one of them is broken.
+        CheckpointError: there is no such folder, it has none of the files, or one of them is broken.
     """
     folder = Path(run_folder)
-    files = (CONFIG, PLAN, EPOCHS, OUTCOME)
     if not folder.is_dir():
-        raise broken(folder, "is not a folder", "Give the folder of a run, as printed when it started")
-    if not any((folder / name).exists() for name in files):
-        remedy = "Give the folder of one run; a folder of several runs (a multirun) is read by `collect_sweep`"
-        raise broken(folder, f"holds none of {', '.join(files)}, so it is no run", remedy)
-    outcome = folder / OUTCOME
+        raise CheckpointError(f"{folder} is not a folder. Give the folder of a run, as printed when it started")
+    present = [name for name in FILES if (folder / name).exists()]
+    if not present:
+        raise CheckpointError(
+            f"{folder} holds none of {', '.join(FILES)}, so it is no run. Give the folder of one run; the folder of "
+            "several runs (a multirun) holds such folders"
+        )
     return RunData(
         folder=folder,
         label=folder.resolve().name,
-        config=_read_config(folder / CONFIG),
-        plan=_read_plan(folder / PLAN),
-        epochs=_read_epochs(folder / EPOCHS),
-        outcome=_read_outcome(outcome) if outcome.exists() else Outcome(),
-        finished=outcome.exists(),
+        config=_config(folder / CONFIG) if CONFIG in present else {},
+        plan=_plan(folder / PLAN) if PLAN in present else None,
+        epochs=_epochs(folder / EPOCHS) if EPOCHS in present else (),
+        results=_results(folder / RESULTS) if RESULTS in present else Results(),
+        finished=RESULTS in present,
     )
 
 
@@ -54,181 +58,141 @@ def collect_sweep(folder: str | Path) -> list[RunData]:
     """Read the runs of a Hydra multirun: every subfolder that a run was started in, ``2`` before ``10``.
 
     A run that cannot be read, or that stopped before its first epoch, is in the list with its ``problem``: a sweep
-    report that hides the failed runs would be a wrong one. The label of a run is what sets its config apart.
+    report that hides the failed runs would be a wrong one. The label of a run names the settings that differ.
 
     Raises:
-        CheckpointError: No such folder, or no run was ever started in it.
+        CheckpointError: there is no such folder, or no run was ever started in it.
     """
     sweep = Path(folder)
+    remedy = "Give the folder of a multirun (`hydra.sweep.dir`); its subfolders are the runs"
     if not sweep.is_dir():
-        raise broken(sweep, "is not a folder", "Give the folder of a multirun (`hydra.sweep.dir`)")
+        raise CheckpointError(f"{sweep} is not a folder. {remedy}")
     started = [child for child in sweep.iterdir() if (child / CONFIG).exists() or (child / ".hydra").is_dir()]
     if not started:
-        remedy = "Give the folder of a multirun (`hydra.sweep.dir`); its subfolders are the runs"
-        raise broken(sweep, f"holds no subfolder with {CONFIG}, so no runs", remedy)
-    return run_labels([_collect_or_problem(child) for child in sorted(started, key=folder_order)])
+        raise CheckpointError(f"{sweep} holds no subfolder with {CONFIG}, so no runs. {remedy}")
+    return run_labels([_run_or_problem(child) for child in sorted(started, key=folder_order)])
 
 
-def _collect_or_problem(folder: Path) -> RunData:
+def _run_or_problem(folder: Path) -> RunData:
     if not (folder / CONFIG).exists():
-        return RunData(folder, _overrides(folder), problem="stopped before its config was written")
+        return RunData(folder, folder.name, problem="stopped before its config was written")
+    config: Mapping[str, object] = {}
     try:
+        config = _config(folder / CONFIG)
         run = collect(folder)
     except CheckpointError as error:
         # the reader of the sweep sees which folder it is: only the file's name is news
         problem = str(error).replace(f"{folder}/", "")
-        return RunData(folder, _overrides(folder), config=_config_or_nothing(folder), problem=problem)
+        return RunData(folder, folder.name, config=config, problem=problem)
     if run.epochs or run.finished:
         return run
     return replace(run, problem="stopped before its first epoch ended")
 
 
-def _config_or_nothing(folder: Path) -> dict[str, Any]:
+@contextmanager
+def _reading(path: Path, where: str = "") -> Iterator[None]:
+    """Turn a failure to read a file into one error that names the file, the cause and the way out."""
     try:
-        return _read_config(folder / CONFIG)
-    except CheckpointError:
-        return {}
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}). Check that it is a file you may read"
+        ) from error
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        PlanError,
+        yaml.YAMLError,
+        OmegaConfBaseException,
+    ) as error:
+        reason = str(error).replace(f" {path}", "").partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} is broken{where} ({reason}). {_REMEDIES[path.name]}") from error
 
 
-def _overrides(folder: Path) -> str:
-    """What the user changed, from Hydra's own record: the best name for a run whose config is not readable."""
-    try:
-        given = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        given = None
-    return ", ".join(map(str, given)) if isinstance(given, list) and given else folder.name
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The config as plain values. OmegaConf reads it because YAML alone takes ``1e-3`` for a text."""
-    if not path.exists():
-        return {}
-    read_bytes(path)
-    remedy = "Start the run again with the same settings, which writes it anew"
-    try:
+def _config(path: Path) -> Mapping[str, object]:
+    """The settings as plain values. OmegaConf reads them because YAML alone takes ``1e-3`` for a text."""
+    with _reading(path):
         config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise broken(path, f"is not readable as YAML ({first})", remedy) from error
-    if not isinstance(config, DictConfig):
-        raise broken(path, "holds a list where names with values are expected", remedy)
-    values = OmegaConf.to_container(config, resolve=False)
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+        if not isinstance(config, DictConfig):
+            raise TypeError("it holds a list where names with values are expected")
+        return {str(key): value for key, value in _object(OmegaConf.to_container(config)).items()}
 
 
-def _read_plan(path: Path) -> PlanData:
-    if not path.exists():
-        return PlanData()
-    plan = Fields(read_object(path, _PLAN_AGAIN), path, _PLAN_AGAIN)
-    if plan.source.get("format") != "hodec-plan":
-        raise broken(path, f"says format = {plan.source.get('format')!r}, not 'hodec-plan'", _PLAN_AGAIN)
-    version = plan.number("version")
-    if version is not None and version > PLAN_VERSION:
-        raise broken(path, f"is a plan of version {version:g}, known is {PLAN_VERSION}", "Update hodec to read it")
-    skipped = plan.inside("skipped")
-    layers = _layers(plan.inside("layers"))
-    methods = dict.fromkeys(layer.method for layer in layers if layer.method)
-    return PlanData(
-        rule=plan.text("rule"),
-        method=plan.text("method") or ", ".join(methods),
-        layers=layers,
-        skipped={name: skipped.text(name) for name in skipped.source},
-        totals=plan.inside("totals").numbers(),
-    )
+def _plan(path: Path) -> Plan:
+    with _reading(path):
+        return Plan.load(path)
 
 
-def _layers(fields: Fields) -> tuple[Layer, ...]:
-    return tuple(_layer(name, fields.inside(name)) for name in fields.source)
-
-
-def _layer(name: str, fields: Fields) -> Layer:
-    modes = fields.inside("modes")
-    calls = fields.count("calls")
-    return Layer(
-        name=name,
-        method=fields.text("method"),
-        kind=fields.text("layer_type") or fields.text("kind"),
-        shape=fields.integers("shape"),
-        modes_in=modes.integers("in"),
-        modes_out=modes.integers("out"),
-        ranks=fields.integers("ranks"),
-        resolved_execution=fields.text("resolved_execution") or fields.text("runs_as"),
-        calls=None if calls is None else int(calls),
-        aliases=fields.texts("aliases"),
-        notes=fields.texts("notes"),
-        params_before=fields.count("params_before"),
-        params_after=fields.count("params_after"),
-        macs_before=fields.count("macs_before"),
-        macs_after=fields.count("macs_after"),
-    )
-
-
-def _read_epochs(path: Path) -> tuple[Epoch, ...]:
-    """Rows in order. An epoch that a resumed run did again stands twice in the file: the later row counts."""
-    if not path.exists():
-        return ()
+def _epochs(path: Path) -> tuple[Epoch, ...]:
+    """Rows in order. An epoch that a resumed run trained again is in the file twice: the later row counts."""
+    with _reading(path):
+        lines = [(at, line) for at, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip()]
     rows: dict[tuple[str, int], Epoch] = {}
-    for number, fields in _rows(path):
-        row = _epoch(fields, number)
-        rows[row.phase, row.epoch] = row
+    for at, line in lines:
+        with _reading(path, where=f" in line {at}"):
+            try:
+                content = json.loads(line.decode())
+            except ValueError:
+                if at == lines[-1][0]:
+                    break  # the row that a killed run was writing
+                raise
+            row = _epoch(_object(content))
+            rows[row.phase, row.epoch] = row
     phases = list(dict.fromkeys(row.phase for row in rows.values()))
     return tuple(sorted(rows.values(), key=lambda row: (phases.index(row.phase), row.epoch)))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Fields]]:
-    """Line number and content of each row; a broken *last* line is what a killed run leaves, and is dropped."""
-    lines = [(number, line) for number, line in enumerate(read_bytes(path).split(b"\n"), start=1) if line.strip()]
-    for number, line in lines:
-        remedy = f"Delete line {number}; the report then does without that epoch"
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            if number == lines[-1][0]:
-                return
-            raise broken(path, f"is broken in line {number} ({error})", remedy) from error
-        if not isinstance(row, dict):
-            raise broken(path, f"holds a {type(row).__name__} in line {number}, not an object", remedy)
-        yield number, Fields(row, path, remedy, where=f"in line {number} ")
+def _epoch(row: Mapping[str, object]) -> Epoch:
+    phase, epoch = row.get("phase", row.get("stage")), row.get("epoch")  # stage: hodec 0.1.0
+    if not isinstance(phase, str) or not isinstance(epoch, int) or epoch < 0:
+        raise ValueError("it has no phase or no epoch")
+    metrics = {key: value for key, value in row.items() if key in ("lr", "seconds") or "/" in key}
+    layers = _object(metrics.pop("admm/layers", {}))
+    by_layer = {name: _numbers(_object(values)) for name, values in layers.items()}
+    return Epoch(phase=phase, epoch=epoch, values=_numbers(metrics), layers=by_layer)
 
 
-def _epoch(fields: Fields, number: int) -> Epoch:
-    phase, epoch = fields.text("phase") or fields.text("stage"), fields.number("epoch")  # stage: hodec 0.1.0
-    if not phase or epoch is None or epoch < 0 or not epoch.is_integer():
-        raise broken(fields.path, f"has no phase or no epoch (0, 1, ..) in line {number}", fields.remedy)
-    layers = fields.inside("admm/layers")
-    metrics = [key for key in fields.source if key not in ("phase", "stage", "epoch", "admm/layers")]
-    values = {key: fields.number(key) for key in metrics if "/" in key or key in ("lr", "seconds")}
-    return Epoch(
-        phase=phase,
-        epoch=int(epoch),
-        values={key: value for key, value in values.items() if value is not None},
-        layers={name: layers.inside(name).numbers() for name in layers.source},
-    )
+def _results(path: Path) -> Results:
+    with _reading(path):
+        content = _object(json.loads(path.read_bytes().decode()))
+        parts = {key: _object(content.get(key)) for key in ("admm", "data", "latency", "versions", *NETWORKS)}
+        admm, data = parts["admm"], parts["data"]
+        return Results(
+            networks={name: _network(_numbers(parts[name])) for name in NETWORKS if parts[name]},
+            reduction=_numbers(_object(content.get("reduction"))),
+            status=_text(admm.get("status")),
+            primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
+            conversion=_numbers(_object(content.get("conversion"))),
+            seconds=_numbers(_object(content.get("seconds"))),
+            images=_numbers(_object(data.get("images"))),
+            latency={key: _text(value) for key, value in parts["latency"].items()},
+            data=_text(data.get("name")),
+            seed=_text(content.get("seed")),
+            command=_text(content.get("command")),
+            versions={name: _text(value) for name, value in parts["versions"].items()},
+        )
 
 
-def _read_outcome(path: Path) -> Outcome:
-    fields = Fields(read_object(path, _AGAIN), path, _AGAIN)
-    admm, data, versions = (fields.inside(key) for key in ("admm", "data", "versions"))
-    return Outcome(
-        networks={name: _network(fields.inside(name)) for name in NETWORKS if fields.source.get(name)},
-        reduction=fields.inside("reduction").numbers(),
-        status=admm.text("status"),
-        primal_residual=admm.number("primal_residual"),
-        conversion=fields.inside("conversion").numbers(),
-        seconds=fields.inside("seconds").numbers(),
-        seed=fields.text("seed"),
-        command=fields.text("command"),
-        data=data.text("name"),
-        images=data.inside("images").numbers(),
-        versions={name: versions.text(name) for name in versions.source},
-    )
+def _network(numbers: Mapping[str, float]) -> Network:
+    return Network(**{field.name: numbers.get(field.name) for field in fields(Network)})
 
 
-def _network(fields: Fields) -> Network:
-    return Network(
-        accuracy=fields.number("test_accuracy"),
-        accuracy_raw=fields.number("test_accuracy_raw"),
-        params=fields.count("params"),
-        macs=fields.count("macs"),
-        latency_ms=fields.number("latency_ms"),
-    )
+def _object(value: object) -> Mapping[str, object]:
+    """A JSON object; an absent one is empty."""
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{value!r:.60} is given where an object with named values is expected")
+    return value or {}
+
+
+def _numbers(values: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a JSON object, NaN and infinities included; absent ones (null) are left out."""
+    for key, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{key} = {value!r:.60} where a number is expected")
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

@@ -4,23 +4,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from hodec.experiment.report import units
-from hodec.experiment.report.canvas import LIGHT, colors, ramp, shorten
 from hodec.experiment.report.rundata import Epoch
+from hodec.experiment.report.style import INKS, colors, ramp, shorten, visible
+from hodec.text_table import human, number
 
-#: Up to so many layers each gets a colour and a name; more of them share a ramp from first to last.
+#: Number of layers up to which each has a colour and a name; more of them share a ramp from first to last.
 NAMED_LAYERS = 6
 
-#: Decades up to which an axis is marked at these multiples of each power of ten.
-_LOG_STEPS = ((1.0, (1, 2, 3, 5)), (1.8, (1, 2, 5)), (2.6, (1, 3)), (math.inf, (1,)))
-
-#: A value this large is not drawn: it is that of a run that has long diverged, and no axis holds it with the others.
-BEYOND = 1e30
-
-#: Epochs, counted from 1, and values; a value that is not finite or beyond all axes is a gap in the line.
+#: Epochs, counted from 1, and values; a value that no axis can hold is a gap in the line.
 Points = tuple[list[float], list[float]]
 
 
@@ -42,48 +37,40 @@ def by_layer(rows: Sequence[Epoch], key: str) -> dict[str, Points]:
     return lines
 
 
-def line(
-    axes: Axes,
-    points: Points,
-    *,
-    ink: str,
-    width: float = 1.6,
-    dash: tuple[int, int] | None = None,
-    label: str = "",
-) -> None:
+def _drawable(value: float, largest: float = 1e30) -> float:
+    """NaN for the value of a run that has long diverged, which no axis holds together with the others."""
+    return value if abs(value) < largest else math.nan
+
+
+def line(axes: Axes, points: Points, *, ink: str, width: float = 1.6, dashed: bool = False, label: str = "") -> None:
     """One curve; very short ones show their points, as a single epoch has no line."""
     xs, ys = points
-    if not xs:
-        return
-    marker = "o" if len(xs) <= 2 else None
-    style = "-" if dash is None else (0, dash)
-    axes.plot(xs, ys, color=ink, linewidth=width, linestyle=style, marker=marker, label=label or "_unnamed")
+    if xs:
+        style, marker = (0, (4, 2)) if dashed else "-", "o" if len(xs) <= 2 else None
+        axes.plot(xs, ys, color=ink, linewidth=width, linestyle=style, marker=marker, label=label or "_unnamed")
 
 
-def layer_lines(axes: Axes, lines: Mapping[str, Points]) -> None:
-    """A thin curve per layer."""
-    for points, ink in zip(lines.values(), _layer_inks(lines), strict=True):
-        line(axes, points, ink=ink, width=0.9)
-
-
-def layer_legend(axes: Axes, lines: Mapping[str, Points]) -> None:
-    """What is labelled so far, and the layers: each by name, or the two ends of the ramp when there are many."""
+def with_layers(figure: Figure, total: Points, layers: Mapping[str, Points], *, label: str) -> None:
+    """All layers together in bold and each layer thin; the legend names each, or both ends of a ramp of many."""
+    (axes,) = figure.axes
+    many = len(layers) > NAMED_LAYERS
+    inks = dict(zip(layers, ramp(len(layers)) if many else colors(len(layers)), strict=True))
+    for name, points in layers.items():
+        line(axes, points, ink=inks[name], width=0.9)
+    line(axes, total, ink=INKS["ink"], width=2.4, label=label)
+    named = {name: shorten(name) for name in layers}
+    if many:
+        first, *_, last = layers
+        named = {first: f"first layer ({shorten(first)})", last: f"last layer ({shorten(last)})"}
     handles, labels = axes.get_legend_handles_labels()
-    inks, names = _layer_inks(lines), [shorten(name) for name in lines]
-    if len(names) > NAMED_LAYERS:
-        inks, names = [inks[0], inks[-1]], [f"first layer ({names[0]})", f"last layer ({names[-1]})"]
-    handles += [Line2D([], [], color=ink, linewidth=1.2) for ink in inks]
-    axes.legend(handles, [visible(text) for text in [*labels, *names]], loc="best")
-
-
-def name_worst(axes: Axes, lines: Mapping[str, Points]) -> None:
-    """Write the name of the layer that ends highest at the end of its line, where the legend cannot name it."""
-    ends = {name: (xs[-1], ys[-1]) for name, (xs, ys) in lines.items() if math.isfinite(ys[-1])}
-    if len(lines) <= NAMED_LAYERS or not ends:
-        return
-    name, end = max(ends.items(), key=lambda item: item[1][1])
-    text = visible(f"{shorten(name)}, {units.share(end[1])}")
-    axes.annotate(text, end, xytext=(5, 0), textcoords="offset points", va="center", color=LIGHT["muted"])
+    handles += [Line2D([], [], color=inks[name], linewidth=1.2) for name in named]
+    labels += named.values()
+    ends = {name: ys[-1] for name, (_, ys) in layers.items() if math.isfinite(ys[-1])}
+    if many and len(set(ends.values())) > 1:
+        highest = max(ends, key=lambda name: ends[name])
+        handles.append(Line2D([], [], color=inks[highest], linewidth=1.2))
+        labels.append(f"highest at the end: {shorten(highest, 20)}, {number(ends[highest])}")
+    figure.legend(handles, [visible(text) for text in labels], loc="outside lower center", ncols=2)
 
 
 def finish(axes: Axes, title: str, *, log: Iterable[Points] = (), xlabel: str = "epoch") -> None:
@@ -91,37 +78,19 @@ def finish(axes: Axes, title: str, *, log: Iterable[Points] = (), xlabel: str = 
     axes.set_title(title)
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    span = _decades(log)
-    # within a factor of two a logarithmic axis may show no label at all
-    if span is None or span < math.log10(2):
+    decades = _decades(log)
+    if decades < math.log10(2):  # a logarithmic axis might show no label at all
         return
     axes.set_yscale("log")
-    # the shorter the span, the more steps between the powers of ten are needed to read it
-    steps = next(steps for longest, steps in _LOG_STEPS if span < longest)
-    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    # the fewer decades, the more steps between the powers of ten are needed to read the axis
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 3, 5) if decades < 1 else (1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,))
+    )
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.plain(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value) if value >= 1e3 else number(value)))
 
 
-def spans_decade(lines: Iterable[Points]) -> bool:
-    """Whether the largest value is ten times the smallest, so that a linear axis would hide the small ones."""
-    span = _decades(lines)
-    return span is not None and span > 1
-
-
-def visible(text: str) -> str:
-    """A legend leaves out texts that begin with an underscore; a word joiner before it keeps them."""
-    return f"\u2060{text}" if text.startswith("_") else text
-
-
-def _drawable(value: float) -> float:
-    return value if abs(value) < BEYOND else math.nan
-
-
-def _layer_inks(lines: Mapping[str, Points]) -> list[str]:
-    return colors(len(lines)) if len(lines) <= NAMED_LAYERS else ramp(len(lines))
-
-
-def _decades(lines: Iterable[Points]) -> float | None:
+def _decades(lines: Iterable[Points]) -> float:
+    """Powers of ten between the smallest and the largest positive value."""
     values = [y for _, ys in lines for y in ys if y > 0]
-    return math.log10(max(values) / min(values)) if values else None
+    return math.log10(max(values) / min(values)) if values else 0.0

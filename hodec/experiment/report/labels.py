@@ -1,18 +1,15 @@
-"""Names for the runs of a sweep: what sets the config of each apart, and nothing more."""
+"""Names for the runs of a sweep: the settings that Hydra overrode and in which the runs differ."""
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
 
 from hodec.experiment.report.rundata import RunData
-
-_MISSING = object()
-_MOST_PARTS = 4
-#: Keys that name the choice made in a config group.
-_NAMING = ("name", "rule", "_target_")
 
 
 def folder_order(folder: Path) -> list[tuple[bool, int, str]]:
@@ -23,77 +20,32 @@ def folder_order(folder: Path) -> list[tuple[bool, int, str]]:
 
 def run_labels(runs: Sequence[RunData]) -> list[RunData]:
     """The same runs with labels such as ``admm.rho=0.001``; runs that cannot be told apart get the folder's name."""
-    readable = [run for run in runs if run.config]
-    flat = [_flatten(run.config) for run in readable]
-    keys = _telling_keys(flat, readable)
-    by_folder = {run.folder: _label(values, keys) or run.label for run, values in zip(readable, flat, strict=True)}
-    labels = [by_folder.get(run.folder, run.label) for run in runs]
-    often = Counter(labels)
-    names = [
-        label if often[label] == 1 or label == run.folder.name else f"{label} ({run.folder.name})"
-        for run, label in zip(runs, labels, strict=True)
+    overrides = [_overrides(run.folder) for run in runs]
+    keys = dict.fromkeys(key for each in overrides for key in each)
+    values = {key: [each.get(key) or _configured(run, key) for run, each in zip(runs, overrides)] for key in keys}
+    telling = {key: column for key, column in values.items() if len(set(column)) > 1}
+    labels = [
+        ", ".join(f"{key}={column[at]}" for key, column in telling.items() if column[at]) or run.label
+        for at, run in enumerate(runs)
     ]
-    return [replace(run, label=name) for run, name in zip(runs, names, strict=True)]
+    often = Counter(labels)
+    unique = [label if often[label] == 1 else f"{label} ({run.folder.name})" for run, label in zip(runs, labels)]
+    return [replace(run, label=label) for run, label in zip(runs, unique)]
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"admm": {"rho": 1}}`` -> ``{"admm.rho": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _overrides(folder: Path) -> dict[str, str]:
+    """Setting -> value of the overrides in Hydra's own record of a run; empty where there is none."""
+    try:
+        given = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        given = None
+    pairs = (str(each).lstrip("+~").partition("=") for each in (given if isinstance(given, list) else ()))
+    return {key: value for key, _, value in pairs}
 
 
-def _telling_keys(configs: Sequence[Mapping[str, Any]], runs: Sequence[RunData]) -> list[str]:
-    """Keys whose values differ, without those that only repeat others.
-
-    Left out are paths into the run's own folder, keys that hold the same values as a shorter key (one setting read
-    by another through interpolation), and what a group's ``name`` says already (``model.depth`` of resnet20).
-    """
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    shown = {key: tuple(_shown(config.get(key, _MISSING)) for config in configs) for key in keys}
-    columns = {
-        key: values for key, values in shown.items() if len(set(values)) > 1 and not _names_folder(key, configs, runs)
-    }
-    said = _said_by_name(columns)
-    kept: dict[tuple[str, ...], str] = {}
-    for key in sorted(columns.keys() - said, key=lambda key: (len(key), key)):
-        kept.setdefault(columns[key], key)
-    return [key for key in keys if key in kept.values()]
-
-
-def _said_by_name(columns: Mapping[str, tuple[str, ...]]) -> set[str]:
-    """Keys of a group whose name alone tells apart all that the group's keys together tell apart."""
-    said: set[str] = set()
-    for group, _, last in (key.rpartition(".") for key in columns):
-        if not group or last not in _NAMING:
-            continue
-        members = [key for key in columns if key.startswith(f"{group}.")]
-        together = set(zip(*(columns[key] for key in members), strict=True))
-        if len(together) == len(set(columns[f"{group}.{last}"])):
-            said |= set(members) - {f"{group}.{last}"}
-    return said
-
-
-def _names_folder(key: str, configs: Sequence[Mapping[str, Any]], runs: Sequence[RunData]) -> bool:
-    values = [(str(config.get(key, "")), run.folder) for config, run in zip(configs, runs, strict=True)]
-    return all("/" in value and folder.name in Path(value).parts for value, folder in values)
-
-
-def _shown(value: Any) -> str:
-    if value is _MISSING:
-        return ""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return f"[{','.join(_shown(item) for item in value)}]"
-    return "null" if value is None else str(value)
-
-
-def _label(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    parts = [f"{key}={_shown(config[key])}" for key in keys if key in config]
-    more = [f"and {len(parts) - _MOST_PARTS} more"] if len(parts) > _MOST_PARTS else []
-    return ", ".join(parts[:_MOST_PARTS] + more)
+def _configured(run: RunData, key: str) -> str:
+    """The value of a setting that a run left at its default; the name of the option for a config group."""
+    value = OmegaConf.select(OmegaConf.create(dict(run.config)), key.partition("@")[0])
+    if OmegaConf.is_dict(value):
+        value = value.get("name")
+    return "" if value is None else str(value)

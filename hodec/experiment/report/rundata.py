@@ -1,9 +1,10 @@
-"""What the files of one run say, as plain frozen data; a number that a file does not give is ``None``."""
+"""The content of one run's folder as plain frozen data; a number that no file gives is ``None``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from hodec.plan.plan import Plan
 
 #: Key of a phase in the files -> its name for readers, in the order of a run.
 PHASES = {
@@ -28,10 +29,10 @@ class Epoch:
     """One row of ``metrics.jsonl``.
 
     Attributes:
-        phase: A key of ``PHASES``.
-        epoch: Number within the phase, from 0.
-        values: Metric name -> value, for example ``val/accuracy`` -> 0.97 (a fraction).
-        layers: Layer name -> its ``rho``, ``primal_residual``, ``dual_residual``; empty outside phase ``admm``.
+        phase: a key of ``PHASES``.
+        epoch: its number within the phase, from 0.
+        values: metric name -> value, for example ``val/accuracy`` -> 0.97 (a fraction).
+        layers: layer name -> its ``rho``, ``primal_residual``, ``dual_residual``; empty outside phase ``admm``.
     """
 
     phase: str
@@ -41,63 +42,34 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One planned layer of ``plan.json``.
+class Network:
+    """One measured network; ``test_accuracy_raw`` is that before BatchNorm was re-estimated.
 
-    ``shape`` is (O, I, K_h, K_w) or (O, I), ``runs_as`` the execution that the MACs are counted for, one image each.
+    Accuracies are fractions of 1, ``macs`` are of one image.
     """
 
-    name: str
-    method: str = ""
-    kind: str = ""
-    shape: tuple[int, ...] = ()
-    modes_in: tuple[int, ...] = ()
-    modes_out: tuple[int, ...] = ()
-    ranks: tuple[int, ...] = ()
-    resolved_execution: str = ""
-    calls: int | None = None
-    aliases: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    params_before: float | None = None
-    params_after: float | None = None
-    macs_before: float | None = None
-    macs_after: float | None = None
-
-
-@dataclass(frozen=True)
-class PlanData:
-    """The plan: what was factorized and how, and what was left dense and why."""
-
-    rule: str = ""
-    method: str = ""
-    layers: tuple[Layer, ...] = ()
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    totals: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Network:
-    """One measured network. Accuracies are fractions of 1; ``accuracy_raw`` is before BatchNorm re-estimation."""
-
-    accuracy: float | None = None
-    accuracy_raw: float | None = None
+    test_accuracy: float | None = None
+    test_accuracy_raw: float | None = None
     params: float | None = None
     macs: float | None = None
     latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What ``metrics.json`` says at the end of a run.
+class Results:
+    """The content of ``metrics.json``, which a run writes at its end.
 
     Attributes:
-        networks: Key of ``NETWORKS`` -> its measurements.
+        networks: key of ``NETWORKS`` -> its measurements.
         reduction: ``params`` and ``macs`` -> fraction cut, 0.8 meaning 80 % fewer.
         status: ``converged``, ``epochs ended``, ``diverged`` or ``off``; empty when not given.
         primal_residual: norm(W - Z) / norm(W) over all layers at the end of ADMM.
-        conversion: Layer name -> relative error of the factorized weight against W.
-        seconds: Phase -> wall-clock seconds.
+        conversion: layer name -> relative error of the factorized weight against W.
+        seconds: phase -> wall-clock seconds.
         images: ``train``, ``validation`` and ``test`` -> number of images.
+        latency: how ``latency_ms`` was measured: ``batch``, ``threads``, ``device``.
+        data, seed, command: as text.
+        versions: package -> version.
     """
 
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -106,10 +78,11 @@ class Outcome:
     primal_residual: float | None = None
     conversion: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    images: Mapping[str, float] = field(default_factory=dict)
+    latency: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
     seed: str = ""
     command: str = ""
-    data: str = ""
-    images: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -118,57 +91,64 @@ class RunData:
     """One run folder, read and checked.
 
     Attributes:
-        label: How the run is called among others: what sets its config apart, else the folder's name.
-        finished: ``metrics.json`` is there; ``outcome`` is empty otherwise.
-        problem: Why the folder could not be read, for a run of a sweep; empty when it could.
+        label: the run's name among others: the settings that differ, else the folder's name.
+        config: the settings, as plain values.
+        plan: None where there is no ``plan.json`` yet.
+        finished: ``metrics.json`` is there; ``results`` is empty otherwise.
+        problem: why the folder of a sweep's run could not be read; empty when it could.
     """
 
     folder: Path
     label: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    plan: PlanData = field(default_factory=PlanData)
+    config: Mapping[str, object] = field(default_factory=dict)
+    plan: Plan | None = None
     epochs: tuple[Epoch, ...] = ()
-    outcome: Outcome = field(default_factory=Outcome)
+    results: Results = field(default_factory=Results)
     finished: bool = False
     problem: str = ""
 
     def network(self, name: str) -> Network:
         """Measurements of a network, named as in ``NETWORKS``; all ``None`` when the files have none."""
-        return self.outcome.networks.get(name, Network())
+        return self.results.networks.get(name, Network())
 
     @property
     def reference(self) -> str:
-        """The dense network that others are measured against: the more accurate one of those that were measured.
+        """The dense network that others are compared with: the more accurate one of those that were measured.
 
-        ADMM costs a network accuracy before anything is cut: beside that one alone, what comes out would look better
+        ADMM costs a network accuracy before anything is cut: beside that network alone, the result would look better
         than it is.
         """
-        scores = {name: self.network(name).accuracy for name in ("dense", "pretrained")}
+        scores = {name: self.network(name).test_accuracy for name in ("dense", "pretrained")}
         known = {name: score for name, score in scores.items() if score is not None}
         return max(known, key=lambda name: known[name], default="dense")
+
+    def reduction(self, cost: str) -> float | None:
+        """Fraction of ``params`` or ``macs`` that was cut: as recorded, else from the measured networks."""
+        dense, compressed = self.network(self.reference), self.network("compressed")
+        measured = {"params": cut(dense.params, compressed.params), "macs": cut(dense.macs, compressed.macs)}
+        return self.results.reduction.get(cost, measured[cost])
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """Latency of the dense network over that of the compressed one; above 1 the compressed one is faster."""
+        dense, compressed = self.network("dense").latency_ms, self.network("compressed").latency_ms
+        return dense / compressed if dense and compressed else None
+
+    @property
+    def primal_residual(self) -> float | None:
+        """norm(W - Z) / norm(W) at the end of ADMM, or in the last epoch that was recorded."""
+        recorded = series(self.phase("admm"), "admm/primal_residual")
+        at_end = self.results.primal_residual
+        return at_end if at_end is not None or not recorded else recorded[-1]
 
     def phase(self, name: str) -> tuple[Epoch, ...]:
         """The epochs of one phase, in order."""
         return tuple(row for row in self.epochs if row.phase == name)
 
-    def trunk(self) -> tuple[Epoch, ...]:
-        """The epochs of ADMM training, or of the plain training that a control run has in their place."""
-        return self.phase("admm") or self.phase("dense")
 
-    def last(self, key: str, phase: str = "admm") -> float | None:
-        """The latest value that a phase recorded for a metric."""
-        return next((row.values[key] for row in reversed(self.phase(phase)) if key in row.values), None)
-
-    def reduction(self, cost: str) -> float | None:
-        """Fraction of ``params`` or ``macs`` that was cut: as recorded, else from the measured networks."""
-        if cost in self.outcome.reduction:
-            return self.outcome.reduction[cost]
-        return cut(getattr(self.network(self.reference), cost), getattr(self.network("compressed"), cost))
-
-    def planned_reduction(self, cost: str) -> float | None:
-        """Fraction of ``params`` or ``macs`` that the plan promises to cut."""
-        totals = self.plan.totals
-        return cut(totals.get(f"{cost}_before"), totals.get(f"{cost}_after"))
+def series(rows: tuple[Epoch, ...], key: str) -> list[float]:
+    """The values that the epochs recorded for a metric, in order."""
+    return [row.values[key] for row in rows if key in row.values]
 
 
 def cut(before: float | None, after: float | None) -> float | None:

@@ -3,7 +3,6 @@
 import atexit
 import logging
 from pathlib import Path
-from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -21,34 +20,30 @@ class SweepReport(Callback):
     def __init__(self) -> None:
         self._folder: Path | None = None
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Remember the folder, absolute: a run may change the working directory."""
         try:
+            # matplotlib is loaded now: torch cannot be imported any more when the program ends, and a single run
+            # does without
+            import hodec.experiment.report.render  # noqa: F401
+
             self._folder = Path(config.hydra.sweep.dir).resolve()
         except Exception as error:
             log.warning("no sweep report: %s (%s)", error, type(error).__name__)
-            return
-        atexit.register(self._at_exit)
+        else:
+            atexit.register(self._at_exit)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the sweep report; whatever stands in its way is a warning, as the runs themselves are done."""
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        """Write the sweep report; a failure to do so is a warning, as the runs themselves are done."""
         atexit.unregister(self._at_exit)
         try:
-            _write(self._folder or Path(config.hydra.sweep.dir))
+            from hodec.experiment.report.render import write_sweep
+
+            log.info("sweep report: %s", write_sweep(self._folder or Path(config.hydra.sweep.dir)))
         except Exception as error:
             log.warning("no sweep report: %s (%s)", error, type(error).__name__)
 
     def _at_exit(self) -> None:
         """Write the report of a sweep that did not end well, if it came as far as a run."""
-        try:
-            if self._folder and self._folder.is_dir() and any(child.is_dir() for child in self._folder.iterdir()):
-                _write(self._folder)
-        except Exception as error:
-            log.warning("no sweep report: %s (%s)", error, type(error).__name__)
-
-
-def _write(folder: Path) -> None:
-    # matplotlib is loaded here, not when Hydra makes the callback before the first run
-    from hodec.experiment.report.render import write_sweep
-
-    log.info("sweep report: %s", write_sweep(folder))
+        if self._folder and self._folder.is_dir() and any(child.is_dir() for child in self._folder.iterdir()):
+            self.on_multirun_end(DictConfig({}))

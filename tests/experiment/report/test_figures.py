@@ -9,14 +9,18 @@ import matplotlib
 import numpy as np
 import pytest
 
-from hodec.experiment.report import figures
-from hodec.experiment.report.canvas import inline_svg, shorten
+from hodec.experiment.report import figures, style
 from hodec.experiment.report.collect import collect, collect_sweep
+
+from report_edits import edit  # isort: skip
+
+DRAW = {spec.name: spec.draw for spec in (*figures.CURVES, *figures.COSTS)}
+OF_ADMM = ("approximation-error", "dual-residual", "penalty")
 
 
 @pytest.fixture(scope="module")
-def run(run_folder, tmp_path_factory):
-    return collect(run_folder(tmp_path_factory.mktemp("figures") / "run"))
+def run(finished):
+    return collect(finished)
 
 
 def line_named(axes, label):
@@ -24,59 +28,68 @@ def line_named(axes, label):
     return line
 
 
-def test_approximation_error_draws_all_layers_and_the_whole(run):
-    (axes,) = figures.approximation_error(run).axes
-    assert axes.get_yscale() == "log"
-    assert len(axes.lines) == len(run.plan.layers) + 1
-    whole = line_named(axes, "all layers together")
-    expected = [row.values["admm/primal_residual"] for row in run.phase("admm")]
-    np.testing.assert_allclose(whole.get_ydata(), expected)
-    np.testing.assert_array_equal(whole.get_xdata(), np.arange(1, 25))
-    assert whole.get_linewidth() > 2 * axes.lines[0].get_linewidth()
+@pytest.mark.parametrize(("name", "key"), list(zip(OF_ADMM, ("primal_residual", "dual_residual", "rho"))))
+def test_curves_of_admm_have_a_line_for_each_layer_and_for_all_together(name, key, run):
+    (axes,) = DRAW[name](run).axes
+    assert len(axes.lines) == len(run.plan) + 1
+    total = line_named(axes, "mean" if key == "rho" else "all layers together")
+    np.testing.assert_allclose(total.get_ydata(), [row.values[f"admm/{key}"] for row in run.phase("admm")])
+    np.testing.assert_array_equal(total.get_xdata(), [1, 2])
+    assert total.get_linewidth() > 2 * axes.lines[0].get_linewidth()
 
 
 def test_the_worst_layer_is_named(run):
-    (axes,) = figures.approximation_error(run).axes
+    (legend,) = DRAW["approximation-error"](run).legends
     last = run.phase("admm")[-1].layers
     worst = max(last, key=lambda name: last[name]["primal_residual"])
-    assert any(text.get_text().startswith(worst) for text in axes.texts)
+    assert any(text.get_text().startswith(f"highest at the end: {worst}") for text in legend.get_texts())
 
 
-def test_dual_and_rho_has_a_panel_for_each(run):
-    titles = [axes.get_title(loc="left") for axes in figures.dual_and_rho(run).axes]
-    assert titles == ["Dual residual", "Penalty rho"]
+def test_a_wide_range_of_values_is_drawn_logarithmically(folder):
+    def decay(rows):
+        rows[0]["admm/primal_residual"], rows[1]["admm/primal_residual"] = 0.5, 0.001
+
+    (axes,) = DRAW["approximation-error"](collect(edit(folder / "metrics.jsonl", decay))).axes
+    assert axes.get_yscale() == "log"
 
 
 def test_training_curves_lay_the_phases_end_to_end(run):
-    loss, accuracy = figures.training_curves(run).axes
-    firsts = [line.get_xdata()[0] for line in accuracy.lines if len(line.get_xdata()) > 2]
-    assert sorted(set(firsts)) == [1, 13, 37]
-    assert [text.get_text() for text in loss.texts] == ["pretraining", "ADMM training", "retraining"]
-    truncated = line_named(accuracy, "validation, if truncated now")
+    (axes,) = DRAW["accuracy"](run).axes
+    assert sorted({line.get_xdata()[0] for line in axes.lines if line.get_label().startswith("valid")}) == [1]
+    assert sorted(
+        {int(x) for line in axes.lines for x in line.get_xdata() if len(line.get_xdata()) == 2 and x > 0.6}
+    ) >= [1, 2, 3, 4]
+    assert [text.get_text() for text in axes.texts] == ["ADMM training", "retraining"]
+    truncated = line_named(axes, "validation, if truncated now")
     expected = [100 * row.values["admm/truncated_accuracy"] for row in run.phase("admm")]
     np.testing.assert_allclose(truncated.get_ydata(), expected)
     assert truncated.get_linestyle() == "--"
 
 
-def test_layer_costs_show_before_and_after_of_each_layer(run):
-    params, macs = figures.layer_costs(run).axes
-    widths = [bar.get_width() for bar in params.patches]
-    layers = run.plan.layers
-    assert widths == [layer.params_before for layer in layers] + [layer.params_after for layer in layers]
-    assert [text.get_text() for text in macs.texts][-1] == "-83.3 %"
+@pytest.mark.parametrize(("name", "cost"), [("parameters", "params"), ("macs", "macs")])
+def test_layer_costs_show_before_and_after_of_each_layer(name, cost, run):
+    (axes,) = DRAW[name](run).axes
+    widths = [bar.get_width() for bar in axes.patches]
+    layers = run.plan.values()
+    assert widths == [getattr(layer, f"{cost}_{when}") for when in ("before", "after") for layer in layers]
+    last = list(layers)[-1]
+    before, after = getattr(last, f"{cost}_before"), getattr(last, f"{cost}_after")
+    assert axes.texts[-1].get_text() == f"{100 * (after / before - 1):+.1f} %".replace("+0.0", "0.0")
 
 
-def test_only_the_largest_of_very_many_layers_are_drawn_and_it_is_said(files_in, tmp_path):
-    layers = {f"block{at}": {"params_before": 100 + at, "params_after": 10} for at in range(75)}
-    figure = figures.layer_costs(collect(files_in(tmp_path, plan={"format": "hodec-plan", "layers": layers})))
-    (axes,) = figure.axes
-    assert len(axes.get_yticks()) == figures.MOST_BARS
-    assert axes.get_yticklabels()[0].get_text() == "block15"
-    assert "15 not shown" in axes.get_title(loc="left")
+def test_only_the_largest_of_very_many_layers_are_drawn_and_it_is_said(folder):
+    def many(plan):
+        small, large = plan["layers"]["layer1.0.conv1"], plan["layers"]["layer3.2.conv2"]
+        plan["layers"] = {f"block{at}": small for at in range(70)} | {"large": large}
+
+    (axes,) = DRAW["parameters"](collect(edit(folder / "plan.json", many))).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert (len(names), names[0], names[-1]) == (60, "block0", "large")
+    assert "11 not shown" in axes.get_title(loc="left")
 
 
-def test_sweep_has_three_panels_and_a_line_per_run(sweep_folder):
-    figure = figures.sweep(collect_sweep(sweep_folder))
+def test_sweep_has_three_panels_and_a_line_per_run(sweep):
+    figure = figures.sweep(collect_sweep(sweep))
     loss, error, accuracy = figure.axes
     assert len(loss.lines) == len(error.lines) == 4
     assert sorted(line.get_linestyle() for line in accuracy.lines) == ["-"] * 4 + ["--"] * 4
@@ -86,68 +99,65 @@ def test_sweep_has_three_panels_and_a_line_per_run(sweep_folder):
     ]
 
 
-def test_a_control_without_admm_stands_in_the_sweep(run_folder, files_in, tmp_path):
-    run_folder(tmp_path / "0", phases={"admm": 3})
-    rows = [{"phase": "dense", "epoch": epoch, "train/loss": 1.0 - 0.1 * epoch} for epoch in range(3)]
-    files_in(tmp_path / "1", config={"admm": {"enabled": False}}, rows=rows)
+def test_a_control_without_admm_stands_in_the_sweep(copied, tmp_path):
+    copied(tmp_path / "0")
+
+    def control(rows):
+        for row in rows:
+            row["phase"] = {"admm": "dense"}.get(row["phase"], row["phase"])
+            for key in [key for key in row if key.startswith("admm/")]:
+                del row[key]
+
+    edit(copied(tmp_path / "1") / "metrics.jsonl", control)
     loss, error, _ = figures.sweep(collect_sweep(tmp_path)).axes
     assert (len(loss.lines), len(error.lines)) == (2, 1)
 
 
-def test_tradeoff_needs_two_different_cuts(sweep_folder):
+def test_tradeoff_needs_two_different_cuts_and_names_every_finished_run(sweep):
     with pytest.raises(figures.NothingToDraw, match="Fewer than two"):
-        figures.tradeoff(collect_sweep(sweep_folder))
+        figures.tradeoff(collect_sweep(sweep))
+    edit(sweep / "0" / "metrics.json", lambda results: results["reduction"].update(macs=0.5))
+    (axes,) = figures.tradeoff(collect_sweep(sweep)).axes
+    assert axes.lines[0].get_xydata()[0].tolist() == [50.0, 95.0]
+    assert [text.get_text() for text in axes.texts] == [f"admm.rho={rho}" for rho in ("0.001", "0.01", "0.1")]
 
 
-def test_tradeoff_names_every_finished_run(files_in, tmp_path):
-    for at, macs in enumerate((50, 20)):
-        outcome = {"dense": {"macs": 100}, "compressed": {"macs": macs, "test_accuracy": 0.9 + at / 100}}
-        files_in(tmp_path / str(at), config={"tt_ranks": 8 + at}, outcome=outcome)
-    (axes,) = figures.tradeoff(collect_sweep(tmp_path)).axes
-    assert [line.get_xydata()[0].tolist() for line in axes.lines] == [[50.0, 90.0], [80.0, 91.0]]
-    assert [text.get_text() for text in axes.texts] == ["tt_ranks=8", "tt_ranks=9"]
-
-
-@pytest.mark.parametrize(
-    ("draw", "said"),
-    [
-        (figures.approximation_error, "no epoch of phase admm"),
-        (figures.dual_and_rho, "no epoch of phase admm"),
-        (figures.training_curves, "no epoch with a loss"),
-        (figures.layer_costs, "no factorized layer"),
-    ],
-)
-def test_a_figure_without_its_numbers_says_what_is_missing(draw, said, files_in, tmp_path):
-    with pytest.raises(figures.NothingToDraw, match=said):
-        draw(collect(files_in(tmp_path, config={})))
+def test_a_figure_without_its_numbers_says_what_is_missing(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    said = {}
+    for name, draw in DRAW.items():
+        with pytest.raises(figures.NothingToDraw) as reason:
+            draw(collect(tmp_path))
+        said[name] = str(reason.value)
+    assert all("no epoch of phase admm" in said[name] for name in OF_ADMM)
+    assert "no epoch with a loss" in said["loss"]
+    assert "no factorized layer" in said["macs"]
 
 
 def test_svg_is_the_same_on_every_call_and_in_any_caller_style(run):
-    figure = figures.approximation_error(run)
-    first = figures.to_svg(figure)
-    assert figures.to_svg(figure) == first
+    draw = DRAW["penalty"]
+    before = dict(matplotlib.rcParams)
+    figure = draw(run)
+    first = style.to_svg(figure)
+    assert style.to_svg(figure) == first
+    assert dict(matplotlib.rcParams) == before  # the settings of the caller are left alone
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "svg.hashsalt": None}):
-        assert figures.to_svg(figures.approximation_error(run)) == first
+        assert style.to_svg(draw(run)) == first
     ElementTree.fromstring(first)
     assert "<dc:date>" not in first
-
-
-def test_drawing_leaves_the_settings_of_the_caller_alone(run):
-    before = dict(matplotlib.rcParams)
-    figures.layer_costs(run)
-    assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
 def test_save_writes_both_files_and_nothing_else(run, tmp_path):
-    png, svg = figures.save(figures.layer_costs(run), tmp_path / "new" / "costs.v2.png")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert svg.read_text(encoding="utf-8").startswith("<?xml")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["costs.v2.png", "costs.v2.svg"]
+    figure = DRAW["penalty"](run)
+    style.save(tmp_path / "new" / "costs.v2", figure, style.to_svg(figure))
+    assert (tmp_path / "new" / "costs.v2.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "costs.v2.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert len(list((tmp_path / "new").iterdir())) == 2
 
 
 def test_inline_svg_refers_only_to_itself_and_to_the_colours_of_the_page(run):
-    text = inline_svg(figures.approximation_error(run), "one", 'a "quoted" <text>')
+    text = style.inlined(style.to_svg(DRAW["penalty"](run)), "one", 'a "quoted" <text>')
     ids = set(re.findall(r'\bid="([^"]*)"', text))
     assert all(name.startswith("one-") for name in ids)
     references = re.findall(r'href="#([^"]*)"', text) + re.findall(r"url\(#([^)]*)\)", text)
@@ -156,19 +166,18 @@ def test_inline_svg_refers_only_to_itself_and_to_the_colours_of_the_page(run):
     assert "http" not in text
     assert 'aria-label="a &quot;quoted&quot; &lt;text&gt;"' in text
     assert "var(--ink)" in text
+    assert "var(--paper)" in text
+
+
+def test_every_colour_of_the_figures_is_one_that_a_page_can_change():
+    light, dark = (style.TEMPLATES / "report.css").read_text().split("@media")[:2]
+    used = set(re.findall(r": ([0-9a-f]{6})\b", style.STYLE.read_text()))
+    assert used
+    assert {f"#{color}" for color in used} <= set(style.INKS.values())
+    assert all(f"--{ink}: #" in dark for ink in style.INKS)
 
 
 STRANGE = "_orig_mod.conv$1$<b>&"
-
-
-def strange_rows(change):
-    rows = []
-    for epoch in range(3):
-        layer = {"rho": 0.1, "primal_residual": 0.5 / (epoch + 1), "dual_residual": 0.1}
-        row = {"phase": "admm", "epoch": epoch, "train/loss": 1.0, "admm/primal_residual": 0.5, "admm/rho": 0.1}
-        change(row, layer)
-        rows.append(row | {"admm/layers": {STRANGE: layer}})
-    return rows
 
 
 def _zero(row, layer):
@@ -187,18 +196,22 @@ def _huge(row, layer):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("change", [_zero, _broken, _huge], ids=["zero", "broken", "huge"])
-@pytest.mark.parametrize("draw", [figures.approximation_error, figures.dual_and_rho, figures.training_curves])
-def test_strange_numbers_and_names_draw_without_a_warning(draw, change, files_in, tmp_path):
-    figure = draw(collect(files_in(tmp_path, rows=strange_rows(change))))
-    text = figures.to_svg(figure)
-    if draw is not figures.training_curves:
-        assert "_orig_mod.conv$1$&lt;b&gt;&amp;" in text
+def test_strange_numbers_and_names_draw_without_a_warning(change, folder):
+    def strange(rows):
+        del rows[2:]
+        for row in rows:
+            layer = next(iter(row["admm/layers"].values()))
+            change(row, layer)
+            row["admm/layers"] = {STRANGE: layer}
+
+    run = collect(edit(folder / "metrics.jsonl", strange))
+    for name in ("approximation-error", "penalty", "loss"):
+        text = style.to_svg(DRAW[name](run))
+        assert name == "loss" or "_orig_mod.conv$1$&lt;b&gt;&amp;" in text
 
 
 def test_long_names_keep_both_ends():
     name = "encoder.layers.11.attention.output.dense.weight"
-    short = shorten(name, 20)
-    assert len(short) == 20
-    assert short.startswith("encoder.l")
-    assert short.endswith("se.weight")
-    assert shorten("conv1", 20) == "conv1"
+    short = style.shorten(name, 20)
+    assert (len(short), short[:9], short[-9:]) == (20, "encoder.l", "se.weight")
+    assert style.shorten("conv1", 20) == "conv1"

@@ -1,16 +1,19 @@
 """The written reports: complete, offline, escaped, whole."""
 
+import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from hodec.errors import CheckpointError
-from hodec.experiment.report import tables, words
+from hodec.experiment.report import words
 from hodec.experiment.report.collect import collect
-from hodec.experiment.report.render import render_html, render_markdown, write_report, write_sweep
-from hodec.experiment.report.rundata import Network
+from hodec.experiment.report.figures import COSTS, CURVES
+from hodec.experiment.report.render import draw, draw_all, render_html, render_markdown, write_report, write_sweep
+from hodec.text_table import accuracy
+
+from report_edits import edit  # isort: skip
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -52,67 +55,106 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(run_folder, tmp_path_factory):
-    return collect(run_folder(tmp_path_factory.mktemp("render") / "run"))
+def run(finished):
+    return collect(finished)
 
 
 @pytest.fixture(scope="module")
-def html(run):
-    return render_html(run)
+def drawn(run):
+    return draw_all(run)
 
 
-def test_the_headline_says_what_was_won_and_lost(run):
+@pytest.fixture(scope="module")
+def html(run, drawn):
+    return render_html(run, drawn)
+
+
+def read(folder):
+    """The report in Markdown, without figures: its text is that of the HTML page."""
+    return render_markdown(collect(folder), []).replace("\u00a0", " ").replace("\\", "")
+
+
+def results_of(**networks):
+    """A change of metrics.json: ``results_of(compressed={"test_accuracy": 0.9})``."""
+
+    def change(results):
+        for name, values in networks.items():
+            results.setdefault(name, dict(results["dense"])).update(values)
+
+    return change
+
+
+def test_the_headline_says_what_was_won_and_lost(folder):
+    change = results_of(dense={"test_accuracy": 0.972}, compressed={"test_accuracy": 0.969})
+    run = collect(edit(folder / "metrics.json", change))
+    cut = run.plan.reduction
     assert words.headline(run) == (
-        "resnet20 on digits: 78.8 % fewer parameters, 72.0 % fewer MACs; "
+        f"resnet20 on fake: {cut['params']:.1%} fewer parameters, {cut['macs']:.1%} fewer MACs; "
         "test accuracy 97.20 % dense → 96.90 % compressed"
-    )
+    ).replace("% fewer", " % fewer")
 
 
-def test_what_admm_cost_the_dense_net_is_not_left_out(run):
+def test_latency_stands_in_the_headline_and_in_the_table(folder):
+    assert "latency" not in read(folder).split("##")[0].replace("| latency | ratio |", "")
+    change = results_of(dense={"latency_ms": 3.0}, compressed={"latency_ms": 1.5})
+    edit(folder / "metrics.json", change)
+    edit(folder / "metrics.json", lambda results: results.update(latency={"batch": 1, "threads": 2, "device": "cpu"}))
+    text = read(folder)
+    assert "MACs, 2 x lower latency; test accuracy" in text.splitlines()[0]
+    assert re.search(r"\| dense \|.* 3 ms \|  \|\n", text)
+    assert re.search(r"\| compressed \|.* 1.5 ms \| 2 x \|\n", text)
+    assert "batch 1, threads 2, device cpu" in text
+    assert '<td class="num">2 x</td>' in render_html(collect(folder), [])
+    edit(folder / "metrics.json", results_of(compressed={"latency_ms": 4.5}))
+    assert "1.5 x higher latency" in words.headline(collect(folder))
+
+
+def test_what_admm_cost_the_dense_net_is_not_left_out(folder):
     """Beside a dense net that ADMM has held back alone, the result would look like a gain."""
-    networks = dict(run.outcome.networks)
-    before = Network(accuracy=0.98, params=networks["dense"].params, macs=networks["dense"].macs)
-    began = replace(run, outcome=replace(run.outcome, networks={"pretrained": before, **networks}))
-    assert words.headline(began).endswith("test accuracy 98.00 % pretrained → 96.90 % compressed")
-    points = {row.cells[0].text: row.cells[3].text for row in tables.results(began).rows}
+    scores = {"pretrained": 0.98, "dense": 0.972, "compressed": 0.969}
+    networks = {name: {"test_accuracy": score} for name, score in scores.items()}
+    text = read(edit(folder / "metrics.json", results_of(**networks)))
+    assert text.splitlines()[0].endswith("test accuracy 98.00 % pretrained → 96.90 % compressed")
+    points = dict(re.findall(r"^\| (\w+) \|[^|]*\|[^|]*\| ([^|]*) \|", text, flags=re.MULTILINE))
     assert (points["pretrained"], points["dense"], points["compressed"]) == ("", "-0.80", "-1.10")
-    # a dense net that was trained on, and is better now, is what the result is to be measured against
-    worse = replace(before, accuracy=0.96)
-    better = replace(run, outcome=replace(run.outcome, networks={"pretrained": worse, **networks}))
-    assert words.headline(better).endswith("test accuracy 97.20 % dense → 96.90 % compressed")
-    points = {row.cells[0].text: row.cells[3].text for row in tables.results(better).rows}
+    # a network that was trained on, and is better now, is what the result is to be measured against
+    text = read(edit(folder / "metrics.json", results_of(pretrained={"test_accuracy": 0.96})))
+    assert text.splitlines()[0].endswith("test accuracy 97.20 % dense → 96.90 % compressed")
+    points = dict(re.findall(r"^\| (\w+) \|[^|]*\|[^|]*\| ([^|]*) \|", text, flags=re.MULTILINE))
     assert (points["pretrained"], points["dense"], points["compressed"]) == ("-1.20", "", "-0.30")
 
 
 def test_html_holds_everything_in_order(run, html):
     page = Page(html)
-    expected = [
-        words.headline(run),
-        "Result",
-        "ADMM converged",
-        "Curves",
-        "Layers",
-        "Left dense",
-        "Where this comes from",
-    ]
-    assert page.headings == expected
+    verdict = words.verdict(run)[1]
+    assert page.headings == [
+        words.headline(run), "Result", verdict, "Curves", "Layers", "Left dense", "Where this comes from",
+    ]  # fmt: skip
+    layer = run.plan["layer3.2.conv2"]
     for part in (
         "truncated, raw",
-        "94.17 %",
-        "images: 1,294 train, 144 validation, 359 test",
-        "1.19 MB",
+        accuracy(run.network("truncated").test_accuracy_raw),
+        f"images: {', '.join(f'{count:.0f} {split}' for split, count in run.results.images.items())} · method tt",
         "FLOPs = 2 x MACs",
         "64 x 64 x 3 x 3",
-        "4, 20, 20, 4",
-        "rank 24 clipped to 20",
-        "not worth it",
+        ", ".join(map(str, layer.ranks)),
+        *layer.notes,
+        next(iter(run.plan.skipped.values())),
         "whole model",
-        "train.py model=resnet20",
-        "2.15.0",
-        "update_every: epoch",
+        run.results.versions["torch"],
+        "crop_padding: 1",
     ):
         assert part in page.text, part
+    assert {"approximation-error", "accuracy", "loss", "dual-residual", "penalty", "parameters"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_markdown_holds_the_same(run, drawn):
+    text = render_markdown(run, drawn)
+    assert text.startswith(f"# {words.headline(run)}")
+    rows = [line for line in text.splitlines() if line.startswith(("| layer1", "| layer | type", "| **whole"))]
+    assert len({line.count("|") for line in rows}) == 1
+    assert len(rows) > 2
 
 
 def test_html_loads_nothing_from_anywhere(html):
@@ -120,167 +162,200 @@ def test_html_loads_nothing_from_anywhere(html):
     assert not re.search(r"https?:|@import|<script|<link|<iframe|url\((?!#)", html)
 
 
-def test_html_is_the_same_every_time(run, html):
-    assert render_html(run) == html
+def test_html_is_the_same_every_time(finished, drawn, html):
+    """So is each figure, see test_figures."""
+    assert render_html(collect(finished), drawn) == html
 
 
-def test_dark_and_print_styles_are_there(html):
+def test_a_page_fits_dark_and_narrow_screens_and_paper(html):
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
+    assert "minmax(min(100%, 420px), 1fr)" in html
 
 
-EVIL = "<script>alert(1)</script>&\"'|`*"
+EVIL = "<script>alert(1)</script><img src=x onerror=y>&\"'|`*"
 
 
-def test_everything_from_files_is_escaped(files_in, tmp_path):
-    layers = {EVIL: {"kind": EVIL, "notes": [EVIL], "params_before": 10, "params_after": 5, "aliases": [EVIL]}}
-    plan = {"format": "hodec-plan", "rule": EVIL, "layers": layers, "skipped": {EVIL: EVIL}}
-    row = {"phase": EVIL, "epoch": 0, "val/loss": 1.0}
-    admm = {"phase": "admm", "epoch": 0, "admm/layers": {EVIL: {"rho": 1, "primal_residual": 1.0}}}
-    outcome = {
-        "command": EVIL,
-        "seed": EVIL,
-        "versions": {EVIL: EVIL},
-        "data": {"name": EVIL},
-        "admm": {"status": EVIL},
-    }
-    config = {"model": EVIL, EVIL: EVIL}
-    run = collect(files_in(tmp_path, config=config, plan=plan, rows=[row, admm], outcome=outcome))
-    text = render_html(run)
+def test_everything_from_files_is_escaped(folder):
+    def evil_plan(plan):
+        layer = plan["layers"]["layer1.0.conv1"] | {"notes": [EVIL], "aliases": [EVIL]}
+        plan.update(rule=EVIL, layers={EVIL: layer, "other": layer}, skipped={EVIL: EVIL})
+
+    def evil_rows(rows):
+        rows[0]["admm/layers"] = {EVIL: next(iter(rows[0]["admm/layers"].values()))}
+        rows[-1]["phase"] = EVIL
+
+    evil = {"command": EVIL, "seed": EVIL, "versions": {EVIL: EVIL}, "data": {"name": EVIL}, "admm": {"status": EVIL}}
+    edit(folder / "plan.json", evil_plan)
+    edit(folder / "metrics.jsonl", evil_rows)
+    edit(folder / "metrics.json", lambda results: results.update(evil))
+    edit(folder / "config.yaml", lambda config: config.update({EVIL: EVIL, "model": EVIL}))
+    run = collect(folder)
+    drawn = [draw(spec, run) for spec in (CURVES[0], COSTS[0])]
+    text = render_html(run, drawn)
     assert "<script" not in text
-    page = Page(text)
-    assert page.text.count("alert(1)") > 10
-    markdown = render_markdown(run)
-    prose, _, _ = markdown.partition("```")
-    assert "<script" not in prose
-    table = [line for line in prose.splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]}) == 1
+    assert "<img" not in text
+    assert Page(text).text.count("alert(1)") > 10
+    prose = render_markdown(run, drawn).partition("```")[0]
+    assert prose.count("alert(1)") > 10
+    assert "<" not in prose
+    rows = [line for line in prose.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows[:6]}) == 1
 
 
-def test_absent_numbers_are_dashes_and_absent_figures_are_explained(files_in, tmp_path):
-    run = collect(files_in(tmp_path, outcome={"compressed": {"params": 1000}}))
-    page = Page(render_html(run))
+def test_absent_numbers_are_dashes_and_absent_figures_are_explained(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"compressed": {"params": 1000}}), encoding="utf-8")
+    run = collect(tmp_path)
+    page = Page(render_html(run, draw_all(run)))
     assert "Approximation error is left out. metrics.jsonl holds no epoch of phase admm." in page.text
-    assert "Cost of each layer is left out. plan.json names no factorized layer." in page.text
-    assert "4.00 kB" in page.text
+    assert "Parameters is left out. plan.json names no factorized layer." in page.text
+    assert "4 kB" in page.text
     assert "nan" not in page.text.lower()
     assert "None" not in page.text
+    assert "None" not in render_markdown(run, draw_all(run))
 
 
-def test_an_unfinished_run_says_so(run_folder, tmp_path):
-    run = collect(run_folder(tmp_path / "run", phases={"admm": 5}, finished=False))
-    page = Page(render_html(run))
-    assert "has not finished" in page.text
-    assert page.headings[0] == (
-        "resnet20 on digits: unfinished, 5 epochs into ADMM training; "
-        "the plan promises 78.8 % fewer parameters, 72.0 % fewer MACs"
-    )
-    assert "has not finished" in render_markdown(run)
+def test_an_unfinished_run_says_so(copied, tmp_path):
+    folder = copied(tmp_path / "run", leave_out=("metrics.json",))
+    edit(folder / "metrics.jsonl", lambda rows: rows.__delitem__(slice(2, None)))
+    page = Page(render_html(collect(folder), []))
+    assert "resnet20 on fake: unfinished, 2 epochs into ADMM training; the plan promises " in page.headings[0]
+    assert page.headings[1] == "No ADMM verdict yet"
+    assert "The status is written when the run ends." in page.text
+
+
+def test_a_layer_that_is_shared_says_how_often_it_is_called(folder):
+    def shared(plan):
+        layer = plan["layers"]["layer1.0.conv1"]
+        layer["call_sites"][0][0] = 2
+        layer["aliases"] = ["again"]
+
+    edit(folder / "plan.json", shared)
+    text = read(folder)
+    assert "- called 2 times per image: layer1.0.conv1\n" in text
+    assert "- shared with again: layer1.0.conv1\n" in text
+
+
+def verdict_of(folder, *, rows=(), **admm):
+    """The paragraph on ADMM after editing epochs of ADMM and the outcome."""
+    edit(folder / "metrics.json", lambda results: results["admm"].update(admm))
+    if rows:
+        edit(folder / "metrics.jsonl", lambda old: old.__setitem__(slice(0, 2), [{**old[0], **row} for row in rows]))
+    return words.verdict(collect(folder)), re.search(r"##.*\n\n(.*)\n\n## Curves", read(folder)).group(1)
 
 
 @pytest.mark.parametrize(("pull", "said"), [(0.02, "Raise admm.rho"), (0.8, "Lower admm.rho")])
-def test_a_diverged_run_is_advised_by_its_pull(pull, said, files_in, tmp_path):
+def test_a_diverged_run_is_advised_by_its_pull(pull, said, folder):
     # the learning rate ends at 0 and the pull with it: the last epoch must not decide
-    rows = [{"phase": "admm", "epoch": epoch, "admm/pull": pull} for epoch in range(3)]
-    rows.append({"phase": "admm", "epoch": 3, "admm/pull": 0.0})
-    text = words.verdict(collect(files_in(tmp_path, rows=rows, outcome={"admm": {"status": "diverged"}}))).text
+    rows = [{"epoch": epoch, "admm/pull": pull if epoch < 3 else 0.0} for epoch in range(4)]
+    _, text = verdict_of(folder, rows=rows, status="diverged")
     assert [advice for advice in ("Raise admm.rho", "Lower admm.rho") if advice in text] == [said]
 
 
 @pytest.mark.parametrize(
-    ("status", "title", "said"),
+    ("status", "tone", "title", "said"),
     [
-        ("converged", "ADMM converged", "within the tolerance"),
-        ("epochs ended", "ADMM ran to the end of its epochs", "fell from 62.5 % to"),
-        ("diverged", "ADMM diverged", "Lower admm.rho"),
-        ("off", "ADMM was off", "the control"),
-        ("paused", "ADMM: paused", "fell from 62.5 % to"),
+        ("converged", "good", "ADMM converged", "within the tolerance"),
+        ("epochs ended", "good", "ADMM ran to the end of its epochs", "fell from 62.5 % to 25.0 %"),
+        ("diverged", "bad", "ADMM diverged", "Lower admm.rho"),
+        ("off", "calm", "ADMM was off", "the control"),
+        ("paused", "calm", "ADMM: paused", "fell from 62.5 % to 25.0 %"),
     ],
 )
-def test_each_verdict_is_explained(status, title, said, run_folder, tmp_path):
-    verdict = words.verdict(collect(run_folder(tmp_path / "run", status=status)))
-    assert verdict.title == title
-    assert said in verdict.text
-    assert "Truncation took the test accuracy from 97.20 % to 95.83 %; retraining ended at 96.90 %." in verdict.text
+def test_each_verdict_is_explained(status, tone, title, said, folder):
+    scores = {"dense": 0.972, "truncated": 0.9583, "compressed": 0.969}
+    edit(folder / "metrics.json", results_of(**{name: {"test_accuracy": value} for name, value in scores.items()}))
+    rows = [{"epoch": epoch, "admm/primal_residual": 0.625 - 0.375 * epoch, "admm/pull": 0.8} for epoch in range(2)]
+    verdict, text = verdict_of(folder, rows=rows, status=status, primal_residual=0.25)
+    assert verdict == (tone, title)
+    assert said in text
+    assert text.endswith("Truncation took the test accuracy from 97.20 % to 95.83 %; retraining ended at 96.90 %.")
 
 
-def test_a_rising_residual_and_a_weak_pull_are_named(files_in, tmp_path):
-    rows = [
-        {"phase": "admm", "epoch": epoch, "admm/primal_residual": 0.6 + 0.1 * epoch, "admm/pull": 0.18}
-        for epoch in range(3)
-    ]
-    run = collect(files_in(tmp_path, rows=rows, outcome={"admm": {"status": "epochs ended", "primal_residual": 0.8}}))
-    verdict = words.verdict(run)
-    assert "rose from 60.0 % to 80.0 % in 3 epochs" in verdict.text
-    assert "The pull was 0.18 in the middle" in verdict.text
-    assert verdict.tone == "warn"
+def test_a_run_that_kept_its_accuracy_is_not_told_to_do_better(folder):
+    far = {"status": "epochs ended", "primal_residual": 0.25}
+    networks = {name: {"test_accuracy": 0.97} for name in ("dense", "truncated", "compressed")}
+    edit(folder / "metrics.json", results_of(**networks))
+    (tone, _), text = verdict_of(folder, **far)
+    assert (tone, "More epochs" in text, "more epochs" in text) == ("good", False, False)
+    assert "Truncation left the test accuracy at 97.00 %; retraining ended at 97.00 %." in text
+    edit(folder / "metrics.json", results_of(compressed={"test_accuracy": 0.8}))
+    (tone, _), text = verdict_of(folder, **far)
+    assert tone == "warn"
+    assert "more epochs (dense_epochs)" in text
 
 
-def test_more_parameters_are_called_more(files_in, tmp_path):
-    outcome = {"dense": {"params": 100, "macs": 100}, "compressed": {"params": 110, "macs": 100}}
-    assert words.headline(collect(files_in(tmp_path, outcome=outcome))) == (
-        "network: 10.0 % more parameters, 0.0 % fewer MACs"
-    )
+def test_a_rising_residual_and_a_weak_pull_are_named(folder):
+    rows = [{"epoch": epoch, "admm/primal_residual": 0.6 + 0.1 * epoch, "admm/pull": 0.18} for epoch in range(3)]
+    _, text = verdict_of(folder, rows=rows, status="epochs ended", primal_residual=0.8)
+    assert "rose from 60.0 % to 80.0 % in 3 epochs" in text
+    assert "The pull was 0.18 in the middle: below 0.3" in text
 
 
-def test_write_report_writes_whole_files_and_takes_stale_figures_away(run_folder, tmp_path):
-    folder = run_folder(tmp_path / "run")
+def test_more_parameters_are_called_more(folder):
+    edit(folder / "metrics.json", lambda results: results["reduction"].update(params=-0.1, macs=0.0))
+    assert "10.0 % more parameters, 0.0 % fewer MACs" in words.headline(collect(folder))
+
+
+def test_write_report_writes_whole_files_and_takes_stale_figures_away(folder):
     assert write_report(folder) == folder / "report.html"
     names = {path.name for path in (folder / "figures").iterdir()}
-    stems = ("approximation-error", "training-curves", "dual-and-rho", "layer-costs")
+    stems = ("approximation-error", "accuracy", "loss", "dual-residual", "penalty", "parameters", "macs")
     assert names == {f"{stem}{ending}" for stem in stems for ending in (".png", ".svg")}
-    markdown = (folder / "report.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)]*)\)", markdown)
-    assert len(links) == 4
+    links = re.findall(r"\]\(([^)]*)\)", (folder / "report.md").read_text(encoding="utf-8"))
+    assert len(links) == 7
     assert all((folder / link).exists() for link in links)
     (folder / "metrics.jsonl").unlink()
     write_report(folder)
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"layer-costs"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"parameters", "macs"}
     assert not [path for path in folder.rglob(".*")]
 
 
-def test_a_failed_write_keeps_the_older_report_and_says_what_to_do(files_in, tmp_path, monkeypatch):
-    folder = files_in(tmp_path / "run", config={"seed": 0})
-    write_report(folder)
-    before = (folder / "report.html").read_bytes()
+def test_a_failed_write_keeps_the_older_report_and_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    write_report(tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*Free some space"):
-        write_report(folder)
-    assert (folder / "report.html").read_bytes() == before
-    assert not [path for path in folder.rglob(".*")]
+    with pytest.raises(CheckpointError, match=r"No space left on device.*Free some space"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert not [path for path in tmp_path.rglob(".*")]
 
 
-def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep_folder):
-    write_report(sweep_folder / "2")
-    path = write_sweep(sweep_folder)
-    assert path == sweep_folder / "sweep.html"
-    assert (sweep_folder / "sweep.png").exists()
-    assert (sweep_folder / "sweep.svg").exists()
-    page = Page(path.read_text(encoding="utf-8"))
+def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
+    (sweep / "2" / "report.html").write_text("", encoding="utf-8")
+    path = write_sweep(sweep)
+    assert path == sweep / "sweep.html"
+    assert (sweep / "sweep.png").exists()
+    assert (sweep / "sweep.svg").exists()
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
     assert page.headings[0] == (
-        "6 runs of resnet20 on digits, 3 finished; "
+        "6 runs of resnet20 on fake, 3 finished; "
         "compressed test accuracy 95.00 % (admm.rho=0.001) to 97.00 % (admm.rho=0.1)"
     )
-    assert "unfinished, 5 epochs into ADMM training" in page.text
-    assert "plan.json is not readable as JSON" in page.text
+    assert "unfinished, 1 epoch into ADMM training" in page.text
+    assert "plan.json is broken" in page.text
     assert "stopped before its config was written" in page.text
-    links = [address for address in page.addresses if not address.startswith("#")]
-    assert links == ["2/report.html"]
+    assert [address for address in page.addresses if not address.startswith("#")] == ["2/report.html"]
+    (best,) = re.findall(r'<tr class="strong">\s*<th scope="row"><a[^>]*>([^<]*)', text)
+    assert best == "admm.rho=0.1"
 
 
-def test_links_of_a_sweep_survive_signs_in_folder_names(run_folder, tmp_path):
-    folder = run_folder(tmp_path / "0_ranks-[8,8]#%?", phases={"admm": 2})
+def test_links_of_a_sweep_survive_signs_in_folder_names(copied, tmp_path):
+    folder = copied(tmp_path / "0_ranks-[8,8]#%?")
     (folder / "report.html").write_text("", encoding="utf-8")
     page = Page(write_sweep(tmp_path).read_text(encoding="utf-8"))
     assert "0_ranks-%5B8%2C8%5D%23%25%3F/report.html" in page.addresses
 
 
-def test_a_sweep_without_any_epoch_still_has_its_table(files_in, tmp_path):
-    files_in(tmp_path / "0", config={"seed": 0})
+def test_a_sweep_without_any_epoch_still_has_its_table(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
     page = Page(write_sweep(tmp_path).read_text(encoding="utf-8"))
     assert "1 run of network, 0 finished" in page.text
     assert "ADMM in each run is left out." in page.text
