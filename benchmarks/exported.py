@@ -17,7 +17,8 @@ from torch import nn
 
 import hodec
 from hodec.experiment.config.schema import Config, open_schema, to_config
-from hodec.experiment.data import ImageData, build_data, test_loader, train_loader
+from hodec.experiment.data.images import ImageData, build_data
+from hodec.experiment.data.loaders import test_loader, train_loader
 from hodec.experiment.lit import evaluate
 from hodec.experiment.run_folder import RunFolder
 from hodec.experiment.run_model import model_of_run
@@ -49,7 +50,7 @@ def accuracy(file: Path, data: ImageData, config: Config) -> float:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     right = count = 0
-    for images, labels in test_loader(data, config.data):
+    for images, labels in test_loader(data):
         (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         right += int((np.argmax(scores, axis=1) == labels.numpy()).sum())
         count += len(labels)
@@ -63,10 +64,10 @@ def main(run: str, root: str | None = None) -> None:
     config, made = config_of(folder, root), model_of_run(folder)
     data = build_data(config.data)
     x, cpu = made.example(), torch.device("cpu")
-    batches = [images for images, _ in zip(train_loader(data, config.data, seed=0), range(CALIBRATION))]
+    batches = [images for images, _ in zip(train_loader(data, seed=0), range(CALIBRATION))]
     calibration = [images for images, _ in batches]
     dense = dense_of(folder, made.facts)
-    loader = test_loader(data, config.data)
+    loader = test_loader(data)
     print(f"{made.facts['model']}, {torch.get_num_threads()} thread, ONNX Runtime {onnxruntime.__version__}, batch 1")
     print(f"PyTorch: dense {evaluate(dense, loader, cpu):.2%}, compressed {evaluate(made.model, loader, cpu):.2%}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -23,7 +23,8 @@ from hodec.conversion.swap import conversion_errors, convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.experiment.config.schema import Config
-from hodec.experiment.data import ImageData, test_loader, train_loader, val_loader
+from hodec.experiment.data.images import ImageData
+from hodec.experiment.data.loaders import test_loader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.experiment.loggers import CurveLogger
 from hodec.experiment.run_folder import RunFolder
@@ -114,7 +115,7 @@ class Phases:
 
     def validation_accuracy(self, net: nn.Module) -> float:
         """Accuracy on the validation split: what rules that evaluate nets go by."""
-        loader = val_loader(self.data, self.config.data, device=self.device)
+        loader = val_loader(self.data, device=self.device)
         if loader is None:
             rule = self.config.ranks.rule
             raise ConfigError(f"ranks={rule} evaluates nets on a validation split, give one: data.val_fraction=0.1")
@@ -315,7 +316,7 @@ class Phases:
         return {name: covariance.to(torch.device("cpu")) for name, covariance in covariances.items()}
 
     def _training_images(self, batches: int) -> Any:
-        loader = train_loader(self.data, self.config.data, seed=self.config.seed, device=self.device)
+        loader = train_loader(self.data, seed=self.config.seed, device=self.device)
         return (images for images, _ in islice(loader, batches))
 
     def truncated(self) -> nn.Module:
@@ -326,7 +327,7 @@ class Phases:
 
     def evaluate(self) -> dict[str, Any]:
         """Cost and test accuracy of every net of the run; the only place that reads the test set."""
-        loader = test_loader(self.data, self.config.data, device=self.device)
+        loader = test_loader(self.data, device=self.device)
         changed = self.pretrain_epochs or self.config.dense_epochs  # else what came trained is the dense net
         nets: dict[str, nn.Module | None] = {
             "teacher": self.teacher,

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from hodec.errors import CheckpointError
 from hodec.experiment.config.schema import Config, differences, refuse, to_yaml, validate
-from hodec.experiment.data import build_data
+from hodec.experiment.data.images import build_data
 from hodec.experiment.loggers import NoLogger, make_logger
 from hodec.experiment.phases import Phases, device_of
 from hodec.experiment.run_folder import RunFolder

@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from hodec.admm.callback import AdmmCallback
 from hodec.errors import TrainingError
 from hodec.experiment.config.schema import Config
-from hodec.experiment.data import ImageData, train_loader, val_loader
+from hodec.experiment.data.images import ImageData
+from hodec.experiment.data.loaders import train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.loggers import CurveLogger, flat
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
@@ -44,10 +45,10 @@ class LitData(LightningDataModule):
         }
 
     def train_dataloader(self) -> Any:
-        return train_loader(self.data, self.config.data, seed=self.seed, **self._place())
+        return train_loader(self.data, seed=self.seed, **self._place())
 
     def val_dataloader(self) -> Any:
-        loader = val_loader(self.data, self.config.data, **self._place())
+        loader = val_loader(self.data, **self._place())
         return [] if loader is None else loader
 
 

@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from hodec.admm.stopping import Status
 from hodec.errors import CheckpointError
-from hodec.experiment.data import TensorLoader
+from hodec.experiment.data.loaders import TensorLoader
+from hodec.experiment.data.options import Cifar10
+from hodec.experiment.data.splits import TensorSplit
 
 EPOCHS = 4
 
@@ -40,7 +42,8 @@ def stateful_batches():
     """Batches that know where they are: a resume within an epoch goes on with the next one."""
     x, y = samples()
     images = ((x - x.min()) / (x.max() - x.min()) * 255).to(torch.uint8)
-    return TensorLoader(images, y, batch_size=8, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0, train=True)
+    option = Cifar10(batch_size=8, augment=False, mean=[0.5], std=[0.25])
+    return TensorLoader(TensorSplit(images, y), option, seed=0, train=True)
 
 
 def run(folder, *, optimizer=scheduled, resume=None, rho="auto", ranks=3, data=None, every=1, **when):

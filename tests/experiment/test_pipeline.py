@@ -20,7 +20,8 @@ from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import CheckpointError, ConfigError, PlanError, TrainingError
 from hodec.experiment import phases, pipeline, training
-from hodec.experiment.data import build_data, train_loader
+from hodec.experiment.data.images import build_data
+from hodec.experiment.data.loaders import train_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, damage
 from hodec.export import checkpoint
@@ -158,7 +159,7 @@ def test_batchnorm_is_estimated_anew_from_training_batches(finished):
     folder, _ = finished
     dense, plan, config = phase_weights(folder, "admm"), Plan.load(folder / "plan.json"), tiny()
     small = convert(dense, plan)
-    loader = train_loader(build_data(config.data), config.data, seed=config.seed)
+    loader = train_loader(build_data(config.data), seed=config.seed)
     assert reestimate_batchnorm(small, (images for images, _ in islice(loader, config.bn_batches))) == 2
     kept = load_tensors(folder / "phases" / "truncated.safetensors")
     torch.testing.assert_close(kept, dict(small.state_dict()), rtol=0, atol=0)

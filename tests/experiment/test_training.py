@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import tiny
 
-from hodec.experiment.data import build_data
+from hodec.experiment.data.images import build_data
 from hodec.experiment.training import (
     PHASES,
     LitData,

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache, reduce
+from pkgutil import resolve_name
 from types import NoneType
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, ClassVar, cast, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -27,9 +28,10 @@ from hodec.experiment.config.values import (
     bad_modes,
     bad_ranks,
     bad_rho,
-    bad_scale,
     setting,
 )
+from hodec.experiment.data.options import DATA_SETS, DataSet
+from hodec.options import settings_of
 
 GLOBS = "null or a list of layer globs: [layer1.*,layer2.0.conv1]"
 
@@ -46,26 +48,27 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which images it is trained on, and how they are read."""
+class DataConfig(DataSet):
+    """The settings of all data sets in one; ``build_data`` picks those of the set that ``name`` chooses."""
 
-    name: str = setting("digits", choices=("digits", "cifar10", "cifar100", "image_folder", "fake"))
+    reader: ClassVar[str] = "hodec.experiment.config.schema:DataConfig.read"
+
+    name: str = setting("digits", choices=tuple(DATA_SETS))  # type: ignore[misc]
     root: str | None = None
-    batch_size: int = setting(64, low=1)
-    eval_batch_size: int = setting(512, low=1)
-    val_fraction: float = setting(0.1, low=0, below=1)
-    train_fraction: float = setting(1.0, above=0, high=1)
-    augment: bool = False
-    crop_padding: int = setting(0, low=0)
-    flip: bool = False
     num_workers: int = setting(0, low=0)
     download: bool = False
-    image_size: int | None = setting(None, low=1)
     in_memory: bool | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = setting(None, words="null or a list of numbers above 0", check=bad_scale)
     fake_size: int = setting(512, low=2)
     fake_classes: int = setting(10, low=2)
+
+    def __post_init__(self) -> None:
+        """Nothing is refused here: ``validate`` lists all problems."""
+
+    def read(self) -> object:
+        """The ``ImageData`` of the chosen set."""
+        kind = DATA_SETS[self.name]
+        own = {key: value for key in settings_of(kind) if (value := getattr(self, key)) is not None}
+        return resolve_name(kind.reader)(kind(**own))
 
 
 @dataclass(frozen=True)

@@ -2,157 +2,129 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hodec.errors import ConfigError, DataError, near_matches
-from hodec.experiment.data.config import DataConfig, channel_statistics
-from hodec.experiment.data.decode import decode_all, header_size
-from hodec.experiment.data.images import (
-    FolderSplit,
-    ImageData,
-    Split,
-    TensorSplit,
-    TrainAndVal,
-    stratified_part,
-    training_and_validation,
-)
+from hodec.errors import ConfigError, DataError, Use, near_matches
+from hodec.experiment.data.images import ImageData, training_and_validation
+from hodec.experiment.data.options import ImageFolder
+from hodec.experiment.data.splits import FolderSplit, Size, Split, header_size, literal
 
 log = logging.getLogger(__name__)
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held without being asked to
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held without being asked to: a quarter of a small machine
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
 
 
-@dataclass(frozen=True)
-class _Listing:
+class _Listing(NamedTuple):
     """The files of one of the three folders, class by class."""
 
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
+    classes: list[str]
+    files: list[str]
     labels: Tensor
 
     def subset(self, indices: Tensor) -> "_Listing":
-        files = tuple(self.files[index] for index in indices.tolist())
-        return _Listing(self.classes, files, self.labels[indices])
+        return _Listing(self.classes, [self.files[index] for index in indices.tolist()], self.labels[indices])
 
 
-def image_folder(cfg: DataConfig) -> ImageData:
+def image_folder(option: ImageFolder) -> ImageData:
     """RGB images in one folder per class.
 
     With ``val/`` and ``test/`` both there, they are the validation and the test split. With only one of
-    them, it is the test split, and the validation split is cut off ``train/`` as ``data.val_fraction`` says;
-    of what is left in ``train/``, ``data.train_fraction`` is trained on.
+    them, it is the test split, and the validation split is cut off ``train/`` as ``val_fraction`` says;
+    of what is left in ``train/``, ``train_fraction`` is trained on.
 
-    Images are decoded once and held when they fit into 2 GiB (``data.in_memory`` decides otherwise): their
-    middle square is scaled to ``data.image_size``. Else workers read them each time.
+    Images are decoded once and held when they fit into 2 GiB (``in_memory`` decides otherwise): their
+    middle square is scaled to ``image_size``. Else workers read them each time.
 
     Raises:
-        ConfigError: if ``data.root`` is not given.
+        ConfigError: if ``root`` is not given.
         DataError: if a folder is missing or empty, the classes of the splits differ, or the first image
             cannot be read.
     """
-    root = _root(cfg)
+    root = _root(option)
     listings = {name: _list(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
-    train, val, test = _assign(listings, cfg, root)
-    size = (cfg.image_size, cfg.image_size) if cfg.image_size else header_size(train.files[0])
-    count = sum(len(listing.files) for listing in listings.values())
-    held = _held_in_memory(cfg, count, size)
-    resize = cfg.image_size is not None
+    splits = _assign(listings, option, root)
+    side = option.image_size
+    size = (side, side) if side else header_size(splits["train"].files[0])
+    held = _held_in_memory(option, sum(len(listing.files) for listing in listings.values()), size)
 
     def load(listing: _Listing) -> Split:
-        if not held:
-            return FolderSplit(listing.files, listing.labels, size, resize)
-        return TensorSplit(decode_all(listing.files, size, resize=resize), listing.labels)
+        split = FolderSplit(listing.files, listing.labels, size, bool(side), option.num_workers)
+        return split.decoded() if held else split
 
-    def load_train() -> TrainAndVal:
-        return load(train), None if val is None else load(val)
-
-    mean, std = channel_statistics(cfg, *IMAGENET_STATISTICS)
-    return ImageData(
-        name="image_folder",
-        image_size=size,
-        classes=train.classes,
-        mean=mean,
-        std=std,
-        load_train=load_train,
-        load_test=lambda: load(test),
-    )
+    loads = {name: partial(load, listing) for name, listing in splits.items()}
+    return ImageData(option, size, tuple(splits["train"].classes), loads)
 
 
-def _root(cfg: DataConfig) -> Path:
-    if cfg.root is None:
-        raise ConfigError(f"data=image_folder needs data.root=FOLDER with {TREE}")
-    root = Path(cfg.root).expanduser()
+def _root(option: ImageFolder) -> Path:
+    folder = Use("data.root", "FOLDER")
+    if option.root is None:
+        raise ConfigError(f"image_folder needs {{folder}} with {TREE}", folder=folder)
+    root = Path(option.root).expanduser()
     if not root.is_dir():
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        close = near_matches(root.name, beside)
-        raise DataError(f"data.root={root}: no such folder.{close} Set data.root=FOLDER with {TREE}")
+        close = literal(near_matches(root.name, beside))
+        raise DataError(
+            f"{literal(root)}: no such folder.{close} Set {{folder}} to a folder with {TREE}", folder=folder
+        )
     return root
 
 
 def _list(folder: Path) -> _Listing:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise DataError(f"{folder}: no class folder in it; data.root must contain {TREE}")
-    files: list[str] = []
-    counts: list[int] = []
-    for name in names:
-        found = _pictures(folder / name)
-        if not found:
-            kinds = " ".join(PICTURES)
-            raise DataError(f"{folder / name}: no image in it ({kinds}); add some, or remove the folder")
-        files += found
-        counts.append(len(found))
-    labels = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(counts))
-    return _Listing(tuple(names), tuple(files), labels)
+        raise DataError(f"{folder}: no class folder in it; the folder above must contain {TREE}")
+    files = [_images(folder / name) for name in names]
+    labels = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(list(map(len, files))))
+    return _Listing(names, [file for of_class in files for file in of_class], labels)
 
 
-def _pictures(folder: Path) -> list[str]:
-    return sorted(
+def _images(folder: Path) -> list[str]:
+    files = sorted(
         os.path.join(path, name)
         for path, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.lower().endswith(PICTURES)
+        if name.lower().endswith(SUFFIXES)
     )
+    if not files:
+        raise DataError(f"{folder}: no image in it ({' '.join(SUFFIXES)}); add some, or remove the folder")
+    return files
 
 
-def _assign(listings: dict[str, _Listing], cfg: DataConfig, root: Path) -> tuple[_Listing, _Listing | None, _Listing]:
-    """Training, validation and test files out of those of train/, val/ and test/."""
+def _assign(listings: dict[str, _Listing], option: ImageFolder, root: Path) -> dict[str, _Listing]:
+    """The splits by name, out of the listings of the folders train/, val/ and test/."""
     if "train" not in listings or len(listings) < 2:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
         missing = "test/" if "train" in listings else "train/"
-        raise DataError(f"data.root={root}: no {missing} in it (but: {there}); it must contain {TREE}")
+        raise DataError(f"{root}: no {missing} in it (but: {there}); it must contain {TREE}")
     train = listings["train"]
     if len(train.classes) < 2:
         raise DataError(f"{root / 'train'}: only one class, {train.classes[0]}; a second class folder is needed")
     for name, listing in listings.items():
-        _same_classes(train, listing, root / name)
-    if len(listings) == 3:
+        lacking = ", ".join(sorted(set(train.classes) - set(listing.classes))[:5])
+        extra = ", ".join(sorted(set(listing.classes) - set(train.classes))[:5])
+        if lacking or extra:
+            found = " and ".join([f"lacks {lacking}"] * bool(lacking) + [f"has {extra} besides"] * bool(extra))
+            raise DataError(f"{root / name}: {found}; its class folders must be those of train/")
+    own_val = len(listings) == 3
+    if own_val:
         log.info("%s: validation on its val/ folder; data.val_fraction is not used", root)
-        return train.subset(stratified_part(train.labels, cfg.train_fraction)), listings["val"], listings["test"]
-    test = listings.get("test") or listings["val"]
-    kept, val = training_and_validation(train.labels, cfg)
-    return train.subset(kept), None if val is None else train.subset(val), test
+    used, val = training_and_validation(train.labels, 0 if own_val else option.val_fraction, option.train_fraction)
+    splits = listings if own_val else {"test": listings.get("test") or listings["val"]}
+    if val is not None:
+        splits["val"] = train.subset(val)
+    return {**splits, "train": train.subset(used)}
 
 
-def _same_classes(train: _Listing, other: _Listing, folder: Path) -> None:
-    lacking = sorted(set(train.classes) - set(other.classes))
-    extra = sorted(set(other.classes) - set(train.classes))
-    if lacking or extra:
-        parts = [f"lacks {', '.join(lacking[:5])}"] if lacking else []
-        parts += [f"has {', '.join(extra[:5])} besides"] if extra else []
-        raise DataError(f"{folder}: {' and '.join(parts)}; its class folders must be those of train/")
-
-
-def _held_in_memory(cfg: DataConfig, count: int, size: tuple[int, int]) -> bool:
-    if cfg.in_memory is not None:
-        return cfg.in_memory
+def _held_in_memory(option: ImageFolder, count: int, size: Size) -> bool:
+    if option.in_memory is not None:
+        return option.in_memory
     held = count * 3 * size[0] * size[1] <= MEMORY_LIMIT
     if not held:
         log.info("%d images of %dx%d stay on disk; data.in_memory=true holds them decoded", count, *size)

@@ -1,163 +1,303 @@
-"""Loaders for the splits of a data set: held in memory, or read by workers."""
+"""Loaders: an order that is a function of seed and epoch, batches made on the device, and a place to go on from.
+
+A loader is iterated like torch's own. ``loader.sampler.set_epoch(epoch)`` (which Lightning calls) chooses the
+epoch; without it each pass repeats the same one. ``state_dict`` holds the epoch and the next batch; after
+``load_state_dict`` the next pass yields exactly the batches that were left.
+"""
 # ruff: noqa: PT028  (test_loader is no test)
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Generic, TypedDict, TypeVar, Unpack
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hodec.errors import ConfigError
-from hodec.experiment.data.augment import NO_AUGMENT, Augment, crop, draw_flips, draw_shifts, epoch_order, mirror
-from hodec.experiment.data.config import DataConfig
-from hodec.experiment.data.epochs import Batch, EpochLoader, Normalise
-from hodec.experiment.data.images import ImageData, Split, TensorSplit
-from hodec.experiment.data.workers import WorkerLoader
+from hodec.errors import CheckpointError, ConfigError, DataError, Use
+from hodec.experiment.data.augment import crop, mirror, stream
+from hodec.experiment.data.images import ImageData
+from hodec.experiment.data.options import DataSet
+from hodec.experiment.data.splits import FolderSplit, Split, TensorSplit
+
+Batch = tuple[Tensor, Tensor]
+Images = TypeVar("Images", TensorSplit, FolderSplit)
 
 
-class TensorLoader(EpochLoader):
-    """Batches of images held on the device that trains on them; no worker, no copy from host to device.
+class Place(TypedDict, total=False):
+    """Where batches are made, and for which process.
 
-    The crop and the flip of a image are functions of (seed, epoch, its place in the epoch's order), whatever
-    the number of processes.
-
-    Args:
-        images: uint8 (N, C, H, W); moved to ``device`` once, here.
-        labels: int64 (N,).
-        batch_size, seed, train, rank, world_size: as for ``EpochLoader``.
-        mean, std, channels_last: as for ``Normalise``.
-        augment: applied when ``train``.
-        device: where batches are made.
-        image_size: height and width the images are scaled to, after the crop; None leaves them.
+    Attributes:
+        device: where batches are made, the CPU if not given; images held in memory move there once.
+        rank: number of this process, 0..world_size - 1.
+        world_size: number of processes that share the images.
+        channels_last: memory format of the images.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int,
-        train: bool,
-        augment: Augment = NO_AUGMENT,
-        device: str | torch.device = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = False,
-        image_size: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__(len(images), batch_size=batch_size, seed=seed, train=train, rank=rank, world_size=world_size)
-        self.device = torch.device(device)
-        self.images, self.labels = images.to(self.device), labels.to(self.device)
-        self.positions = tuple(positions.to(self.device) for positions in self.positions)
-        self.augment = augment if train else NO_AUGMENT
-        self.normalise = Normalise(mean, std, size=image_size, channels_last=channels_last, device=self.device)
+    device: str | torch.device
+    rank: int
+    world_size: int
+    channels_last: bool
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+
+class EpochLoader(ABC, Generic[Images]):
+    """Shares images out into batches, and remembers how far it came.
+
+    Training: the epoch's permutation is dealt out to the processes one image at a time, so ``world_size``
+    processes see together, step by step, the images one process with a batch ``world_size`` times as large
+    would see. Images that fill no whole batch are left out, unless there is but one batch. Evaluation: every
+    image once, in order; all processes yield the same number of batches, for they must meet at each.
+
+    Args:
+        split: the images, of all processes together.
+        option: batch sizes, normalisation and augmentation are read from it.
+        seed: of order and augmentation.
+        train: training or evaluation, as above.
+        place: see ``Place``.
+
+    Raises:
+        DataError: if there are fewer images than processes (or batches to be filled).
+    """
+
+    def __init__(self, split: Images, option: DataSet, *, seed: int, train: bool, **place: Unpack[Place]) -> None:
+        self.split: Images = split
+        self.size, self.option, self.seed, self.train = len(split), option, seed, train
+        self.rank, self.world_size = place.get("rank", 0), place.get("world_size", 1)
+        if self.size < self.world_size:
+            raise DataError(f"a split of {self.size} images cannot be shared by {self.world_size} processes")
+        self.batch_size = option.batch_size if train else option.eval_batch_size
+        self.augment = train and option.augment
+        self.device = torch.device(place.get("device", "cpu"))
+        self.memory_format = torch.channels_last if place.get("channels_last") else torch.contiguous_format
+        mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in option.channel_statistics())
+        self.scale, self.shift = (1 / (255 * std)).float().to(self.device), (-mean / std).float().to(self.device)
+        # positions within the epoch's order, one tensor per batch; the same in every epoch
+        self.positions = self._deal()
+        self.epoch, self.next_batch, self._resume_at = 0, 0, 0
+        self.batch_sampler = None  # Lightning asks for one wherever there is a sampler
+
+    @property
+    def sampler(self) -> "EpochLoader[Images]":
+        """The loader itself: Lightning calls ``loader.sampler.set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass; another one than before starts at its first batch."""
+        if epoch != self.epoch:
+            self.epoch, self.next_batch, self._resume_at = epoch, 0, 0
+
+    def _deal(self) -> tuple[Tensor, ...]:
+        """Positions in the epoch's order which make up each batch of this process."""
+        if self.train:
+            own = torch.arange(self.rank, self.size - self.size % self.world_size, self.world_size)
+            full = len(own) // self.batch_size * self.batch_size
+            return (own[:full] if full else own).split(self.batch_size)
+        own = torch.arange(self.rank, self.size, self.world_size)
+        if self.world_size == 1:
+            return own.split(self.batch_size)
+        largest = -(-self.size // self.world_size)
+        batches = -(-largest // self.batch_size)
+        if self.size // self.world_size < batches:
+            raise DataError(f"{self.size} images do not fill {batches} batches in {self.world_size} processes")
+        return own.tensor_split(batches)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # a generator looks at the epoch when its first batch is asked for, not when it is made: Lightning makes
+        # the first one before it restores the state and sets the epoch
+        epoch, start, self._resume_at = self.epoch, self._resume_at, 0
+        order = torch.arange(self.size)
+        if self.train:
+            order = torch.randperm(self.size, generator=stream(self.seed, epoch, "order"))
+        for number, (images, labels) in enumerate(self._batches(epoch, order, self.positions[start:]), start + 1):
+            self.next_batch = number
+            yield self._normalised(images), labels
+
+    @abstractmethod
+    def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        """Images uint8 (B, C, H, W) and labels int64 (B,) on the device.
+
+        Args:
+            epoch: chooses the random numbers of the augmentation.
+            order: the epoch's order of the images, int64 (size,) on the CPU.
+            batches: positions in that order, int64 (B,) for each batch.
+        """
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Network input of stored pixels: uint8 (B, C, H, W) -> float32 (B, C, image_size, image_size)."""
+        x = images.to(torch.float32, memory_format=self.memory_format)
+        side = self.option.image_size
+        if side is not None and (side, side) != tuple(x.shape[-2:]):
+            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        return torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, next batch, and what gives them their meaning."""
+        return {"epoch": self.epoch, "batch": self.next_batch, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next pass, and only that one, go on where ``state`` was taken.
+
+        Raises:
+            CheckpointError: if that was in mid-epoch, and this loader has other batches.
+        """
+        batch, own = state["batch"], self._identity()
+        differ = [f"{key} {state.get(key)} (now {value})" for key, value in own.items() if state.get(key) != value]
+        if differ:
+            if 0 < batch < state["batches"]:
+                raise CheckpointError(
+                    f"the checkpoint was taken within epoch {state['epoch']}, with other batches: "
+                    f"{', '.join(differ)}; resume with the same data, seed and batch size, or from the end of an epoch"
+                )
+            batch = len(self) if batch else 0
+        self.epoch, self.next_batch, self._resume_at = state["epoch"], batch, batch
+
+    def _identity(self) -> dict[str, int]:
+        keys = ("seed", "size", "batch_size", "world_size")
+        return {"batches": len(self), **{key: getattr(self, key) for key in keys}}
+
+
+class TensorLoader(EpochLoader[TensorSplit]):
+    """Batches of images held on the device that trains on them; no worker, no copy from host to device.
+
+    The crop and the flip of an image are functions of (seed, epoch, its place in the epoch's order), whatever
+    the number of processes.
+    """
+
+    @cached_property
+    def data(self) -> TensorSplit:
+        """The split on the device, where it moves once."""
+        return TensorSplit(self.split.images.to(self.device), self.split.labels.to(self.device))
+
+    def _deal(self) -> tuple[Tensor, ...]:
+        return tuple(positions.to(self.device) for positions in super()._deal())
+
+    def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        padding, flip = self.option.crop_padding * self.augment, self.option.flip and self.augment
+        shifts = torch.randint(2 * padding + 1, (self.size, 2), generator=stream(self.seed, epoch, "crop"))
+        flips = torch.randint(2, (self.size,), generator=stream(self.seed, epoch, "flip")).bool()
         # all numbers of an epoch go to the device at once: no batch has to wait for the host, nor the host for them
-        order, shifts, flips = (self._sent(drawn) for drawn in self._draws(epoch))
-        for positions in self.positions[start:]:
+        order, shifts, flips = self._sent(order), self._sent(shifts), self._sent(flips)
+        for positions in batches:
             chosen = order[positions]
-            images = self.images[chosen]
-            if self.augment.crop_padding:
-                images = crop(images, shifts[positions], self.augment.crop_padding)
-            if self.augment.flip:
+            images = self.data.images[chosen]
+            if padding:
+                images = crop(images, shifts[positions], padding)
+            if flip:
                 images = mirror(images, flips[positions])
-            yield self.normalise(images), self.labels[chosen]
+            yield images, self.data.labels[chosen]
 
     def _sent(self, drawn: Tensor) -> Tensor:
         pinned = drawn.pin_memory() if self.device.type == "cuda" else drawn
         return pinned.to(self.device, non_blocking=True)
 
-    def _draws(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        order = torch.arange(self.size)
-        if self.train:
-            order = epoch_order(self.size, seed=self.seed, epoch=epoch)
-        shifts = draw_shifts(self.size, self.augment, seed=self.seed, epoch=epoch)
-        return order, shifts, draw_flips(self.size, seed=self.seed, epoch=epoch)
+
+Key = tuple[int, int]  # which image, and the seed of its random cut
+Item = tuple[Tensor, int] | DataError
 
 
-def train_loader(
-    data: ImageData,
-    cfg: DataConfig,
-    *,
-    seed: int,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    channels_last: bool = False,
-) -> EpochLoader:
-    """Training batches: float32 (cfg.batch_size, C, H, W) and int64 (cfg.batch_size,), on ``device``.
+class _Reader(Dataset[Item]):
+    """Images of a split by key: (uint8 (3, H, W), label), or the error of the file."""
 
-    Args:
-        data: what ``build_data(cfg)`` gave.
-        cfg: batch size, augmentation and workers are read from it.
-        seed: of order and augmentation.
-        device: where the batches are made; images held in memory move there.
-        rank: number of this process, 0..world_size - 1.
-        world_size: number of processes that share the images.
-        channels_last: memory format of the images.
+    def __init__(self, split: FolderSplit, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.split, self.transform = split, transform
+
+    def __getitem__(self, key: Key) -> Item:
+        index, seed = key
+        try:
+            # torchvision draws from the global generator: seeded for this image, its cut depends on no worker
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return self.transform(self.split.image(index)), int(self.split.labels[index])
+        except DataError as error:
+            return error  # as a value: raised in a worker, its message would drown in a traceback
+
+
+def _collate(items: list[Item]) -> Batch | DataError:
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
+
+
+class WorkerLoader(EpochLoader[FolderSplit]):
+    """Batches of images too many to hold: worker processes read and cut them, the device normalises them.
+
+    Order and random cuts are functions of (seed, epoch): neither the number of workers nor a restart in mid-epoch
+    changes a batch.
 
     Raises:
-        ConfigError: if a batch is larger than the share of one process.
+        DataError: on iteration, naming an image that cannot be read.
     """
-    share = len(data.train) // world_size
-    if cfg.batch_size > share:
+
+    @cached_property
+    def _keys(self) -> list[list[Key]]:
+        """The batches which the workers are to read, filled anew before every pass."""
+        return []
+
+    @cached_property
+    def _reader(self) -> DataLoader[Item]:
+        return DataLoader(
+            _Reader(self.split, self.split.transform(augment=self.augment, flip=self.option.flip)),
+            batch_sampler=self._keys,  # type: ignore[arg-type]  # torch asks for ints, keys are pairs
+            collate_fn=_collate,
+            num_workers=self.split.num_workers,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=self.split.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # else each pass would draw from the global one
+        )
+
+    def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        seeds = torch.randint(2**31, (self.size,), generator=stream(self.seed, epoch, "cut"))
+        keys = (zip(order[positions].tolist(), seeds[positions].tolist(), strict=True) for positions in batches)
+        self._keys[:] = map(list, keys)
+        for batch in self._reader:
+            if isinstance(batch, DataError):
+                raise batch
+            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            yield images, labels
+
+
+AnyLoader = TensorLoader | WorkerLoader
+
+
+def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLoader:
+    """Training batches: float32 (batch_size, C, H, W) and int64 (batch_size,), on the device.
+
+    Args:
+        data: the result of ``build_data``; batch size and augmentation are those of its option.
+        seed: of order and augmentation.
+        place: device, rank, world_size and channels_last, see ``Place``.
+
+    Raises:
+        ConfigError: if a batch is larger than the part of one process.
+    """
+    size, world_size = data.option.batch_size, place.get("world_size", 1)
+    part = len(data.train) // world_size
+    if size > part:
         whose = f" in each of {world_size} processes" if world_size > 1 else ""
         raise ConfigError(
-            f"data.batch_size={cfg.batch_size} is larger than the training split of {data.name}, "
-            f"{share} images{whose}; set data.batch_size={max(share, 1)} or less"
+            f"{{size}} is larger than the training split of {data.option.name}, {part} images{whose}; "
+            "set {allowed} or less",
+            size=Use("data.batch_size", size),
+            allowed=Use("data.batch_size", max(part, 1)),
         )
-    place = {"device": device, "rank": rank, "world_size": world_size, "channels_last": channels_last}
-    return _make(data, data.train, cfg, train=True, seed=seed, **place)
+    return _loader(data.train, data.option, seed=seed, train=True, **place)
 
 
-def val_loader(
-    data: ImageData,
-    cfg: DataConfig,
-    *,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    channels_last: bool = False,
-) -> EpochLoader | None:
-    """Validation batches in order, each image once; None without a validation split (val_fraction 0).
-
-    Arguments as for ``train_loader``.
-    """
-    if data.val is None:
-        return None
-    place = {"device": device, "rank": rank, "world_size": world_size, "channels_last": channels_last}
-    return _make(data, data.val, cfg, train=False, seed=0, **place)
+def val_loader(data: ImageData, **place: Unpack[Place]) -> AnyLoader | None:
+    """Validation batches in order, each image once, see ``train_loader``; None without a validation split."""
+    return None if data.val is None else _loader(data.val, data.option, seed=0, train=False, **place)
 
 
-def test_loader(
-    data: ImageData,
-    cfg: DataConfig,
-    *,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    channels_last: bool = False,
-) -> EpochLoader:
-    """Test batches in order, each image once; reads the test split. Arguments as for ``train_loader``."""
-    place = {"device": device, "rank": rank, "world_size": world_size, "channels_last": channels_last}
-    return _make(data, data.test, cfg, train=False, seed=0, **place)
+def test_loader(data: ImageData, **place: Unpack[Place]) -> AnyLoader:
+    """Test batches in order, each image once, see ``train_loader``; reads the test split."""
+    return _loader(data.test, data.option, seed=0, train=False, **place)
 
 
-def _make(data: ImageData, split: Split, cfg: DataConfig, *, train: bool, seed: int, **place: Any) -> EpochLoader:
-    """The loader for this kind of split; ``place`` is device, rank, world_size, channels_last."""
-    common: dict[str, Any] = {
-        "batch_size": cfg.batch_size if train else cfg.eval_batch_size,
-        "mean": data.mean,
-        "std": data.std,
-        "seed": seed,
-        "train": train,
-        **place,
-    }
+def _loader(split: Split, option: DataSet, *, seed: int, train: bool, **place: Unpack[Place]) -> AnyLoader:
     if isinstance(split, TensorSplit):
-        augment = Augment(cfg.crop_padding, cfg.flip) if cfg.augment else NO_AUGMENT
-        return TensorLoader(split.images, split.labels, augment=augment, image_size=data.image_size, **common)
-    return WorkerLoader(split, augment=cfg.augment, flip=cfg.flip, num_workers=cfg.num_workers, **common)
+        return TensorLoader(split, option, seed=seed, train=train, **place)
+    return WorkerLoader(split, option, seed=seed, train=train, **place)

@@ -1,0 +1,152 @@
+"""The settings of each data set; without torch, so that a mistake in them shows at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import Any, ClassVar
+
+from hodec.errors import ConfigError, Use
+from hodec.options import BadParts, Option, setting
+
+
+def _bad_mean(values: Sequence[float]) -> BadParts:
+    if not values or not all(map(isfinite, values)):
+        yield "", values
+
+
+def _bad_std(values: Sequence[float]) -> BadParts:
+    if not values or not all(0 < value < inf for value in values):
+        yield "", values
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet(Option):
+    """Settings that all data sets have.
+
+    Attributes:
+        reader: function that makes an ``ImageData`` of the option, written as an entry point: ``package.module:name``.
+        own_mean: of the training images, one number per channel, pixels in 0..1.
+        own_std: standard deviations, as ``own_mean``.
+    """
+
+    group: ClassVar[str] = "data"
+    reader: ClassVar[str]
+    own_mean: ClassVar[tuple[float, ...]]
+    own_std: ClassVar[tuple[float, ...]]
+
+    batch_size: int = setting(64, "images per training step and process", low=1)
+    eval_batch_size: int = setting(512, "images per evaluation step and process", low=1)
+    val_fraction: float = setting(0.1, "share of the training images kept for validation", low=0, below=1)
+    train_fraction: float = setting(1.0, "share of the other training images that is used", above=0, high=1)
+    augment: bool = setting(False, "random crops and flips of training images")
+    crop_padding: int = setting(0, "pixels added on each side before the random crop of images in memory", low=0)
+    flip: bool = setting(False, "mirror half of the training images")
+    image_size: int | None = setting(None, "side in pixels that images are brought to; null: as they are", low=1)
+    mean: list[float] | None = setting(
+        None,
+        "one number per channel or one for all, pixels in 0..1; null: the data set's own",
+        words="null or a list of numbers",
+        check=_bad_mean,
+    )
+    std: list[float] | None = setting(
+        None,
+        "as mean",
+        words="null or a list of numbers above 0",
+        check=_bad_std,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("mean", "std"):
+            count, channels = len(getattr(self, key) or [0]), len(self.own_mean)
+            if count not in (1, channels):
+                text = f"{{setting}}: {count} numbers given for images of {channels} channels; allowed: 1 or {channels}"
+                raise ConfigError(text, setting=Use(f"data.{key}"))
+
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel: the settings where given, else the data set's own."""
+        mean, std = self.mean or self.own_mean, self.std or self.own_std
+        channels = len(self.own_mean)
+        return tuple(mean) * (channels // len(mean)), tuple(std) * (channels // len(std))
+
+
+def _default(key: str, value: object) -> Any:
+    """The setting of ``DataSet`` with another default."""
+    return field(default=value, metadata=DataSet.__dataclass_fields__[key].metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(DataSet):
+    """1,797 grey digits of 8 x 8 that come with scikit-learn: nothing to download, seconds per epoch."""
+
+    name: ClassVar[str] = "digits"
+    reader: ClassVar[str] = "hodec.experiment.data.tensor_sets:digits"
+    own_mean, own_std = (0.3060,), (0.3763,)  # of the training part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fake(DataSet):
+    """Images made up from a fixed seed: a smoke test without any file."""
+
+    name: ClassVar[str] = "fake"
+    reader: ClassVar[str] = "hodec.experiment.data.tensor_sets:fake"
+    own_mean, own_std = (0.5, 0.5, 0.5), (0.23, 0.23, 0.23)
+
+    image_size: int = setting(16, "side of the images in pixels", low=1)
+    fake_size: int = setting(512, "images to make up", low=2)
+    fake_classes: int = setting(10, "classes to make up", low=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fake_size < 2 * self.fake_classes:
+            size, classes = Use("data.fake_size", self.fake_size), Use("data.fake_classes", self.fake_classes)
+            raise ConfigError(
+                "{size} given with {classes}; allowed: 2 or more of each class", size=size, classes=classes
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photographs(DataSet):
+    """Settings of photographs, which are augmented unless told otherwise."""
+
+    batch_size: int = _default("batch_size", 128)
+    augment: bool = _default("augment", True)
+    crop_padding: int = _default("crop_padding", 4)
+    flip: bool = _default("flip", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(Photographs):
+    """50,000 + 10,000 colour images of 32 x 32 in 10 classes; the first time with ``download``."""
+
+    name: ClassVar[str] = "cifar10"
+    reader: ClassVar[str] = "hodec.experiment.data.tensor_sets:cifar"
+    own_mean, own_std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+    root: str = setting("data", "folder of the downloaded files")
+    download: bool = setting(False, "fetch the files when they are missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar100(Cifar10):
+    """50,000 + 10,000 colour images of 32 x 32 in 100 classes; the first time with ``download``."""
+
+    name: ClassVar[str] = "cifar100"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Photographs):
+    """Your own images, one folder per class: ROOT/train/CLASS/*, ROOT/test/CLASS/* and, if there is one, ROOT/val."""
+
+    name: ClassVar[str] = "image_folder"
+    reader: ClassVar[str] = "hodec.experiment.data.folder:image_folder"
+    own_mean, own_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+    eval_batch_size: int = _default("eval_batch_size", 256)
+    root: str | None = setting(None, "the folder, always to be given")
+    num_workers: int = setting(2, "processes that read images that are not in memory", low=0)
+    in_memory: bool | None = setting(None, "hold all images decoded: faster; null: when they fit into 2 GiB")
+
+
+# The choices of data=NAME; a data set of somebody else is one entry more.
+DATA_SETS: dict[str, type[DataSet]] = {kind.name: kind for kind in (Digits, Cifar10, Cifar100, ImageFolder, Fake)}
