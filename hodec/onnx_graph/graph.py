@@ -227,7 +227,7 @@ def load_graph(path: str | Path) -> OnnxGraph:
             f"{path} is not a valid ONNX model, or not one that can be written again: {first_line(error)}"
         ) from error
     for value in (one for part in graph.model.graphs() for one in part.initializers.values()):
-        if not value.is_graph_input():
+        if not value.is_graph_input() and not value.is_graph_output():
             value.type = value.shape = None  # its tensor has both, and the file need not say it twice
     return graph
 

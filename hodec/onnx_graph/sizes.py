@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 from hodec.errors import ConfigError, Use
 from hodec.export.runtime import Array, quiet
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.messages import Words, literal
+from hodec.onnx_graph.messages import literal
 from hodec.onnx_graph.session import Cannot, run_model
 
 Size = tuple[int, ...]
@@ -18,8 +19,8 @@ Size = tuple[int, ...]
 
 def shapes_use(sizes: Mapping[str, Size]) -> Use:
     """The setting that gives these sizes of inputs."""
-    flags = " ".join(f"--shape {shape_words(name, size)}" for name, size in sizes.items())
-    return Words(f"shapes={dict(sizes)}", flags)
+    flags = " ".join(f"--shape {shlex.quote(shape_words(name, size))}" for name, size in sizes.items())
+    return Use("shapes", dict(sizes), flags)
 
 
 def shape_words(name: str, size: Size) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, Use
 from hodec.io.atomic import replacing
 from hodec.onnx_graph.graph import OnnxGraph, first_line, tensors_of
-from hodec.onnx_graph.messages import Words, literal
+from hodec.onnx_graph.messages import literal
 
 # Protobuf refuses messages of 2 GiB; nodes and names get 64 MiB of that.
 MAX_BYTES = 2**31 - 2**26
@@ -37,7 +37,7 @@ def check_target(out: Path, graph: OnnxGraph, *, force: bool) -> None:
         raise ConvertError(f"output {out} is the input itself, which is never touched; name another file")
     if out.exists() and not force:
         raise ConvertError(
-            literal(f"output {out} is there already; ") + "{force} replaces it", force=Words("force=True", "--force")
+            literal(f"output {out} is there already; ") + "{force} replaces it", force=Use("force", True, "--force")
         )
 
 
@@ -46,8 +46,8 @@ def written(graph: OnnxGraph, out: Path) -> Iterator[list[Path]]:
     """Yield the finished files, the model first, in the folder of ``out``; afterwards the model is moved to ``out``.
 
     An error inside leaves everything as it was. Where the graph keeps tensors in other files, or is too large for one,
-    its initializers of 1 KiB and more go into a new file beside ``out``, at multiples of a page, so that they can be
-    mapped; the graph then refers to them there.
+    those and its initializers of 1 KiB and more go into a new file beside ``out``, at multiples of a page, so that they
+    can be mapped; the graph then refers to them there.
 
     Raises:
         ConvertError: no space left, or the folder cannot be written to.
@@ -82,27 +82,23 @@ def _free_name(out: Path) -> str:
 
 
 def _move_out(model: ir.Model, data: Path, *, least: int = 1024, page: int = 4096) -> None:
-    """Write initializers of ``least`` bytes and more into a file, at multiples of ``page``; load smaller ones."""
-    external = ir.external_data
-    for graph in model.graphs():
-        for node in graph:
-            for name, attribute in node.attributes.items():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    (tensor,) = external.convert_tensors_from_external([attribute.value])
-                    node.attributes[name] = ir.AttrTensor(name, tensor)
-    values = [value for graph in model.graphs() for value in graph.initializers.values()]
-    held = [
-        (value, one) for value in values if (one := value.const_value) is not None and one.dtype != ir.DataType.STRING
+    """Write initializers of ``least`` bytes and more, and those from other files, at multiples of ``page`` of a file."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
+    values = [one for graph in model.graphs() for one in graph.initializers.values()]
+    large = [
+        (value, one)
+        for value in values
+        if isinstance(one := value.const_value, ir.ExternalTensor)
+        or (one is not None and one.nbytes >= least and one.dtype != ir.DataType.STRING)
     ]
-    large = [(value, one) for value, one in held if one.nbytes >= least]
-    tensors = external.convert_tensors_to_external(
+    tensors = ir.external_data.convert_tensors_to_external(
         [one for _, one in large], data.parent, data.name, alignment=page, align_threshold=0
     )
     for (value, _), tensor in zip(large, tensors, strict=True):
         value.const_value = tensor
-    for value, one in held:
-        if isinstance(one, ir.ExternalTensor) and one.nbytes < least:
-            (value.const_value,) = external.convert_tensors_from_external([one])
     with data.open("rb+") as stream:
         os.fsync(stream.fileno())
 
