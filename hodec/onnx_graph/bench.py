@@ -2,13 +2,14 @@
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from hodec.cost.timing import samples_ms
 from hodec.errors import ConfigError, ConvertError, Use
 from hodec.export.runtime import Array, Session
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
@@ -65,8 +66,8 @@ def bench_files(
 ) -> Bench:
     """Compare two models on the same seeded random inputs.
 
-    Each turn runs the first model twice and the second one between: what one call of the same model differs from the
-    other is the noise that the ratio stands in.
+    Each turn runs the first model twice and the second one: what one call of the same model differs from the other is
+    the noise that the ratio stands in.
 
     Args:
         seconds: how long to measure, above 0.
@@ -85,12 +86,13 @@ def bench_files(
     feeds = example_feeds(graphs[0], sizes[0])
     opened = [_opened(graph, feeds) for graph in graphs]
     difference, relative = _differences(*(run_session(one, feeds) for one in opened))
-    before, between, after = _turns(opened[0], opened[1], feeds, seconds)
+    works = {name: partial(one.run, None, feeds) for name, one in zip("abc", (*opened, opened[0]))}
+    before, between, after = samples_ms(works, seconds=seconds, rounds=(10, 2000)).values()
     pairs = list(zip(before, between, after, strict=True))
     own = [a / c for a, _, c in pairs]
     return Bench(
-        first_ms=1e3 * statistics.median([*before, *after]),
-        second_ms=1e3 * statistics.median(between),
+        first_ms=statistics.median([*before, *after]),
+        second_ms=statistics.median(between),
         speedup=statistics.median(math.sqrt(a * c) / b for a, b, c in pairs),
         noise=abs(math.log(statistics.median(own))) + _median_error(own),
         turns=len(pairs),
@@ -102,28 +104,13 @@ def bench_files(
 
 
 def _opened(graph: OnnxGraph, feeds: Mapping[str, Array]) -> Session:
-    """A session of the model, run twice so that what it does once only is done."""
+    """A session of the model, tried once."""
     try:
         opened = session(graph.path, optimize=True)
-        for _ in range(2):
-            run_session(opened, feeds)
+        run_session(opened, feeds)
     except Cannot as error:
         raise ConvertError(f"onnxruntime does not run {graph.path}: {error}") from error
     return opened
-
-
-def _turns(  # noqa: PLR0913
-    first: Session, second: Session, feeds: Mapping[str, Array], seconds: float, *, least: int = 10, most: int = 2000
-) -> tuple[list[float], ...]:
-    """Seconds of the first, the second and again the first model, turn by turn."""
-    times: tuple[list[float], ...] = ([], [], [])
-    end = time.perf_counter() + seconds
-    while len(times[0]) < least or (time.perf_counter() < end and len(times[0]) < most):
-        for one, taken in zip((first, second, first), times, strict=True):
-            start = time.perf_counter()
-            one.run(None, dict(feeds))
-            taken.append(time.perf_counter() - start)
-    return times
 
 
 def _median_error(ratios: list[float]) -> float:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -118,7 +118,7 @@ class OnnxGraph:
         alone = helper.make_graph([ir.to_proto(node)], "constant", ends[:-1], ends[-1:])
         try:  # as a model: a node by itself is taken to be of the newest version
             model = helper.make_model(alone, opset_imports=[helper.make_opsetid("", self.opset)])
-            return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+            return cast(list[Array], ReferenceEvaluator(model).run(None, feeds))[0]
         except Exception as error:  # the evaluator raises whatever its operators raise
             raise CheckpointError(f"constant {value.name!r} cannot be computed: {first_line(error)}") from error
 

@@ -1,6 +1,5 @@
 """Model files that are either whole or not there, with their tensors beside them where they are too many."""
 
-import errno
 import glob
 import os
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from hodec.errors import ConvertError, Use
-from hodec.io.atomic import replacing
-from hodec.onnx_graph.graph import OnnxGraph, first_line, tensors_of
+from hodec.io.atomic import check_place, replacing, writing
+from hodec.onnx_graph.graph import OnnxGraph, tensors_of
 from hodec.onnx_graph.messages import literal
 
 # Protobuf refuses messages of 2 GiB; nodes and names get 64 MiB of that.
@@ -25,14 +24,7 @@ def check_target(out: Path, graph: OnnxGraph, *, force: bool) -> None:
     Raises:
         ConvertError: no such folder, the input itself, or a file that is there already, without ``force``.
     """
-    if out.is_dir():
-        raise ConvertError(f"output {out} is a folder; name a file, e.g. {out / 'small.onnx'}")
-    if out.exists() and not out.is_file():  # a device, which a move would replace
-        raise ConvertError(f"output {out} is no file that could be replaced; name a file")
-    if not out.parent.is_dir():
-        raise ConvertError(f"folder {out.parent} of the output does not exist; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise ConvertError(f"folder {out.parent} of the output cannot be written to")
+    check_place(out, ConvertError, "output: ")
     if out.exists() and any(out.samefile(path) for path in (graph.path, *graph.data_files)):
         raise ConvertError(f"output {out} is the input itself, which is never touched; name another file")
     if out.exists() and not force:
@@ -57,16 +49,12 @@ def written(graph: OnnxGraph, out: Path) -> Iterator[list[Path]]:
     earlier = [path for path in _data_files(out) if path not in graph.data_files]
     moved = False
     try:
-        with replacing(out) as path:
+        with writing(out, ConvertError, "nothing was changed"), replacing(out) as path:
             for one in data:
                 _move_out(graph.model, one)
             path.write_bytes(ir.to_proto(graph.model).SerializeToString())
             yield [path, *data]
         moved = True
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        reason = "there is no space left" if full else error.strerror or first_line(error)
-        raise ConvertError(f"{out} could not be written: {reason}; nothing was changed") from error
     finally:
         for one in earlier if moved else data:
             one.unlink(missing_ok=True)
@@ -82,7 +70,7 @@ def _free_name(out: Path) -> str:
 
 
 def _move_out(model: ir.Model, data: Path, *, least: int = 1024, page: int = 4096) -> None:
-    """Write initializers of ``least`` bytes and more, and those from other files, at multiples of ``page`` of a file."""
+    """Write initializers of ``least`` bytes and more, and those from other files, from a ``page`` on."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):

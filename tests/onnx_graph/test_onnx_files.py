@@ -57,7 +57,7 @@ def test_missing_files_and_folders(tmp_path):
     with pytest.raises(CheckpointError, match="is a folder"):
         load_graph(tmp_path)
     source = conv_net(tmp_path / "in.onnx")
-    with pytest.raises(ConvertError, match="folder .*nowhere of the output does not exist"):
+    with pytest.raises(ConvertError, match="folder .*nowhere does not exist"):
         decompose(source, tmp_path / "nowhere" / "out.onnx")
     with pytest.raises(ConvertError, match="is a folder"):
         decompose(source, tmp_path)

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hodec.errors import PlanError
+from hodec.onnx_graph.changes import METADATA
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.planning import Options
-from hodec.onnx_graph.changes import METADATA
 from hodec.plan.plan import Plan
 from hodec.ranks import Ascend, Budget, Energy, Manual, Ratio, Vbmf
 

@@ -62,7 +62,9 @@ def test_several_inputs_without_a_shape_are_named_together(tmp_path):
     nodes = [node("Conv", "a w", "h"), node("Conv", "b w", "k"), node("Add", "h k")]
     inputs = {"a": ("n", 8, 10, 12), "b": ("n", 8, 10, 12)}
     model = load_graph(bare(save(tmp_path / "in.onnx", nodes, {"w": numbers(16, 8, 3, 3)}, inputs=inputs)))
-    with pytest.raises(ConfigError, match="input a, b has no shape.* shapes={'a': .1, 3, 224, 224., 'b': .1, 3, 224, 224.}$"):
+    with pytest.raises(
+        ConfigError, match="input a, b has no shape.* shapes={'a': .1, 3, 224, 224., 'b': .1, 3, 224, 224.}$"
+    ):
         input_sizes(model, {})
     with pytest.raises(ConfigError, match="input b has no shape"):
         input_sizes(model, {"a": (1, 8, 10, 12)})
