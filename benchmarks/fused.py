@@ -85,7 +85,7 @@ def onnxruntime(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Wo
         for name, net in {"dense": dense, "fused": fused}.items():
             path = to_onnx(net, Path(folder) / f"{name}.onnx", example_input=x[:1], verify=False).path
             call_sites[name] = session(path.read_bytes(), threads=torch.get_num_threads())
-    return {name: lambda run=run: run([x]) for name, run in call_sites.items()}
+    return {name: lambda run=run: run(x) for name, run in call_sites.items()}
 
 
 def tltorch(dense: nn.Module, fused: nn.Module, x: Tensor, plan: Plan) -> Works:

@@ -1,6 +1,6 @@
 """Whether an exported net still does what it did."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,22 @@ def check_same(what: str, errors: Iterable[tuple[int, float]], allowed: float) -
             )
         worst = max(worst, error)
     return worst
+
+
+def verified(  # noqa: PLR0913
+    what: str, run: Callable[..., Any], net: nn.Module, like: Sequence[Tensor], sizes: Iterable[int], *, allowed: float
+) -> float:
+    """The largest distance between the outputs of ``run`` and those of ``net``, on inputs of these batch sizes.
+
+    Args:
+        run: takes the tensors of ``like``, of another batch size.
+
+    Raises:
+        ConvertError: one is above what is allowed.
+    """
+    inputs = ((size, with_batch(like, size)) for size in sizes)
+    with torch.no_grad():
+        return check_same(what, ((size, distance(run(*x), outputs_of(net, x))) for size, x in inputs), allowed)
 
 
 def batch_sizes(inputs: Sequence[Tensor], dynamic: bool) -> tuple[int, ...]:

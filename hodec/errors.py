@@ -11,10 +11,12 @@ class Use:
     Attributes:
         setting: its key among all settings: ``ranks.macs``, ``method.n_modes``, ``exclude``.
         value: what to give it, as it is written: ``0.4``, ``[conv1]``; the empty string names the setting alone.
+        flags: the words of the command line, where they are not made from those: ``--exclude conv1``.
     """
 
     setting: str
     value: object = ""
+    flags: str = ""
 
     def in_python(self) -> str:
         """``macs=0.4``: the argument of a constructor or function."""
@@ -28,6 +30,8 @@ class Use:
 
     def in_flags(self) -> str:
         """``--macs 0.4``: a flag of the command line; quoted where a shell would take the value apart."""
+        if self.flags:
+            return self.flags
         flag, value = f"--{self.setting.rpartition('.')[2].replace('_', '-')}", str(self.value)
         return f"{flag} '{value}'" if any(c in value for c in "[]{}*, ") else f"{flag} {value}".rstrip()
 

@@ -1,7 +1,6 @@
 """hodec decompose: a model file in, a smaller model file out."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,10 @@ from hodec.cli.rule_options import (
     rule_from,
 )
 from hodec.errors import ConfigError
+from hodec.io.atomic import check_place, writing
 
 if TYPE_CHECKING:
     from hodec.onnx_graph.decompose import Outcome
-    from hodec.plan.plan import Plan
 
 HELP = "make an ONNX model file smaller by decomposing its layers"
 
@@ -68,56 +67,39 @@ def run(options: argparse.Namespace) -> Answer:
     with errors_in_flags():
         outcome = _decompose(options, what)
     if options.plan_out:
-        _save_plan(outcome.plan, options.plan_out, options.output)
+        with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
+            outcome.plan.save(options.plan_out)
     return Answer(_text(outcome, options.output), {"output": options.output, **outcome.to_dict()})
 
 
 def _what(options: argparse.Namespace) -> dict[str, Any]:
-    """What is to be done: a plan, or a rule and its settings."""
-    if options.plan:
-        from hodec.plan.plan import Plan
+    """Arguments of ``decompose_file`` that say what is to be done: a plan, or a rule and its settings."""
+    from hodec.onnx_graph.planning import Options
+    from hodec.plan.plan import Plan
 
+    if options.plan:
         return {"plan": Plan.load(options.plan)}
-    return {"rule": rule_from(options), **method_from(options), "allow_larger": options.allow_larger}
+    rule, settings = rule_from(options), method_from(options)
+    method = settings.pop("method")
+    return {"rule": rule, "method": method, "options": Options(**settings, allow_larger=options.allow_larger)}
 
 
 def _decompose(options: argparse.Namespace, what: dict[str, Any]) -> "Outcome":
     from hodec.onnx_graph.decompose import decompose_file
-    from hodec.onnx_graph.planning import Options
     from hodec.onnx_graph.sizes import parse_shapes
 
-    settings = Options(**{key: what.pop(key) for key in Options.__dataclass_fields__ if key in what})
     shapes = parse_shapes(options.shape)
-    return decompose_file(options.path, options.output, options=settings, shapes=shapes, force=options.force, **what)
+    return decompose_file(options.path, options.output, shapes=shapes, force=options.force, **what)
 
 
 def _check_plan_options(options: argparse.Namespace) -> None:
     if options.plan_out:
-        check_place(options.plan_out)
-    if options.plan_out and Path(options.plan_out).resolve() in {
-        Path(p).resolve() for p in (options.path, options.output)
-    }:
-        raise ConfigError(f"--plan-out: {options.plan_out} is one of the models; name another file")
-    if not options.plan:
-        return
-    for flag in DECIDED:
+        check_place(Path(options.plan_out), ConfigError, "--plan-out: ")
+        if Path(options.plan_out).resolve() in {Path(one).resolve() for one in (options.path, options.output)}:
+            raise ConfigError(f"--plan-out: {options.plan_out} is one of the models; name another file")
+    for flag in DECIDED if options.plan else ():
         if getattr(options, flag.strip("-").replace("-", "_")):
             raise ConfigError(f"{flag} and --plan: the plan says that already; edit the plan, or leave it out")
-
-
-def check_place(given: str) -> None:
-    """Refuse a place for the plan before any work is done.
-
-    Raises:
-        ConfigError: no folder to write to, or something there that is no file.
-    """
-    path = Path(given)
-    if not path.parent.is_dir():
-        raise ConfigError(f"--plan-out: folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--plan-out: folder {path.parent} cannot be written to; name another one")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"--plan-out: {path} is no file that could be replaced; name another one")
 
 
 def _apply_preset(options: argparse.Namespace) -> None:
@@ -126,15 +108,6 @@ def _apply_preset(options: argparse.Namespace) -> None:
         if given not in (None, value):
             raise ConfigError(f"--preset {options.preset} stands for --{key} {value}, and --{key} {given} is given")
         setattr(options, key, value)
-
-
-def _save_plan(plan: "Plan", path: str, out: str) -> None:
-    try:
-        plan.save(path)
-    except OSError as error:
-        raise ConfigError(
-            f"--plan-out: {path} could not be written: {error.strerror}; the model {out} is written"
-        ) from error
 
 
 def _text(outcome: "Outcome", out: str) -> str:
@@ -146,8 +119,9 @@ def _text(outcome: "Outcome", out: str) -> str:
         for name, change in outcome.changes.items()
     ]
     lines += [f"  {name} stays: {reason}" for name, reason in outcome.plan.skipped.items()]
+    without = f" without {', '.join(outcome.uncounted)}, which cannot be counted" if outcome.uncounted else ""
     lines.append(_pair("parameters", outcome.before.params, outcome.after.params))
-    lines.append(_pair("multiply-adds", outcome.before.macs, outcome.after.macs))
+    lines.append(_pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
     lines.append(_pair("bytes", outcome.bytes_before, outcome.bytes_after))
     if outcome.difference is not None:
         lines.append(f"outputs on random inputs differ by {outcome.difference:.3g} of the largest")

@@ -2,9 +2,10 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from hodec.cli import Answer
+from hodec.errors import ConfigError
+from hodec.io.atomic import check_place
 
 HELP = "write the compressed model of a run as ONNX, PyTorch program or safetensors"
 ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -30,57 +31,48 @@ def run(options: argparse.Namespace) -> Answer:
     """
     from hodec.experiment.run_model import model_of_run
 
-    path = _output(Path(options.run), options)
+    path = _output(options)
     made = model_of_run(options.run)
     report, model, example = "", made.model, made.example(options.batch)
-    if options.to == "safetensors":
-        return _answer(made.save(path, verify=options.verify), report)
     if options.fuse:
         from hodec.fusion.search import fuse
 
         model = fuse(model, example_input=example)
         report = f"{model.fuse_report}\n"
-    return _answer(_write(model, example, path, options), report)
+    if options.to == "safetensors":
+        written = made.save(path, verify=options.verify)
+    elif options.to == "pt2":
+        from hodec.export.program import to_program
+
+        written = to_program(model, path, example_input=example, verify=options.verify)
+    else:
+        from hodec.export.onnx import to_onnx
+
+        written = to_onnx(model, path, example_input=example, verify=options.verify, precision=options.precision)
+    value = {"path": str(written.path), "bytes": written.path.stat().st_size, "error": written.error}
+    return Answer(f"{report}{written}", value | {"batches": list(written.batches), "nodes": dict(written.nodes)})
 
 
-def _output(folder: Path, options: argparse.Namespace) -> Path:
+def _output(options: argparse.Namespace) -> Path:
     """Where to write.
 
     Raises:
         ConfigError: the file is there already, options that do not go together, or a batch below 1.
     """
-    from hodec.errors import ConfigError
-
-    if options.batch < 1:
-        raise ConfigError(f"--batch {options.batch} is below 1")
-    if options.precision != "fp32" and options.to != "onnx":
-        raise ConfigError(f"--precision {options.precision} is for --to onnx; --to {options.to} is written in float32")
-    if options.fuse and options.to == "safetensors":
-        raise ConfigError(
-            "--fuse goes with --to onnx and --to pt2, which hold the structure of the fused net; --to safetensors "
-            "holds the factors, which hodec.load reads"
-        )
-    default = folder / (("fused" if options.fuse else "exported") + ENDINGS[options.to])
-    path = Path(options.output) if options.output else default
-    if path.suffix != ENDINGS[options.to]:
-        raise ConfigError(f"{path}: with --to {options.to} the file ends in {ENDINGS[options.to]}, not {path.suffix!r}")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is no file that could be replaced; -o FILE names another")
-    if path.exists() and not options.force:
-        raise ConfigError(f"{path} exists; --force replaces it, -o FILE writes another")
+    ending = ENDINGS[options.to]
+    path = Path(options.output or Path(options.run, ("fused" if options.fuse else "exported") + ending))
+    wrong = {
+        f"--batch {options.batch} is below 1": options.batch < 1,
+        f"--precision {options.precision} is for --to onnx; --to {options.to} is written in float32": (
+            options.precision != "fp32" and options.to != "onnx"
+        ),
+        "--fuse goes with --to onnx and --to pt2, which hold the structure of the fused net; --to safetensors holds "
+        "the factors, which hodec.load reads": options.fuse and options.to == "safetensors",
+        f"{path}: with --to {options.to} the file ends in {ending}, not {path.suffix!r}": path.suffix != ending,
+        f"{path} exists; --force replaces it, -o FILE writes another": path.is_file() and not options.force,
+    }
+    for message in (message for message, is_so in wrong.items() if is_so):
+        raise ConfigError(message)
+    if path.exists():
+        check_place(path, ConfigError)
     return path
-
-
-def _write(model: Any, example: Any, path: Path, options: argparse.Namespace) -> Any:
-    if options.to == "pt2":
-        from hodec.export.program import to_program
-
-        return to_program(model, path, example_input=example, verify=options.verify)
-    from hodec.export.onnx import to_onnx
-
-    return to_onnx(model, path, example_input=example, verify=options.verify, precision=options.precision)
-
-
-def _answer(written: Any, report: str) -> Answer:
-    value = {"path": str(written.path), "bytes": written.path.stat().st_size, "error": written.error}
-    return Answer(f"{report}{written}", value | {"batches": list(written.batches), "nodes": dict(written.nodes)})

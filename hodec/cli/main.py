@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
-from hodec.errors import HodecError, near_matches
+from hodec.errors import HodecError, Use, near_matches
 
 # What the shell knows a program by that a closed pipe has ended: 128 + SIGPIPE.
 OK, FAILED, NO_READER = 0, 2, 141
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = verb_module(options.verb).run(options)
     except HodecError as error:
-        return _say(f"hodec {options.verb}: {error}\n", sys.stderr) or FAILED
+        return _say(f"hodec {options.verb}: {error.told(Use.in_flags)}\n", sys.stderr) or FAILED
     return _say(f"{json.dumps(answer.value, indent=1) if options.json else answer.text}\n", sys.stdout)
 
 

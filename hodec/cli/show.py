@@ -1,7 +1,6 @@
 """hodec show: print a plan, the plan of a compressed model, or what was changed in a model file."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from hodec.cli import Answer
@@ -21,31 +20,17 @@ def run(options: argparse.Namespace) -> Answer:
         HodecError: a file that is missing or holds neither.
     """
     from hodec.errors import PlanError
+    from hodec.io.atomic import read_json
+    from hodec.plan.plan import Plan
 
     path = Path(options.path)
     if path.is_dir():
         raise PlanError(f"{path} is a folder; give a file in it: plan.json, or compressed.safetensors of a run")
-    return READERS.get(path.suffix, _plan)(path)
+    if path.suffix == ".onnx":
+        from hodec.onnx_graph.changes import read_changes
 
-
-def _plan(path: Path) -> Answer:
-    from hodec.io.atomic import read_json
-    from hodec.plan.plan import Plan
-
-    value = read_json(path, "plan")
+        changes = read_changes(path)
+        return Answer(str(changes), changes.to_dict())
+    value = read_json(path.with_suffix(".json") if path.suffix == ".safetensors" else path, "plan")
     plan = Plan.from_dict(value["plan"] if isinstance(value, dict) and "plan" in value else value)
     return Answer(str(plan), plan.to_dict())
-
-
-def _changes(path: Path) -> Answer:
-    from hodec.onnx_graph.changes import read_changes
-
-    changes = read_changes(path)
-    return Answer(str(changes), changes.value)
-
-
-# Ending -> what reads it; anything else is taken for a plan.
-READERS: dict[str, Callable[[Path], Answer]] = {
-    ".safetensors": lambda path: _plan(path.with_suffix(".json")),
-    ".onnx": _changes,
-}

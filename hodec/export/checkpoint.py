@@ -11,9 +11,8 @@ from torch import nn
 from hodec._version import __version__
 from hodec.conversion.swap import PLAN_ATTRIBUTE, convert
 from hodec.errors import CheckpointError, ConfigError
-from hodec.export.writing import writing
 from hodec.inference import uncompiled
-from hodec.io.atomic import read_json, sha256, write_json
+from hodec.io.atomic import read_json, sha256, write_json, writing
 from hodec.io.tensors import load_tensors, save_tensors
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method

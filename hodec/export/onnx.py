@@ -1,34 +1,27 @@
 """A compressed model as an ONNX file, in float32, float16 or int8, verified by running it in ONNX Runtime."""
 
-import contextlib
 import copy
 import inspect
-import logging
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hodec.compare import batch_sizes, check_same, distance, outputs_of, with_batch
+from hodec.compare import batch_sizes, verified
 from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import ConvertError, near_matches
 from hodec.export.layer_errors import check_layers, layer_errors
 from hodec.export.program import Exported, checked_path, exported_program, plain_net
-from hodec.export.writing import write_content
-
-log = logging.getLogger(__name__)
+from hodec.export.runtime import Array, open_session, quiet
+from hodec.io.atomic import write_bytes
 
 # How far outputs may be from the model's, relative to their norm. Rounding to 8 bits costs several percent in deep
 # nets, and a net with shortcuts that lost a layer may differ by as little: int8 is compared layer by layer as well.
 ALLOWED = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5}
-
-# Protocol buffers end at 2 GiB.
-LARGEST = 2**31 - 1
 
 
 def to_onnx(  # noqa: PLR0913
@@ -65,20 +58,17 @@ def to_onnx(  # noqa: PLR0913
     inputs = as_inputs(example_input)
     net = plain_net(model, inputs)
     names = _input_names(net, len(inputs))
-    content = _content(HalfInside(net) if precision == "fp16" else net, inputs, dynamic_batch, names)
-    whole = content
+    floats = content = _content(HalfInside(net) if precision == "fp16" else net, inputs, dynamic_batch, names)
     if precision == "int8":
         content = _quantized(content, batches)
     error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
     if verify:
         # ranges that were read from data say nothing about other inputs
         like = inputs if batches is None else batches[0][: len(inputs)]
-        run = session(content)
-        apart = ((n, distance(run(with_batch(like, n)), outputs_of(net, with_batch(like, n)))) for n in sizes)
-        error = check_same(str(path), apart, ALLOWED[precision])
+        error = verified(str(path), session(content), net, like, sizes, allowed=ALLOWED[precision])
         if precision == "int8":
-            check_layers(str(path), layer_errors(whole, content, like, session=session))
-    write_content(path, content)
+            check_layers(str(path), layer_errors(floats, content, like, session=session))
+    write_bytes(path, content)
     return Exported(path, error, sizes, nodes_of(content))
 
 
@@ -102,36 +92,35 @@ class HalfInside(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(net).half()
 
-    def forward(self, *inputs: Tensor) -> Any:
-        given = [x.half() if x.is_floating_point() else x for x in inputs]
-        made = self.net(*given)
-        return torch.utils._pytree.tree_map(_to_float, made)
+    def forward(self, *inputs: Tensor) -> object:
+        outputs = self.net(*(x.half() if x.is_floating_point() else x for x in inputs))
+        return torch.utils._pytree.tree_map(_to_float, outputs)
 
 
-def _to_float(value: Any) -> Any:
+def _to_float(value: object) -> object:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def session(content: bytes, threads: int | None = None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+def session(content: bytes, threads: int | None = None) -> Callable[..., list[Tensor]]:
     """An ONNX file as a function of tensors, on the CPU.
 
     Args:
         content: the file's bytes.
         threads: by default as many as torch uses.
     """
-    import onnxruntime
+    opened = open_session(content, threads=threads or torch.get_num_threads())
+    names = [one.name for one in opened.get_inputs()]
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3
-    made = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in made.get_inputs()]
-
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        given = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(out) for out in made.run(None, given)]
+    def run(*inputs: Tensor) -> list[Tensor]:
+        outputs = opened.run(None, _arrays(names, inputs))
+        return [torch.from_numpy(output) for output in outputs]
 
     return run
+
+
+def _arrays(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Array]:
+    """The first tensors as arrays, by the names of a file's inputs."""
+    return {name: x.detach().cpu().numpy() for name, x in zip(names, tensors)}
 
 
 def nodes_of(content: bytes) -> dict[str, int]:
@@ -142,30 +131,29 @@ def nodes_of(content: bytes) -> dict[str, int]:
 
 
 def _check_installed(*modules: str) -> None:
-    from importlib.util import find_spec
-
     if missing := [name for name in modules if find_spec(name) is None]:
         raise ConvertError(f"ONNX export needs {', '.join(missing)}: pip install 'hodec[export]'")
 
 
 def _input_names(net: nn.Module, count: int) -> list[str] | None:
-    """What the net calls its first inputs; None where it leaves that open."""
-    parameters = list(inspect.signature(net.forward).parameters.values())[:count]
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return (
-        [p.name for p in parameters] if len(parameters) == count and all(p.kind in named for p in parameters) else None
-    )
+    """The names of the net's first inputs; None where it leaves them open."""
+    first = list(inspect.signature(net.forward).parameters.values())[:count]
+    named = [p.name for p in first if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named if len(named) == count else None
 
 
 def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, names: list[str] | None = None) -> bytes:
     """The net as the bytes of an ONNX file."""
     program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
     try:
-        with _quiet():
-            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)
-        if made.model_proto.ByteSize() > LARGEST:
+        with quiet():  # the exporter warns about its own insides
+            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)
+        if made is None:
+            raise RuntimeError("torch.onnx.export made nothing")
+        if made.model_proto.ByteSize() >= 2**31:
             raise ConvertError("the model is above 2 GiB, more than one ONNX file holds; to_program writes it as .pt2")
-        return made.model_proto.SerializeToString()  # type: ignore[no-any-return]
+        content: bytes = made.model_proto.SerializeToString()
+        return content
     except ConvertError:
         raise
     except Exception as error:
@@ -173,32 +161,14 @@ def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, na
         raise ConvertError(f"the model cannot be written as ONNX ({reason}); to_program writes it as .pt2") from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporter and quantizer warn about their own insides."""
-    root = logging.getLogger()
-    level = root.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        root.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            root.setLevel(level)
-
-
-# -- int8 -----------------------------------------------------------------------------------------------------------
-
-
 class _Batches:
     """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
 
     def __init__(self, names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
-        self.names, self.left = names, iter(batches)
+        self.left = (_arrays(names, batch) for batch in batches)  # labels behind the inputs have no name
 
-    def get_next(self) -> dict[str, Any] | None:
-        batch = next(self.left, None)
-        return None if batch is None else {n: x.cpu().numpy() for n, x in zip(self.names, batch)}  # then labels
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self.left, None)
 
 
 def _quantized(content: bytes, batches: Sequence[Sequence[Tensor]] | None) -> bytes:
@@ -210,19 +180,18 @@ def _quantized(content: bytes, batches: Sequence[Sequence[Tensor]] | None) -> by
     constants = {each.name for each in model.graph.initializer}
     names = [each.name for each in model.graph.input if each.name not in constants]
     del model.graph.value_info[:]  # the quantizer transposes weights and would find their old shapes here
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        given, made = (str(Path(folder) / name) for name in ("given.onnx", "made.onnx"))
-        onnx.save(model, given)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, target = (str(Path(folder) / name) for name in ("floats.onnx", "int8.onnx"))
+        onnx.save(model, source)
         if batches is None:
             # the CPU has no integer convolution with signed weights
-            quantization.quantize_dynamic(given, made, weight_type=quantization.QuantType.QUInt8)
+            quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QUInt8)
         else:
-            reader: Any = _Batches(names, batches)
             try:
-                quantization.quantize_static(given, made, reader, per_channel=True)
+                quantization.quantize_static(source, target, _Batches(names, batches), per_channel=True)
             except Exception as error:  # the runtime's own kinds, e.g. for batches of another size
                 reason = str(error).splitlines()[0]
                 raise ConvertError(
                     f"calibration: the model does not run on these batches ({reason}); give inputs as the model takes"
                 ) from error
-        return Path(made).read_bytes()
+        return Path(target).read_bytes()

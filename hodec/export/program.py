@@ -2,26 +2,21 @@
 
 import inspect
 import io
-import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hodec.compare import batch_sizes, check_same, distance, outputs_of, with_batch
+from hodec.compare import batch_sizes, verified, with_batch
 from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import CheckpointError, ConvertError
-from hodec.export.writing import write_content
 from hodec.fusion.report import FuseReport
 from hodec.fusion.search import fuse
 from hodec.inference import uncompiled
-
-log = logging.getLogger(__name__)
-
-ALLOWED = 1e-3
+from hodec.io.atomic import write_bytes
 
 
 @dataclass(frozen=True)
@@ -76,19 +71,10 @@ def to_program(
     error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
     if verify:
         content.seek(0)
-        again = torch.export.load(content).module()
-        error = check_same(str(path), ((n, _apart(again, net, with_batch(inputs, n))) for n in sizes), ALLOWED)
-    write_content(path, content.getvalue())
-    counts: dict[str, int] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            counts[str(node.target)] = counts.get(str(node.target), 0) + 1
-    return Exported(path, error, sizes, counts)
-
-
-@torch.no_grad()
-def _apart(program: Any, net: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    return distance(program(*inputs), outputs_of(net, inputs))
+        error = verified(str(path), torch.export.load(content).module(), net, inputs, sizes, allowed=1e-3)
+    write_bytes(path, content.getvalue())
+    calls = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    return Exported(path, error, sizes, calls)
 
 
 def checked_path(path: str | Path, ending: str) -> Path:
@@ -111,24 +97,24 @@ def plain_net(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     return fuse(model, example_input=inputs, target="macs")
 
 
-def exported_program(net: nn.Module, inputs: tuple[Tensor, ...], *, dynamic_batch: bool) -> Any:
-    """What torch.export makes of the net.
+def exported_program(
+    net: nn.Module, inputs: tuple[Tensor, ...], *, dynamic_batch: bool
+) -> torch.export.ExportedProgram:
+    """The net as torch.export takes it down.
 
     Raises:
         ConvertError: it cannot, with its reason.
     """
-    given: tuple[Tensor, ...] = inputs
-    shapes: Any = None
+    shapes: tuple[object, ...] | None = None
     if dynamic_batch:
-        # a batch of one would be taken for a constant
-        given = with_batch(inputs, max(2, len(inputs[0])))
+        inputs = with_batch(inputs, max(2, len(inputs[0])))  # a batch of one would be taken for a constant
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} for _ in inputs)
         if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(net.forward).parameters.values()):
             shapes = (shapes,)
     try:
         with torch.no_grad():
-            return torch.export.export(net, given, dynamic_shapes=shapes)
+            return torch.export.export(net, inputs, dynamic_shapes=shapes)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         way_out = "; dynamic_batch=False fixes the batch size" if dynamic_batch else ""

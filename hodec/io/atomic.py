@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written beside the target, flushed, then moved over it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hodec.errors import CheckpointError
+from hodec.errors import CheckpointError, HodecError
 
 
 @contextmanager
@@ -29,6 +30,52 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(
+    path: Path, kind: type[HodecError] = CheckpointError, way_out: str = "make room there or give another path"
+) -> Iterator[None]:
+    """What runs within writes ``path``: a place that cannot be written to is one message, not a trace.
+
+    Raises:
+        HodecError: of the given kind; the system refuses: no space left, a folder in its place, no permission, ..
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        reason = "there is no space left" if full else error.strerror or str(error).splitlines()[0]
+        raise kind(f"{path} could not be written: {reason}; {way_out}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one move: an existing one is whole until it is replaced.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(path), replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_place(path: Path, kind: type[HodecError], what: str = "") -> None:
+    """Refuse a place for a file before any work is done.
+
+    Args:
+        what: what is written there, in front of the message: ``'--plan-out: '``.
+
+    Raises:
+        HodecError: of the given kind; no folder to write to, or something there that is no file.
+    """
+    if path.exists() and not path.is_file():  # a folder; or a device, which a move would replace
+        raise kind(
+            f"{what}{path} {'is a folder and' if path.is_dir() else 'is'} no file that could be replaced; name a file"
+        )
+    if not path.parent.is_dir():
+        raise kind(f"{what}folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise kind(f"{what}folder {path.parent} cannot be written to; name another one")
 
 
 def write_text(path: Path, text: str) -> None:

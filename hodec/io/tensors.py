@@ -12,10 +12,17 @@ from hodec.io.atomic import replacing
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically; shared storage is stored once per name."""
+    """Write tensors as safetensors, atomically; shared storage is stored once per name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         plain = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-        save_file(plain, temporary, metadata=dict(metadata or {}))
+        try:
+            save_file(plain, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,25 +1,20 @@
-"""Two model files side by side: run in turns in onnxruntime, one thread, with a gauge of the machine's own noise."""
+"""Two model files side by side: run in turns in onnxruntime, one thread, with the machine's own noise measured."""
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hodec.errors import ConfigError, ConvertError
-from hodec.onnx_graph.decompose import is_finite, relative_difference
-from hodec.onnx_graph.model_file import ModelFile, load_model
-from hodec.onnx_graph.session import Cannot, example_feeds, run_session, session
+from hodec.cost.timing import samples_ms
+from hodec.errors import ConfigError, ConvertError, Use
+from hodec.export.runtime import Array, Session
+from hodec.onnx_graph.graph import OnnxGraph, load_graph
+from hodec.onnx_graph.session import Cannot, example_feeds, is_finite, relative_difference, run_session, session
 from hodec.onnx_graph.sizes import Size, input_sizes
-
-# Turns at least, and at most, whatever the time they take; runs of each model before that.
-LEAST, MOST, WARM_UP = 10, 2000, 2
-# Noise above which a ratio is not worth reading closely.
-NOISY = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,8 @@ class Bench:
     Attributes:
         first_ms, second_ms: median latency of one call, milliseconds.
         speedup: median of first / second over turns.
-        noise: how far the first model's two calls in each turn are from a ratio of 1, as the median would tell it.
+        noise: how far the ratio of the first model's two calls in each turn is from 1: |log median| plus the standard
+            error of that median.
         turns: how often both ran.
         difference: largest absolute difference of outputs.
         relative: the same over the largest number of the first model's outputs; None if they are not finite.
@@ -46,7 +42,7 @@ class Bench:
     first_bytes: int
     second_bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self)
 
@@ -60,7 +56,7 @@ class Bench:
             apart,
             f"bytes: {self.first_bytes:,} -> {self.second_bytes:,} ({self.second_bytes / self.first_bytes - 1:+.1%})",
         ]
-        if self.noise > NOISY:
+        if self.noise > 0.05:  # a ratio of some percent is lost in it
             lines.append("note: this machine is busy; measure again for a ratio to rely on")
         return "\n".join(lines)
 
@@ -70,8 +66,8 @@ def bench_files(
 ) -> Bench:
     """Compare two models on the same seeded random inputs.
 
-    Each turn runs the first model twice and the second one between: what one call of the same model differs from the
-    other is the noise that the ratio stands in.
+    Each turn runs the first model twice and the second one: what one call of the same model differs from the other is
+    the noise that the ratio stands in.
 
     Args:
         seconds: how long to measure, above 0.
@@ -82,66 +78,61 @@ def bench_files(
         ConvertError: a model that does not run, or models whose inputs or outputs do not agree.
     """
     if not 0 < seconds < math.inf:
-        raise ConfigError(f"--seconds {seconds} is not a number above 0")
-    models = [load_model(first), load_model(second)]
-    sizes = [input_sizes(model, shapes or {}) for model in models]
+        raise ConfigError("{seconds} is not a number above 0", seconds=Use("seconds", seconds))
+    graphs = [load_graph(first), load_graph(second)]
+    sizes = [input_sizes(graph, shapes or {}) for graph in graphs]
     if sizes[0] != sizes[1]:
-        raise ConvertError(f"the models take different inputs: {dict(sizes[0])} and {dict(sizes[1])}")
-    feeds = example_feeds(models[0], sizes[0])
-    opened = [_opened(model, feeds) for model in models]
-    outputs = [run_session(one, feeds) for one in opened]
-    difference, relative = _differences(*outputs)
-    before, between, after = _turns(opened[0], opened[1], feeds, seconds)
+        raise ConvertError(f"the models take different inputs: {sizes[0]} and {sizes[1]}")
+    feeds = example_feeds(graphs[0], sizes[0])
+    opened = [_opened(graph, feeds) for graph in graphs]
+    difference, relative = _differences(*(run_session(one, feeds) for one in opened))
+    works = {name: partial(one.run, None, feeds) for name, one in zip("abc", (*opened, opened[0]))}
+    before, between, after = samples_ms(works, seconds=seconds, rounds=(10, 2000)).values()
     pairs = list(zip(before, between, after, strict=True))
+    own = [a / c for a, _, c in pairs]
     return Bench(
-        first_ms=1e3 * statistics.median([*before, *after]),
-        second_ms=1e3 * statistics.median(between),
+        first_ms=statistics.median([*before, *after]),
+        second_ms=statistics.median(between),
         speedup=statistics.median(math.sqrt(a * c) / b for a, b, c in pairs),
-        noise=abs(math.log(statistics.median(a / c for a, _, c in pairs))) + _spread([a / c for a, _, c in pairs]),
+        noise=abs(math.log(statistics.median(own))) + _median_error(own),
         turns=len(pairs),
         difference=difference,
         relative=relative,
-        first_bytes=_bytes(models[0]),
-        second_bytes=_bytes(models[1]),
+        first_bytes=_bytes(graphs[0]),
+        second_bytes=_bytes(graphs[1]),
     )
 
 
-def _opened(model: ModelFile, feeds: Mapping[str, Any]) -> Any:
+def _opened(graph: OnnxGraph, feeds: Mapping[str, Array]) -> Session:
+    """A session of the model, tried once."""
     try:
-        opened = session(model.path, optimize=True)
-        for _ in range(WARM_UP):
-            run_session(opened, feeds)
+        opened = session(graph.path, optimize=True)
+        run_session(opened, feeds)
     except Cannot as error:
-        raise ConvertError(f"onnxruntime does not run {model.path}: {error}") from error
+        raise ConvertError(f"onnxruntime does not run {graph.path}: {error}") from error
     return opened
 
 
-def _turns(first: Any, second: Any, feeds: Mapping[str, Any], seconds: float) -> tuple[list[float], ...]:
-    times: tuple[list[float], ...] = ([], [], [])
-    end = time.perf_counter() + seconds
-    while len(times[0]) < LEAST or (time.perf_counter() < end and len(times[0]) < MOST):
-        for one, taken in zip((first, second, first), times, strict=True):
-            start = time.perf_counter()
-            one.run(None, dict(feeds))
-            taken.append(time.perf_counter() - start)
-    return times
-
-
-def _spread(ratios: list[float]) -> float:
-    """Standard error of the median of ratios near 1, from their quartiles."""
+def _median_error(ratios: list[float]) -> float:
+    """Standard error of the median: 1.253 / 1.349 of the distance of the quartiles over sqrt(n), of normal numbers."""
     low, _, high = statistics.quantiles(ratios, n=4)
     return 0.93 * (high - low) / math.sqrt(len(ratios))
 
 
-def _differences(given: list[Any], other: list[Any]) -> tuple[float | None, float | None]:
-    if len(given) != len(other) or any(np.shape(a) != np.shape(b) for a, b in zip(given, other)):
+def _differences(first: list[object], second: list[object]) -> tuple[float | None, float | None]:
+    """Largest absolute and relative difference of two models' outputs; None where they are not finite."""
+    if len(first) != len(second) or any(np.shape(a) != np.shape(b) for a, b in zip(first, second)):  # type: ignore[call-overload]
         raise ConvertError("the models give outputs of different number or size")
-    if not all(is_finite(one) for one in (*given, *other)):
+    if not all(is_finite(one) for one in (*first, *second)):
         return None, None
-    floats = [(a, b) for a, b in zip(given, other) if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size]
+    floats = [
+        (a, b)
+        for a, b in zip(first, second)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind == "f" and a.size
+    ]
     worst = max((float(np.abs(a.astype(np.float64) - b).max()) for a, b in floats), default=0.0)
     return worst, max((relative_difference(b, a) for a, b in floats), default=0.0)
 
 
-def _bytes(model: ModelFile) -> int:
-    return sum(path.stat().st_size for path in (model.path, *model.data_files))
+def _bytes(graph: OnnxGraph) -> int:
+    return sum(path.stat().st_size for path in (graph.path, *graph.data_files))

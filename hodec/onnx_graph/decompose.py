@@ -1,26 +1,25 @@
-"""The whole way of a model file: look, plan, rewrite, check, write."""
+"""The whole way of a model file: read, plan, rewrite, check, write."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 
 from hodec.cost.count import Cost
 from hodec.errors import ConvertError
+from hodec.export.runtime import Array
 from hodec.linalg.svd import sharing
-from hodec.onnx_graph.constants import Constants
-from hodec.onnx_graph.graph_cost import graph_cost
-from hodec.onnx_graph.model_file import ModelFile, first_line, load_model
-from hodec.onnx_graph.planning import GraphFacts, Options, check_plan, look_at, plan_graph
-from hodec.onnx_graph.rewrite import Change, rewrite
-from hodec.onnx_graph.session import Cannot, example_feeds, run_model
+from hodec.onnx_graph.changes import Change
+from hodec.onnx_graph.cost import parameters
+from hodec.onnx_graph.graph import first_line, load_graph
+from hodec.onnx_graph.planning import GraphFacts, Options, check_plan, graph_facts, plan_graph
+from hodec.onnx_graph.rewrite import rewrite
+from hodec.onnx_graph.session import Cannot, example_feeds, is_finite, relative_difference, run_model
 from hodec.onnx_graph.sites import GraphSite
-from hodec.onnx_graph.sizes import Size, tensor_sizes
-from hodec.onnx_graph.writing import check_target, staged
+from hodec.onnx_graph.sizes import Size, shape_words
+from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
 from hodec.ranks.base import RankRule
 
@@ -33,7 +32,8 @@ class Outcome:
 
     Attributes:
         changes: node -> what became of it.
-        before, after: cost of one image, counted in the graphs themselves.
+        before, after: cost of one image, counted in the graphs themselves; what replaced a node by itself.
+        uncounted: names of nodes whose multiply-adds are in neither count, as they are not known.
         bytes_before, bytes_after: size of the files, data files among them.
         difference: largest difference of an output over its largest number, on random inputs; None where the model
             could not be run.
@@ -44,12 +44,13 @@ class Outcome:
     changes: Mapping[str, Change]
     before: Cost
     after: Cost
+    uncounted: tuple[str, ...]
     bytes_before: int
     bytes_after: int
     difference: float | None
     remarks: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return {
             "changes": {name: change.to_dict() for name, change in self.changes.items()},
@@ -57,6 +58,7 @@ class Outcome:
             "rule": self.plan.rule,
             "params": [self.before.params, self.after.params],
             "macs": [self.before.macs, self.after.macs],
+            "uncounted": list(self.uncounted),
             "bytes": [self.bytes_before, self.bytes_after],
             "difference": self.difference,
             "remarks": list(self.remarks),
@@ -92,21 +94,22 @@ def decompose_file(  # noqa: PLR0913
         PlanError: nothing to decompose, or a plan that does not fit.
         ConvertError: the result cannot be written, or does not pass a check.
     """
-    model, out = load_model(source), Path(out)
-    check_target(out, model, force=force)
-    size = _bytes_of((model.path, *model.data_files))
-    facts = look_at(model, shapes or {})
-    feeds = example_feeds(model, facts.inputs)
+    graph, out = load_graph(source), Path(out)
+    check_target(out, graph, force=force)
+    before = _bytes_of((graph.path, *graph.data_files))
+    facts = graph_facts(graph, shapes or {})
+    feeds = example_feeds(graph, facts.inputs)
     with sharing():
         plan, sites = _planned(facts, rule, plan, method, options or Options())
-        wanted, remarks = _dense_outputs(model, feeds, facts.inputs)
-        changes = rewrite(model, sites, plan)
-    after = _cost_after(model, facts)
-    with staged(model, out) as finished:
-        _check_file(finished)
-        difference, more = _check_outputs(finished, feeds, wanted)
-        written = _bytes_of(finished.parent.iterdir())
-    return Outcome(plan, changes, facts.cost, after, size, written, difference, tuple([*remarks, *more]))
+        wanted, remarks = _dense_outputs(facts, feeds)
+        rewritten = rewrite(facts, sites, plan)
+    after = Cost(parameters(graph), rewritten.total_macs // facts.batch)
+    with written(graph, out) as files:
+        _check_file(files[0])
+        difference, more = _check_outputs(files[0], feeds, wanted)
+        size = _bytes_of(files)
+    remarks = (*remarks, *more)
+    return Outcome(plan, rewritten.changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
 
 
 def _planned(
@@ -123,26 +126,18 @@ def _bytes_of(files: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _cost_after(model: ModelFile, facts: GraphFacts) -> Cost:
-    constants = Constants(model)
-    sizes = {**facts.sizes, **tensor_sizes(constants, facts.inputs)}
-    return graph_cost(constants, sizes, batch=facts.batch)
-
-
-def _dense_outputs(
-    model: ModelFile, feeds: Mapping[str, Any], inputs: Mapping[str, Size]
-) -> tuple[list[Any] | None, list[str]]:
-    """What the given model answers, or why that is not known."""
+def _dense_outputs(facts: GraphFacts, feeds: Mapping[str, Array]) -> tuple[list[object] | None, tuple[str, ...]]:
+    """The outputs of the dense model; or None, and why they are not known."""
     try:
-        return run_model(model.path, feeds), []
+        return run_model(facts.graph.path, feeds), ()
     except Cannot as error:
-        sizes = " ".join(f"--shape {name}:{','.join(map(str, size))}" for name, size in inputs.items())
+        sizes = " ".join(shape_words(name, size) for name, size in facts.inputs.items())
         remark = (
             f"onnxruntime does not run the given model on inputs of {sizes} ({error}); only the replaced layers were "
             "checked. Give sizes that it runs on"
         )
         log.warning(remark)
-        return None, [remark]
+        return None, (remark,)
 
 
 def _check_file(path: Path) -> None:
@@ -155,37 +150,20 @@ def _check_file(path: Path) -> None:
 
 
 def _check_outputs(
-    path: Path, feeds: Mapping[str, Any], wanted: Sequence[Any] | None
-) -> tuple[float | None, list[str]]:
+    path: Path, feeds: Mapping[str, Array], wanted: Sequence[object] | None
+) -> tuple[float | None, tuple[str, ...]]:
     """Largest relative difference of the outputs; the result must run and be finite where the given model is."""
     if wanted is None:
-        return None, []
+        return None, ()
     try:
-        given = run_model(path, feeds)
+        outputs = run_model(path, feeds)
     except Cannot as error:
         raise ConvertError(f"the decomposed model does not run in onnxruntime: {error}") from error
     if not all(is_finite(one) for one in wanted):
-        return None, ["the given model answers random inputs with NaN or Inf, so outputs were not compared"]
-    if not all(is_finite(one) for one in given):
+        return None, ("the given model answers random inputs with NaN or Inf, so outputs were not compared",)
+    if not all(is_finite(one) for one in outputs):
         raise ConvertError(
             "the decomposed model gives NaN or Inf where the given one does not; try larger ranks, another method, or "
             "the float32 model"
         )
-    return max((relative_difference(a, b) for a, b in zip(given, wanted, strict=True)), default=0.0), []
-
-
-def is_finite(value: Any) -> bool:
-    """Whether an output holds neither NaN nor Inf; outputs that are no numbers count as finite."""
-    array = np.asarray(value) if isinstance(value, np.ndarray) else np.zeros(0)
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def relative_difference(given: Any, wanted: Any) -> float:
-    """Largest difference over the largest number; 0 for outputs that are no floating numbers."""
-    if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f" or not wanted.size:
-        return 0.0
-    if given.shape != wanted.shape:
-        return float("inf")
-    top = float(np.abs(wanted).max())
-    difference = float(np.abs(given.astype(np.float64) - wanted).max())
-    return difference / top if top else difference
+    return max((relative_difference(a, b) for a, b in zip(outputs, wanted, strict=True)), default=0.0), ()

@@ -1,43 +1,32 @@
 """One replaced layer by itself: the new nodes against the old one with the dense weight that the factors stand for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 from torch import Tensor
 
 from hodec.errors import ConvertError
-from hodec.formats.layer_types import LAYER_TYPES
-from hodec.onnx_graph.model_file import Array, ModelFile
-from hodec.onnx_graph.nodes import Writer
-from hodec.onnx_graph.session import Cannot, run_by_definition, run_model
-from hodec.onnx_graph.sites import Use, attributes
+from hodec.export.runtime import Array
+from hodec.onnx_graph.graph import OnnxGraph, name_of
+from hodec.onnx_graph.messages import exclude_use, literal
+from hodec.onnx_graph.nodes import Writer, layer_model
+from hodec.onnx_graph.session import Cannot, relative_difference, run_by_definition, run_model
+from hodec.onnx_graph.sites import WeightConsumer
 
-# Largest difference of outputs over their largest number, by the type that the factors were rounded to.
+# Largest difference of outputs over their largest number, by the type that the factors were rounded to: some ten times
+# what rounding does in the nets of tests/onnx_graph.
 TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-# Images and rows that a layer is tried on.
-BATCH = 2
 
 
-def check_layer(
-    use: Use,
-    writer: Writer,
-    weights: Mapping[str, Array],
-    dense: Tensor,
-    *,
-    model: ModelFile,
-    outputs: int,
-    size: Sequence[int],
-) -> float:
+def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int, size: Sequence[int]) -> float:
     """Largest relative difference between the new nodes and the replaced node with the weight ``dense``.
 
     Both run in float32 on a small random input, with a random bias where the layer has one, on the settings of the
     real node: what stride, padding, dilation and order of weights come to is compared, not assumed.
 
     Args:
-        weights: name -> numbers of the new initializers, as they stand in the file.
         dense: (O, I, ..), or its first rows: then only the first outputs are compared.
         outputs: O.
         size: spatial sizes that the layer really runs at.
@@ -45,35 +34,47 @@ def check_layer(
     Raises:
         ConvertError: they differ, or the new nodes do not run.
     """
-    kind = str(next(iter(weights.values())).dtype)
-    feeds = _feeds(use, outputs, dense.shape[1:], size)
-    old = NodeProto()
-    old.CopyFrom(use.node)
-    old.input[use.place] = "dense"
-    before = {**feeds, "dense": use.from_oihw(dense.float()).numpy()}
-    if use.bias:
-        before[use.bias] = feeds[use.bias][: len(dense)]
-    after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in weights.items()}}
-    reference = _small_model([old], before, use, model)
-    new = _small_model(writer.nodes, after, use, model, writer.constants)
+    one = writer.consumer
+    feeds = _feeds(one, outputs, dense.shape[1:], size)
+    bias = {} if one.bias is None else {name_of(one.bias): feeds[name_of(one.bias)][: len(dense)]}
+    before = {**feeds, **bias, name_of(one.weight): one.from_oihw(dense.float()).numpy()}
+    weights = {name_of(value): value.const_value for value in writer.weights}
+    arrays = {name: tensor.numpy() for name, tensor in weights.items() if tensor is not None}
+    after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in arrays.items()}}
     try:
-        wanted, given = _answers((reference, before), (new, after))
+        wanted, result = _answers(
+            (_model([one.node], before, graph), before), (_model(writer.nodes, after, graph, writer.constants), after)
+        )
     except Cannot as error:
-        raise ConvertError(f"{use.name}: the new nodes do not run ({error}); leave it dense with --exclude") from error
-    difference = _difference(_leading(given, use, len(dense)), wanted)
-    if not difference <= TOLERANCE[kind]:
         raise ConvertError(
-            f"{use.name} ({use.node.op_type}): the new nodes differ from the layer they stand for by {difference:.2g}; "
-            f"this is a fault of hodec: leave the layer dense with --exclude {use.name}"
+            literal(f"{one.name}: the new nodes do not run ({error}); leave it dense with ") + "{exclude}",
+            exclude=exclude_use(one.name),
+        ) from error
+    difference = relative_difference(_leading(result, one, len(dense)), wanted)
+    if not difference <= TOLERANCE[str(next(iter(arrays.values())).dtype)]:
+        raise ConvertError(
+            literal(
+                f"{one.name} ({one.node.op_type}): the new nodes differ from the layer they stand for by "
+                f"{difference:.2g}; this is a fault of hodec: leave the layer dense with "
+            )
+            + "{exclude}",
+            exclude=exclude_use(one.name),
         )
     return difference
 
 
-def _answers(
-    reference: tuple[onnx.ModelProto, Mapping[str, Any]], new: tuple[onnx.ModelProto, Mapping[str, Any]]
-) -> tuple[Array, Array]:
+def _model(
+    nodes: Sequence[ir.Node], feeds: Mapping[str, Array], graph: OnnxGraph, constants: Sequence[ir.Value] = ()
+) -> onnx.ModelProto:
+    return layer_model(nodes, {name: array.shape for name, array in feeds.items()}, graph, constants)
+
+
+Problem = tuple[onnx.ModelProto, Mapping[str, Array]]
+
+
+def _answers(reference: Problem, new: Problem) -> tuple[object, object]:
     """Outputs of two models on their feeds, by onnxruntime if it knows the first one's version of the operator."""
-    run: Callable[[onnx.ModelProto, Mapping[str, Any]], list[Any]] = run_model
+    run: Callable[[onnx.ModelProto, Mapping[str, Array]], list[object]] = run_model
     try:
         (wanted,) = run(*reference)
     except Cannot:
@@ -82,66 +83,26 @@ def _answers(
     return wanted, run(*new)[0]
 
 
-def _leading(output: Array, use: Use, count: int) -> Array:
+def _leading(output: object, one: WeightConsumer, count: int) -> object:
     """The first ``count`` channels of a layer's output."""
-    axis = 1 if LAYER_TYPES[use.layer_type].dims else -2 if use.place == 0 else -1
-    return output.take(range(count), axis) if count < output.shape[axis] else output
+    axis = 1 if one.dims else -2 if one.input_index == 0 else -1
+    if not isinstance(output, np.ndarray) or count >= output.shape[axis]:
+        return output
+    return output.take(range(count), axis)
 
 
-def _difference(given: Array, wanted: Array) -> float:
-    if given.shape != wanted.shape:
-        return float("inf")
-    if not wanted.size:
-        return 0.0
-    top = float(np.abs(wanted).max())
-    return (
-        float(np.abs(given.astype(np.float64) - wanted.astype(np.float64)).max()) / top
-        if top
-        else float(np.abs(given).max())
-    )
-
-
-def _feeds(use: Use, out: int, into: Sequence[int], real: Sequence[int]) -> dict[str, Any]:
-    """Inputs of the layer's kind, small but larger than its kernel, and a bias if it has one."""
-    generator = np.random.default_rng(0)
+def _feeds(one: WeightConsumer, outputs: int, into: Sequence[int], real: Sequence[int]) -> dict[str, Array]:
+    """Two inputs of the layer's kind, small but larger than its kernel, and a bias if it has one."""
+    generator, batch = np.random.default_rng(0), 2
     inp, *kernel = into
-    size: Sequence[int]
-    if LAYER_TYPES[use.layer_type].dims:
-        given = attributes(use.node)
-        steps, gaps = (given.get(key) or [1] * len(kernel) for key in ("strides", "dilations"))
+    size: Sequence[int] = (batch, inp)
+    if one.dims:
+        steps, gaps = (one.ints(key) or [1] * len(kernel) for key in ("strides", "dilations"))
         extent = [gap * (k - 1) + 1 + 2 * step for k, step, gap in zip(kernel, steps, gaps, strict=True)]
-        size = (BATCH, inp, *(real if given.get("output_shape") else extent))  # that holds for one size of input only
-    elif use.place == 0 or attributes(use.node).get("transA", 0):
-        size = (inp, BATCH)
-    else:
-        size = (BATCH, inp)
-    feeds = {use.data: generator.standard_normal(size).astype(np.float32)}
-    if use.bias:
-        feeds[use.bias] = generator.standard_normal(out).astype(np.float32)
+        size = (batch, inp, *(real if one.ints("output_shape") else extent))  # that holds for one size of input only
+    elif one.input_index == 0 or one.flag("transA"):
+        size = (inp, batch)
+    feeds: dict[str, Array] = {name_of(one.data): generator.standard_normal(size).astype(np.float32)}
+    if one.bias is not None:
+        feeds[name_of(one.bias)] = generator.standard_normal(outputs).astype(np.float32)
     return feeds
-
-
-def _small_model(
-    nodes: Sequence[NodeProto],
-    feeds: Mapping[str, Any],
-    use: Use,
-    model: ModelFile,
-    constants: Sequence[TensorProto] = (),
-) -> onnx.ModelProto:
-    """A model of these nodes. Weights are inputs too: as initializers they would be copied half a dozen times."""
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()],
-        [helper.make_tensor_value_info(use.node.output[0], TensorProto.FLOAT, None)],
-        [_as_float(one) for one in constants],
-    )
-    opsets = [entry for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")]
-    # onnxruntime refuses versions of the file format above its own; the layer does not depend on it
-    return helper.make_model(graph, opset_imports=opsets, ir_version=min(10, max(4, model.proto.ir_version)))
-
-
-def _as_float(tensor: TensorProto) -> TensorProto:
-    if tensor.data_type == TensorProto.INT64:
-        return tensor
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)

@@ -1,158 +1,195 @@
 """Steps of a recipe as ONNX nodes in the place of one node."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+import onnx
+import onnx_ir as ir
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from hodec.formats.layer_types import LAYER_TYPES
+from hodec.export.runtime import Array
+from hodec.onnx_graph.cost import multiply_adds
+from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.recipes import Convolve, Flatten, Multiply, Recipe, Reshape, Restore, Step
-from hodec.onnx_graph.sites import Use, attributes
+from hodec.onnx_graph.sites import WeightConsumer
+from hodec.onnx_graph.sizes import Size
 
-# Gemm's third input may be left out from this version of the operators on.
-GEMM_WITHOUT_BIAS = 11
-TRANSPOSE_PREFIX = "conv_transpose"
-# Settings of a convolution with one number an axis, and what they are where it does not move.
-PER_AXIS: dict[str, int] = {"strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 0}
-
-
-@dataclass
-class Names:
-    """Names in use; new ones are made unique."""
-
-    taken: set[str]
-
-    def new(self, wanted: str) -> str:
-        name, k = wanted, 1
-        while name in self.taken:
-            k += 1
-            name = f"{wanted}#{k}"
-        self.taken.add(name)
-        return name
+Attribute = int | float | str | Sequence[int]
 
 
 @dataclass
 class Writer:
-    """Writes the nodes of one recipe; the names of its weights are given, so that nodes can share them.
+    """Writes the nodes of one recipe; its weights are given, so that nodes can share them.
 
     Attributes:
-        use: the node that is replaced.
-        weights: names of the initializers of the recipe's weights, in order.
-        dtype: their type, as TensorProto counts them.
+        consumer: the node that is replaced.
+        weights: the initializers of the recipe's weights, in order.
         nodes: what was written.
         constants: small initializers that the nodes need besides: shapes of reshapes.
     """
 
-    use: Use
-    weights: Sequence[str]
-    dtype: int
-    names: Names
+    consumer: WeightConsumer
+    weights: Sequence[ir.Value]
+    names: UniqueNames
     opset: int
-    nodes: list[NodeProto] = field(default_factory=list)
-    constants: list[TensorProto] = field(default_factory=list)
+    nodes: list[ir.Node] = field(default_factory=list)
+    constants: list[ir.Value] = field(default_factory=list)
+
+    @property
+    def output(self) -> ir.Value:
+        """What stands for the replaced node's output, and has its name."""
+        return self.nodes[-1].outputs[0]
 
     def write(self, recipe: Recipe) -> "Writer":
         """The nodes of all steps; the last one gives the replaced node's output."""
-        weights, now, bias = iter(self.weights), self.use.data, self.use.bias
+        weights, data, bias = iter(self.weights), self.consumer.data, self.consumer.bias
         for k, step in enumerate(recipe.steps):
             last = k == len(recipe.steps) - 1
-            inside = bias if last and recipe.bias_inside else ""
-            weight = next(weights) if isinstance(step, Convolve | Multiply) else ""
-            now = self._step(step, now, weight, bias=inside, final=last and (recipe.bias_inside or not bias))
-        if bias and not recipe.bias_inside:
-            self._add_bias(now, bias)
+            inside = bias if last and recipe.bias_inside else None
+            weight = next(weights) if isinstance(step, Convolve | Multiply) else None
+            data = self._step(step, data, weight, inside, last=last and (recipe.bias_inside or bias is None))
+        if bias is not None and not recipe.bias_inside:
+            if dims := self.consumer.dims:
+                bias = self.add("Reshape", [bias, self.shape((-1, *(1 for _ in range(dims))))])
+            self.add("Add", [data, bias])
+        self.output.name = self.consumer.output.name
         return self
 
-    def _step(self, step: Step, data: str, weight: str, *, bias: str, final: bool) -> str:
+    def _step(
+        self, step: Step, data: ir.Value, weight: ir.Value | None, bias: ir.Value | None, *, last: bool
+    ) -> ir.Value:
+        inputs = [one for one in (data, weight, bias) if one is not None]
         if isinstance(step, Convolve):
-            return self._convolve(step, [data, weight, *([bias] if bias else [])], final)
+            transposed = self.consumer.node.op_type == "ConvTranspose" and step.axes
+            return self.add("ConvTranspose" if transposed else "Conv", inputs, **self._settings(step))
         if isinstance(step, Multiply):
-            return self._multiply(data, weight, bias=bias, final=final)
+            return self._multiply(inputs, last=last)
         if isinstance(step, Reshape):
-            return self.add("Reshape", [data, self.shape(step.to)], final=final)
+            return self.add("Reshape", [data, self.shape(step.to)])
         if isinstance(step, Flatten):
-            return self._flatten(step, data)
-        return self._restore(step, data, final)
+            if self.consumer.node.attributes.get_int("transA", 0):
+                data = self.add("Transpose", [data], perm=[1, 0])
+            return self.add("Reshape", [data, self.shape((-1, *step.to))])
+        return self._restore(step, data)
 
-    def add(self, kind: str, inputs: Sequence[str], *, final: bool = False, **settings: Any) -> str:
-        """One node, named after the replaced one; returns the name of its output."""
-        name = self.names.new(f"{self.use.name}.{len(self.nodes)}")
-        output = self.use.node.output[0] if final else name
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **settings))
-        return output
+    def add(self, kind: str, inputs: Sequence[ir.Value], **settings: Attribute) -> ir.Value:
+        """One node, named after the replaced one; returns its output."""
+        name = self.names.new(f"{self.consumer.name}.{len(self.nodes)}")
+        self.nodes.append(ir.node(kind, inputs, settings, outputs=[ir.val(name)], name=name))
+        return self.output
 
-    def shape(self, numbers: Sequence[int]) -> str:
+    def shape(self, sizes: Sequence[int]) -> ir.Value:
         """A constant of whole numbers."""
-        return self._constant("shape", TensorProto.INT64, [len(numbers)], numbers)
+        return self._constant("shape", np.array(sizes, np.int64))
 
-    def _constant(self, what: str, dtype: int, size: Sequence[int], numbers: Sequence[float]) -> str:
-        name = self.names.new(f"{self.use.name}.{what}")
-        self.constants.append(helper.make_tensor(name, dtype, list(size), list(numbers)))
-        return name
+    def _constant(self, what: str, array: Array) -> ir.Value:
+        self.constants.append(initializer(self.names.new(f"{self.consumer.name}.{what}"), array))
+        return self.constants[-1]
 
-    def _convolve(self, step: Convolve, inputs: list[str], final: bool) -> str:
-        transposed = self.use.layer_type.startswith(TRANSPOSE_PREFIX) and bool(step.axes)
-        kind = "ConvTranspose" if transposed else "Conv"
-        return self.add(kind, inputs, final=final, **self._settings(step))
-
-    def _settings(self, step: Convolve) -> dict[str, Any]:
+    def _settings(self, step: Convolve) -> dict[str, Attribute]:
         """The replaced node's settings along the axes of this step, and none along the others."""
-        dims = step.kernel.ndim - 2
-        settings: dict[str, Any] = {"kernel_shape": list(step.kernel.shape[2:])}
+        one, dims = self.consumer, step.kernel.ndim - 2
+        settings: dict[str, Attribute] = {"kernel_shape": list(step.kernel.shape[2:])}
         if not step.axes:
             return settings
-        given = attributes(self.use.node)
-        for key, still in PER_AXIS.items():
-            if given.get(key):
-                settings[key] = [int(given[key][a]) if a in step.axes else still for a in range(dims)]
-        if given.get("pads"):
-            settings["pads"] = [int(n) if k % dims in step.axes else 0 for k, n in enumerate(given["pads"])]
-        if given.get("auto_pad", "NOTSET") != "NOTSET":
-            settings["auto_pad"] = given["auto_pad"]
+        for key, still in {"strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 0}.items():
+            if given := one.ints(key):
+                settings[key] = [given[axis] if axis in step.axes else still for axis in range(dims)]
+        if pads := one.ints("pads"):
+            settings["pads"] = [n if k % dims in step.axes else 0 for k, n in enumerate(pads)]
+        if (auto_pad := one.node.attributes.get_string("auto_pad", "NOTSET")) != "NOTSET":
+            settings["auto_pad"] = auto_pad
         if step.depthwise:
             settings["group"] = step.kernel.shape[0]
         return settings
 
-    def _multiply(self, data: str, weight: str, *, bias: str, final: bool) -> str:
-        if self.use.node.op_type == "MatMul":
-            return self.add("MatMul", [weight, data] if self.use.place == 0 else [data, weight], final=final)
-        given, first = attributes(self.use.node), not self.nodes
-        settings = {"transB": int(given.get("transB", 0)), "transA": int(given.get("transA", 0)) if first else 0}
-        if final:
-            settings |= {"alpha": given.get("alpha", 1.0), "beta": given.get("beta", 1.0)}
-        if not bias and self.opset < GEMM_WITHOUT_BIAS:
-            bias = self._constant("zero", self.dtype, [], [0.0])
-        return self.add("Gemm", [data, weight, *([bias] if bias else [])], final=final, **settings)
+    def _multiply(self, inputs: list[ir.Value], *, last: bool) -> ir.Value:
+        if self.consumer.node.op_type == "MatMul":
+            return self.add("MatMul", inputs[::-1] if self.consumer.input_index == 0 else inputs)
+        given, first = self.consumer.node.attributes, not self.nodes
+        settings: dict[str, Attribute] = {
+            "transB": given.get_int("transB", 0),
+            "transA": given.get_int("transA", 0) if first else 0,
+        }
+        if last:
+            settings |= {"alpha": given.get_float("alpha", 1.0), "beta": given.get_float("beta", 1.0)}
+        if len(inputs) == 2 and self.opset < 11:  # from then on the third input may be left out
+            weight = inputs[1].const_value
+            inputs.append(self._constant("zero", np.zeros((), weight.dtype.numpy() if weight else np.float32)))
+        return self.add("Gemm", inputs, **settings)
 
-    def _flatten(self, step: Flatten, data: str) -> str:
-        if attributes(self.use.node).get("transA", 0):
-            data = self.add("Transpose", [data], perm=[1, 0])
-        return self.add("Reshape", [data, self.shape((-1, *step.to))])
-
-    def _restore(self, step: Restore, data: str, final: bool) -> str:
-        if self.use.node.op_type == "Gemm":
-            return self.add("Reshape", [data, self.shape((-1, step.width))], final=final)
-        whole = self.add("Shape", [self.use.data])
-        lead = self.add("Slice", [whole, self.shape((0,)), self.shape((-1,))])
-        to = self.add("Concat", [lead, self.shape((step.width,))], axis=0)
-        return self.add("Reshape", [data, to], final=final)
-
-    def _add_bias(self, data: str, bias: str) -> None:
-        dims = LAYER_TYPES[self.use.layer_type].dims
-        if dims:
-            bias = self.add("Reshape", [bias, self.shape((-1, *(1 for _ in range(dims))))])
-        self.add("Add", [data, bias], final=True)
+    def _restore(self, step: Restore, data: ir.Value) -> ir.Value:
+        if self.consumer.node.op_type == "Gemm":
+            return self.add("Reshape", [data, self.shape((-1, step.width))])
+        full = self.add("Shape", [self.consumer.data])
+        lead = self.add("Slice", [full, self.shape((0,)), self.shape((-1,))])
+        return self.add("Reshape", [data, self.add("Concat", [lead, self.shape((step.width,))], axis=0)])
 
 
-def as_stored(use: Use, step: Step, dtype: np.dtype[Any]) -> Any:
+def initializer(name: str, array: Array) -> ir.Value:
+    """A value of the graph that holds an array."""
+    tensor = ir.tensor(array, name=name)
+    return ir.val(name, const_value=tensor)
+
+
+def as_stored(consumer: WeightConsumer, step: Convolve | Multiply, dtype: np.dtype[np.generic]) -> Array:
     """The weight of a step in the node's layout and the replaced weight's type."""
     if isinstance(step, Multiply):
-        weight = step.matrix.mT if use.turned else step.matrix
-    elif isinstance(step, Convolve):
-        swapped = use.layer_type.startswith(TRANSPOSE_PREFIX) and step.axes and not step.depthwise
-        weight = step.kernel.transpose(0, 1) if swapped else step.kernel
+        weight = step.matrix.mT if consumer.transposed else step.matrix
     else:
-        raise TypeError(f"{type(step).__name__} has no weight")
+        in_first = consumer.node.op_type == "ConvTranspose" and step.axes and not step.depthwise
+        weight = step.kernel.transpose(0, 1) if in_first else step.kernel
     return np.ascontiguousarray(weight.contiguous().numpy()).astype(dtype)
+
+
+def layer_model(
+    nodes: Sequence[ir.Node], inputs: Mapping[str, Size], graph: OnnxGraph, constants: Sequence[ir.Value] = ()
+) -> onnx.ModelProto:
+    """A model in float32 of nodes that make one output, last. Weights are inputs too: as initializers they would be
+    copied half a dozen times.
+
+    Args:
+        inputs: name of a value that the nodes read -> its size.
+    """
+    protos: list[NodeProto] = [ir.to_proto(node) for node in nodes]
+    made = helper.make_graph(
+        protos,
+        "layer",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in inputs.items()],
+        [helper.make_tensor_value_info(protos[-1].output[0], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(_in_single(one), one.name) for one in constants],
+    )
+    # onnxruntime refuses versions of the file format above its own; the layer does not depend on it
+    version = min(10, max(4, graph.model.ir_version))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=version)
+
+
+def _in_single(value: ir.Value) -> Array:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} is no constant")
+    array = value.const_value.numpy()
+    return array if array.dtype == np.int64 else array.astype(np.float32)
+
+
+def count_layer(writer: Writer, graph: OnnxGraph, sizes: Mapping[str, Size]) -> int | None:
+    """Multiply-adds of the new nodes by themselves, whatever inference can tell of the graph around them.
+
+    None where it cannot tell the sizes within them either.
+
+    Args:
+        sizes: of the replaced node's input, weights and bias among others, for a whole example input.
+    """
+    reads = [
+        name_of(value) for node in writer.nodes for value in node.inputs if value and value not in writer.constants
+    ]
+    inputs = {name: sizes[name] for name in reads if name in sizes}
+    try:
+        model = layer_model(writer.nodes, inputs, graph, writer.constants)
+        layer = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True)).graph
+    except Exception:  # it raises whatever it meets
+        return None
+    values = ir.convenience.create_value_mapping(layer).items()
+    known = {name: tuple(one.shape.numpy()) for name, one in values if one.shape is not None and one.shape.is_static()}
+    count, uncounted = multiply_adds(writer.nodes, known)
+    return None if uncounted else count

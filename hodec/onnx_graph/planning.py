@@ -1,24 +1,23 @@
 """A plan for the layers of a graph: the same rules and the same Plan as for a model with a Python class."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
+import onnx_ir as ir
 import torch
-from onnx import helper
 from torch import nn
 
 from hodec.cost.count import Cost
-from hodec.errors import PlanError, near_matches
+from hodec.errors import PlanError, Use, near_matches
 from hodec.methods import Method, get_method
-from hodec.onnx_graph.constants import Constants
-from hodec.onnx_graph.graph_cost import graph_cost
-from hodec.onnx_graph.model_file import ModelFile, without_axes
+from hodec.onnx_graph.cost import counted_values, multiply_adds, parameters
+from hodec.onnx_graph.graph import OnnxGraph
 from hodec.onnx_graph.recipes import numbers_of
 from hodec.onnx_graph.session import example_feeds
-from hodec.onnx_graph.sites import GraphSite, Use, attributes, eligible_sites, weight_uses
-from hodec.onnx_graph.sizes import Size, give_axes, input_sizes, measured_sizes, tensor_sizes
+from hodec.onnx_graph.sites import GraphSite, WeightConsumer, groups_by_weight, refusal, site_of, weight_consumers
+from hodec.onnx_graph.sizes import Size, inferred_sizes, input_sizes, measured_sizes, open_axes
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks import RULES, Ascend, Budget
@@ -27,42 +26,61 @@ from hodec.ranks.base import NeedsModel, RankRule, methods_of, plan_layers
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What planning needs to know of a graph.
+    """What planning and rewriting need to know of a graph; it is looked at once.
 
     Attributes:
         inputs: sizes of the example input.
-        sizes: sizes of the tensors for that.
-        cost: of one image.
+        sizes: sizes of the values for that.
+        axes: input or output without a shape -> its number of axes.
+        groups: the nodes that multiply by a constant, those that share one together.
+        refused: nodes that look like them -> why they are not.
+        params: elements of the constants that nodes read.
+        total_macs: multiply-adds of the whole example.
+        uncounted: names of nodes whose multiply-adds are not known.
         batch: images in the example.
     """
 
-    constants: Constants
+    graph: OnnxGraph
     inputs: Mapping[str, Size]
     sizes: Mapping[str, Size]
-    cost: Cost
+    axes: Mapping[str, int]
+    groups: Sequence[tuple[WeightConsumer, ...]]
+    refused: Mapping[str, str]
+    params: int
+    total_macs: int
+    uncounted: tuple[str, ...]
     batch: int
 
+    @property
+    def cost(self) -> Cost:
+        """Parameters and multiply-adds of one image, without the nodes in ``uncounted``."""
+        return Cost(self.params, self.total_macs // self.batch)
 
-def look_at(model: ModelFile, shapes: Mapping[str, Size]) -> GraphFacts:
-    """Sizes and cost of a graph, for inputs of these sizes (its own where none are given).
 
-    Inputs and outputs of ``model`` that have no number of axes get it.
+def graph_facts(graph: OnnxGraph, shapes: Mapping[str, Size]) -> GraphFacts:
+    """The facts of a graph for inputs of these sizes (its own where none are given); the graph stays as it is.
 
     Raises:
         ConfigError: sizes that do not fit its inputs, or are needed and not given.
     """
-    inputs = input_sizes(model, shapes)
-    constants = Constants(model)
-    sizes = tensor_sizes(constants, inputs)
-    uses, _ = weight_uses(constants, sizes)
-    wanted = [name for use in uses for name in (use.data, use.weight, use.node.output[0])]
-    wanted += [value.name for value in without_axes(model.graph.output)]
-    missing = [name for name in wanted if name not in sizes]
+    inputs = input_sizes(graph, shapes)
+    sizes = inferred_sizes(graph, inputs)
+    wanted = [value.name for node in graph.graph for value in counted_values(node) if value]
+    missing = [name for name in (*wanted, *(one.name for one in graph.without_axes)) if name and name not in sizes]
     if missing:
-        sizes |= measured_sizes(model, missing, example_feeds(model, inputs))
-    give_axes(model, {**sizes, **inputs})
-    batch = next((size[0] for size in inputs.values() if size), 1)
-    return GraphFacts(constants, inputs, sizes, graph_cost(constants, sizes, batch=batch), batch)
+        sizes |= measured_sizes(graph, missing, example_feeds(graph, inputs))
+    consumers, refused = weight_consumers(graph, sizes)
+    macs, uncounted = multiply_adds(graph.graph, sizes)
+    return GraphFacts(
+        graph, inputs, sizes,
+        axes=open_axes(graph, sizes, inputs),
+        groups=groups_by_weight(consumers),
+        refused=refused,
+        params=parameters(graph),
+        total_macs=macs,
+        uncounted=tuple(graph.node_names[node] for node in uncounted),
+        batch=next((size[0] for size in inputs.values() if size), 1),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,20 +95,21 @@ class Options:
 
 
 def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options) -> tuple[Plan, dict[str, GraphSite]]:
-    """A plan over the names of the graph's nodes, and the sites it is about.
+    """A plan over the names of the graph's nodes; and its sites, by the names of their first nodes.
 
     Raises:
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
     check_rule(rule.name)
-    sites, skipped, fits = _sites_by_method(facts, methods_of(rule, method))
+    eligible = eligible_sites(facts, methods_of(rule, method))
+    skipped, sites = dict(eligible.refused), eligible.sites
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
         rule,
         method=method,
         bind=lambda needy: _bind(needy, facts, sites, method),
-        fits=fits,
+        fits=eligible.fits,
         **vars(options),
     )
     for name in list(layers):
@@ -98,32 +117,42 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
             del layers[name]
             skipped[name] = reason
     if not layers:
-        raise PlanError(
-            f"no layer is left to decompose: {'; '.join(f'{n}: {r}' for n, r in list(skipped.items())[:5])}"
-        )
-    return _whole_plan(layers, skipped, rule.name, facts), sites
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+        raise PlanError(f"no layer is left to decompose: {reasons}")
+    return Plan(layers, skipped, rule.name, facts.cost.params, facts.cost.macs, _plan_inputs(facts)), sites
 
 
-def _sites_by_method(
-    facts: GraphFacts, methods: Sequence[str]
-) -> tuple[dict[str, GraphSite], dict[str, str], dict[str, list[str]]]:
-    """Sites that at least one method can decompose, why no method can decompose others, and each site's methods."""
-    sites: dict[str, GraphSite] = {}
-    skipped: dict[str, str] = {}
-    fits: dict[str, list[str]] = {}
-    for method in methods:
-        found, refused = eligible_sites(facts.constants, facts.sizes, get_method(method), batch=facts.batch)
-        sites |= found
-        skipped = refused | skipped
-        for name in found:
-            fits.setdefault(name, []).append(method)
-    for name, able in fits.items():
+@dataclass(frozen=True)
+class Eligible:
+    """Which weights can be decomposed.
+
+    Attributes:
+        sites: by the names of their first nodes, in the order of the graph.
+        fits: site -> the methods that can decompose it.
+        refused: other layers -> why the first method cannot decompose them.
+    """
+
+    sites: dict[str, GraphSite] = field(default_factory=dict)
+    fits: dict[str, list[str]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def eligible_sites(facts: GraphFacts, methods: Sequence[str]) -> Eligible:
+    """The weights that at least one of the methods can decompose, and why others stay as they are."""
+    eligible = Eligible(refused=dict(facts.refused))
+    for group in facts.groups:
+        reasons = {name: refusal(group, facts.graph, get_method(name), facts.sizes) for name in methods}
+        able = [name for name, reason in reasons.items() if not reason]
+        site = site_of(group, facts.graph, facts.sizes, batch=facts.batch) if able else None
+        if site is None:
+            reason = "its weight holds NaN or Inf" if able else next(iter(reasons.values()))
+            eligible.refused.update({one.name: reason for one in group})
+            continue
+        eligible.sites[group[0].name] = site
         # a budget would not know that a file may refuse a linear tensor train: others are asked where they fit
-        others = [one for one in able if not _is_linear_train(get_method(one), sites[name])]
-        fits[name] = others or able
-    uses, _ = weight_uses(facts.constants, facts.sizes)
-    ordered = {use.name: sites[use.name] for use in uses if use.name in sites}
-    return ordered, {name: reason for name, reason in skipped.items() if name not in sites}, fits
+        others = [one for one in able if not _is_linear_train(get_method(one), site)]
+        eligible.fits[group[0].name] = others or able
+    return eligible
 
 
 def _is_linear_train(method: Method, site: GraphSite) -> bool:
@@ -142,22 +171,19 @@ def _too_large(layer: LayerPlan, allowed: bool) -> str:
     """Why the nodes would hold more than the dense layer does, though the format does not; or an empty string."""
     if _is_merged_linear(layer):
         return MERGED_LINEAR
-    numbers = numbers_of(layer)
-    if allowed or numbers <= layer.params_before:
+    elements = numbers_of(layer)
+    if allowed or elements <= layer.params_before:
         return ""
-    return f"as plain nodes it would hold {numbers:,} numbers (dense {layer.params_before:,}): not worth it"
+    return f"as plain nodes it would hold {elements:,} parameters (dense {layer.params_before:,}): not worth it"
 
 
-def _whole_plan(layers: dict[str, LayerPlan], skipped: dict[str, str], rule: str, facts: GraphFacts) -> Plan:
-    graph = facts.constants.model.graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
-    inputs = tuple((size, _dtype_word(kinds[name])) for name, size in facts.inputs.items() if all(size))
-    return Plan(layers, skipped, rule, facts.cost.params, facts.cost.macs, inputs)
-
-
-def _dtype_word(kind: int) -> str:
-    word = str(helper.tensor_dtype_to_np_dtype(kind))
-    return word if isinstance(getattr(torch, word, None), torch.dtype) else "float32"
+def _plan_inputs(facts: GraphFacts) -> tuple[tuple[Size, str], ...]:
+    """Size and type of each example input, in torch's words."""
+    types = {name: str((value.dtype or ir.DataType.FLOAT).numpy()) for name, value in facts.graph.inputs.items()}
+    known = {
+        name: word if isinstance(getattr(torch, word, None), torch.dtype) else "float32" for name, word in types.items()
+    }
+    return tuple((size, known[name]) for name, size in facts.inputs.items() if all(size))
 
 
 def check_rule(name: str) -> None:
@@ -175,42 +201,32 @@ def check_rule(name: str) -> None:
 
 def _bind(rule: NeedsModel, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
     """Show a rule the whole net: the budget its cost, Ascend's rule each layer's settings."""
-    for kind, show in BINDERS.items():
-        if isinstance(rule, kind):
-            show(rule, facts, sites, method)
-            return
-    raise PlanError(f"rule {type(rule).__name__} needs a model with a Python class; a file has none")
-
-
-def _bind_budget(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
-    if rule.latency_ms is not None:
-        raise PlanError(
-            f"ranks.latency_ms={rule.latency_ms} is no target for a model file: milliseconds are measured on PyTorch "
-            "layers; give ranks.macs=0.4 or ranks.params=0.4, and measure the result with hodec bench"
-        )
-    rule.bind_cost(facts.cost)
-
-
-def _bind_ascend(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
-    layers = {name: _stand_in(site) for name, site in sites.items()}
-    rule.bind(cast(nn.Module, SimpleNamespace(get_submodule=layers.__getitem__)), (), method)
-
-
-BINDERS: dict[type, Callable[[Any, GraphFacts, Mapping[str, GraphSite], str], None]] = {
-    Budget: _bind_budget,
-    Ascend: _bind_ascend,
-}
+    if isinstance(rule, Budget):
+        if rule.latency_ms is not None:
+            raise PlanError(
+                "{latency} is no target for a model file: milliseconds are measured on PyTorch layers; give {macs} or "
+                "{params}, and measure the result with hodec bench",
+                latency=Use("ranks.latency_ms", rule.latency_ms),
+                macs=Use("ranks.macs", 0.4),
+                params=Use("ranks.params", 0.4),
+            )
+        rule.bind_cost(facts.cost)
+    elif isinstance(rule, Ascend):
+        layers = {name: _stand_in(site) for name, site in sites.items()}
+        rule.bind(cast(nn.Module, SimpleNamespace(get_submodule=layers.__getitem__)), (), method)
+    else:
+        raise PlanError(f"rule {type(rule).__name__} needs a model with a Python class; a file has none")
 
 
 def _stand_in(site: GraphSite) -> nn.Module:
-    """A layer with a node's settings and no numbers. Of nodes that share a weight, the one that strides most counts."""
+    """A layer with a node's settings and no weights. Of nodes that share a weight, the one that strides most counts."""
     out, inp, *kernel = site.layer.shape
     if site.layer.layer_type != "conv2d":
         return nn.Identity()
-    given = [attributes(use.node) for use in site.uses]
-    ones = [1] * len(kernel)
-    stride = max((tuple(one.get("strides") or ones) for one in given), key=max)
-    dilation = max((tuple(one.get("dilations") or ones) for one in given), key=max)
+    stride, dilation = (
+        max(((*(one.ints(key) or [1] * len(kernel)),) for one in site.consumers), key=max)
+        for key in ("strides", "dilations")
+    )
     dtype, device = site.layer.weight.dtype, torch.device("meta")
     return nn.Conv2d(inp, out, tuple(kernel), stride, dilation=dilation, device=device, dtype=dtype)  # type: ignore[arg-type]
 
@@ -221,34 +237,33 @@ def check_plan(plan: Plan, facts: GraphFacts) -> dict[str, GraphSite]:
     Raises:
         PlanError: naming the layer, and what does not fit.
     """
-    uses, _ = weight_uses(facts.constants, facts.sizes)
-    found: dict[str, GraphSite] = {}
-    for method in dict.fromkeys(layer.method for layer in plan.values()):
-        sites, refused = eligible_sites(facts.constants, facts.sizes, get_method(method), batch=facts.batch)
-        for name, layer in plan.items():
-            if layer.method == method:
-                found[name] = _fitting(name, layer, sites, refused, uses)
-    return {name: found[name] for name in plan}
+    groups = {group[0].name: group for group in facts.groups}
+    return {name: _fitting(name, layer, groups, facts) for name, layer in plan.items()}
 
 
 def _fitting(
-    name: str, layer: LayerPlan, sites: Mapping[str, GraphSite], refused: Mapping[str, str], uses: list[Use]
+    name: str, layer: LayerPlan, groups: Mapping[str, tuple[WeightConsumer, ...]], facts: GraphFacts
 ) -> GraphSite:
-    if name in refused:
-        raise PlanError(f"{name} cannot be decomposed: {refused[name]}")
-    if name not in sites:
-        known = tuple(use.name for use in uses)
+    group, method = groups.get(name, ()), get_method(layer.method)
+    known = {one.name: together for together in facts.groups for one in together}
+    reason = facts.refused.get(name) or (name in known and refusal(known[name], facts.graph, method, facts.sizes))
+    if reason:
+        raise PlanError(f"{name} cannot be decomposed: {reason}")
+    if not group:
         raise PlanError(
             f"the plan names node {name}, which this model lacks: it was made for another model."
-            f"{near_matches(name, known)}"
+            f"{near_matches(name, tuple(known))}"
         )
-    site = sites[name].layer
-    if (site.layer_type, site.shape, site.aliases) != (layer.layer_type, layer.shape, layer.aliases):
+    site = site_of(group, facts.graph, facts.sizes, batch=facts.batch)
+    if site is None:
+        raise PlanError(f"{name} cannot be decomposed: its weight holds NaN or Inf")
+    found = site.layer
+    if (found.layer_type, found.shape, found.aliases) != (layer.layer_type, layer.shape, layer.aliases):
         raise PlanError(
             f"{name}: the plan is for a {layer.layer_type} weight {layer.shape} shared with {list(layer.aliases)}, "
-            f"this model has {site.layer_type} {site.shape} shared with {list(site.aliases)}; make the plan "
+            f"this model has {found.layer_type} {found.shape} shared with {list(found.aliases)}; make the plan "
             "from this model"
         )
     if _is_merged_linear(layer):
         raise PlanError(f"{name}: {MERGED_LINEAR}")
-    return sites[name]
+    return site

@@ -1,69 +1,51 @@
-"""Runs of model files in onnxruntime, one thread, quietly."""
+"""Runs of model files in onnxruntime, one thread, as they are written."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from hodec.errors import ConvertError
-from hodec.onnx_graph.model_file import ModelFile, first_line
-
-# onnxruntime's word for "say nothing, errors are raised".
-SILENT = 4
-FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+from hodec.export.runtime import Array, Session, open_session
+from hodec.onnx_graph.graph import OnnxGraph, first_line
 
 
 class Cannot(Exception):
     """onnxruntime does not run a model; the text says why."""
 
 
-def session(model: onnx.ModelProto | Path, *, folder: Path | None = None, optimize: bool = False) -> Any:
-    """An onnxruntime session of one thread.
-
-    Args:
-        model: in memory, or a file.
-        folder: where a model in memory keeps its tensors.
-        optimize: as in deployment; without it the graph runs as it is written.
+def session(model: onnx.ModelProto | Path, *, folder: Path | None = None, optimize: bool = False) -> Session:
+    """An onnxruntime session of one thread; the arguments are those of ``open_session``.
 
     Raises:
-        Cannot: it does not load.
+        Cannot: the model does not load.
+        ConvertError: onnxruntime is not installed.
     """
+    content = model if isinstance(model, Path) else model.SerializeToString()
     try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise ConvertError("onnxruntime is not installed: pip install 'hodec[export]'") from error
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = SILENT
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    if folder is not None:
-        options.add_session_config_entry(FOLDER_KEY, str(folder))
-    given = str(model) if isinstance(model, Path) else model.SerializeToString()
-    try:
-        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        return open_session(content, folder=folder, optimize=optimize)
+    except ConvertError:
+        raise
     except Exception as error:  # its kinds of errors are not public
         raise Cannot(first_line(error)) from error
 
 
-def run_session(opened: Any, feeds: Mapping[str, Any]) -> list[Any]:
+def run_session(opened: Session, feeds: Mapping[str, Array]) -> list[object]:
     """All outputs of one run.
 
     Raises:
         Cannot: it does not run on these inputs.
     """
     try:
-        outputs: list[Any] = opened.run(None, dict(feeds))
+        return opened.run(None, dict(feeds))
     except Exception as error:
         raise Cannot(first_line(error)) from error
-    return outputs
 
 
-def run_model(model: onnx.ModelProto | Path, feeds: Mapping[str, Any], *, folder: Path | None = None) -> list[Any]:
+def run_model(model: onnx.ModelProto | Path, feeds: Mapping[str, Array], *, folder: Path | None = None) -> list[object]:
     """All outputs of one run of a model.
 
     Raises:
@@ -72,7 +54,7 @@ def run_model(model: onnx.ModelProto | Path, feeds: Mapping[str, Any], *, folder
     return run_session(session(model, folder=folder), feeds)
 
 
-def run_by_definition(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[Any]:
+def run_by_definition(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[object]:
     """All outputs of one run by ONNX's own definition of the operators: slow, and of every version.
 
     Raises:
@@ -84,14 +66,32 @@ def run_by_definition(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[
         raise Cannot(first_line(error)) from error
 
 
-def example_feeds(model: ModelFile, sizes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Any]:
+def example_feeds(graph: OnnxGraph, sizes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Array]:
     """Seeded inputs of these sizes: standard normal numbers, and ones where a model takes whole numbers."""
-    generator, feeds = np.random.default_rng(seed), {}
-    for value in model.graph.input:
-        if value.name not in sizes:
-            continue
-        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        size = sizes[value.name]
-        whole = np.dtype(kind).kind in "iub"
-        feeds[value.name] = np.ones(size, kind) if whole else generator.standard_normal(size).astype(kind)
+    generator, feeds = np.random.default_rng(seed), dict[str, Array]()
+    for name, value in graph.inputs.items():
+        kind = (value.dtype or ir.DataType.FLOAT).numpy()
+        whole = kind.kind in "iub"
+        feeds[name] = np.ones(sizes[name], kind) if whole else generator.standard_normal(sizes[name]).astype(kind)
     return feeds
+
+
+def is_finite(value: object) -> bool:
+    """Whether an output holds neither NaN nor Inf; outputs that are no numbers count as finite."""
+    return not isinstance(value, np.ndarray) or value.dtype.kind != "f" or bool(np.isfinite(value).all())
+
+
+def relative_difference(result: object, wanted: object) -> float:
+    """Largest difference over the largest number of ``wanted``, or that difference where all of them are 0.
+
+    Infinite where shapes differ; 0 for outputs that are no floating numbers.
+    """
+    if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
+        return 0.0
+    if not isinstance(result, np.ndarray) or result.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    top = float(np.abs(wanted).max())
+    difference = float(np.abs(result.astype(np.float64) - wanted).max())
+    return difference / top if top else difference

@@ -156,7 +156,7 @@ def test_a_plan_that_cannot_be_written_says_that_the_model_is(capsys, tmp_path, 
     argv = ("-o", out, "--method", "tucker", "--ranks", "4", "--plan-out", tmp_path / "plan.json")
     code, _, err = call(capsys, "decompose", source, *argv)
     assert code == 2
-    assert f"plan.json could not be written: No space left on device; the model {out} is written" in err
+    assert f"plan.json could not be written: there is no space left; the model {out} is written" in err
 
 
 def test_rules_that_need_training_name_train_py_with_its_own_words(capsys, tmp_path, source):

@@ -67,11 +67,25 @@ def test_a_second_call_adds_to_the_map(capsys, small, tmp_path):
     assert list(json.loads(out)["layers"]) == ["first", "second", "head"]
 
 
+def test_files_of_version_1_are_read_and_grow_in_the_words_of_this_one(capsys, small, tmp_path):
+    path, said = small
+    words = {"layer_type": "kind", "resolved_execution": "runs_as"}
+    layers = {name: {words.get(key, key): part for key, part in one.items()} for name, one in said["changes"].items()}
+    value = {"format": "hodec-onnx-changes", "version": 1, "rule": "manual", "layers": layers, "skipped": {}}
+    rewritten(path, json.dumps(value))
+    assert json.loads(call(capsys, "show", path, "--json")[1])["layers"] == said["changes"]
+    how = ("--method", "svd", "--ranks", "4", "--include", "head")
+    assert call(capsys, "decompose", path, "-o", tmp_path / "more.onnx", *how)[0] == 0
+    layers = json.loads(call(capsys, "show", tmp_path / "more.onnx", "--json")[1])["layers"]
+    assert list(layers) == ["first", "second", "head"]
+    assert all({"layer_type", "resolved_execution"} <= one.keys() for one in layers.values())
+
+
 @pytest.mark.parametrize(("text", "reason"), [
     (None, "small.onnx holds no map of changes (metadata 'hodec.changes'): hodec decompose did not write it"),
     ("{", "is no JSON"),
-    ("[]", "is list; this hodec reads ['hodec-onnx-changes', 1]"),
-    ('{"format": "hodec-onnx-changes", "version": 2}', "is ['hodec-onnx-changes', 2]; this hodec reads"),
+    ("[]", "is list; this hodec reads ['hodec-onnx-changes', 2]"),
+    ('{"format": "hodec-onnx-changes", "version": 3}', "is ['hodec-onnx-changes', 3]; this hodec reads"),
     ('{"format": "hodec-onnx-changes", "version": 1}', "lacks a field or was altered"),
     ('{"format": "hodec-onnx-changes", "version": 1, "rule": "r", "skipped": {}, "layers": {"a": {"nodes": 1}}}',
      "lacks a field or was altered"),

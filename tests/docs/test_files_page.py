@@ -11,7 +11,7 @@ import hodec
 from hodec.cli import main as cli
 from hodec.cli.rule_options import OFFERED, method_from, rule_from
 from hodec.fusion.search import TARGETS
-from hodec.onnx_graph.model_file import OLDEST
+from hodec.onnx_graph.graph import OLDEST
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ def test_a_place_that_is_no_file_is_refused_before_any_work(capsys, finished, tm
     path.mkdir()
     code, _, err = call(capsys, finished, "--to", "pt2", "-o", path, "--force")
     assert code == 2
-    assert "net.pt2 is no file that could be replaced; -o FILE names another" in err
+    assert "net.pt2 is a folder and no file that could be replaced; name a file" in err
 
 
 def test_a_place_that_cannot_be_written_is_one_line(capsys, finished, tmp_path):

@@ -9,7 +9,6 @@ from torch import nn
 
 import hodec
 from hodec.errors import CheckpointError, ConvertError
-from hodec.export import program as module
 from hodec.export.program import to_program
 from hodec.ranks import Manual, make_plan
 
@@ -67,7 +66,7 @@ def test_a_batch_that_is_not_free_says_how(tmp_path):
 
 def test_an_existing_file_stays_when_writing_fails(tmp_path, monkeypatch):
     (tmp_path / "net.pt2").write_text("old")
-    monkeypatch.setattr(module, "distance", lambda *_: 1.0)
+    monkeypatch.setattr("hodec.compare.distance", lambda *_: 1.0)
     with pytest.raises(ConvertError, match="verify=False writes it all the same"):
         to_program(compressed(SmallResNet()), tmp_path / "net.pt2", example_input=X)
     assert (tmp_path / "net.pt2").read_text() == "old"

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hodec.errors import PlanError
+from hodec.onnx_graph.changes import METADATA
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.planning import Options
-from hodec.onnx_graph.rewrite import METADATA
 from hodec.plan.plan import Plan
 from hodec.ranks import Ascend, Budget, Energy, Manual, Ratio, Vbmf
 
@@ -128,7 +128,7 @@ def test_nodes_that_share_a_weight_share_its_factors(tmp_path):
     assert outcome.plan["a"].aliases == ("b",)
     assert set(outcome.changes) == {"a", "b"}
     assert [one.name for one in onnx.load(str(out)).graph.initializer] == ["b", "w.0", "w.1", "w.2"]
-    assert outcome.plan["a"].runs.after == 10 * 12 + 5 * 6
+    assert outcome.plan["a"].call_sites.out_positions == 10 * 12 + 5 * 6
     assert outcome.after.macs == outcome.plan.macs_after
     same(source, out, x=image())
 
@@ -281,8 +281,32 @@ def test_sizes_that_inference_cannot_tell_are_measured(tmp_path):
     }  # fmt: skip
     source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 8, 10, 12)})
     outcome, out = decompose(source)
-    assert outcome.plan["d"].runs.calls == ((2, (8, 20), (6, 18)),)
+    assert outcome.plan["d"].call_sites.calls == ((2, (8, 20), (6, 18)),)
     same(source, out, x=image(1))
+    # what stands for d is counted too, though inference cannot tell its sizes within the file
+    outcome, _ = decompose(source, Manual(4), force=True)
+    assert outcome.after.macs == outcome.plan.macs_after
+    assert outcome.uncounted == ()
+
+
+def test_nodes_whose_multiply_adds_are_not_known_are_named(tmp_path):
+    branch = helper.make_graph(
+        [node("Conv", "t v", "e", name="inside")], "then", [], [helper.make_tensor_value_info("e", FLOAT, None)]
+    )
+    nodes = [
+        node("Conv", "x w", "h", name="c"),
+        node("Twist", "h", "t", name="twist", domain="some.where"),
+        node("Conv", "t v", "y", name="d"),
+        helper.make_node("If", ["yes"], ["z"], name="if", then_branch=branch, else_branch=branch),
+    ]
+    weights = {"w": numbers(16, 8, 3, 3), "v": numbers(8, 16, 3, 3), "yes": np.array(True)}
+    source = save(tmp_path / "in.onnx", nodes, weights, domains=("some.where",))
+    for value in (model := onnx.load(str(source))).graph.output:
+        value.type.tensor_type.shape.SetInParent()
+    source.write_bytes(model.SerializeToString())
+    outcome, _ = decompose(source, Manual(4))
+    assert outcome.uncounted == ("twist", "d", "if")
+    assert (outcome.before.macs, outcome.after.macs) == (outcome.plan["c"].macs_before, outcome.plan["c"].macs_after)
 
 
 REFUSED = {
@@ -293,7 +317,7 @@ REFUSED = {
         "computed by Relu, so it is not a constant",
     ),
     "nan": (node("Conv", "x w", name="c"), {"w": np.full((8, 8, 3, 3), np.nan, np.float32)}, "holds NaN or Inf"),
-    "stack": (node("MatMul", "x w", name="c"), {"w": numbers(8, 12, 5)}, "no kind of layer has such"),
+    "stack": (node("MatMul", "x w", name="c"), {"w": numbers(8, 12, 5)}, "no layer type has such"),
     "quantized": (node("Conv", "x q", name="c"), {"w": numbers(8, 8, 3, 3)}, "quantized (DequantizeLinear)"),
 }
 

@@ -7,9 +7,9 @@ import torch
 
 from hodec.errors import CheckpointError, ConvertError
 from hodec.methods import METHODS
-from hodec.onnx_graph import model_file, recipes
+from hodec.onnx_graph import recipes
 from hodec.onnx_graph.decompose import decompose_file
-from hodec.onnx_graph.model_file import load_model
+from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.planning import Options
 from hodec.ranks import Manual
 
@@ -32,7 +32,6 @@ CASES = [(name, method) for name in LAYERS for method in METHODS if method != "t
 def all_large(monkeypatch):
     monkeypatch.setattr(recipes, "LARGE", 1)
     monkeypatch.setattr(recipes, "ROWS", 5)
-    monkeypatch.setattr(model_file, "LARGE_BYTES", 1)
 
 
 def decomposed(tmp_path, name, method):
@@ -94,7 +93,7 @@ def test_too_few_bytes_are_still_found(tmp_path):
     tensor.raw_data = tensor.raw_data[:-4]
     (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match=r"in\.onnx is not a valid ONNX model"):
-        load_model(tmp_path / "in.onnx")
+        load_graph(tmp_path / "in.onnx")
 
 
 @pytest.mark.usefixtures("all_large")
@@ -103,7 +102,7 @@ def test_a_broken_node_beside_large_weights_is_still_found(tmp_path):
     model.graph.node[1].op_type = "Relo"
     (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match="not a valid ONNX model.*Relo"):
-        load_model(tmp_path / "in.onnx")
+        load_graph(tmp_path / "in.onnx")
 
 
 def test_norms_of_many_numbers_are_summed_in_float64():

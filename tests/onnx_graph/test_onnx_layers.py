@@ -197,7 +197,7 @@ def test_nodes_that_compute_something_else_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(Writer, "add", wrongly)
     for name in ("first", "second"):
         with pytest.raises(
-            ConvertError, match=f"{name}.*this is a fault of hodec: leave the layer dense with --exclude"
+            ConvertError, match=f"{name}.*this is a fault of hodec: leave the layer dense with exclude="
         ):
             decompose_file(conv_net(tmp_path / "in.onnx"), tmp_path / "out.onnx", rule=Manual({name: 6}), options=ANY)
     assert not (tmp_path / "out.onnx").exists()
