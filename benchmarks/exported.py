@@ -38,9 +38,9 @@ def config_of(run: Path, root: str | None) -> Config:
 
 def dense_of(run: Path, facts: dict[str, object]) -> nn.Module:
     """The dense net that the run compressed: before ADMM where it had been trained by then."""
-    stages = RunFolder.open(run, (run / "config.yaml").read_text(encoding="utf-8"), writes=False)
+    folder = RunFolder.open(run, (run / "config.yaml").read_text(encoding="utf-8"), writes=False)
     net = named_skeleton(run, {"facts": facts})
-    stages.load_stage(next(name for name in ("pretrain", "dense", "admm") if stages.done(name)), net)
+    folder.load_phase(next(name for name in ("pretrain", "dense", "admm") if folder.done(name)), net)
     return net.eval()
 
 

@@ -1,8 +1,8 @@
 """LitClassifier: loss, accuracy, optimizer. It knows no ADMM and no format; LitData feeds it."""
 
+import copy
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from hodec.inference import inference
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
-# Share of the run done, 0..1 -> factor on the learning rate.
+# The fraction of the schedule that is done, 0..1 -> the factor on the learning rate.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - done,
@@ -24,9 +24,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),
 }
 
-# A look at the loss waits for the GPU: there only every so many steps.
-CHECK_EVERY = {"cpu": 1}
-CHECK_EVERY_ELSEWHERE = 50
+# Steps between two checks of the loss on a GPU, where each check waits for the device; on a CPU every step is checked.
+GPU_LOSS_CHECK_STEPS = 50
 
 
 class LitClassifier(LightningModule):
@@ -35,13 +34,13 @@ class LitClassifier(LightningModule):
     Args:
         net: images (N, C, H, W) -> scores (N, classes).
         optimizer: ``sgd`` or ``adamw``.
-        options: keyword arguments of that optimizer (lr, momentum, weight_decay, ..).
+        options: keyword arguments of that optimizer (lr, momentum, weight_decay, ..); its lr is 0.1 by default.
         schedule: ``cosine``, ``linear``, ``step`` (x0.1 at 1/2 and 3/4) or ``constant``, over the whole fit, per step.
         warmup_epochs: epochs of linear warm-up from 0, where the schedule begins.
         span: the part of the schedule that this fit covers, (0, 1) for all of it.
         label_smoothing: 0..1.
-        teacher: the net to distil from; it is run in evaluation mode and not saved with this module.
-        distill_weight: share of the distillation loss, 0..1. Source: Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
+        teacher: the net to distil from; a copy of it is run in evaluation mode and not saved with this module.
+        distill_weight: weight of the distillation loss, 0..1. Source: Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
         temperature: of the distillation, above 0.
         channels_last: memory order of the net's weights.
         compiled: train through ``torch.compile``; parameters, checkpoints and validation are those of ``net`` itself.
@@ -53,7 +52,7 @@ class LitClassifier(LightningModule):
         net: nn.Module,
         *,
         optimizer: str = "sgd",
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         schedule: str = "cosine",
         warmup_epochs: float = 0,
         span: tuple[float, float] = (0.0, 1.0),
@@ -73,11 +72,12 @@ class LitClassifier(LightningModule):
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.optimizer, self.schedule, self.span = optimizer, schedule, span
         self.warmup_epochs = 0 if span[0] else warmup_epochs
-        self.options = {"lr": 0.1} if options is None else options
+        self.options = {"lr": 0.1, **(options or {})}
         self.label_smoothing, self.distill_weight, self.temperature = label_smoothing, distill_weight, temperature
         # Hidden in tuples: neither is a part of this module's parameters or checkpoints.
         self._compiled = (torch.compile(self.net),) if compiled else ()
-        self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and distill_weight > 0 else ()
+        teachers = (teacher,) if teacher is not None and distill_weight > 0 else ()
+        self._teacher = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in teachers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -90,7 +90,8 @@ class LitClassifier(LightningModule):
         x, y = batch
         scores = self._trained(x)
         loss = self._loss(scores, x, y)
-        if batch_idx % CHECK_EVERY.get(x.device.type, CHECK_EVERY_ELSEWHERE) == 0 and not bool(torch.isfinite(loss)):
+        due = x.device.type == "cpu" or batch_idx % GPU_LOSS_CHECK_STEPS == 0
+        if due and not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {self.global_step}: training broke "
                 "down. Lower optimizer.lr, add optimizer.warmup_epochs=5 or trainer.gradient_clip_val=1; the "
@@ -100,7 +101,7 @@ class LitClassifier(LightningModule):
         return loss
 
     def _trained(self, x: Tensor) -> Tensor:
-        """The scores of a training batch; all have one size, so a compiled net is compiled once."""
+        """Return the scores of a training batch; all batches have one size, so a compiled net is compiled once."""
         if not self._compiled:
             return self.net(x)  # type: ignore[no-any-return]
         from torch._dynamo.exc import TorchDynamoException
@@ -124,10 +125,10 @@ class LitClassifier(LightningModule):
         loss = F.cross_entropy(scores.float(), y, label_smoothing=self.label_smoothing)
         for teacher in self._teacher:
             with torch.no_grad():
-                wanted = F.log_softmax(teacher(x).float() / self.temperature, dim=1)
-            given = F.log_softmax(scores.float() / self.temperature, dim=1)
+                target = F.log_softmax(teacher(x).float() / self.temperature, dim=1)
+            student = F.log_softmax(scores.float() / self.temperature, dim=1)
             # Gradients of softened targets shrink with 1 / T^2; undo that so the weight keeps its meaning.
-            distance = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.temperature**2
+            distance = F.kl_div(student, target, reduction="batchmean", log_target=True) * self.temperature**2
             loss = (1 - self.distill_weight) * loss + self.distill_weight * distance
         return loss
 
@@ -141,7 +142,6 @@ class LitClassifier(LightningModule):
         total = max(1, int(self.trainer.estimated_stepping_batches))
         epochs = self.trainer.max_epochs or 1
         warmup = int(total * min(1.0, self.warmup_epochs / epochs)) if epochs > 0 else 0
-
         begin, end = self.span
 
         def factor(step: int) -> float:
@@ -154,20 +154,20 @@ class LitClassifier(LightningModule):
 
 
 def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> float:
-    """Top-1 accuracy, 0..1, in evaluation mode and float32.
+    """Return the top-1 accuracy of a net, 0..1, in evaluation mode and float32; the net moves to ``device``.
 
     Raises:
         TrainingError: no batches, or scores that are not finite.
     """
-    right = count = 0
+    correct = count = 0
     net = net.to(device)
     with inference(net):
         for x, y in batches:
             scores = net(x.to(device))
             if not bool(torch.isfinite(scores).all()):
                 raise TrainingError("the net gives NaN or Inf on the evaluation data: it cannot be scored")
-            right += int((scores.argmax(dim=1).cpu() == y.cpu()).sum())
+            correct += int((scores.argmax(dim=1).cpu() == y.cpu()).sum())
             count += len(y)
     if not count:
         raise TrainingError("the evaluation data has no batches")
-    return right / count
+    return correct / count

@@ -1,137 +1,157 @@
-"""Where the curves go besides metrics.jsonl: a CSV table, wandb, TensorBoard. None of them may stop a training."""
+"""Where the curves go besides metrics.jsonl: a CSV table, wandb, TensorBoard. None of them may stop a training.
+
+A logger has two methods of Lightning's ``Logger``, so that those of Lightning fit too. CSV and wandb are our own:
+Lightning's ``CSVLogger`` deletes the table of the run that it goes on with, and its ``WandbLogger`` neither falls back
+to offline, nor counts steps in epochs over all phases, nor ends the run with an exit code.
+"""
 
 import csv
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from hodec.errors import ConfigError
-from hodec.experiment.config.schema import Config, LoggerConfig
+from hodec.experiment.config.schema import Config
 from hodec.io.atomic import write_text
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 log = logging.getLogger(__name__)
 
 
-class CurveLogger(Protocol):
-    """Takes one flat row of numbers per epoch."""
+class RunLogger(Protocol):
+    """One place where the curves go."""
 
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """Add a row; ``step`` counts epochs over all phases."""
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Take the row of one epoch; ``step`` counts epochs over all phases."""
 
-    def close(self, exit_code: int) -> None:
-        """The run is over."""
+    def finalize(self, status: str) -> None:
+        """End the run: ``success`` or ``failed``."""
 
 
-class NoLogger:
-    """For all but the first of several processes that train together."""
+class Loggers:
+    """All loggers of a run; an error of one of them is a warning."""
 
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        pass
+    def __init__(self, loggers: Sequence[RunLogger] = ()) -> None:
+        self.loggers = loggers
 
-    def close(self, exit_code: int) -> None:
-        pass
+    def log(self, row: Mapping[str, object], step: int) -> None:
+        """Hand the numbers of a nested row to all loggers."""
+        numbers = flat(row)
+        self._each("did not take a row", lambda logger: logger.log_metrics(numbers, step))
+
+    def close(self, status: str) -> None:
+        """End the run in all loggers: ``success`` or ``failed``."""
+        self._each("did not finish", lambda logger: logger.finalize(status))
+
+    def _each(self, failure: str, call: Callable[[RunLogger], None]) -> None:
+        for logger in self.loggers:
+            try:
+                call(logger)
+            except Exception as error:  # wandb's own errors have no common base
+                log.warning("%s %s: %s; the run goes on", type(logger).__name__, failure, _first_line(error))
 
 
 class CsvLogger:
-    """``metrics.csv``, rewritten whole each epoch, so that new columns and resumed runs are no trouble."""
+    """``metrics.csv``, rewritten as a whole each epoch: columns may join, and resumed runs go on in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, list[dict[str, Any]]()
+        self.path, self.rows = path, list[dict[str, object]]()
         if path.exists():
             with path.open(newline="", encoding="utf-8") as f:
-                self.rows = list(csv.DictReader(f))
+                self.rows = [dict(row) for row in csv.DictReader(f)]
 
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        self.rows = [r for r in self.rows if int(r["step"]) < step] + [{"step": step, **row}]
-        columns = list(dict.fromkeys(key for r in self.rows for key in r))
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows = [row for row in self.rows if int(str(row["step"])) < step] + [{"step": step, **metrics}]
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
-    def close(self, exit_code: int) -> None:
+    def finalize(self, status: str) -> None:
         pass
 
 
 class WandbLogger:
-    """One wandb run per hodec run; offline without a key, offline after ``init_timeout`` seconds without an answer."""
+    """One wandb run per run; offline without a key, offline after ``init_timeout`` seconds without an answer."""
 
-    def __init__(self, settings: LoggerConfig, folder: Path, config: Mapping[str, Any], name: str) -> None:
+    def __init__(self, config: Config, folder: Path) -> None:
         import wandb
 
-        mode: Any = settings.mode
+        settings = config.logger
+        mode = settings.mode
         if mode == "auto":
             mode = "online" if _has_wandb_key() else "offline"
-        options: dict[str, Any] = {"project": settings.project, "group": folder.parent.name, "name": name}
-        options |= {"dir": str(folder), "config": dict(config), "reinit": "finish_previous"}
-        timeout = wandb.Settings(init_timeout=settings.init_timeout, silent=True)
-        self.run: Any = None
+        self.run: Run | None = None
         for attempt in dict.fromkeys((mode, "offline")):
             try:
-                self.run = wandb.init(mode=attempt, settings=timeout, **options)
+                self.run = wandb.init(
+                    mode=attempt,  # type: ignore[arg-type]
+                    project=settings.project,
+                    group=folder.parent.name,
+                    name=folder.name,
+                    dir=str(folder),
+                    config=asdict(config),
+                    reinit="finish_previous",
+                    settings=wandb.Settings(init_timeout=settings.init_timeout, silent=True),
+                )
                 break
             except Exception as error:  # wandb's own errors have no common base; a logger must not stop a training
                 log.warning("wandb %s did not start (%s)", attempt, _first_line(error))
         if self.run is not None and attempt == "offline":
             log.info("wandb is offline; upload with: wandb sync %s", Path(self.run.dir).parent)
 
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        try:
-            if self.run is not None:
-                self.run.log(dict(row), step=step)
-        except Exception as error:
-            log.warning("wandb did not take a row: %s", _first_line(error))
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        if self.run is not None:
+            self.run.log(metrics, step=step)
 
-    def close(self, exit_code: int) -> None:
-        try:
-            if self.run is not None:
-                self.run.finish(exit_code=exit_code)
-        except Exception as error:
-            log.warning("wandb did not finish: %s", _first_line(error))
+    def finalize(self, status: str) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=int(status != "success"))
 
 
-class TensorBoardLogger:
-    """Event files under ``tensorboard/`` in the run folder."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("logger=tensorboard needs the tensorboard package: pip install tensorboard") from error
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        for key, value in row.items():
-            self.writer.add_scalar(key, value, step)
-        self.writer.flush()
-
-    def close(self, exit_code: int) -> None:
-        self.writer.close()
+def _tensorboard(config: Config, folder: Path) -> RunLogger:
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="", flush_secs=1)
+    except ModuleNotFoundError as error:
+        raise ConfigError("logger=tensorboard needs the tensorboard package: pip install tensorboard") from error
 
 
-def make_logger(config: Config, folder: Path, settings: Mapping[str, Any], name: str) -> CurveLogger:
-    """The logger that ``config.logger`` asks for.
+LOGGERS: dict[str, Callable[[Config, Path], RunLogger]] = {
+    "csv": lambda config, folder: CsvLogger(folder / "metrics.csv"),
+    "wandb": WandbLogger,
+    "tensorboard": _tensorboard,
+}
 
-    Args:
-        folder: the run folder.
-        settings: all settings as plain values, for trackers that show them.
-        name: what the run is called there.
+
+@contextmanager
+def loggers_of(config: Config, folder: Path) -> Iterator[Loggers]:
+    """Open the loggers that the settings ask for, and end them with whether the block succeeded.
+
+    Raises:
+        ConfigError: the package of a logger is not installed.
     """
-    makers: dict[str, Callable[[], CurveLogger]] = {
-        "csv": lambda: CsvLogger(folder / "metrics.csv"),
-        "wandb": lambda: WandbLogger(config.logger, folder, settings, name),
-        "tensorboard": lambda: TensorBoardLogger(folder),
-    }
-    return makers[config.logger.name]()
+    loggers, status = Loggers([LOGGERS[config.logger.name](config, folder)]), "failed"
+    try:
+        yield loggers
+        status = "success"
+    finally:
+        loggers.close(status)
 
 
-def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested row under joined keys: {"a": {"conv1": {"rho": 1}}} -> {"a/conv1/rho": 1}."""
+def flat(row: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a nested row under joined keys: {"a": {"conv1": {"rho": 1}}} -> {"a/conv1/rho": 1}."""
     numbers: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):

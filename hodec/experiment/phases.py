@@ -1,379 +1,253 @@
-"""The run under way: its nets as they stand after each phase, its plan, its results."""
+"""The phases of a run: each takes values and returns a new one, which the run folder keeps."""
 
+import copy
 import logging
-import platform
-import shlex
-import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import pytorch_lightning
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hodec._version import __version__
 from hodec.admm.callback import AdmmCallback
-from hodec.admm.projection import RankLearner
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
-from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.experiment.config.schema import Config
+from hodec.experiment.context import RunContext, device_of
 from hodec.experiment.data.images import ImageData
-from hodec.experiment.data.loaders import test_loader, train_loader, val_loader
+from hodec.experiment.data.loaders import val_loader
 from hodec.experiment.lit import LitClassifier, evaluate
-from hodec.experiment.loggers import CurveLogger
-from hodec.experiment.run_folder import RunFolder
+from hodec.experiment.run_folder import Outcome
 from hodec.experiment.training import fit_phase
-from hodec.export import checkpoint
 from hodec.formats.modes import Modes
+from hodec.io.atomic import JsonObject
 from hodec.layers.base import randomize_factors
 from hodec.models import build_model, load_weights
 from hodec.plan.plan import Plan
-from hodec.ranks import Learned, RankRule, build_rule, make_plan
+from hodec.ranks import Learned, RankRule, build_rule
+from hodec.ranks import make_plan as plan_by_rule
 
 log = logging.getLogger(__name__)
 
 
-def device_of(config: Config) -> torch.device:
-    """Where the pipeline itself computes: the GPU when training uses one."""
-    wanted = config.trainer.accelerator
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-class Phases:
-    """The run under way: the nets as they stand after the latest phase, and the plan.
+class Trained(NamedTuple):
+    """The result of training the dense net.
 
     Attributes:
-        dense: the dense net; its weights are those of the latest phase that trained it.
-        pretrained: the dense net before ADMM, if it was trained by then.
-        teacher: the net given to distil from, if there is one.
-        small: the factorized net, from ``convert`` on.
-        starts: factors that ADMM ended at, of the layers whose format is found by iteration.
+        net: the dense net.
+        plan: the plan to convert it by; where ADMM learns the ranks, they are the last ones.
+        factors: layer -> the factors that ADMM ended at, of the layers whose format is found by iteration.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, data: ImageData) -> None:
-        self.config, self.folder, self.data = config, folder, data
-        self.device = device_of(config)
-        self.example = torch.zeros(1, data.in_channels, *data.image_size)
-        self.dense = self.skeleton()
-        if config.init:
-            load_weights(self.dense, config.init)
-        self.trained = config.init is not None
-        self.teacher = self._given_teacher()
-        self.pretrained: nn.Module | None = None
-        self.plan: Plan | None = None
-        self.small: nn.Module | None = None
-        self.init_factors: dict[str, list[torch.Tensor]] = {}
-        self.epochs = 0
+    net: nn.Module
+    plan: Plan
+    factors: Mapping[str, Sequence[Tensor]]
 
-    def skeleton(self, name: str | None = None) -> nn.Module:
-        """The dense net, or another one, with fresh weights."""
-        data, name = self.data, name or self.config.model.name
-        return build_model(
-            name, in_channels=data.in_channels, num_classes=data.num_classes, image_size=min(data.image_size)
-        )
 
-    def _given_teacher(self) -> nn.Module | None:
-        """The net of ``distill.init``, if there is one."""
-        settings = self.config.distill
-        if settings.init is None:
-            return None
-        teacher = self.skeleton(settings.model)
-        load_weights(teacher, settings.init)
-        return teacher
+# -- before any training ---------------------------------------------------------------------------------------------
 
-    @property
-    def pretrain_epochs(self) -> int:
-        """Epochs without ADMM; a rule that reads weights gets as many as ADMM when it would get none at all."""
-        config = self.config
-        if config.pretrain_epochs or config.init or config.plan or not self.rule().reads_weights:
-            return config.pretrain_epochs
-        return config.dense_epochs
 
-    # -- plan ----------------------------------------------------------------------------------------------------
+def rank_rule(config: Config, data: ImageData) -> RankRule | None:
+    """Return the rank rule that the settings ask for; None where they give a plan.
 
-    def plan_before_training(self) -> None:
-        """Plan now, mistakes show at once; unless the rule reads trained weights and there are none yet."""
-        if self.trained or not self.pretrain_epochs or self.config.plan or not self.rule().reads_weights:
-            self.make_plan()
+    Raises:
+        HodecError: a setting of the rule is out of range.
+    """
 
-    def plan_after_training(self) -> None:
-        """Plan from the trained weights, if that was waited for."""
-        if self.plan is None:
-            self.make_plan()
-
-    def rule(self) -> RankRule:
-        """The rank rule that the settings ask for."""
-        settings = self.config.ranks
-        value = self.config.tt_ranks if self.config.tt_ranks is not None else settings.default
-        return build_rule(settings.rule, asdict(settings) | {"tt_ranks": value, "evaluate": self.validation_accuracy})
-
-    def validation_accuracy(self, net: nn.Module) -> float:
-        """Accuracy on the validation split: what rules that evaluate nets go by."""
-        loader = val_loader(self.data, device=self.device)
+    def validation_accuracy(net: nn.Module) -> float:
+        device = device_of(config)
+        loader = val_loader(data, device=device)
         if loader is None:
-            rule = self.config.ranks.rule
+            rule = config.ranks.rule
             raise ConfigError(f"ranks={rule} evaluates nets on a validation split, give one: data.val_fraction=0.1")
-        return evaluate(net, loader, self.device)
+        return evaluate(net, loader, device)
 
-    def make_plan(self) -> None:
-        """Read the plan of a stopped run or the one given, else make it; show and save it."""
-        path, config = self.folder.path / "plan.json", self.config
-        if self.folder.done("plan"):
-            self.plan = Plan.load(path)
-            return
-        if config.plan:
-            self.plan = Plan.load(config.plan)
-            if not self.plan:
+    if config.plan:
+        return None
+    tt_ranks = config.tt_ranks if config.tt_ranks is not None else config.ranks.default
+    settings = asdict(config.ranks) | {"tt_ranks": tt_ranks, "evaluate": validation_accuracy}
+    return build_rule(config.ranks.rule, settings)
+
+
+def dense_net(run: RunContext) -> nn.Module:
+    """Return the dense net before any training: with the weights of ``init``, or random ones."""
+    return _net(run, run.config.model.name, run.config.init)
+
+
+def teacher_net(run: RunContext) -> nn.Module | None:
+    """Return the net of ``distill.init``, if there is one."""
+    settings = run.config.distill
+    return _net(run, settings.model or run.config.model.name, settings.init) if settings.init else None
+
+
+def _net(run: RunContext, name: str, weights: str | None) -> nn.Module:
+    data = run.data
+    net = build_model(name, in_channels=data.in_channels, num_classes=data.num_classes, image_size=min(data.image_size))
+    if weights:
+        load_weights(net, weights)
+    return net
+
+
+def make_plan(run: RunContext, dense: nn.Module) -> Plan:
+    """Return the plan: the one that the settings give, else that of the rank rule for ``dense``.
+
+    Raises:
+        PlanError: the plan is of another net, or has no layers.
+    """
+
+    def compute() -> Plan:
+        config = run.config
+        if run.rule is None:
+            plan = Plan.load(str(config.plan))
+            if not plan:
                 raise PlanError(f"plan={config.plan} has no layers to factorize; with plan=null one is made")
         else:
-            given = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in (config.method.modes or {}).items()}
-            self.plan = make_plan(
-                self.dense,
-                self.rule(),
+            modes = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in (config.method.modes or {}).items()}
+            plan = plan_by_rule(
+                dense,
+                run.rule,
                 method=config.method.name,
-                example_input=self.example,
+                example_input=run.example,
                 include=config.include,
                 exclude=config.exclude,
                 n_modes=config.method.n_modes,
-                modes=given,
+                modes=modes,
                 execution=config.method.execution,
             )
-        log.info("the plan, before any training:\n%s", self.plan)
-        convert(self.dense, self.plan, decompose=False)  # what cannot be swapped shows now, not after hours
-        if self.folder.writes:
-            self.plan.save(path)
-        self.folder.finish("plan")
+        log.info("the plan, before any training:\n%s", plan)
+        convert(dense, plan, decompose=False)  # a layer that cannot be swapped shows now, not after hours
+        return plan
 
-    def planned(self) -> Plan:
-        """The plan, which every phase after planning has."""
-        if self.plan is None:
-            raise RuntimeError("no plan has been made yet")
-        return self.plan
+    return run.folder.memo_plan(compute)
 
-    # -- training ------------------------------------------------------------------------------------------------
 
-    def pretrain(self, curves: CurveLogger) -> None:
-        """Train the dense net without ADMM."""
-        self._train("pretrain", self.dense, self.pretrain_epochs, curves)
-        self.trained = self.trained or self.pretrain_epochs > 0
-        if self.trained:
-            self.pretrained = self.skeleton()
-            self.pretrained.load_state_dict(self.dense.state_dict())
+# -- training --------------------------------------------------------------------------------------------------------
 
-    def train_dense(self, curves: CurveLogger) -> None:
-        """Train the dense net under ADMM; with ``admm=off`` just train it: the control."""
-        config = self.config.admm
-        if not config.enabled:
-            self._train("dense", self.dense, self.config.dense_epochs, curves)
-            return
-        admm = AdmmCallback(
-            self.planned(),
-            config.rho,
-            pull=config.pull,
-            update_every=config.update_every,
-            relax=config.relax,
-            dual=config.dual,
-            tolerance=config.tolerance,
-            track_truncated=config.track_truncated,
-            spread=config.spread,
-            learner=self._learner(),
-            covariances=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
-            root="net",
-        )
-        self._train("admm", self.dense, self.config.dense_epochs, curves, admm=admm)
-        self._take_over_learned_plan()
-        self.init_factors = self.folder.load_factors("admm")
 
-    def _learner(self) -> RankLearner | None:
-        """What changes the ranks under ADMM, if the rule does; a plan that is given stays as it is."""
-        rule = self.rule()
-        return rule.learner() if isinstance(rule, Learned) and not self.config.plan else None
+def pretrain(run: RunContext, dense: nn.Module) -> nn.Module:
+    """Return the dense net, trained without ADMM."""
+    return _trained(run, "pretrain", dense).net
 
-    def _take_over_learned_plan(self) -> None:
-        """Go on with the ranks that ADMM has learned, if it did."""
-        learned = self.folder.phases.get("admm", {}).get("plan")
-        if learned is None:
-            return
-        self.plan = Plan.from_dict(learned)
-        log.info("the plan, with learned ranks:\n%s", self.plan)
-        if self.folder.writes:
-            self.plan.save(self.folder.path / "plan.json")
 
-    def retrain(self, curves: CurveLogger) -> None:
-        """Train the factorized net, distilled from the dense one if so set."""
-        if self.small is None:
-            raise RuntimeError("nothing has been converted yet")
-        self._train("retrain", self.small, self.config.retrain_epochs, curves)
+def train(run: RunContext, dense: nn.Module, plan: Plan, *, teacher: nn.Module) -> Trained:
+    """Return the dense net, trained under ADMM; with ``admm=off`` it is just trained: the control."""
+    taught_by = teacher if run.config.distill.dense else None
+    if not run.config.admm.enabled:
+        return Trained(_trained(run, "dense", dense, teacher=taught_by).net, plan, {})
+    outcome = _trained(run, "admm", dense, teacher=taught_by, admm=lambda: _admm(run, dense, plan))
+    if learned := outcome.facts.get("plan"):
+        plan = Plan.from_dict(learned)
+        log.info("the plan, with learned ranks:\n%s", plan)
+        run.folder.keep_plan(plan)
+    return Trained(outcome.net, plan, outcome.factors)
 
-    def _train(
-        self, phase: str, net: nn.Module, epochs: int, curves: CurveLogger, *, admm: AdmmCallback | None = None
-    ) -> None:
-        """One training phase, taken from the folder when it is done, skipped when it has no epochs."""
-        if self.folder.done(phase):
-            self.folder.load_phase(phase, net)
-        elif epochs > 0:
-            began = time.perf_counter()
-            fit_phase(
-                phase,
-                self._module(phase, net),
-                self.data,
-                epochs=epochs,
-                config=self.config,
-                folder=self.folder,
-                curves=curves,
-                first_step=self.epochs,
-                admm=admm,
-            )
-            facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
-            if admm is not None:
-                facts |= self._outcome(admm)
-            self.folder.save_phase(phase, net.cpu(), **facts)
-        self.epochs += epochs
 
-    def _outcome(self, admm: AdmmCallback) -> dict[str, Any]:
-        """What later phases and the report need to know of ADMM."""
-        residual = admm.primal[-1] if admm.primal else None
-        facts: dict[str, Any] = {"admm": {"status": admm.verdict.value, "primal_residual": residual}}
-        final = admm.final_plan()
-        if admm.learner is not None and isinstance(final, Plan):
+def retrain(run: RunContext, compressed: nn.Module, *, teacher: nn.Module) -> nn.Module:
+    """Return the factorized net, trained; ``teacher`` is distilled from where that is set."""
+    return _trained(run, "retrain", compressed, teacher=teacher).net
+
+
+def _trained(
+    run: RunContext,
+    phase: str,
+    net: nn.Module,
+    *,
+    teacher: nn.Module | None = None,
+    admm: Callable[[], AdmmCallback] | None = None,
+) -> Outcome:
+    """Return a trained copy of ``net``, or ``net`` itself where the phase has no epochs."""
+
+    def compute() -> Outcome:
+        callback = admm() if admm else None
+        module = _module(run, phase, copy.deepcopy(net), teacher)
+        began = time.perf_counter()
+        fit_phase(run, phase, module, callback)
+        facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
+        if callback is None:
+            return Outcome(module.net.cpu(), facts)
+        final, residual = callback.final_plan(), callback.primal[-1] if callback.primal else None
+        facts["admm"] = {"status": callback.verdict.value, "primal_residual": residual}
+        if callback.learner is not None and isinstance(final, Plan):
             facts["plan"] = final.to_dict()
-        self.folder.save_factors("admm", {name: f for name, f in admm.factors.items() if name in final})
-        return facts
+        factors = {name: [f.cpu() for f in each] for name, each in callback.factors.items() if name in final}
+        return Outcome(module.net.cpu(), facts, factors)
 
-    def _module(self, phase: str, net: nn.Module) -> LitClassifier:
-        config, retraining = self.config, phase == "retrain"
-        taught = retraining or (config.distill.dense and phase != "pretrain")
-        options: dict[str, Any] = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
-        if retraining and config.optimizer.retrain_lr is not None:
-            options["lr"] = config.optimizer.retrain_lr
-        if config.optimizer.name == "sgd":
-            options |= {"momentum": config.optimizer.momentum, "nesterov": config.optimizer.nesterov}
-        return LitClassifier(
-            net,
-            optimizer=config.optimizer.name,
-            options=options,
-            schedule=config.optimizer.schedule,
-            warmup_epochs=config.optimizer.warmup_epochs,
-            span=self._span(phase),
-            label_smoothing=config.optimizer.label_smoothing,
-            teacher=(self.teacher or self.pretrained or self.dense) if taught else None,
-            distill_weight=config.distill.weight,
-            temperature=config.distill.temperature,
-            channels_last=config.trainer.channels_last,
-            compiled=config.trainer.compile,
-        )
-
-    def _span(self, phase: str) -> tuple[float, float]:
-        """The part of the learning rate's schedule that a phase covers."""
-        config = self.config
-        if phase == "pretrain" or not config.optimizer.joint_schedule:
-            return 0.0, 1.0
-        middle = config.dense_epochs / max(1, config.dense_epochs + config.retrain_epochs)
-        return (middle, 1.0) if phase == "retrain" else (0.0, middle)
-
-    # -- conversion and results ----------------------------------------------------------------------------------
-
-    def convert(self) -> None:
-        """Swap the planned layers and re-estimate BatchNorm, both from the dense net's final weights."""
-        phase = "truncated"
-        if self.folder.done(phase):
-            self.small = convert(self.dense, self.planned(), decompose=False)
-            self.folder.load_phase(phase, self.small)
-            return
-        self.small = self._converted()
-        errors = conversion_errors(self.dense, self.planned(), self.small)
-        self.small.to(self.device)
-        used = reestimate_batchnorm(self.small, self._training_images(self.config.bn_batches))
-        self.small.cpu()
-        log.info(
-            "converted %d layers, relative error %.3g on average; BatchNorm from %d batches",
-            len(errors),
-            sum(errors.values()) / len(errors),
-            used,
-        )
-        self.folder.save_phase(phase, self.small, errors=errors)
-
-    def _converted(self) -> nn.Module:
-        small = convert(self.dense, self.planned(), covariances=self._metrics(), init_factors=self.init_factors)
-        if self.config.random_factors:
-            randomize_factors(small, seed=self.config.seed)
-        return small
-
-    def _metrics(self) -> dict[str, InputCovariance] | None:
-        """Second moments of the planned layers' inputs in the dense net as it is now, where they are wanted."""
-        count = self.config.calibration_batches
-        if not count:
-            return None
-        covariances = collect_covariances(self.dense.to(self.device), self.planned(), self._training_images(count))
-        self.dense.cpu()
-        log.info("data-aware: inputs of %d layers measured in %d batches", len(covariances), count)
-        return {name: covariance.to(torch.device("cpu")) for name, covariance in covariances.items()}
-
-    def _training_images(self, batches: int) -> Any:
-        loader = train_loader(self.data, seed=self.config.seed, device=self.device)
-        return (images for images, _ in islice(loader, batches))
-
-    def truncated(self) -> nn.Module:
-        """The factorized net as it was right after conversion."""
-        net = convert(self.dense, self.planned(), decompose=False)
-        self.folder.load_phase("truncated", net)
-        return net
-
-    def evaluate(self) -> dict[str, Any]:
-        """Cost and test accuracy of every net of the run; the only place that reads the test set."""
-        loader = test_loader(self.data, device=self.device)
-        changed = self.pretrain_epochs or self.config.dense_epochs  # else what came trained is the dense net
-        nets: dict[str, nn.Module | None] = {
-            "teacher": self.teacher,
-            "pretrained": self.pretrained if changed else None,
-            "dense": self.dense,
-            "truncated": self.truncated(),
-            "compressed": self.small,
-        }
-        covariances: dict[str, Any] = {}
-        for name, net in nets.items():
-            if net is None:
-                continue
-            cost = count_cost(net.cpu(), self.example)
-            covariances[name] = {"test_accuracy": evaluate(net, loader, self.device), **asdict(cost)}
-            net.cpu()
-        raw = self._converted()
-        covariances["truncated"]["test_accuracy_raw"] = evaluate(raw, loader, self.device)
-        return covariances | self._facts(covariances)
-
-    def _facts(self, covariances: dict[str, Any]) -> dict[str, Any]:
-        dense, small, phases = covariances["dense"], covariances["compressed"], self.folder.phases
-        return {
-            "reduction": {key: 1 - small[key] / dense[key] for key in ("params", "macs")},
-            "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
-            "conversion": phases["truncated"]["errors"],
-            "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
-            "data": {
-                "name": self.config.data.name,
-                "classes": self.data.num_classes,
-                "images": self.data.split_sizes(),
-            },
-            "model": {"name": self.config.model.name},
-            "weights_sha256": checkpoint.weights_digest(self.small) if self.small else None,
-            "seed": self.config.seed,
-            "versions": versions(),
-            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        }
+    if not run.epochs(phase):
+        return Outcome(net)
+    return run.folder.memo(phase, lambda: copy.deepcopy(net), compute)
 
 
-def versions() -> dict[str, Any]:
-    """What this run was computed with; other thread counts and versions give other last digits."""
-    return {
-        "hodec": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pytorch-lightning": pytorch_lightning.__version__,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-    }
+def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
+    settings = asdict(run.config.admm)
+    del settings["enabled"]
+    learner = run.rule.learner() if isinstance(run.rule, Learned) else None
+    # The inputs of layers of a net that is not trained yet say nothing.
+    covariances = _covariances(run, dense, plan) if run.trained_before else None
+    return AdmmCallback(plan, **settings, learner=learner, covariances=covariances, root="net")
+
+
+def _module(run: RunContext, phase: str, net: nn.Module, teacher: nn.Module | None) -> LitClassifier:
+    config, optimizer = run.config, run.config.optimizer
+    options = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    if phase == "retrain" and optimizer.retrain_lr is not None:
+        options["lr"] = optimizer.retrain_lr
+    if optimizer.name == "sgd":
+        options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+    return LitClassifier(
+        net,
+        optimizer=optimizer.name,
+        options=options,
+        schedule=optimizer.schedule,
+        warmup_epochs=optimizer.warmup_epochs,
+        span=_span(config, phase),
+        label_smoothing=optimizer.label_smoothing,
+        teacher=teacher,
+        distill_weight=config.distill.weight,
+        temperature=config.distill.temperature,
+        channels_last=config.trainer.channels_last,
+        compiled=config.trainer.compile,
+    )
+
+
+def _span(config: Config, phase: str) -> tuple[float, float]:
+    """Return the part of the learning rate's schedule that a phase covers, within (0, 1)."""
+    if phase == "pretrain" or not config.optimizer.joint_schedule:
+        return 0.0, 1.0
+    middle = config.dense_epochs / max(1, config.dense_epochs + config.retrain_epochs)
+    return (middle, 1.0) if phase == "retrain" else (0.0, middle)
+
+
+# -- conversion ------------------------------------------------------------------------------------------------------
+
+
+def compress(run: RunContext, trained: Trained) -> nn.Module:
+    """Return the factorized net: the planned layers are swapped and BatchNorm is re-estimated."""
+    dense, plan = trained.net, trained.plan
+
+    def compute() -> Outcome:
+        covariances = _covariances(run, dense, plan)
+        net = convert(dense, plan, covariances=covariances, init_factors=trained.factors)
+        if run.config.random_factors:
+            randomize_factors(net, seed=run.config.seed)
+        errors = conversion_errors(dense, plan, net)
+        batches = reestimate_batchnorm(net.to(run.device), run.training_images(run.config.bn_batches))
+        mean = sum(errors.values()) / len(errors)
+        words = "converted %d layers, relative error %.3g on average; BatchNorm from %d batches"
+        log.info(words, len(errors), mean, batches)
+        return Outcome(net.cpu(), {"errors": errors})
+
+    return run.folder.memo("truncated", lambda: convert(dense, plan, decompose=False), compute).net
+
+
+def _covariances(run: RunContext, dense: nn.Module, plan: Plan) -> dict[str, InputCovariance] | None:
+    """Return the covariances of the planned layers' inputs in ``dense``, on the CPU, where they are asked for."""
+    count = run.config.calibration_batches
+    if not count:
+        return None
+    covariances = collect_covariances(dense.to(run.device), plan, run.training_images(count))
+    dense.cpu()
+    log.info("data-aware: inputs of %d layers measured in %d batches", len(covariances), count)
+    return {name: covariance.to(torch.device("cpu")) for name, covariance in covariances.items()}

@@ -1,29 +1,32 @@
 """run(config): the phases in order, and nothing else.
 
-Objects only move forward: settings -> plan -> dense net -> factorized net -> files. Each finished phase leaves its
-weights in the run folder, so that the same command goes on where a killed run was.
+Values only move forward: settings -> plan -> dense net -> factorized net -> metrics. The run folder keeps the result of
+each finished phase, so that the same command goes on where a killed run was.
 """
 
+import contextlib
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning
 import torch
 import yaml
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from hodec.errors import CheckpointError
+from hodec.experiment import phases
 from hodec.experiment.config.schema import Config, differences, refuse, to_yaml, validate
+from hodec.experiment.context import RunContext, device_of
 from hodec.experiment.data.images import build_data
-from hodec.experiment.loggers import NoLogger, make_logger
-from hodec.experiment.phases import Phases, device_of
+from hodec.experiment.loggers import Loggers, loggers_of
+from hodec.experiment.results import measure, summary
 from hodec.experiment.run_folder import RunFolder
 from hodec.experiment.training import quiet_lightning, warn_of_slow_precision
 from hodec.export import checkpoint
-from hodec.io.atomic import write_json
+from hodec.io.atomic import JsonObject, write_json
+from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 FREE_SETTINGS = ("logger", "report", "data.root", "data.num_workers", "data.download", "trainer.threads")
 
 
-def run(config: Config, run_dir: Path) -> dict[str, Any]:
+def run(config: Config, run_dir: Path) -> JsonObject:
     """Train under ADMM, convert, retrain, evaluate, write the files of the run.
 
     Args:
@@ -39,7 +42,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
         run_dir: its folder; a stopped run with the same settings goes on, a finished one is only read.
 
     Returns:
-        What ``metrics.json`` holds.
+        The contents of ``metrics.json``.
 
     Raises:
         HodecError: bad settings or data, broken files, training that broke down; one message each.
@@ -48,31 +51,44 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     folder = open_folder(config, Path(run_dir))
     if folder.done("evaluate"):
         log.info("this run is finished; results are in %s", folder.path)
-        return folder.phases["evaluate"]["metrics"]
+        metrics: JsonObject = folder.phases["evaluate"]["metrics"]
+        return metrics
     prepare(config)
     data = build_data(config.data)
     data.check()
-    phases = Phases(config, folder, data)
-    curves = make_logger(config, folder.path, asdict(config), folder.path.name) if folder.writes else NoLogger()
-    failed = True
-    try:
-        phases.plan_before_training()
-        phases.pretrain(curves)
-        phases.plan_after_training()
-        phases.train_dense(curves)
-        phases.convert()
-        phases.retrain(curves)
-        metrics = phases.evaluate()
-        failed = False
-    finally:
-        curves.close(int(failed))
-    if folder.writes:
-        finish(config, folder, phases, metrics)
+    with loggers_of(config, folder.path) if folder.writes else contextlib.nullcontext(Loggers()) as loggers:
+        context = RunContext(config, data, folder, loggers, phases.rank_rule(config, data))
+        return compute(context)
+
+
+def compute(run: RunContext) -> JsonObject:
+    """Return the metrics of a run, phase by phase; the run folder gives the results of those that are done."""
+    config, start, teacher = run.config, phases.dense_net(run), phases.teacher_net(run)
+    # A rule that reads weights waits for trained ones; every other plan is made now, so that mistakes show at once.
+    waits = run.reads_weights and not config.init and run.pretrain_epochs > 0
+    plan = None if waits else phases.make_plan(run, start)
+    pretrained = phases.pretrain(run, start)
+    plan = phases.make_plan(run, pretrained) if plan is None else plan
+    trained = phases.train(run, pretrained, plan, teacher=teacher or pretrained)
+    truncated = phases.compress(run, trained)
+    best = teacher or (pretrained if run.trained_before else trained.net)
+    compressed = phases.retrain(run, truncated, teacher=best)
+    changed = run.pretrain_epochs or config.dense_epochs  # else the net that came trained is the dense net
+    nets = {
+        "teacher": teacher,
+        "pretrained": pretrained if run.trained_before and changed else None,
+        "dense": trained.net,
+        "truncated": truncated,
+        "compressed": compressed,
+    }
+    metrics = measure(run, {name: net for name, net in nets.items() if net is not None})
+    if run.folder.writes:
+        finish(run, compressed, trained.plan, metrics)
     return metrics
 
 
 def open_folder(config: Config, path: Path) -> RunFolder:
-    """The run folder, refused when it holds a run with other settings."""
+    """Open the run folder, which is refused when it holds a run with other settings."""
     mine, stored = yaml.safe_load(to_yaml(config)), path / "config.yaml"
     theirs = mine
     if os.path.isfile(stored):  # not Path.is_file, which raises where a folder may not be read
@@ -80,22 +96,25 @@ def open_folder(config: Config, path: Path) -> RunFolder:
             theirs = yaml.safe_load(stored.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
-    keys = differences(_completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
-    return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
+    stored_settings = _completed(theirs if isinstance(theirs, dict) else {}, mine, yaml.safe_load(to_yaml(Config())))
+    return RunFolder.open(
+        path, to_yaml(config), differences(stored_settings, mine, ignore=FREE_SETTINGS), writes=is_first_process()
+    )
 
 
-def _completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings of a run, where those that did not exist when it began have their defaults."""
-    defaults = yaml.safe_load(to_yaml(Config()))
-    whole = {**defaults, **stored}
-    for key, default in defaults.items():
-        if isinstance(default, dict) and isinstance(whole[key], dict):
-            whole[key] = {**default, **whole[key]}
-    return whole
+def _completed(stored: JsonObject, mine: JsonObject, defaults: JsonObject) -> JsonObject:
+    """Return a run's stored settings, where those that are newer than the run have their defaults."""
+    completed = dict(stored)
+    for key, value in mine.items():
+        if isinstance(value, dict) and isinstance(stored.get(key), dict):
+            completed[key] = _completed(stored[key], value, defaults.get(key) or {})
+        elif key not in stored and key in defaults:
+            completed[key] = defaults[key]
+    return completed
 
 
 def prepare(config: Config) -> None:
-    """Threads, random numbers and who speaks, before anything is built."""
+    """Set the threads, the random numbers and who speaks, before anything is built."""
     if not is_first_process():
         logging.getLogger("hodec").setLevel(logging.WARNING)  # the first of several processes says it all
     if config.trainer.threads:
@@ -107,33 +126,24 @@ def prepare(config: Config) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes files, of those that train together on several devices."""
+    """Return whether this is the process that writes files, of those that train together on several devices."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def finish(config: Config, folder: RunFolder, phases: Phases, metrics: dict[str, Any]) -> None:
+def finish(run: RunContext, compressed: nn.Module, plan: Plan, metrics: JsonObject) -> None:
     """Write what outlives the run: the compressed model, the numbers, the report."""
-    if phases.small is None:
-        raise RuntimeError("nothing has been converted yet")
+    path, data = run.folder.path, run.data
     facts = {
-        "model": config.model.name,
-        "in_channels": phases.data.in_channels,
-        "num_classes": phases.data.num_classes,
-        "image_size": list(phases.data.image_size),
+        "model": run.config.model.name,
+        "in_channels": data.in_channels,
+        "num_classes": data.num_classes,
+        "image_size": list(data.image_size),
     }
-    checkpoint.save(phases.small, folder.path / "compressed.safetensors", phases.planned(), facts=facts)
-    write_json(folder.path / "metrics.json", metrics)
-    folder.finish("evaluate", metrics=metrics)  # only now: a run that counts as finished has all its files
-    if config.report:
+    checkpoint.save(compressed, path / "compressed.safetensors", plan, facts=facts)
+    write_json(path / "metrics.json", metrics)
+    run.folder.finish("evaluate", {"metrics": metrics})  # only now: a run that counts as finished has all its files
+    if run.config.report:
         from hodec.experiment.report.render import write_report
 
-        log.info("report: %s", write_report(folder.path))
+        log.info("report: %s", write_report(path))
     log.info("%s", summary(metrics))
-
-
-def summary(metrics: dict[str, Any]) -> str:
-    """The result in one line."""
-    cut = metrics["reduction"]
-    nets = [name for name in ("pretrained", "dense", "truncated", "compressed") if name in metrics]
-    scores = ", ".join(f"{name} {metrics[name]['test_accuracy']:.2%}" for name in nets)
-    return f"{cut['params']:.1%} fewer parameters, {cut['macs']:.1%} fewer MACs; test accuracy: {scores}"

@@ -1,4 +1,4 @@
-"""A run's folder: what is done in it, and what a second start finds there.
+"""A run's folder: the results of the phases that are done, and what a second start needs to go on.
 
 ``run.json`` lists the finished phases with the SHA-256 of their files, ``metrics.jsonl`` has a flushed row per
 epoch, ``checkpoints/`` the last two of the phase under way. Each file is whole or absent.
@@ -10,16 +10,32 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.errors import CheckpointError, ConfigError
-from hodec.io.atomic import read_json, sha256, write_json, write_text
+from hodec.io.atomic import JsonObject, read_json, sha256, write_json, write_text
 from hodec.io.tensors import load_tensors, save_tensors
+from hodec.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a phase.
+
+    Attributes:
+        net: the net as the phase left it, on the CPU.
+        facts: further results, as plain JSON values.
+        factors: layer -> factors that the phase found, for the phase after it.
+    """
+
+    net: nn.Module
+    facts: JsonObject = field(default_factory=dict)
+    factors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -27,8 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        self.phases: dict[str, dict[str, Any]] = {}
-        self._kept: dict[str, dict[str, torch.Tensor]] = {}  # weights of phases that this process may not write
+        self.phases: dict[str, JsonObject] = {}
 
     @classmethod
     def open(cls, path: Path, config_text: str, differences: Sequence[str] = (), *, writes: bool = True) -> "RunFolder":
@@ -38,12 +53,12 @@ class RunFolder:
             path: the folder; created when missing.
             config_text: the settings as YAML, kept as ``config.yaml``.
             differences: dotted keys in which the folder's settings differ from these.
-            writes: False in all processes but the first, where several train together: it reads what there is, and
-                keeps the rest to itself.
+            writes: False in all processes but the first, where several train together: they read what there is, and
+                write nothing.
 
         Raises:
             ConfigError: the folder cannot be written, or holds a run with other settings.
-            CheckpointError: its ``run.json`` is damaged.
+            CheckpointError: its ``run.json`` is damaged, or of hodec 0.1.0.
         """
         folder = cls(path, writes=writes)
         folder._probe()
@@ -79,86 +94,103 @@ class RunFolder:
     # -- phases --------------------------------------------------------------------------------------------------
 
     def done(self, phase: str) -> bool:
-        """Whether the phase has finished, in this start or an earlier one."""
+        """Return whether the phase has finished, in this start or an earlier one."""
         return phase in self.phases
 
-    def finish(self, phase: str, **facts: Any) -> None:
-        """Note that a phase is finished, with facts about it (plain JSON values)."""
+    def finish(self, phase: str, facts: JsonObject) -> None:
+        """Note that a phase is finished, with facts about it."""
         self.phases[phase] = facts
         if self.writes:
             write_json(self.path / "run.json", {"phases": self.phases})
 
-    def save_phase(self, phase: str, model: nn.Module, **facts: Any) -> None:
-        """Keep a phase's resulting weights and note it as finished."""
-        weights = {name: t.detach() for name, t in model.state_dict().items()}
-        if not self.writes:
-            self._kept[phase] = {name: t.clone() for name, t in weights.items()}
-            self.finish(phase, **facts)
-            return
-        path = self.path / "phases" / f"{phase}.safetensors"
-        save_tensors(path, weights)
-        self.finish(phase, sha256=sha256(path), **facts)
+    def memo(self, phase: str, blank: Callable[[], nn.Module], compute: Callable[[], Outcome]) -> Outcome:
+        """Return the outcome of a phase: read where the phase is done, else computed and kept.
 
-    def load_phase(self, phase: str, model: nn.Module) -> None:
-        """Put a finished phase's weights into ``model``.
+        Args:
+            phase: its name in ``run.json``.
+            blank: builds a net of the structure that the phase results in; its weights are replaced.
+            compute: runs the phase.
+
+        Raises:
+            CheckpointError: a file of the phase is missing or was altered.
+        """
+        if self.done(phase):
+            net = blank()
+            self.load_phase(phase, net)
+            return Outcome(net, self.phases[phase], self._load_factors(phase))
+        outcome = compute()
+        kept: JsonObject = {}
+        if self.writes:
+            if outcome.factors:
+                named = {f"{layer}:{i}": f for layer, each in outcome.factors.items() for i, f in enumerate(each)}
+                save_tensors(self._factors_path(phase), named)
+            save_tensors(self._weights_path(phase), outcome.net.state_dict())
+            kept = {"sha256": sha256(self._weights_path(phase))}
+        self.finish(phase, kept | outcome.facts)
+        return outcome
+
+    def memo_plan(self, compute: Callable[[], Plan]) -> Plan:
+        """Return the plan of the run: read where it has been made, else made now and kept."""
+        if self.done("plan"):
+            return Plan.load(self.path / "plan.json")
+        plan = compute()
+        self.keep_plan(plan)
+        self.finish("plan", {})
+        return plan
+
+    def keep_plan(self, plan: Plan) -> None:
+        """Write ``plan.json``."""
+        if self.writes:
+            plan.save(self.path / "plan.json")
+
+    def load_phase(self, phase: str, net: nn.Module) -> None:
+        """Put a finished phase's weights into ``net``.
 
         Raises:
             CheckpointError: the file is missing or altered.
         """
-        if phase in self._kept:
-            model.load_state_dict(self._kept[phase])
-            return
-        path = self.path / "phases" / f"{phase}.safetensors"
+        path = self._weights_path(phase)
         if not path.exists() or sha256(path) != self.phases[phase]["sha256"]:
             raise CheckpointError(
                 f"{path} is missing or was altered since it was written; remove its entry {phase!r} from "
                 f"{self.path / 'run.json'} to compute that phase again"
             )
-        model.load_state_dict(load_tensors(path))
+        net.load_state_dict(load_tensors(path))
 
-    def save_factors(self, phase: str, factors: Mapping[str, Sequence[torch.Tensor]]) -> None:
-        """Keep factors of layers that a phase found, for the one after it; nothing is written when there are none."""
-        named = {f"{layer}:{i}": f for layer, each in factors.items() for i, f in enumerate(each)}
-        if not self.writes:
-            self._kept[f"{phase}_factors"] = {name: f.clone() for name, f in named.items()}
-        elif named:
-            save_tensors(self.path / "phases" / f"{phase}_factors.safetensors", named)
-
-    def load_factors(self, phase: str) -> dict[str, list[torch.Tensor]]:
-        """What ``save_factors`` kept; empty when there were none.
-
-        Raises:
-            CheckpointError: the file is truncated.
-        """
-        path, named = self.path / "phases" / f"{phase}_factors.safetensors", self._kept.get(f"{phase}_factors", {})
-        if not named and path.exists():
-            named = load_tensors(path)
-        factors: dict[str, list[torch.Tensor]] = {}
+    def _load_factors(self, phase: str) -> dict[str, list[Tensor]]:
+        path, factors = self._factors_path(phase), dict[str, list[Tensor]]()
+        named = load_tensors(path) if path.exists() else {}
         for key in sorted(named, key=lambda key: int(key.rpartition(":")[2])):
             factors.setdefault(key.rpartition(":")[0], []).append(named[key])
         return factors
 
+    def _weights_path(self, phase: str) -> Path:
+        return self.path / "phases" / f"{phase}.safetensors"
+
+    def _factors_path(self, phase: str) -> Path:
+        return self.path / "phases" / f"{phase}_factors.safetensors"
+
     # -- checkpoints of the phase under way ----------------------------------------------------------------------
 
     def checkpoint(self, phase: str) -> Path:
-        """Where Lightning's checkpoint of the last whole epoch goes."""
+        """Return where Lightning's checkpoint of the last whole epoch goes."""
         return self.path / "checkpoints" / f"{phase}.ckpt"
 
     def readable_checkpoint(self, phase: str) -> Path | None:
-        """The latest checkpoint of a phase that is intact, or None when there is none.
+        """Return the latest checkpoint of a phase that is intact, or None when there is none.
 
         Raises:
             CheckpointError: there are checkpoints but none is readable.
         """
         paths = [self.checkpoint(phase), previous(self.checkpoint(phase))]
-        present = [path for path in paths if path.exists()]
-        for path in present:
-            if not damage(path):
+        faults = {path: damage(path) for path in paths if path.exists()}
+        for path, fault in faults.items():
+            if not fault:
                 return path
-        if present:
+        for path, fault in faults.items():
             raise CheckpointError(
-                f"checkpoint {present[0]} is not readable ({damage(present[0])}), nor is an earlier one; remove "
-                f"{present[0].parent} to start phase {phase} again"
+                f"checkpoint {path} is not readable ({fault}), nor is an earlier one; remove {path.parent} to start "
+                f"phase {phase} again"
             )
         return None
 
@@ -168,38 +200,35 @@ class RunFolder:
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def append_row(self, row: Mapping[str, Any]) -> None:
+    def append_row(self, row: JsonObject) -> None:
         """Add one row and flush it to the disk: a killed run keeps every finished epoch."""
         with self.metrics_path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
             f.flush()
             os.fsync(f.fileno())
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows so far; a line cut short by a kill or a full disk is left out."""
-        if not self.metrics_path.exists():
-            return []
-        rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+    def rows(self) -> list[JsonObject]:
+        """Return all rows so far; a line cut short by a kill or a full disk is left out."""
+        rows, text = [], self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
+        for line in text.splitlines():
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return rows
 
     def drop_rows(self, phase: str, first_epoch: int) -> None:
         """Forget rows of epochs that are about to be trained again."""
-        if not self.writes:
-            return
-        kept = [row for row in self.rows() if row["phase"] != phase or row["epoch"] < first_epoch]
-        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.writes:
+            rows = [row for row in self.rows() if row["phase"] != phase or row["epoch"] < first_epoch]
+            write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the last is kept."""
+    """Return where the checkpoint before the last is kept."""
     return path.with_suffix(".previous.ckpt")
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint file, or an empty string; every byte's checksum is verified."""
+    """Return what is wrong with a checkpoint file, or an empty string; every byte's checksum is verified."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -209,7 +238,7 @@ def damage(path: Path) -> str:
 
 
 def checkpoint_epoch(path: Path) -> int:
-    """Epochs finished when a Lightning checkpoint was written.
+    """Return the number of epochs that were finished when a Lightning checkpoint was written.
 
     Raises:
         CheckpointError: not a checkpoint.

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -17,26 +17,37 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from hodec.admm.callback import AdmmCallback
 from hodec.errors import TrainingError
 from hodec.experiment.config.schema import Config
+from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
-from hodec.experiment.data.loaders import train_loader, val_loader
+from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
-from hodec.experiment.loggers import CurveLogger, flat
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.io.atomic import JsonObject
 
 log = logging.getLogger(__name__)
 
 PHASES = ("pretrain", "admm", "dense", "retrain")
+METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+
+class Placement(TypedDict):
+    """Where a loader makes its batches, and for which of several processes."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    channels_last: bool
 
 
 class LitData(LightningDataModule):
     """Loaders of one data set on the device and for the process that Lightning chose."""
 
-    def __init__(self, data: ImageData, config: Config, seed: int) -> None:
+    def __init__(self, data: ImageData, config: Config) -> None:
         super().__init__()
-        self.data, self.config, self.seed = data, config, seed
+        self.data, self.config = data, config
 
-    def _place(self) -> dict[str, Any]:
-        trainer: Any = self.trainer  # which has been set when Lightning asks for loaders
+    def _placement(self) -> Placement:
+        trainer = cast(Trainer, self.trainer)  # Lightning has set it when it asks for loaders
         return {
             "device": trainer.strategy.root_device,
             "rank": trainer.global_rank,
@@ -44,11 +55,11 @@ class LitData(LightningDataModule):
             "channels_last": self.config.trainer.channels_last,
         }
 
-    def train_dataloader(self) -> Any:
-        return train_loader(self.data, seed=self.seed, **self._place())
+    def train_dataloader(self) -> EpochLoader:
+        return train_loader(self.data, seed=self.config.seed, **self._placement())
 
-    def val_dataloader(self) -> Any:
-        loader = val_loader(self.data, **self._place())
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
+        loader = val_loader(self.data, **self._placement())
         return [] if loader is None else loader
 
 
@@ -64,13 +75,10 @@ class SeedEpochs(Callback):
 
 
 class RecordEpochs(Callback):
-    """A row per epoch in metrics.jsonl, in the curve logger, and as one line of the log."""
+    """A row per epoch in metrics.jsonl, in the loggers, and as one line of the log."""
 
-    def __init__(
-        self, folder: RunFolder, phase: str, admm: AdmmCallback | None, curves: CurveLogger, first_step: int
-    ) -> None:
-        self.folder, self.phase, self.admm = folder, phase, admm
-        self.curves, self.first_step = curves, first_step
+    def __init__(self, run: RunContext, phase: str, admm: AdmmCallback | None) -> None:
+        self.run, self.phase, self.admm = run, phase, admm
         self.began, self.lr = time.perf_counter(), 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,31 +86,26 @@ class RecordEpochs(Callback):
         self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {key: float(trainer.callback_metrics[key]) for key in KEYS if key in trainer.callback_metrics}
-        row = {"phase": self.phase, "epoch": trainer.current_epoch, "lr": self.lr, **metrics}
+        epoch = trainer.current_epoch
+        metrics = {key: float(trainer.callback_metrics[key]) for key in METRICS if key in trainer.callback_metrics}
+        row: JsonObject = {"phase": self.phase, "epoch": epoch, "lr": self.lr, **metrics}
         row["seconds"] = round(time.perf_counter() - self.began, 3)
         if self.admm is not None:
             row |= self.admm.latest
         if not trainer.is_global_zero:
             return
-        self._write(row)
-        log.info("%s", epoch_line(row, trainer.max_epochs or 0))
-
-    def _write(self, row: dict[str, Any]) -> None:
-        curve = flat({key: value for key, value in row.items() if key != "epoch"})
+        epochs = self.run.epochs(self.phase)
         try:
-            self.folder.append_row(row)
-            self.curves.log(curve, self.first_step + row["epoch"])
+            self.run.folder.append_row(row)
         except OSError as error:
             # A full disk is no reason to lose the training, which is worth more than its curves.
             log.warning("a row of the curves could not be written (%s); training goes on", error)
+        self.run.loggers.log({key: value for key, value in row.items() if key != "epoch"}, epochs[epoch])
+        log.info("%s", epoch_line(row, len(epochs)))
 
 
-KEYS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-
-
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """A row as one line a person reads while waiting."""
+def epoch_line(row: JsonObject, epochs: int) -> str:
+    """Return a row as one line a person reads while waiting."""
     parts = [f"{row['phase']} {row['epoch'] + 1}/{epochs}"]
     shown = {
         "train/loss": "loss {:.4f}",
@@ -120,7 +123,8 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 class KeepCheckpoint(Checkpoint):
     """Writes the state after each epoch, whole or not at all, and keeps the one before it.
 
-    A ``Checkpoint``, because Lightning runs those after all other callbacks.
+    It is a ``Checkpoint``, because Lightning runs those after all other callbacks. ``ModelCheckpoint`` itself ends the
+    training when the disk is full, does not flush its files, and writes absolute paths into them.
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
@@ -145,23 +149,11 @@ class KeepCheckpoint(Checkpoint):
         part.replace(self.path)
 
 
-def fit_phase(
-    phase: str,
-    module: LitClassifier,
-    data: ImageData,
-    *,
-    epochs: int,
-    config: Config,
-    folder: RunFolder,
-    curves: CurveLogger,
-    first_step: int,
-    admm: AdmmCallback | None = None,
-) -> None:
-    """Train ``module`` for ``epochs`` in all, going on from the phase's checkpoint if there is one.
+def fit_phase(run: RunContext, phase: str, module: LitClassifier, admm: AdmmCallback | None = None) -> None:
+    """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
     Args:
-        phase: ``pretrain``, ``admm`` or ``retrain``.
-        first_step: epochs of the phases before, where the curves of this one begin.
+        phase: one of PHASES.
         admm: the ADMM callback of phase ``admm``.
 
     Raises:
@@ -169,6 +161,7 @@ def fit_phase(
         CheckpointError: no readable checkpoint among those there are.
         SystemExit: stopped by Ctrl-C (130) or SIGTERM (143).
     """
+    config, folder, epochs = run.config, run.folder, len(run.epochs(phase))
     resume = folder.readable_checkpoint(phase)
     done = checkpoint_epoch(resume) if resume else 0
     folder.drop_rows(phase, done)
@@ -177,12 +170,12 @@ def fit_phase(
     callbacks: list[Callback] = [SeedEpochs(config.seed, phase)]
     if admm is not None:
         callbacks.append(admm)
-    callbacks += [RecordEpochs(folder, phase, admm, curves, first_step), KeepCheckpoint(folder, phase)]
+    callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
         try:
             # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
-            trainer.fit(module, datamodule=LitData(data, config, config.seed), ckpt_path=resume, weights_only=True)
+            trainer.fit(module, datamodule=LitData(run.data, config), ckpt_path=resume, weights_only=True)
         except torch.OutOfMemoryError as error:
             raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
         except SystemExit as stop:
@@ -197,7 +190,7 @@ BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
 def warn_of_slow_precision(config: Config) -> None:
     """Say so when bfloat16 was asked for on a CPU that has to convert each number; older torch cannot tell."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if config.trainer.precision == "bf16-mixed" and known and not any(known.get(name) for name in BFLOAT16_UNITS):
         log.warning(
             "trainer.precision=bf16-mixed: this CPU has no bfloat16 units; on such a one a step of ResNet-20 took 2.4 "
@@ -206,14 +199,13 @@ def warn_of_slow_precision(config: Config) -> None:
 
 
 def make_trainer(config: Config, epochs: int, callbacks: Sequence[Callback]) -> Trainer:
-    """The Lightning trainer of one phase."""
-    settings: Any = config.trainer
-    bar = sys.stderr.isatty()
+    """Return the Lightning trainer of one phase."""
+    settings, bar = config.trainer, sys.stderr.isatty()
     return Trainer(
         max_epochs=epochs,
         accelerator=settings.accelerator,
         devices=settings.devices,
-        precision=settings.precision,
+        precision=settings.precision,  # type: ignore[arg-type]
         gradient_clip_val=settings.gradient_clip_val,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         deterministic=settings.deterministic,
@@ -232,14 +224,13 @@ def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's notices of normal things (devices found, tips) out of the log; its warnings stay."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
+    normal = ("not have many workers", "LeafSpec", "smaller than the logging interval", "across ranks is zero")
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            warnings.filterwarnings("ignore", ".*LeafSpec.*")
-            warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-            warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
+            for words in normal:
+                warnings.filterwarnings("ignore", f".*{words}.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

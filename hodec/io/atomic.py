@@ -12,6 +12,9 @@ from typing import Any
 
 from hodec.errors import CheckpointError, HodecError
 
+JsonObject = dict[str, Any]
+"""A JSON object: its values are plain numbers, texts, truth values, None, and lists and objects of such."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -84,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically, indented; NaN is refused because JSON has none."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 

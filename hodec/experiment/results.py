@@ -1,0 +1,108 @@
+"""The results of a run: cost, accuracy and latency of its nets, and what they were computed with."""
+
+import copy
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning
+import torch
+from torch import nn
+
+from hodec._version import __version__
+from hodec.cost.count import count_cost
+from hodec.cost.timing import device_name, medians_ms
+from hodec.errors import HodecError
+from hodec.experiment.context import RunContext
+from hodec.experiment.data.loaders import test_loader
+from hodec.experiment.lit import evaluate
+from hodec.export import checkpoint
+from hodec.fusion.search import fuse
+from hodec.io.atomic import JsonObject
+
+log = logging.getLogger(__name__)
+
+
+def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
+    """Return what ``metrics.json`` holds; this is the only place that reads the test set.
+
+    Args:
+        nets: ``dense``, ``truncated`` and ``compressed``, and ``teacher`` and ``pretrained`` where there are such nets.
+    """
+    loader = test_loader(run.data, device=run.device)
+    metrics: JsonObject = {}
+    for name, net in nets.items():
+        cost = count_cost(net.cpu(), run.example)
+        metrics[name] = {"test_accuracy": evaluate(net, loader, run.device), **asdict(cost)}
+        net.cpu()
+    # Conversion has changed no other buffers than BatchNorm's, which it has estimated anew.
+    raw = copy.deepcopy(nets["truncated"])
+    raw.load_state_dict(dict(nets["dense"].named_buffers()), strict=False)
+    metrics["truncated"]["test_accuracy_raw"] = evaluate(raw, loader, run.device)
+    dense, compressed, phases = metrics["dense"], metrics["compressed"], run.folder.phases
+    metrics["reduction"] = {key: 1 - compressed[key] / dense[key] for key in ("params", "macs")}
+    if run.folder.writes:  # of several processes, one has the machine for itself
+        for name, ms in latency({name: nets[name] for name in ("dense", "compressed")}, run).items():
+            metrics[name]["latency_ms"] = ms
+            metrics["latency"] = {"batch": 1, "threads": torch.get_num_threads(), "device": device_name(run.device)}
+    return metrics | {
+        "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
+        "conversion": phases["truncated"]["errors"],
+        "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
+        "data": {
+            "name": run.config.data.name,
+            "classes": run.data.num_classes,
+            "images": run.data.split_sizes(),
+        },
+        "model": {"name": run.config.model.name},
+        "weights_sha256": checkpoint.weights_digest(nets["compressed"]),
+        "seed": run.config.seed,
+        "versions": versions(),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def latency(nets: Mapping[str, nn.Module], run: RunContext, *, seconds: float = 1.0) -> dict[str, float]:
+    """Return the median milliseconds of each net for one image, timed in turns for ``seconds`` in all.
+
+    All nets are fused alike: batch norms are folded, factorized layers take the form of fewest MACs, and the memory
+    order is channels-last. Weights and random state stay as they are. Where a net cannot be fused, there is a warning
+    and no result.
+    """
+    x = torch.randn(run.example.shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(run.device, memory_format=torch.channels_last)
+    fused = {}
+    try:
+        for name, net in nets.items():
+            placed = copy.deepcopy(net).to(run.device)
+            fused[name] = fuse(placed, example_input=x, target="macs", memory_format="channels_last")
+    except HodecError as error:
+        log.warning("latency is not measured: %s", error)
+        return {}
+    with torch.inference_mode():
+        works = {name: lambda net=net: net(x) for name, net in fused.items()}
+        return medians_ms(works, device=run.device, seconds=seconds)
+
+
+def versions() -> JsonObject:
+    """Return what this run was computed with; other thread counts and versions give other last digits."""
+    return {
+        "hodec": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch-lightning": pytorch_lightning.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def summary(metrics: JsonObject) -> str:
+    """Return the result in one line."""
+    cut = metrics["reduction"]
+    nets = [name for name in ("pretrained", "dense", "truncated", "compressed") if name in metrics]
+    scores = ", ".join(f"{name} {metrics[name]['test_accuracy']:.2%}" for name in nets)
+    return f"{cut['params']:.1%} fewer parameters, {cut['macs']:.1%} fewer MACs; test accuracy: {scores}"
