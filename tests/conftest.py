@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ def _seeded():
 def generator() -> torch.Generator:
     """Random numbers of this test's own."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder and the metrics of one whole run of every phase, for tests that only read it."""
+    from tiny_runs import FINISHED, tiny
+
+    from hodec.experiment import pipeline
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, pipeline.run(tiny(**FINISHED), folder)
 
 
 @pytest.fixture(scope="session")

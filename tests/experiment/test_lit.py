@@ -73,9 +73,10 @@ def test_a_net_that_agrees_with_its_teacher_has_no_distillation_loss(generator):
 
 
 def test_the_teacher_is_neither_saved_nor_trained(generator):
-    teacher = net()
-    teacher.append(nn.Dropout(0.9))
-    module = LitClassifier(net(), teacher=teacher, distill_weight=0.5)
+    given = net()
+    given.append(nn.Dropout(0.9))
+    module = LitClassifier(net(), teacher=given, distill_weight=0.5)
+    (teacher,) = module._teacher
     assert module.state_dict().keys() == {"net.1.weight", "net.1.bias"}
     assert len(list(module.parameters())) == 2
     module.train()
@@ -84,6 +85,8 @@ def test_the_teacher_is_neither_saved_nor_trained(generator):
     fit(module, DataLoader(TensorDataset(*batch(generator)), batch_size=5))
     assert_close(list(teacher.parameters()), before, rtol=0, atol=0)
     assert not any(p.requires_grad for p in teacher.parameters())
+    assert given.training, "the given net stays as it is"
+    assert all(p.requires_grad for p in given.parameters())
 
 
 def test_without_weight_there_is_no_teacher():

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from hodec.errors import ConfigError
+from hodec.experiment import loggers
 from hodec.experiment.config.schema import Config, LoggerConfig
-from hodec.experiment.loggers import CsvLogger, WandbLogger, flat, make_logger
+from hodec.experiment.loggers import CsvLogger, Loggers, WandbLogger, flat, loggers_of
 
 
 def table(path):
@@ -23,9 +24,8 @@ def table(path):
 def test_csv_holds_all_columns_of_all_phases(tmp_path):
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
-    logger.log({"loss": 1.5, "admm/rho": 0.1}, 0)
-    logger.log({"loss": 1.0, "val": 0.5}, 1)
-    logger.close(0)
+    logger.log_metrics({"loss": 1.5, "admm/rho": 0.1}, 0)
+    logger.log_metrics({"loss": 1.0, "val": 0.5}, 1)
     assert table(path) == [
         {"step": "0", "loss": "1.5", "admm/rho": "0.1", "val": ""},
         {"step": "1", "loss": "1.0", "admm/rho": "", "val": "0.5"},
@@ -36,9 +36,9 @@ def test_csv_goes_on_where_a_resumed_run_does(tmp_path):
     path = tmp_path / "metrics.csv"
     first = CsvLogger(path)
     for step in range(3):
-        first.log({"loss": float(step)}, step)
+        first.log_metrics({"loss": float(step)}, step)
     again = CsvLogger(path)
-    again.log({"loss": 9.0}, 1)
+    again.log_metrics({"loss": 9.0}, 1)
     assert [(row["step"], row["loss"]) for row in table(path)] == [("0", "0.0"), ("1", "9.0")]
 
 
@@ -52,21 +52,46 @@ def config(name, **settings):
 
 
 def test_the_setting_chooses_the_logger(tmp_path):
-    assert isinstance(make_logger(config("csv"), tmp_path, {}, "run"), CsvLogger)
+    with loggers_of(config("csv"), tmp_path) as chosen:
+        assert [type(one) for one in chosen.loggers] == [CsvLogger]
+        chosen.log({"phase": "admm", "loss": 1.0}, 0)
+    assert table(tmp_path / "metrics.csv") == [{"step": "0", "loss": "1.0"}]
+
+
+def test_an_error_of_one_logger_stops_neither_the_run_nor_the_others(tmp_path, caplog):
+    class Broken:
+        def log_metrics(self, metrics, step):
+            raise BrokenPipeError
+
+        finalize = log_metrics
+
+    both = Loggers([Broken(), CsvLogger(tmp_path / "metrics.csv")])
+    both.log({"loss": 1.0}, 0)
+    both.close("success")
+    assert len(table(tmp_path / "metrics.csv")) == 1
+    assert "Broken did not take a row: BrokenPipeError; the run goes on" in caplog.text
+    assert "Broken did not finish" in caplog.text
 
 
 def test_tensorboard_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
-        make_logger(config("tensorboard"), tmp_path, {}, "run")
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
+
+    monkeypatch.setattr(loggers, "TensorBoardLogger", missing)
+    with pytest.raises(ConfigError, match="pip install tensorboard"), loggers_of(config("tensorboard"), tmp_path):
+        pass
 
 
 def test_tensorboard_writes_events(tmp_path):
-    pytest.importorskip("tensorboard")
-    logger = make_logger(config("tensorboard"), tmp_path, {}, "run")
-    logger.log({"loss": 1.0}, 0)
-    logger.close(0)
-    assert any((tmp_path / "tensorboard").iterdir())
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps in ((0, 1), (2,)):  # a run, and its second start
+        with loggers_of(config("tensorboard"), tmp_path) as chosen:
+            for step in steps:
+                chosen.log({"loss": 1.0 + step, "admm": {"rho": 0.5}}, step)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars("loss")] == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert "admm/rho" in events.Tags()["scalars"]
 
 
 class FakeRun:
@@ -102,7 +127,7 @@ def wandb_module(monkeypatch):
 
 
 def start(folder, **settings):
-    return WandbLogger(LoggerConfig(name="wandb", **settings), folder, {"seed": 0}, "name")
+    return WandbLogger(config("wandb", **settings), folder)
 
 
 def test_without_a_key_wandb_is_offline(wandb_module, tmp_path, caplog):
@@ -111,10 +136,11 @@ def test_without_a_key_wandb_is_offline(wandb_module, tmp_path, caplog):
     assert wandb_module.modes == ["offline"]
     assert "wandb sync /somewhere/run" in caplog.text
     options = wandb_module.options[0]
-    assert (options["group"], options["config"], options["timeout"]) == ("sweep", {"seed": 0}, 20)
+    assert (options["group"], options["name"], options["timeout"]) == ("sweep", "run", 20)
+    assert options["config"]["seed"] == 0
     assert options["reinit"] == "finish_previous"
-    logger.log({"loss": 1.0}, 3)
-    logger.close(1)
+    logger.log_metrics({"loss": 1.0}, 3)
+    logger.finalize("failed")
     assert wandb_module.run.rows == [(3, {"loss": 1.0})]
     assert wandb_module.run.ended == 1
 
@@ -143,22 +169,9 @@ def test_a_dead_server_means_offline_with_one_warning(wandb_module, tmp_path, ca
 def test_a_wandb_that_cannot_even_be_offline_stops_nothing(wandb_module, tmp_path, caplog):
     wandb_module.dead = ("online", "offline")
     logger = start(tmp_path, mode="online")
-    logger.log({"loss": 1.0}, 0)
-    logger.close(0)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finalize("success")
     assert "wandb offline did not start" in caplog.text
-
-
-def test_errors_while_logging_are_warnings(wandb_module, tmp_path, caplog):
-    logger = start(tmp_path)
-
-    def fail(*args, **kwargs):
-        raise BrokenPipeError
-
-    logger.run.log = logger.run.finish = fail
-    logger.log({"loss": 1.0}, 0)
-    logger.close(0)
-    assert "did not take a row: BrokenPipeError" in caplog.text
-    assert "did not finish: BrokenPipeError" in caplog.text
 
 
 @pytest.fixture
@@ -186,8 +199,8 @@ def test_the_real_wandb_goes_offline_within_its_timeout(tmp_path, monkeypatch, s
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     began = time.perf_counter()
     logger = start(tmp_path, init_timeout=5)
-    logger.log({"loss": 1.0}, 0)
-    logger.close(0)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finalize("success")
     assert time.perf_counter() - began < 30
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
@@ -198,6 +211,6 @@ def test_the_real_wandb_without_a_key_writes_files(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
     logger = start(tmp_path)
-    logger.log({"loss": 1.0}, 0)
-    logger.close(0)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finalize("success")
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

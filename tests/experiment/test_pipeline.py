@@ -5,13 +5,14 @@ import errno
 import json
 import logging
 import math
+import shutil
 from dataclasses import asdict
 from itertools import islice
 
 import pytest
 import torch
 import yaml
-from tiny_runs import files_of, tiny
+from tiny_runs import FINISHED, dense_net, files_of, stopped_before, tiny
 
 import hodec
 from hodec.admm.updates import project_layers
@@ -19,34 +20,22 @@ from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import CheckpointError, ConfigError, PlanError, TrainingError
-from hodec.experiment import phases, pipeline, training
+from hodec.experiment import loggers, phases, pipeline, training
 from hodec.experiment.data.images import build_data
 from hodec.experiment.data.loaders import train_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, damage
 from hodec.export import checkpoint
 from hodec.io.tensors import load_tensors
-from hodec.models import build_model
 from hodec.plan.plan import Plan
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A whole run with pretraining: its folder and what ``run`` returned."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}), folder)
 
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def skeleton():
-    return build_model("resnet20", in_channels=3, num_classes=4)
-
-
 def phase_weights(folder, phase):
-    net = skeleton()
+    net = dense_net()
     net.load_state_dict(load_tensors(folder / "phases" / f"{phase}.safetensors"))
     return net
 
@@ -87,6 +76,11 @@ def test_metrics_say_what_was_won_and_lost(finished):
     assert metrics["versions"]["threads"] == 1
     assert metrics["command"].startswith("python ")
     assert metrics["seconds"].keys() == {"pretrain", "admm", "retrain"}
+    nets = ("pretrained", "dense", "truncated", "compressed")
+    assert [name for name in nets if "latency_ms" in metrics[name]] == ["dense", "compressed"]
+    assert metrics["dense"]["latency_ms"] > 0
+    assert metrics["latency"].keys() == {"batch", "threads", "device"}
+    assert (metrics["latency"]["batch"], metrics["latency"]["threads"]) == (1, 1)
 
 
 def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
@@ -96,7 +90,7 @@ def test_a_given_net_is_measured_too_where_admm_changes_it(finished, tmp_path):
     assert under_admm["pretrained"] == metrics["pretrained"]
     as_it_came = pipeline.run(tiny(init=given, dense_epochs=0, retrain_epochs=0), tmp_path / "none")
     assert "pretrained" not in as_it_came
-    assert as_it_came["dense"] == metrics["pretrained"]
+    assert as_it_came["dense"] == {**metrics["pretrained"], "latency_ms": as_it_came["dense"]["latency_ms"]}
 
 
 def test_costs_are_those_of_the_plan_and_of_the_model(finished):
@@ -104,7 +98,7 @@ def test_costs_are_those_of_the_plan_and_of_the_model(finished):
     plan = Plan.load(folder / "plan.json")
     assert (plan.params_before, plan.params_after) == (metrics["dense"]["params"], metrics["compressed"]["params"])
     assert (plan.macs_before, plan.macs_after) == (metrics["dense"]["macs"], metrics["compressed"]["macs"])
-    small = checkpoint.load(folder / "compressed.safetensors", skeleton())
+    small = checkpoint.load(folder / "compressed.safetensors", dense_net())
     assert asdict(count_cost(small, torch.zeros(1, 3, 8, 8))) == {
         "params": metrics["compressed"]["params"],
         "macs": metrics["compressed"]["macs"],
@@ -133,12 +127,12 @@ def test_a_row_per_epoch(finished):
 
 def test_the_saved_model_is_the_retrained_one(finished):
     folder, metrics = finished
-    small = checkpoint.load(folder / "compressed.safetensors", skeleton())
+    small = checkpoint.load(folder / "compressed.safetensors", dense_net())
     assert checkpoint.weights_digest(small) == metrics["weights_sha256"]
     trained = load_tensors(folder / "phases" / "retrain.safetensors")
     torch.testing.assert_close(small.state_dict(), dict(trained), rtol=0, atol=0)
     facts = checkpoint.read_structure(folder / "compressed.safetensors")["facts"]
-    assert facts == {"model": "resnet20", "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}
+    assert facts == {"model": "resnet8", "in_channels": 3, "num_classes": 4, "image_size": [8, 8]}
 
 
 def test_conversion_starts_from_the_weights_that_admm_left(finished):
@@ -183,18 +177,21 @@ def test_a_finished_run_is_only_read(finished, monkeypatch):
         raise AssertionError("a finished run must not compute anything")
 
     monkeypatch.setattr(pipeline, "build_data", fail)
-    assert pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}), folder) == metrics
+    assert pipeline.run(tiny(**FINISHED), folder) == metrics
     assert files_of(folder) == before
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_another(tmp_path):
-    digests = [
-        pipeline.run(tiny(seed=seed, dense_epochs=1, retrain_epochs=1), tmp_path / name)["weights_sha256"]
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert digests[0] == digests[1] != digests[2]
-    files = [(tmp_path / name / "compressed.safetensors").read_bytes() for name in ("a", "b", "c")]
-    assert files[0] == files[1] != files[2]
+def test_the_same_seed_gives_the_same_bits_and_another_another(finished, tmp_path):
+    folder, metrics = finished
+    again = pipeline.run(tiny(**FINISHED), tmp_path / "again")
+    assert (folder / "compressed.safetensors").read_bytes() == (tmp_path / "again/compressed.safetensors").read_bytes()
+    changing = {"seconds", "latency", "dense", "compressed"}
+    assert {k: v for k, v in again.items() if k not in changing} == {
+        k: v for k, v in metrics.items() if k not in changing
+    }
+    for name in ("dense", "compressed"):
+        assert again[name] | {"latency_ms": 0.0} == metrics[name] | {"latency_ms": 0.0}
+    assert pipeline.run(tiny(**FINISHED, seed=1), tmp_path / "other")["weights_sha256"] != metrics["weights_sha256"]
 
 
 # -- starting from files ---------------------------------------------------------------------------------------
@@ -224,7 +221,7 @@ def test_weights_of_another_model_are_refused(finished, tmp_path):
 
 def test_a_plan_of_another_model_is_refused_before_any_training(finished, tmp_path):
     plan = finished[0] / "plan.json"
-    text = plan.read_text().replace("layer3.2.conv2", "layer9.0.conv2")
+    text = plan.read_text().replace("layer3.0.conv2", "layer9.0.conv2")
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(PlanError, match=r"layer9\.0\.conv2, which this model lacks"):
         pipeline.run(tiny(plan=str(tmp_path / "other.json"), admm={"enabled": False}), tmp_path / "bad")
@@ -247,30 +244,34 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished):
     folder, _ = finished
     before = files_of(folder)
     with pytest.raises(ConfigError, match=r"other settings \(they differ in seed, admm\.rho\)"):
-        pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}, seed=3, admm={"rho": 1e-3}), folder)
+        pipeline.run(tiny(**FINISHED, seed=3, admm={"rho": 1e-3}), folder)
     assert files_of(folder) == before
 
 
 @pytest.mark.parametrize("free", [{"report": True}, {"logger": {"project": "x"}}, {"data": {"num_workers": 3}}])
 def test_settings_that_change_no_result_may_differ(finished, free):
     folder, metrics = finished
-    assert pipeline.run(tiny(pretrain_epochs=1, distill={"weight": 0.5}, **free), folder) == metrics
+    assert pipeline.run(tiny(**FINISHED, **free), folder) == metrics
 
 
-def test_settings_that_are_newer_than_the_folder_have_their_defaults_there(finished):
-    folder, metrics = finished
-    stored = folder / "config.yaml"
-    text = stored.read_text()
-    settings = yaml.safe_load(text)
-    del settings["admm"]["spread"], settings["trainer"]["compile"]
-    stored.write_text(yaml.safe_dump(settings))
-    mine = {"pretrain_epochs": 1, "distill": {"weight": 0.5}}
-    try:
-        assert pipeline.run(tiny(**mine), folder) == metrics
-        with pytest.raises(ConfigError, match=r"they differ in admm\.spread"):
-            pipeline.run(tiny(**mine, admm={"spread": False}), folder)
-    finally:
-        stored.write_text(text)
+def test_settings_that_are_newer_than_the_folder_have_their_defaults_there(finished, tmp_path):
+    folder, metrics = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    del settings["admm"]["spread"], settings["trainer"]["compile"], settings["random_factors"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert pipeline.run(tiny(**FINISHED), folder) == metrics
+    with pytest.raises(ConfigError, match=r"they differ in admm\.spread, random_factors"):
+        pipeline.run(tiny(**FINISHED, random_factors=True, admm={"spread": False}), folder)
+
+
+def test_an_unfinished_run_of_0_1_0_is_refused_and_left_as_it_is(finished, tmp_path):
+    folder = stopped_before("retrain", finished[0], tmp_path / "run")
+    state = json.loads((folder / "run.json").read_text())["phases"]
+    (folder / "run.json").write_text(json.dumps({"stages": state}))
+    before = files_of(folder)
+    with pytest.raises(CheckpointError, match=r"begun by hodec 0\.1\.0, whose unfinished runs .*hydra\.run\.dir=PATH"):
+        pipeline.run(tiny(**FINISHED), folder)
+    assert files_of(folder) == before
 
 
 def test_a_folder_below_a_file_is_refused_at_once(tmp_path, monkeypatch):
@@ -346,28 +347,30 @@ def test_training_goes_on_when_the_disk_is_full(tmp_path, monkeypatch, caplog):
         assert words in caplog.text
 
 
-def test_logger_is_closed_whatever_happens(tmp_path, monkeypatch):
+def test_loggers_are_closed_whatever_happens(tmp_path, monkeypatch):
     closed = []
 
     class Logger:
-        def log(self, row, step):
+        def log_metrics(self, metrics, step):
             pass
 
-        def close(self, exit_code):
-            closed.append(exit_code)
+        def finalize(self, status):
+            closed.append(status)
 
-    monkeypatch.setattr(pipeline, "make_logger", lambda *a: Logger())
+    monkeypatch.setitem(loggers.LOGGERS, "csv", lambda config, folder: Logger())
     pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path / "good")
-    monkeypatch.setattr(phases, "fit_phase", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
+    monkeypatch.setattr(phases, "fit_phase", lambda *a: (_ for _ in ()).throw(TrainingError("broke")))
     with pytest.raises(TrainingError):
         pipeline.run(tiny(), tmp_path / "bad")
-    assert closed == [0, 1]
+    assert closed == ["success", "failed"]
 
 
-def test_the_report_is_written_into_the_folder(tmp_path, caplog):
+def test_the_report_is_written_into_the_folder(finished, tmp_path, caplog):
+    """Of a run that is done but for its evaluation: no phase is trained again."""
     caplog.set_level(logging.INFO)
-    pipeline.run(tiny(report=True, dense_epochs=1, retrain_epochs=1), tmp_path)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    folder = stopped_before("evaluate", finished[0], tmp_path / "run")
+    pipeline.run(tiny(**FINISHED, report=True), folder)
+    assert (folder / "report.html").stat().st_size > 10_000
     assert "fewer parameters" in caplog.text
 
 

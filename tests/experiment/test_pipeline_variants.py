@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_runs import tiny
+from tiny_runs import dense_net, tiny
 from train_script import rows
 
 from hodec.errors import CheckpointError
-from hodec.experiment import phases, pipeline
+from hodec.experiment import data, phases, pipeline
+from hodec.experiment.lit import evaluate
 from hodec.io.tensors import load_tensors
 from hodec.models import build_model
 
@@ -37,53 +38,78 @@ def test_without_validation_split_there_are_no_validation_figures(tmp_path):
     assert "admm/truncated_accuracy" not in row
 
 
-def test_without_batchnorm_batches_the_statistics_stay(tmp_path):
-    metrics = pipeline.run(tiny(bn_batches=0, dense_epochs=1, retrain_epochs=0), tmp_path)
-    assert metrics["truncated"]["test_accuracy"] == metrics["truncated"]["test_accuracy_raw"]
+def test_without_batchnorm_batches_the_statistics_stay(given, tmp_path):
+    pipeline.run(tiny(init=given, bn_batches=0, **NO_EPOCHS), tmp_path)
+    (dense, truncated) = (load_tensors(path) for path in (given, tmp_path / "phases" / "truncated.safetensors"))
+    for name in dense.keys() & truncated.keys():
+        torch.testing.assert_close(truncated[name], dense[name], rtol=0, atol=0)
 
 
-SMALL_DIGITS = {"image_size": None, "val_fraction": 0.9}
+@pytest.mark.parametrize("random_factors", [False, True])
+def test_the_raw_accuracy_is_that_of_the_swapped_net_before_its_batchnorm_was_estimated(
+    given, tmp_path, monkeypatch, random_factors
+):
+    nets, real = [], phases.reestimate_batchnorm
+
+    def reestimate(net, batches):
+        nets.append(copy.deepcopy(net))
+        return real(net, batches)
+
+    monkeypatch.setattr(phases, "reestimate_batchnorm", reestimate)
+    config = tiny(init=given, random_factors=random_factors, **NO_EPOCHS)
+    metrics = pipeline.run(config, tmp_path)
+    loader = data.test_loader(data.build_data(config.data), config.data)
+    assert metrics["truncated"]["test_accuracy_raw"] == evaluate(nets[0], loader)
+    assert len(nets) == 1
+
+
+@pytest.fixture
+def given(finished):
+    """A file of trained dense weights."""
+    return str(finished[0] / "phases" / "pretrain.safetensors")
+
+
+NO_EPOCHS = {"dense_epochs": 0, "retrain_epochs": 0}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"optimizer": {"name": "adamw", "lr": 1e-3}},
-        {"trainer": {"precision": "bf16-mixed", "channels_last": True, "gradient_clip_val": 1.0}},
+        {"trainer": {"precision": "bf16-mixed", "channels_last": True, "gradient_clip_val": 1.0}, "retrain_epochs": 1},
         {"trainer": {"accumulate_grad_batches": 3}, "admm": {"update_every": "1steps", "rho": "balanced"}},
         {"method": {"name": "tt_classical", "n_modes": 2}, "tt_ranks": 3, "admm": {"relax": 1.5}},
-        {"method": {"execution": "chain", "n_modes": 2}, "data": {"name": "digits", **SMALL_DIGITS}},
+        {"method": {"execution": "chain", "n_modes": 2}},
     ],
-    ids=["adamw", "bf16", "accumulate", "classical", "chain digits"],
+    ids=["adamw", "bf16", "accumulate", "classical", "chain"],
 )
 def test_other_settings_run_through(tmp_path, changes):
-    metrics = pipeline.run(tiny(dense_epochs=1, retrain_epochs=1, **changes), tmp_path)
+    metrics = pipeline.run(tiny(**{"dense_epochs": 1, "retrain_epochs": 0, **changes}), tmp_path)
     assert 0 < metrics["reduction"]["params"] < 1
     assert metrics["admm"]["primal_residual"] < 1
 
 
 def test_without_dual_the_whole_job_runs_as_a_penalty(tmp_path):
-    metrics = pipeline.run(tiny(dense_epochs=2, retrain_epochs=0, admm={"dual": False}), tmp_path / "penalty")
-    other = pipeline.run(tiny(dense_epochs=2, retrain_epochs=0), tmp_path / "admm")
+    one = {"dense_epochs": 2, "retrain_epochs": 0}
+    metrics = pipeline.run(tiny(**one, admm={"dual": False}), tmp_path / "penalty")
+    other = pipeline.run(tiny(**one), tmp_path / "admm")
     assert 0 < metrics["admm"]["primal_residual"] < 1
     assert metrics["admm"]["primal_residual"] != other["admm"]["primal_residual"]
 
 
-def test_random_factors_know_nothing_of_the_dense_weights(tmp_path):
-    settings = {"pretrain_epochs": 1, "retrain_epochs": 1, "random_factors": True, **OFF}
-    first, again = (pipeline.run(tiny(**settings), tmp_path / name) for name in ("first", "again"))
+def test_random_factors_know_nothing_of_the_dense_weights(given, tmp_path):
+    settings = {"init": given, **NO_EPOCHS}
+    first, again = (pipeline.run(tiny(random_factors=True, **settings), tmp_path / name) for name in ("first", "again"))
     assert min(first["conversion"].values()) > 0.9
     assert first["weights_sha256"] == again["weights_sha256"]
-    assert first["truncated"]["test_accuracy_raw"] == again["truncated"]["test_accuracy_raw"]
-    other = pipeline.run(tiny(**{**settings, "random_factors": False}), tmp_path / "other")
+    other = pipeline.run(tiny(**settings), tmp_path / "other")
     assert first["dense"] == other["dense"]
     assert first["weights_sha256"] != other["weights_sha256"]
 
 
-def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
+def test_inputs_of_training_batches_weigh_the_truncation(given, tmp_path):
     plain, aware = (
-        pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, calibration_batches=n, **OFF), tmp_path / str(n))
-        for n in (0, 2)
+        pipeline.run(tiny(init=given, calibration_batches=n, **NO_EPOCHS), tmp_path / str(n)) for n in (0, 2)
     )
     assert plain["dense"] == aware["dense"]
     # by the weights alone nothing is nearer than the plain truncation
@@ -91,16 +117,25 @@ def test_inputs_of_training_batches_weigh_the_truncation(tmp_path):
         assert aware["conversion"][name] > error
 
 
-def test_admm_projects_by_inputs_once_there_is_a_trained_net(tmp_path, caplog):
+def test_admm_projects_by_inputs_once_there_is_a_trained_net(given, tmp_path, caplog):
     caplog.set_level("INFO", "hodec.experiment.phases")
-    pipeline.run(tiny(pretrain_epochs=1, retrain_epochs=0, calibration_batches=1), tmp_path / "trained")
-    assert caplog.text.count("data-aware: inputs of") == 3  # for ADMM, for the conversion, for its raw accuracy
+    settings = {"dense_epochs": 1, "retrain_epochs": 0, "calibration_batches": 1}
+    pipeline.run(tiny(init=given, **settings), tmp_path / "trained")
+    assert caplog.text.count("data-aware: inputs of") == 2  # for ADMM and for the conversion
     caplog.clear()
-    pipeline.run(tiny(retrain_epochs=0, calibration_batches=1), tmp_path / "fresh")
-    assert caplog.text.count("data-aware: inputs of") == 2
+    pipeline.run(tiny(**settings), tmp_path / "fresh")
+    assert caplog.text.count("data-aware: inputs of") == 1
 
 
-OFF = {"admm": {"enabled": False}, "dense_epochs": 0}
+def test_the_rule_is_built_once_and_not_at_all_for_a_given_plan(finished, tmp_path, monkeypatch):
+    rules, real = [], phases.build_rule
+    monkeypatch.setattr(phases, "build_rule", lambda *args: rules.append(real(*args)) or rules[-1])
+    learned = {"tt_ranks": None, "ranks": {"rule": "learned", "macs": 0.85}}
+    pipeline.run(tiny(dense_epochs=1, retrain_epochs=0, **learned), tmp_path / "learned")
+    assert [row["phase"] for row in rows(tmp_path / "learned")] == ["pretrain", "admm"]
+    assert len(rules) == 1
+    pipeline.run(tiny(plan=str(finished[0] / "plan.json"), **NO_EPOCHS), tmp_path / "given")
+    assert len(rules) == 1
 
 
 def test_an_early_stop_is_told(tmp_path):
@@ -126,22 +161,26 @@ def test_retraining_may_take_its_part_of_the_joint_schedule_lower(tmp_path):
 
 
 def teachers_of(monkeypatch):
-    """Phase -> the teachers that it will have had."""
-    teachers, real = {}, phases.fit_phase
+    """Phase -> the teachers that it will have had; instead of training, each phase moves the weights a little."""
+    teachers = {}
 
-    def fit_phase(phase, module, *args, **kwargs):
+    def fit_phase(run, phase, module, admm):
         teachers[phase] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
-        real(phase, module, *args, **kwargs)
+        with torch.no_grad():
+            for parameter in module.net.parameters():
+                parameter.add_(0.01)
 
     monkeypatch.setattr(phases, "fit_phase", fit_phase)
     return teachers
 
 
+ALL = {"pretrain_epochs": 1, "dense_epochs": 1, "retrain_epochs": 1}
+
+
 @pytest.mark.parametrize("admm", [{}, {"enabled": False}])
 def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
     teachers = teachers_of(monkeypatch)
-    distill = {"weight": 0.5, "dense": True}
-    pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill, admm=admm), tmp_path)
+    pipeline.run(tiny(distill={"weight": 0.5, "dense": True}, admm=admm, **ALL), tmp_path)
     assert teachers.pop("pretrain") == []
     assert len(teachers) == 2
     kept = load_tensors(tmp_path / "phases" / "pretrain.safetensors")
@@ -167,10 +206,10 @@ def test_the_teacher_is_the_best_dense_net_there_is(tmp_path, monkeypatch, chang
 
 def test_another_net_may_teach(tmp_path, monkeypatch):
     file, teachers = tmp_path / "teacher.safetensors", teachers_of(monkeypatch)
-    net = build_model("resnet32", in_channels=3, num_classes=4)
+    net = build_model("resnet20", in_channels=3, num_classes=4)
     save_file(net.state_dict(), file)
-    distill = {"weight": 0.5, "dense": True, "model": "resnet32", "init": str(file)}
-    metrics = pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=1, distill=distill), tmp_path / "run")
+    distill = {"weight": 0.5, "dense": True, "model": "resnet20", "init": str(file)}
+    metrics = pipeline.run(tiny(distill=distill, **ALL), tmp_path / "run")
     assert teachers.pop("pretrain") == []
     assert set(teachers) == {"admm", "retrain"}
     for (teacher,) in teachers.values():
@@ -180,7 +219,7 @@ def test_another_net_may_teach(tmp_path, monkeypatch):
 
 def test_a_teacher_whose_weights_are_of_another_net_is_refused_before_training(tmp_path):
     file = tmp_path / "teacher.safetensors"
-    save_file(build_model("resnet32", in_channels=3, num_classes=4).state_dict(), file)
+    save_file(build_model("resnet20", in_channels=3, num_classes=4).state_dict(), file)
     with pytest.raises(CheckpointError, match="another model"):
         pipeline.run(tiny(distill={"weight": 0.5, "init": str(file)}), tmp_path / "run")
 
@@ -188,7 +227,7 @@ def test_a_teacher_whose_weights_are_of_another_net_is_refused_before_training(t
 def test_a_teacher_moves_no_random_number_of_the_run(tmp_path):
     """Only retraining is taught, and there is none: with a teacher and without, the weights are the same."""
     file = tmp_path / "teacher.safetensors"
-    save_file(build_model("resnet20", in_channels=3, num_classes=4).state_dict(), file)
+    save_file(dense_net().state_dict(), file)
     taught, alone = (
         pipeline.run(tiny(dense_epochs=1, retrain_epochs=0, distill=distill), tmp_path / name)
         for name, distill in (("taught", {"weight": 0.5, "init": str(file)}), ("alone", {}))

@@ -8,10 +8,11 @@ import zipfile
 
 import pytest
 import torch
+from tiny_runs import files_of
 from torch import nn
 
 from hodec.errors import CheckpointError, ConfigError
-from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, damage, previous
+from hodec.experiment.run_folder import Outcome, RunFolder, checkpoint_epoch, damage, previous
 from hodec.io import atomic as files
 from hodec.io.tensors import load_tensors, save_tensors
 
@@ -64,7 +65,7 @@ def test_a_folder_that_cannot_be_written_is_named_at_the_start(tmp_path):
 
 
 def test_finished_phases_are_remembered(tmp_path):
-    opened(tmp_path).finish("plan", seconds=1.5)
+    opened(tmp_path).finish("plan", {"seconds": 1.5})
     again = opened(tmp_path)
     assert again.done("plan")
     assert again.phases["plan"] == {"seconds": 1.5}
@@ -78,42 +79,52 @@ def test_a_broken_state_file_is_one_message(tmp_path, text):
         opened(tmp_path)
 
 
-def test_phase_weights_come_back_bit_for_bit(tmp_path):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    opened(tmp_path).save_phase("admm", model, seconds=2.0)
-    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+def keep(folder, phase, net, **facts):
+    """Compute a phase that results in ``net``."""
+    return folder.memo(phase, pytest.fail, lambda: Outcome(net, facts))
+
+
+def read(folder, phase, blank):
+    """Read a phase into ``blank``; it must not be computed again."""
+    return folder.memo(phase, lambda: blank, lambda: pytest.fail("it was computed again"))
+
+
+def test_a_phase_is_computed_once_and_read_bit_for_bit(tmp_path):
+    net, blank = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)) for _ in range(2))
+    factors = {"a:b": [torch.rand(2, 3) for _ in range(11)], "c": [torch.rand(4)]}
     folder = opened(tmp_path)
-    folder.load_phase("admm", other)
-    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert folder.phases["admm"]["seconds"] == 2.0
+    computed = folder.memo("admm", pytest.fail, lambda: Outcome(net, {"seconds": 2.0}, factors))
+    assert (computed.net, computed.factors) == (net, factors)
+    again = read(opened(tmp_path), "admm", blank)
+    assert again.net is blank
+    torch.testing.assert_close(blank.state_dict(), net.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(again.factors, factors, rtol=0, atol=0)
+    assert again.facts["seconds"] == 2.0
 
 
 @pytest.mark.parametrize("harm", ["altered", "missing"])
 def test_altered_phase_weights_are_refused(tmp_path, harm):
     folder = opened(tmp_path)
     model = nn.Linear(20, 20)
-    folder.save_phase("admm", model)
+    keep(folder, "admm", model)
     path = tmp_path / "phases" / "admm.safetensors"
     flip_one_bit(path, -8) if harm == "altered" else path.unlink()
     with pytest.raises(CheckpointError, match=r"admm\.safetensors is missing or was altered.*run\.json"):
-        folder.load_phase("admm", model)
+        read(folder, "admm", model)
 
 
 def test_a_second_process_reads_but_never_writes(tmp_path):
     """Where several train together, two would write BatchNorm statistics that differ."""
-    model, changed = nn.Linear(3, 3), nn.Linear(3, 3)
-    opened(tmp_path).save_phase("pretrain", model)
-    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model, blank = nn.Linear(3, 3), nn.Linear(3, 3)
+    keep(opened(tmp_path), "pretrain", model)
+    before = files_of(tmp_path)
     second = RunFolder.open(tmp_path, "seed: 0\n", writes=False)
-    assert second.done("pretrain")
-    second.save_phase("admm", changed, seconds=1.0)
+    read(second, "pretrain", blank)
+    torch.testing.assert_close(blank.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert keep(second, "admm", model, seconds=1.0).net is model
     second.drop_rows("admm", 0)
     assert second.done("admm")
-    for phase, expected in (("pretrain", model), ("admm", changed)):
-        read = nn.Linear(3, 3)
-        second.load_phase(phase, read)
-        torch.testing.assert_close(read.state_dict(), expected.state_dict(), rtol=0, atol=0)
-    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert files_of(tmp_path) == before
 
 
 # -- checkpoints of the phase under way ------------------------------------------------------------------------
@@ -231,16 +242,14 @@ def no_space(*args, **kwargs):
 
 def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch):
     folder = opened(tmp_path)
-    model = nn.Linear(3, 3)
-    folder.save_phase("admm", model)
-    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    model.weight.data.add_(1)
+    keep(folder, "admm", nn.Linear(3, 3))
+    before = files_of(tmp_path)
     monkeypatch.setattr(files.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        folder.save_phase("admm", model)
+        keep(folder, "retrain", nn.Linear(3, 3))
     with pytest.raises(OSError, match="No space left"):
-        folder.finish("retrain")
-    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        folder.finish("evaluate", {})
+    assert files_of(tmp_path) == before
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------

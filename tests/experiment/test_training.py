@@ -61,7 +61,7 @@ def test_warnings_that_matter_are_not_hidden():
 @pytest.mark.parametrize(("fraction", "batches"), [(0.25, 1), (0.0, 0)])
 def test_validation_batches_are_those_of_the_split(fraction, batches):
     config = tiny(data={"val_fraction": fraction})
-    module = LitData(build_data(config.data), config, seed=0)
+    module = LitData(build_data(config.data), config)
     module.trainer = make_trainer(config, 1, [])
     assert len(module.val_dataloader()) == batches
     assert len(module.train_dataloader()) == (64 - 16 * batches) // 16

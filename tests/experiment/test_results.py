@@ -1,0 +1,73 @@
+"""Latency at the end of a run: measured, and nothing else changed by it."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_runs import dense_net
+
+from hodec.conversion.swap import convert
+from hodec.experiment.results import latency  # before the tests of this folder replace it
+from hodec.export import checkpoint
+from hodec.plan.plan import Plan
+
+
+@pytest.fixture
+def nets(finished):
+    dense = dense_net()
+    return {"dense": dense, "compressed": convert(dense, Plan.load(finished[0] / "plan.json"))}
+
+
+RUN = SimpleNamespace(example=torch.zeros(1, 3, 8, 8), device=torch.device("cpu"))
+
+
+def test_latency_is_measured_and_leaves_the_nets_and_the_random_numbers(nets):
+    before, state = copy.deepcopy(nets), torch.get_rng_state()
+    times = latency(nets, RUN, seconds=0.1)
+    assert list(times) == ["dense", "compressed"]
+    assert all(0 < ms < 1000 for ms in times.values())
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, net in nets.items():
+        assert checkpoint.weights_digest(net) == checkpoint.weights_digest(before[name])
+        assert [m.training for m in net.modules()] == [m.training for m in before[name].modules()]
+
+
+def test_a_net_that_cannot_be_fused_has_no_latency_and_stops_nothing(nets, caplog):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError("no")
+
+    assert latency({**nets, "broken": Broken()}, RUN, seconds=0.0) == {}
+    assert "latency is not measured: the model does not run" in caplog.text
+
+
+# -- files of hodec 0.1.0 ----------------------------------------------------------------------------------------------
+
+OLD = {"layer_type": "kind", "call_sites": "runs", "resolved_execution": "runs_as"}
+
+
+def old_plan(plan):
+    """A plan of today as 0.1.0 wrote it."""
+    layers = {
+        name: {OLD.get(key, key): value for key, value in layer.items()} for name, layer in plan["layers"].items()
+    }
+    assert all({"kind", "runs", "runs_as"} <= layer.keys() for layer in layers.values())
+    return {**plan, "version": 1, "layers": layers}
+
+
+def test_a_plan_of_0_1_0_loads(finished, tmp_path):
+    path = finished[0] / "plan.json"
+    (tmp_path / "plan.json").write_text(json.dumps(old_plan(json.loads(path.read_text()))))
+    assert Plan.load(tmp_path / "plan.json").to_dict() == Plan.load(path).to_dict()
+
+
+def test_a_compressed_model_of_0_1_0_loads(finished, tmp_path):
+    path = finished[0] / "compressed.safetensors"
+    structure = json.loads(path.with_suffix(".json").read_text())
+    old = {**structure, "hodec": "0.1.0", "plan": old_plan(structure["plan"])}
+    (tmp_path / "compressed.json").write_text(json.dumps(old))
+    (tmp_path / "compressed.safetensors").write_bytes(path.read_bytes())
+    net = checkpoint.load(tmp_path / "compressed.safetensors")
+    assert checkpoint.weights_digest(net) == finished[1]["weights_sha256"]
