@@ -32,8 +32,9 @@ from hodec.export import checkpoint
 from hodec.formats.modes import Modes
 from hodec.layers.base import randomize_factors
 from hodec.models import build_model, load_weights
+from hodec.options import settings_of
 from hodec.plan.plan import Plan
-from hodec.ranks import Learned, RankRule, build_rule, make_plan
+from hodec.ranks import Learned, RankRule, get_rule, make_plan
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,10 @@ class Phases:
 
     def rule(self) -> RankRule:
         """The rank rule that the settings ask for."""
-        settings = self.config.ranks
-        value = self.config.tt_ranks if self.config.tt_ranks is not None else settings.default
-        return build_rule(settings.rule, asdict(settings) | {"tt_ranks": value, "evaluate": self.validation_accuracy})
+        rule = get_rule(self.config.ranks.rule)
+        arguments = {"tt_ranks": self.config.tt_ranks, "evaluate": self.validation_accuracy}
+        given = {key: value for key, value in arguments.items() if hasattr(rule, key)}
+        return rule(**{key: getattr(self.config.ranks, key) for key in settings_of(rule)}, **given)
 
     def validation_accuracy(self, net: nn.Module) -> float:
         """Accuracy on the validation split: what rules that evaluate nets go by."""
@@ -192,7 +194,7 @@ class Phases:
     def _learner(self) -> RankLearner | None:
         """What changes the ranks under ADMM, if the rule does; a plan that is given stays as it is."""
         rule = self.rule()
-        return rule.learner() if isinstance(rule, Learned) and not self.config.plan else None
+        return rule if isinstance(rule, Learned) and not self.config.plan else None
 
     def _take_over_learned_plan(self) -> None:
         """Go on with the ranks that ADMM has learned, if it did."""

@@ -1,9 +1,7 @@
 """A plan for the layers of a graph: the same rules and the same Plan as for a model with a Python class."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
 
 import torch
 from onnx import helper
@@ -21,8 +19,9 @@ from hodec.onnx_graph.sites import GraphSite, Use, attributes, eligible_sites, w
 from hodec.onnx_graph.sizes import Size, give_axes, input_sizes, measured_sizes, tensor_sizes
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
-from hodec.ranks import RULES, Ascend, Budget
-from hodec.ranks.base import NeedsModel, RankRule, methods_of, plan_layers
+from hodec.ranks import RULES, RankRule
+from hodec.ranks.context import NetContext
+from hodec.ranks.planning import PlanSettings, plan_layers
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,16 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
     Raises:
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
-    check_rule(rule.name)
-    sites, skipped, fits = _sites_by_method(facts, methods_of(rule, method))
+    check_rule(rule)
+    sites, skipped, fits = _sites_by_method(facts, rule.methods_for(method))
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
         rule,
+        NetContext(facts.cost, lambda name: _stand_in(sites[name])),
         method=method,
-        bind=lambda needy: _bind(needy, facts, sites, method),
+        settings=PlanSettings(**vars(options)),
         fits=fits,
-        **vars(options),
     )
     for name in list(layers):
         if reason := _too_large(layers[name], options.allow_larger):
@@ -160,46 +159,15 @@ def _dtype_word(kind: int) -> str:
     return word if isinstance(getattr(torch, word, None), torch.dtype) else "float32"
 
 
-def check_rule(name: str) -> None:
-    """Refuse a rule that has to evaluate a net.
+def check_rule(rule: RankRule) -> None:
+    """Refuse a rule that has to run a net.
 
     Raises:
         PlanError: naming it and the rules that can be used.
     """
-    if name in RULES and "evaluate" in RULES[name].settings:
-        usable = ", ".join(one for one, entry in RULES.items() if "evaluate" not in entry.settings)
-        raise PlanError(
-            f"rule {name} has to evaluate and train a model, which a file cannot; rules for files: {usable}"
-        )
-
-
-def _bind(rule: NeedsModel, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
-    """Show a rule the whole net: the budget its cost, Ascend's rule each layer's settings."""
-    for kind, show in BINDERS.items():
-        if isinstance(rule, kind):
-            show(rule, facts, sites, method)
-            return
-    raise PlanError(f"rule {type(rule).__name__} needs a model with a Python class; a file has none")
-
-
-def _bind_budget(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
-    if rule.latency_ms is not None:
-        raise PlanError(
-            f"ranks.latency_ms={rule.latency_ms} is no target for a model file: milliseconds are measured on PyTorch "
-            "layers; give ranks.macs=0.4 or ranks.params=0.4, and measure the result with hodec bench"
-        )
-    rule.bind_cost(facts.cost)
-
-
-def _bind_ascend(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
-    layers = {name: _stand_in(site) for name, site in sites.items()}
-    rule.bind(cast(nn.Module, SimpleNamespace(get_submodule=layers.__getitem__)), (), method)
-
-
-BINDERS: dict[type, Callable[[Any, GraphFacts, Mapping[str, GraphSite], str], None]] = {
-    Budget: _bind_budget,
-    Ascend: _bind_ascend,
-}
+    if rule.runs_net:
+        usable = ", ".join(name for name, one in RULES.items() if not one.runs_net)
+        raise PlanError(f"rule {rule.name} {rule.runs_net}, which a model file cannot; rules for files: {usable}")
 
 
 def _stand_in(site: GraphSite) -> nn.Module:

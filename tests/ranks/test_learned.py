@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hodec.ranks.rounding import Rounding
 from small_nets import IMAGE, SmallResNet
 from torch import Tensor, nn
 
@@ -12,7 +13,6 @@ from hodec.errors import ConfigError, PlanError, TrainingError
 from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 from hodec.ranks.learned import Learned, RankLearner, learned_ranks
-from hodec.ranks.rounding import Rounding
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 PLANTED = 5
