@@ -11,7 +11,8 @@ from hodec.conversion.swap import convert
 from hodec.errors import PlanError
 from hodec.plan.plan import Plan
 from hodec.ranks import make_plan
-from hodec.ranks.vbmf import signals
+from hodec.ranks.amct import Amct, banded_rank
+from hodec.ranks.evbmf import signals
 
 TABLE = {  # (out, in, kernel height, kernel width) -> the ranks that can come out
     (64, 64, 3, 3): (32, 32),

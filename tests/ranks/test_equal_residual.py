@@ -14,7 +14,8 @@ from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.layers.base import FactorizedLayer
 from hodec.plan.plan import Plan
-from hodec.ranks import make_plan
+from hodec.ranks import EqualResidual, make_plan
+from hodec.ranks.equal_residual import ResidualLevel
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 
@@ -68,7 +69,7 @@ def test_the_objective_is_the_documented_one_and_its_least_is_taken():
     for level in levels:
         assert level.objective == pytest.approx(0.9 - level.accuracy + 0.5 * level.ratio)
     best = min(levels, key=lambda level: level.objective)
-    assert 1 - plan.reduction["macs"] == pytest.approx(best.kept)
+    assert 1 - plan.reduction["macs"] == pytest.approx(best.ratio)
 
 
 def test_ties_go_to_the_cheaper_net():
@@ -120,7 +121,7 @@ def test_what_was_predicted_for_the_winner_is_what_the_converted_net_costs():
     rule = at_level(2)
     plan, levels = planned(rule, model)
     dense, small = count_cost(model, X), count_cost(convert(model, plan), X)
-    assert levels[2].kept == pytest.approx(small.macs / dense.macs)
+    assert levels[2].ratio == pytest.approx(small.macs / dense.macs)
 
 
 # -- evaluations ---------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def test_indices_at_which_the_net_breaks_down_are_passed_over():
     accuracies = iter([0.9, 0.8, float("nan"), float("nan"), float("nan")])
     rule = EqualResidual(lambda model: next(accuracies), 4)
     plan, levels = planned(rule)
-    assert plan.reduction["macs"] == pytest.approx(1 - levels[0].kept)
+    assert plan.reduction["macs"] == pytest.approx(1 - levels[0].ratio)
     broken = iter([0.9] + [float("nan")] * 4)
     with pytest.raises(PlanError, match="no finite accuracy for any converted model"):
         planned(EqualResidual(lambda model: next(broken), 4))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.conversion.swap import convert
 from hodec.errors import ConfigError, PlanError, Use, literal
@@ -94,7 +94,8 @@ class NetScorer:
         what = " and ".join(f"{name} at ranks {list(layer.ranks)}" for name, layer in layers.items()) or "no layer"
         said = f"{self.rule}: evaluate returns {given!r} with {what} factorized; it must return"
         try:
-            score = float(given) + 0.0  # type: ignore[arg-type]  # no negative zero in tables and texts
+            # + 0.0: no negative zero in tables and texts
+            score = float(given.detach() if isinstance(given, Tensor) else given) + 0.0  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise PlanError(f"{said} a number, higher is better") from error
         if finite and not math.isfinite(score):
