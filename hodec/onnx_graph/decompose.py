@@ -22,7 +22,7 @@ from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size, tensor_sizes
 from hodec.onnx_graph.writing import check_target, staged
 from hodec.plan.plan import Plan
-from hodec.ranks.base import RankRule
+from hodec.ranks import RankRule
 
 log = logging.getLogger(__name__)
 

@@ -167,7 +167,9 @@ def check_rule(rule: RankRule) -> None:
     """
     if rule.runs_net:
         usable = ", ".join(name for name, one in RULES.items() if not one.runs_net)
-        raise PlanError(f"rule {rule.name} {rule.runs_net}, which a model file cannot; rules for files: {usable}")
+        raise PlanError(
+            f"rule {rule.name} {rule.runs_net}: that takes a model with a Python class; for files: {usable}"
+        )
 
 
 def _stand_in(site: GraphSite) -> nn.Module:
