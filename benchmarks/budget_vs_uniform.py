@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from hodec.errors import PlanError
 from hodec.models import build_model, load_weights
 from hodec.plan.plan import Plan
-from hodec.ranks.base import Candidate, Choice, make_plan
-from hodec.ranks.budget import Budget
+from hodec.ranks import Budget, Choice, LayerContext, NetContext, RankRule, make_plan
 
 HALVINGS = 24
 WAYS = ("uniform", "budget", "same")
@@ -49,21 +48,17 @@ CASES = (
 )
 
 
-class Uniform:
+@dataclass(frozen=True)
+class Uniform(RankRule):
     """The same share of full ranks in every layer."""
 
     name = "uniform"
-    reads_weights = False
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    share: float
 
-    def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
-        return {name: Choice(self._ranks(candidate)) for name, candidate in candidates.items()}
-
-    def _ranks(self, candidate: Candidate) -> tuple[int, ...]:
-        scaled = [max(1, int(self.share * r)) for r in candidate.most]
-        return candidate.format.fit_ranks(candidate.site.shape, candidate.modes, scaled)
+    def choose_layer(self, layer: LayerContext, net: NetContext) -> Choice:
+        """The scaled ranks of one layer."""
+        return Choice(layer.fit([max(1, int(self.share * rank)) for rank in layer.full_ranks]))
 
 
 def uniform_plan(model: nn.Module, targets: Mapping[str, float], settings: Mapping[str, Any]) -> Plan:
@@ -96,7 +91,7 @@ def squared_errors(model: nn.Module, plan: Plan) -> float:
     return total
 
 
-def kept(plan: Plan) -> dict[str, float]:
+def ratios(plan: Plan) -> dict[str, float]:
     """Shares of the dense cost."""
     return {key: 1 - plan.reduction[key] for key in ("macs", "params")}
 
@@ -107,13 +102,13 @@ def row(case: Case, model: nn.Module, trained: bool, settings: Mapping[str, Any]
     ours = make_plan(model, Budget(case.targets.get("macs"), case.targets.get("params")), **settings)
     seconds = time.perf_counter() - started
     uniform = uniform_plan(model, case.targets, settings)
-    cost = kept(uniform)
+    cost = ratios(uniform)
     same = make_plan(model, Budget(cost["macs"], cost["params"]), **settings)
     errors = [squared_errors(model, plan) for plan in (uniform, ours, same)]
     cells = [
         case.net.removeprefix("torchvision/") + ("" if trained else " (untrained)"),
         ", ".join(f"{key} {value:.2f}" for key, value in case.targets.items()),
-        *(" / ".join(f"{share:.4f}" for share in kept(plan).values()) for plan in (uniform, ours, same)),
+        *(" / ".join(f"{share:.4f}" for share in ratios(plan).values()) for plan in (uniform, ours, same)),
         *(f"{error:.3f}" for error in errors),
         *(f"{error / errors[0]:.2f}" for error in errors[1:]),
         f"{seconds:.1f}",

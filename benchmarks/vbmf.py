@@ -16,7 +16,8 @@ from benchmarks.rows import Row, Target
 from benchmarks.settings import Settings, standalone
 from benchmarks.timing import in_turns
 from benchmarks.work import FLOAT, Work
-from hodec.ranks.vbmf import signals, vbmf_rank
+from hodec.linalg.svd import singular_values
+from hodec.ranks.evbmf import signals
 
 GROUP = "vbmf"
 CHANNELS = (128, 256, 512)
@@ -27,6 +28,11 @@ def full_svd_rank(matrix: Tensor) -> int:
     """EVBMF as it is usually ported: all singular vectors, square, of which none is used."""
     _, values, _ = np.linalg.svd(matrix.numpy())
     return max(1, signals(torch.from_numpy(values), *matrix.shape))
+
+
+def vbmf_rank(matrix: Tensor) -> int:
+    """EVBMF from singular values alone, which come from a Gram matrix; at least 1."""
+    return max(1, signals(singular_values(matrix), *matrix.shape))
 
 
 def planted(channels: int) -> Tensor:

@@ -13,12 +13,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from hodec.errors import ConfigError, Use
+from hodec.errors import ConfigError, Use, literal
 
 BadParts = Iterator[tuple[str, object]]
 """(where, value) for each wrong part of a value; ``where`` is empty for the whole, ``'[fc]'`` for an entry."""
 
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list[float]: "a list of numbers"}
+INSTANCES: dict[object, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,22 @@ class Setting:
             return self.allowed.words
         return f"{'null or ' if self.optional else ''}{TYPES.get(self.type, 'a value')}{self.allowed.limits()}"
 
+    def bad_parts(self, value: object) -> BadParts:
+        """The wrong parts of ``value``: of another type, None where that is not allowed, or out of range."""
+        if value is None:
+            wrong = not self.optional
+        else:
+            wrong = self.type in INSTANCES and not isinstance(value, INSTANCES[self.type])
+        if wrong or (isinstance(value, bool) and self.type in (int, float)):  # true is no 1
+            yield "", value
+        else:
+            yield from self.allowed.bad_parts(value)
+
 
 def settings_of(option: type) -> dict[str, Setting]:
-    """The settings that every surface can give, by name, in the order of the fields."""
+    """The settings that every surface can give, by name, in the order of the constructor."""
     hints, found = get_type_hints(option), {}
-    for one in fields(option):
+    for one in sorted(fields(option), key=lambda each: bool(each.kw_only)):
         if one.metadata.get("python_only"):
             continue
         hint, default = hints[one.name], None if one.default is MISSING else one.default
@@ -123,9 +135,7 @@ class Option:
 
     def __post_init__(self) -> None:
         for key, one in settings_of(type(self)).items():
-            for where, part in one.allowed.bad_parts(getattr(self, key)):
+            for where, part in one.bad_parts(getattr(self, key)):
                 key_in_all = f"{self.group}.{key}" if self.group else key
-                text = f"{{setting}}{where}: {part!r} given; allowed: {one.words()}".replace("{", "{{").replace(
-                    "}", "}}"
-                )
-                raise ConfigError(text.replace("{{setting}}", "{setting}"), setting=Use(key_in_all))
+                message = f"{{setting}}{literal(where)}: {literal(repr(part))} given; allowed: {literal(one.words())}"
+                raise ConfigError(message, setting=Use(key_in_all))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HELP = "make an ONNX model file smaller by decomposing its layers"
 
 # What stands for a usual choice of method and rule.
-PRESETS = {"ascend": {"method": "spatial_svd", "rule": "ascend"}}
+PRESETS = {"ascend": {"method": "spatial_svd", "rule": "amct"}}
 # Options that say what a given plan says already.
 DECIDED = (*(setting.flag for setting in (METHOD, N_MODES, *SETTINGS)), "--rule", "--preset", "--include", "--exclude",
            "--allow-larger")  # fmt: skip

@@ -99,7 +99,9 @@ SETTINGS = (
     Setting("--target", "ranks.target", "share of each layer's cost to keep"),
     Setting("--metric", "ranks.metric", "the cost that --target is a share of", "NAME", "macs | params"),
     Setting("--keep", "ranks.keep", "share of each unfolding's squared norm to keep"),
-    Setting("--calibration", "ranks.calibration", "share of the cut that is given back; below 0 cuts more"),
+    Setting(
+        "--recommendation-ratio", "ranks.recommendation_ratio", "share of the cut that is given back; below 0 cuts more"
+    ),
     Setting("--macs", "ranks.macs", "share of the whole net's multiply-adds to keep"),
     Setting("--params", "ranks.params", "share of the whole net's parameters to keep"),
     Setting("--latency-ms", "ranks.latency_ms", "milliseconds of the whole net for one image on this machine"),
@@ -112,12 +114,10 @@ SETTINGS = (
 METHOD = Setting("--method", "method.name", "how layers are factorized: tt, tucker, spatial_svd, ..", "NAME")
 N_MODES = Setting("--n-modes", "method.n_modes", "modes a side that channels split into")
 
-# Share of the multiply-adds that budget keeps when it is given no target, as in conf/ranks/budget.yaml.
-DEFAULT_MACS = 0.5
 _TRAIN = "it {}; python train.py ranks={} does, with a data set and trained weights (init=FILE)"
 REFUSED = {
     "greedy": _TRAIN.format("evaluates the net on a validation split", "greedy"),
-    "tar": _TRAIN.format("evaluates the net on a validation split", "tar"),
+    "equal_residual": _TRAIN.format("evaluates the net on a validation split", "equal_residual"),
     "learned": _TRAIN.format("finds its ranks while ADMM trains the net", "learned"),
 }
 OFFERED = tuple(name for name in RULE_NAMES if name not in REFUSED)
@@ -152,7 +152,7 @@ def errors_in_flags() -> Iterator[None]:
     try:
         yield
     except HodecError as error:
-        raise type(error)(in_flags(error.told(Use.in_flags))) from error
+        raise type(error)(in_flags(error.told(Use.in_hydra))) from error
 
 
 def add_rule_options(parser: argparse.ArgumentParser) -> None:
@@ -193,16 +193,16 @@ def rule_from(options: argparse.Namespace) -> "RankRule":
         ConfigError: an unknown rule or one that needs training; a setting out of range, or one the rule has not.
     """
     name = _rule_name(options)
-    from hodec.ranks import RULES, build_rule
+    from hodec.options import settings_of
+    from hodec.ranks import get_rule
 
-    given = _given(options, name, RULES[name].settings)
+    rule = get_rule(name)
+    takes = ("tt_ranks",) if name == "manual" else tuple(settings_of(rule))
+    given = _given(options, name, takes)
     if name == "manual" and "tt_ranks" not in given:
         raise ConfigError(f"--ranks: missing with --rule manual; allowed: {SETTINGS[0].allowed}")
-    values = {setting.name: setting.default for setting in SETTINGS} | given
-    if name == "budget" and not {"macs", "params", "latency_ms"} & given.keys():
-        values["macs"] = DEFAULT_MACS
     with errors_in_flags():
-        return build_rule(name, values)
+        return rule(**given)
 
 
 def _given(options: argparse.Namespace, rule: str, takes: Sequence[str]) -> dict[str, Any]:

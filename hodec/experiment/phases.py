@@ -26,8 +26,9 @@ from hodec.formats.modes import Modes
 from hodec.io.atomic import JsonObject
 from hodec.layers.base import randomize_factors
 from hodec.models import build_model, load_weights
+from hodec.options import settings_of
 from hodec.plan.plan import Plan
-from hodec.ranks import Learned, RankRule, build_rule
+from hodec.ranks import Learned, RankRule, get_rule
 from hodec.ranks import make_plan as plan_by_rule
 
 log = logging.getLogger(__name__)
@@ -67,9 +68,10 @@ def rank_rule(config: Config, data: ImageData) -> RankRule | None:
 
     if config.plan:
         return None
-    tt_ranks = config.tt_ranks if config.tt_ranks is not None else config.ranks.default
-    settings = asdict(config.ranks) | {"tt_ranks": tt_ranks, "evaluate": validation_accuracy}
-    return build_rule(config.ranks.rule, settings)
+    rule = get_rule(config.ranks.rule)
+    arguments = {"tt_ranks": config.tt_ranks, "evaluate": validation_accuracy}
+    given = {key: value for key, value in arguments.items() if hasattr(rule, key)}
+    return rule(**{key: getattr(config.ranks, key) for key in settings_of(rule)}, **given)
 
 
 def dense_net(run: RunContext) -> nn.Module:
@@ -183,7 +185,7 @@ def _trained(
 def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
     settings = asdict(run.config.admm)
     del settings["enabled"]
-    learner = run.rule.learner() if isinstance(run.rule, Learned) else None
+    learner = run.rule if isinstance(run.rule, Learned) else None
     # The inputs of layers of a net that is not trained yet say nothing.
     covariances = _covariances(run, dense, plan) if run.trained_before else None
     return AdmmCallback(plan, **settings, learner=learner, covariances=covariances, root="net")

@@ -21,7 +21,7 @@ from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size, shape_words
 from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
-from hodec.ranks.base import RankRule
+from hodec.ranks import RankRule
 
 log = logging.getLogger(__name__)
 

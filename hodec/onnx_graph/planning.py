@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import cast
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from hodec.cost.count import Cost
-from hodec.errors import PlanError, Use, near_matches
+from hodec.errors import PlanError, near_matches
 from hodec.methods import Method, get_method
 from hodec.onnx_graph.cost import counted_values, multiply_adds, parameters
 from hodec.onnx_graph.graph import OnnxGraph
@@ -20,8 +18,9 @@ from hodec.onnx_graph.sites import GraphSite, WeightConsumer, groups_by_weight, 
 from hodec.onnx_graph.sizes import Size, inferred_sizes, input_sizes, measured_sizes, open_axes
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
-from hodec.ranks import RULES, Ascend, Budget
-from hodec.ranks.base import NeedsModel, RankRule, methods_of, plan_layers
+from hodec.ranks import RULES, RankRule
+from hodec.ranks.context import NetContext
+from hodec.ranks.planning import PlanSettings, plan_layers
 
 
 @dataclass(frozen=True)
@@ -100,17 +99,17 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
     Raises:
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
-    check_rule(rule.name)
-    eligible = eligible_sites(facts, methods_of(rule, method))
+    check_rule(rule)
+    eligible = eligible_sites(facts, rule.methods_for(method))
     skipped, sites = dict(eligible.refused), eligible.sites
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
         rule,
+        NetContext(facts.cost, lambda name: _stand_in(sites[name])),
         method=method,
-        bind=lambda needy: _bind(needy, facts, sites, method),
+        settings=PlanSettings(**vars(options)),
         fits=eligible.fits,
-        **vars(options),
     )
     for name in list(layers):
         if reason := _too_large(layers[name], options.allow_larger):
@@ -186,36 +185,17 @@ def _plan_inputs(facts: GraphFacts) -> tuple[tuple[Size, str], ...]:
     return tuple((size, known[name]) for name, size in facts.inputs.items() if all(size))
 
 
-def check_rule(name: str) -> None:
-    """Refuse a rule that has to evaluate a net.
+def check_rule(rule: RankRule) -> None:
+    """Refuse a rule that has to run a net.
 
     Raises:
         PlanError: naming it and the rules that can be used.
     """
-    if name in RULES and "evaluate" in RULES[name].settings:
-        usable = ", ".join(one for one, entry in RULES.items() if "evaluate" not in entry.settings)
+    if rule.runs_net:
+        usable = ", ".join(name for name, one in RULES.items() if not one.runs_net)
         raise PlanError(
-            f"rule {name} has to evaluate and train a model, which a file cannot; rules for files: {usable}"
+            f"rule {rule.name} {rule.runs_net}: that takes a model with a Python class; for files: {usable}"
         )
-
-
-def _bind(rule: NeedsModel, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
-    """Show a rule the whole net: the budget its cost, Ascend's rule each layer's settings."""
-    if isinstance(rule, Budget):
-        if rule.latency_ms is not None:
-            raise PlanError(
-                "{latency} is no target for a model file: milliseconds are measured on PyTorch layers; give {macs} or "
-                "{params}, and measure the result with hodec bench",
-                latency=Use("ranks.latency_ms", rule.latency_ms),
-                macs=Use("ranks.macs", 0.4),
-                params=Use("ranks.params", 0.4),
-            )
-        rule.bind_cost(facts.cost)
-    elif isinstance(rule, Ascend):
-        layers = {name: _stand_in(site) for name, site in sites.items()}
-        rule.bind(cast(nn.Module, SimpleNamespace(get_submodule=layers.__getitem__)), (), method)
-    else:
-        raise PlanError(f"rule {type(rule).__name__} needs a model with a Python class; a file has none")
 
 
 def _stand_in(site: GraphSite) -> nn.Module:

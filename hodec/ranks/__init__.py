@@ -1,85 +1,103 @@
-"""Rank rules: what chooses ranks. RULES is the only table of them."""
+"""Rank rules: RULES is the only table of them. Importing it does not load torch; ``make_plan`` and contexts do."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
-from hodec.cost.latency import LatencyTable
-from hodec.errors import PlanError, near_matches
-from hodec.ranks.ascend import Ascend
-from hodec.ranks.base import Candidate, Choice, RankRule, make_plan
+from hodec.errors import ConfigError, near_matches
+from hodec.ranks.amct import Amct
 from hodec.ranks.budget import Budget
 from hodec.ranks.energy import Energy
+from hodec.ranks.equal_residual import EqualResidual
 from hodec.ranks.greedy.rule import Greedy
 from hodec.ranks.learned import Learned
 from hodec.ranks.manual import Manual
 from hodec.ranks.ratio import Ratio
-from hodec.ranks.tar import Tar
+from hodec.ranks.rule import Choice, Limits, RankRule
 from hodec.ranks.vbmf import Vbmf
 
+if TYPE_CHECKING:
+    from hodec.ranks.context import LayerContext, NetContext
+    from hodec.ranks.planning import make_plan
 
-@dataclass(frozen=True)
-class RuleEntry:
-    """A rule and the settings it is built from; ``evaluate`` among them is a function net -> accuracy."""
-
-    build: Callable[..., RankRule]
-    settings: tuple[str, ...]
-
-
-def timed(rule: Callable[..., RankRule]) -> Callable[..., RankRule]:
-    """The rule, with the latency table of this device where its settings ask for milliseconds."""
-
-    def build(**settings: Any) -> RankRule:
-        if settings.get("latency_ms") is None and settings.get("metric") != "latency_ms":
-            return rule(**settings)
-        return rule(**settings, latency_table=LatencyTable())
-
-    return build
-
-
-LIMITS = ("round_to", "min_rank", "max_rank")
-RULES: dict[str, RuleEntry] = {
-    "manual": RuleEntry(Manual, ("tt_ranks",)),
-    "ratio": RuleEntry(Ratio, ("target", "metric", *LIMITS)),
-    "energy": RuleEntry(Energy, ("keep", *LIMITS)),
-    "vbmf": RuleEntry(Vbmf, ("calibration", *LIMITS)),
-    "ascend": RuleEntry(Ascend, ()),
-    "greedy": RuleEntry(
-        timed(Greedy), ("evaluate", "target", "metric", "candidates", "monotonic", "multiplicity", "ignore")
-    ),
-    "tar": RuleEntry(Tar, ("evaluate", "indices", "metric", *LIMITS)),
-    "budget": RuleEntry(timed(Budget), ("macs", "params", "latency_ms", "methods", "tolerance", *LIMITS)),
-    "learned": RuleEntry(Learned, ("alpha", "macs", "params", "metric", *LIMITS)),
+RULES: dict[str, type[RankRule]] = {
+    rule.name: rule for rule in (Manual, Ratio, Energy, Vbmf, Amct, Budget, Greedy, EqualResidual, Learned)
 }
+"""Name -> rule. ``register`` adds one; rules of installed packages join it when they are asked for."""
+
+ENTRY_POINTS = "hodec.rules"
+"""The group of entry points by which a package offers rules: name of the rule -> its class."""
 
 
-def build_rule(name: str, settings: Mapping[str, Any]) -> RankRule:
-    """The rule of that name, from those of ``settings`` that it takes.
+def register(rule: type[RankRule]) -> type[RankRule]:
+    """Add a rule to RULES under its own name; it can be used as a decorator.
 
     Raises:
-        PlanError: no such rule.
-        ConfigError: a setting out of range.
+        ConfigError: it has no name, or another rule has that name.
     """
+    if not rule.name or RULES.get(rule.name, rule) is not rule:
+        raise ConfigError(
+            f"rank rule {rule.__qualname__} has the name {rule.name!r}; give it one that none of these have: "
+            f"{', '.join(RULES)}"
+        )
+    RULES[rule.name] = rule
+    return rule
+
+
+def rule_names() -> tuple[str, ...]:
+    """The names of all rules: those of RULES, then those that installed packages offer."""
+    return tuple(dict.fromkeys([*RULES, *_offered()]))
+
+
+def get_rule(name: str) -> type[RankRule]:
+    """The rule of that name; one that an installed package offers is loaded now, and joins RULES.
+
+    Raises:
+        ConfigError: there is no such rule, or a package offers one whose name is taken or that is no rank rule.
+    """
+    offered = _offered().get(name)
+    if offered is not None:
+        rule = offered.load()
+        if not (isinstance(rule, type) and issubclass(rule, RankRule) and rule.name == name):
+            raise ConfigError(f"entry point {name} = {offered.value} of {ENTRY_POINTS} is no RankRule of that name")
+        return register(rule)
     if name not in RULES:
-        raise PlanError(f"unknown rank rule {name!r}; there are {', '.join(RULES)}.{near_matches(name, tuple(RULES))}")
-    entry = RULES[name]
-    return entry.build(**{key: settings[key] for key in entry.settings})
+        names = rule_names()
+        raise ConfigError(f"unknown rank rule {name!r}; there are {', '.join(names)}.{near_matches(name, names)}")
+    return RULES[name]
+
+
+@cache
+def _offered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def __getattr__(name: str) -> object:
+    homes = {"make_plan": "planning", "LayerContext": "context", "NetContext": "context"}
+    if name not in homes:
+        raise AttributeError(f"module 'hodec.ranks' has no attribute {name!r}")
+    return getattr(import_module(f"hodec.ranks.{homes[name]}"), name)
 
 
 __all__ = [
     "RULES",
-    "Ascend",
+    "Amct",
     "Budget",
-    "Candidate",
     "Choice",
     "Energy",
+    "EqualResidual",
     "Greedy",
+    "LayerContext",
     "Learned",
+    "Limits",
     "Manual",
+    "NetContext",
     "RankRule",
     "Ratio",
-    "Tar",
     "Vbmf",
-    "build_rule",
+    "get_rule",
     "make_plan",
+    "register",
+    "rule_names",
 ]

@@ -1,85 +1,95 @@
 """Ranks given by hand: one number, a list, or a mapping of layer globs."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hodec.conversion.eligibility import match_names
-from hodec.errors import HodecError, PlanError
-from hodec.ranks.base import Candidate, Choice
+from hodec.errors import ConfigError, Use, literal
+from hodec.options import argument, setting
+from hodec.ranks.rule import Choice, RankRule
+
+if TYPE_CHECKING:
+    from hodec.ranks.context import LayerContext, NetContext
 
 log = logging.getLogger(__name__)
 
+Ranks = int | Sequence[int]
 
-class Manual:
+
+@dataclass(frozen=True)
+class Manual(RankRule):
     """Ranks by hand.
 
     Args:
         tt_ranks: one number is a cap: every rank of every layer is at most this, clipped to what the layer
             allows, and the clipping is noted in the plan. A list is a demand: each layer must take exactly
             these. A mapping gives each layer glob a number or a list; the last glob that matches counts, and
-            layers that none matches stay dense.
+            layers that none matches stay dense. None stands for ``default``.
+        default: the cap where ``tt_ranks`` is None.
+
+    Raises:
+        ConfigError: something else than whole numbers of at least 1.
     """
 
     name = "manual"
-    reads_weights = False
 
-    def __init__(self, tt_ranks: int | Sequence[int] | Mapping[str, Any]) -> None:
-        self.tt_ranks = tt_ranks
-        if isinstance(tt_ranks, Mapping) and not tt_ranks:
-            raise PlanError("tt_ranks: {} names no layer; give at least one glob, e.g. 'tt_ranks={layer1.*:9}'")
-        for value in tt_ranks.values() if isinstance(tt_ranks, Mapping) else [tt_ranks]:
-            _check_value(value)
+    tt_ranks: Ranks | Mapping[str, Ranks] | None = argument()
+    default: int = setting(8, "cap on every rank where no ranks are given by hand", low=1)
 
-    def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
-        """One choice a layer; see the class for the rules."""
-        given = self._by_layer(list(candidates))
-        choices = {name: self._one(candidate, given.get(name)) for name, candidate in candidates.items()}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for where, value in bad_ranks(self.tt_ranks):
+            raise ConfigError(
+                f"{{key}}{literal(where)}: {literal(repr(value))} given; allowed: {{number}}, {{ranks}} or {{globs}}",
+                key=Use("tt_ranks"),
+                number=Use("tt_ranks", 16),
+                ranks=Use("tt_ranks", "[4,16,16,4]"),
+                globs=Use("tt_ranks", "{layer1.*:9}"),
+            )
+
+    def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
+        """One choice a layer; the class describes them.
+
+        Raises:
+            PlanError: a list that a layer cannot take, or a glob that matches no layer.
+        """
+        from hodec.conversion.eligibility import match_names
+
+        ranks = self.default if self.tt_ranks is None else self.tt_ranks
+        by_glob = ranks if isinstance(ranks, Mapping) else {"*": ranks}
+        by_layer = {
+            name: value for glob, value in by_glob.items() for name in match_names(str(glob), list(layers), "tt_ranks:")
+        }
+        choices = {name: _choice(layer, by_layer.get(name)) for name, layer in layers.items()}
         clipped = [name for name, choice in choices.items() if choice.notes]
         if clipped:
             log.warning("ranks clipped in %d layers (%s, ..); the plan notes each", len(clipped), clipped[0])
         return choices
 
-    def _by_layer(self, names: list[str]) -> dict[str, Any]:
-        if not isinstance(self.tt_ranks, Mapping):
-            return dict.fromkeys(names, self.tt_ranks)
-        return {
-            name: value
-            for pattern, value in self.tt_ranks.items()
-            for name in match_names(str(pattern), names, "tt_ranks:")
-        }
 
-    def _one(self, candidate: Candidate, given: Any) -> Choice:
-        if given is None:
-            return Choice(None, reason="no glob of tt_ranks matches it")
-        if not isinstance(given, int):
-            ranks = tuple(given)
-            _check_demand(candidate, ranks)
-            return Choice(ranks)
-        most = candidate.most
-        ranks = candidate.format.fit_ranks(candidate.site.shape, candidate.modes, [given] * len(most))
-        if all(r == given for r in ranks):
-            return Choice(ranks)
-        return Choice(ranks, notes=(f"rank {given} clipped to {list(ranks)}, the most its modes allow",))
-
-
-def _check_demand(candidate: Candidate, ranks: tuple[int, ...]) -> None:
-    try:
-        candidate.planned(ranks)
-    except HodecError as error:
-        raise PlanError(str(error)) from error
-
-
-def _check_value(value: Any) -> None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        numbers: Sequence[Any] = [value]
-    elif isinstance(value, Sequence) and not isinstance(value, str) and len(value):
-        numbers = value
+def bad_ranks(value: object) -> list[tuple[str, object]]:
+    """(where, value) of each part that is no rank: ``where`` is ``[glob]`` for an entry of a mapping."""
+    if isinstance(value, Mapping) and value:
+        entries = [(f"[{glob}]", ranks) for glob, ranks in value.items()]
     else:
-        raise PlanError(
-            f"tt_ranks: {value!r} is neither a whole number nor a list of them; give tt_ranks=16, "
-            "'tt_ranks=[4,16,16,4]' or 'tt_ranks={layer1.*:9}'"
-        )
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise PlanError(f"tt_ranks: rank {number!r} must be a whole number of at least 1, e.g. tt_ranks=16")
+        entries = [("", value)] if value is not None else []
+    return [(where, ranks) for where, ranks in entries if not _are_ranks(ranks)]
+
+
+def _are_ranks(value: object) -> bool:
+    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return len(numbers) > 0 and all(type(n) is int and n >= 1 for n in numbers)
+
+
+def _choice(layer: LayerContext, ranks: Ranks | None) -> Choice:
+    if ranks is None:
+        return Choice(None, reason="no glob of tt_ranks matches it")
+    if not isinstance(ranks, int):
+        return Choice(layer.planned(tuple(ranks)).ranks)
+    fitted = layer.fit([ranks] * len(layer.full_ranks))
+    if all(rank == ranks for rank in fitted):
+        return Choice(fitted)
+    return Choice(fitted, notes=(f"rank {ranks} clipped to {list(fitted)}, the most its modes allow",))

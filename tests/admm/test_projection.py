@@ -16,7 +16,6 @@ from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, PlanError
 from hodec.plan.plan import Plan
 from hodec.ranks import Learned, Manual, make_plan
-from hodec.ranks.learned import RankLearner
 
 RANK = 30  # beyond every side: a CP of this rank is not unique to find
 
@@ -127,11 +126,9 @@ def test_admm_with_cp_converges_and_hands_on_its_factors():
 # -- learned ranks -------------------------------------------------------------------------------------------------
 
 
-def learned(net: nn.Module, share: float = 0.4) -> tuple[Plan, RankLearner]:
+def learned(net: nn.Module, share: float = 0.4) -> tuple[Plan, Learned]:
     rule = Learned(params=share)
-    return make_plan(
-        net, rule, method="svd", example_input=torch.zeros(1, 3, 8, 8), include=list(LAYERS)
-    ), rule.learner()
+    return make_plan(net, rule, method="svd", example_input=torch.zeros(1, 3, 8, 8), include=list(LAYERS)), rule
 
 
 def test_admm_changes_the_ranks_and_stays_within_the_target():

@@ -10,9 +10,10 @@ from torch import nn
 from hodec.cost import latency
 from hodec.cost.latency import LatencyTable, Machine, cache_folder
 from hodec.cost.probe import GRID, Probe, moves, neighbours, probes_of, stages_of
-from hodec.errors import ConfigError, PlanError
+from hodec.errors import ConfigError
 from hodec.methods import METHODS
-from hodec.ranks import Budget, Greedy, Manual, build_rule, make_plan
+from hodec.ranks import Budget, Greedy, Manual, make_plan
+from hodec.ranks.greedy.stats import GreedyStats
 
 from small_nets import SmallResNet, Tokens  # isort: skip
 
@@ -248,27 +249,23 @@ def test_budget_spends_milliseconds():
     assert math.isclose(spent, plan.macs_after / 1e6, rel_tol=0.1)
 
 
-def test_budget_that_has_only_costs_says_what_is_missing():
-    rule = Budget(latency_ms=1.0, latency_table=LatencyTable())
-    with pytest.raises(PlanError, match="latency_ms needs the model itself"):
-        rule.choose({})
-
-
 def test_greedy_spends_milliseconds():
     net, table = SmallResNet().eval(), LatencyTable()
-    rule = Greedy(lambda _: 1.0, 0.6, "latency_ms", 4, latency_table=table, progress=False)
+    found: list[GreedyStats] = []
+    rule = Greedy(lambda _: 1.0, 0.6, "latency_ms", 4, latency_table=table, progress=False, report=found.append)
     plan = make_plan(net, rule, n_modes=1, example_input=X)
-    assert rule.stats is not None
-    assert rule.stats.kept <= 0.6
+    assert found[0].ratio <= 0.6
     assert len(plan) > 0
 
 
-def test_settings_bring_the_table_of_this_machine():
-    settings = {"macs": None, "params": None, "latency_ms": 3.0, "methods": None, "tolerance": 0.005, "round_to": 1,
-                "min_rank": 1, "max_rank": None}  # fmt: skip
-    rule = build_rule("budget", settings)
-    assert isinstance(rule.latency_table, LatencyTable)
-    assert build_rule("budget", settings | {"latency_ms": None, "macs": 0.5}).latency_table is None
+@pytest.mark.parametrize("rule", [Budget(latency_ms=0.2), Greedy(lambda _: 1.0, 0.6, "latency_ms", 4, progress=False)])
+def test_without_a_table_milliseconds_are_measured_once_a_plan(monkeypatch, rule):
+    tables = []
+    monkeypatch.setattr(latency, "LatencyTable", lambda: tables.append(LatencyTable()) or tables[-1])
+    assert make_plan(SmallResNet().eval(), rule, n_modes=1, example_input=X)
+    assert [table.measured > 0 for table in tables] == [True]
+    make_plan(SmallResNet().eval(), Budget(0.5, tolerance=0.2), n_modes=1, example_input=X)
+    assert len(tables) == 1
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])

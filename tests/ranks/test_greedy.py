@@ -3,21 +3,25 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rank_cases import NO_MODEL
 from small_nets import IMAGE, SmallResNet, Tokens, assert_untouched, snapshot
 from torch import Tensor, nn
 
 from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
+from hodec.cost.metric import GivenTimes
 from hodec.errors import ConfigError, PlanError
 from hodec.layers.base import FactorizedLayer
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
-from hodec.ranks import make_plan
-from hodec.ranks.greedy.rule import Greedy
+from hodec.ranks import Greedy, make_plan
+from hodec.ranks.greedy.rule import convert_in_turn
+from hodec.ranks.greedy.stats import GreedyStats
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 WORDS = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -45,6 +49,14 @@ def resnet() -> nn.Module:
     return SmallResNet().eval()
 
 
+def searched(rule: Greedy, model: nn.Module | None = None, **how: object) -> tuple[Plan, GreedyStats]:
+    """The plan of a rule, and the statistics of its search."""
+    reports: list[GreedyStats] = []
+    how = {"method": "weight_svd", "example_input": X} | how
+    plan = make_plan(model or resnet(), replace(rule, report=reports.append), **how)
+    return plan, reports[0]
+
+
 def greedy(
     target: float = 0.6,
     metric: str = "macs",
@@ -53,11 +65,12 @@ def greedy(
     x: Tensor = X,
     method: str = "weight_svd",
     **settings: object,
-) -> tuple[Greedy, Plan]:
-    """The rule after planning, and its plan."""
+) -> tuple[GreedyStats, Plan]:
+    """The statistics of the search, and the plan."""
     model = model or resnet()
-    rule = Greedy(Nearness(model, x), target, metric, progress=False, **({"candidates": 5} | settings))
-    return rule, make_plan(model, rule, method=method, example_input=x)
+    rule = Greedy(Nearness(model, x), target, metric, progress=False, **({"ratios": 5} | settings))
+    plan, stats = searched(rule, model, method=method, example_input=x)
+    return stats, plan
 
 
 # -- costs ---------------------------------------------------------------------------------------------------------
@@ -65,22 +78,22 @@ def greedy(
 
 def test_defect_a_the_ratios_reported_are_those_of_the_converted_net():
     model = resnet()
-    rule, plan = greedy(0.6, model=model)
+    stats, plan = greedy(0.6, model=model)
     dense, small = count_cost(model, X), count_cost(convert(model, plan), X)
     assert "layer1.conv1" in plan
-    assert rule.stats.macs == pytest.approx(small.macs / dense.macs, abs=1e-12)
-    assert rule.stats.params == pytest.approx(small.params / dense.params, abs=1e-12)
-    assert rule.stats.kept == pytest.approx(rule.stats.macs, abs=1e-12)
-    assert rule.stats.kept <= 0.601
+    assert stats.macs == pytest.approx(small.macs / dense.macs, abs=1e-12)
+    assert stats.params == pytest.approx(small.params / dense.params, abs=1e-12)
+    assert stats.ratio == pytest.approx(stats.macs, abs=1e-12)
+    assert stats.ratio <= 0.601
 
 
 @pytest.mark.parametrize("metric", ["macs", "params"])
 def test_defect_b_linear_layers_over_sequences_are_not_cut_to_rank_1(metric: str):
     model = Tokens().eval()
-    rule, plan = greedy(0.7, metric, model=model, x=WORDS, candidates=10, method="svd")
+    stats, plan = greedy(0.7, metric, model=model, x=WORDS, ratios=10, method="svd")
     # 16 x 36 numbers at 52 a rank, 36 x 8 at 44; rank 1 keeps 0.09 and 0.15, so 1/n of less is out of reach
-    assert [p.ranks for p in rule.stats.table["up"]] == [(r,) for r in (1, 2, 3, 4, 5, 6, 7, 8, 9)]
-    assert [p.ranks for p in rule.stats.table["down"]] == [(r,) for r in range(1, 6)]
+    assert [p.ranks for p in stats.curves["up"]] == [(r,) for r in (1, 2, 3, 4, 5, 6, 7, 8, 9)]
+    assert [p.ranks for p in stats.curves["down"]] == [(r,) for r in range(1, 6)]
     assert count_cost(convert(model, plan), WORDS).macs == plan.macs_after
 
 
@@ -95,7 +108,7 @@ def test_embeddings_save_no_macs_and_stay_dense():
 
     model, x = Bag().eval(), torch.zeros(2, 5, dtype=torch.long)
     _, plan = greedy(0.7, model=model, x=x, method="svd")
-    assert plan.skipped == {"words": "none of its 4 candidates saves macs"}
+    assert plan.skipped == {"words": "none of its 4 ratios saves macs"}
     _, plan = greedy(0.7, "params", model=model, x=x, method="svd")
     assert "words" in plan
 
@@ -107,37 +120,36 @@ def test_fragile_layers_stay_dense_and_robust_ones_are_cut_hard():
     model = resnet()
     with torch.no_grad():  # exactly of rank 2 on its input side
         model.layer1["conv2"].weight[:, 2:] = 0
-    rule, plan = greedy(0.75, "params", model=model)
-    assert plan["layer1.conv2"].ranks == rule.stats.table["layer1.conv2"][0].ranks
-    assert rule.stats.table["layer1.conv2"][0].score == pytest.approx(0, abs=1e-5)
-    dense = [name for name, point in rule.stats.choices.items() if point is None]
+    stats, plan = greedy(0.75, "params", model=model)
+    assert plan["layer1.conv2"].ranks == stats.curves["layer1.conv2"][0].ranks
+    assert stats.curves["layer1.conv2"][0].score == pytest.approx(0, abs=1e-5)
+    dense = [name for name, point in stats.choices.items() if point is None]
     assert dense
     for name in dense:
-        assert plan.skipped[name].startswith("its mildest candidate scores -0.")
-        assert plan.skipped[name].endswith(f"below the threshold {rule.stats.threshold:.6g}")
-        assert rule.stats.table[name][-1].score < rule.stats.threshold
-    score = rule.stats.choices["layer1.conv2"].score
+        assert plan.skipped[name].startswith("its mildest ratio scores -0.")
+        assert plan.skipped[name].endswith(f"below the threshold {stats.threshold:.6g}")
+        assert stats.curves[name][-1].score < stats.threshold
+    score = stats.choices["layer1.conv2"].score
     assert plan["layer1.conv2"].notes == (f"keeps 0.185 of its params; score {score:.6g} alone, dense 0",)
 
 
 def test_defect_d_where_all_scores_are_equal_all_layers_are_cut():
-    rule = Greedy(lambda model: 0.1, 0.9, candidates=4)
-    plan = make_plan(resnet(), rule, method="svd", example_input=X)
-    assert {name: p.ranks for name, p in plan.items()} == {n: t[0].ranks for n, t in rule.stats.table.items()}
+    plan, stats = searched(Greedy(lambda model: 0.1, 0.9, ratios=4), method="svd")
+    assert {name: p.ranks for name, p in plan.items()} == {n: t[0].ranks for n, t in stats.curves.items()}
     assert plan.skipped == {}
 
 
 def test_defect_e_rounded_ranks_take_their_score_from_the_line_around_them():
-    rule, plan = greedy(0.8, "params", candidates=10, multiplicity=5)
-    for name, point in rule.stats.choices.items():
+    stats, plan = greedy(0.8, "params", ratios=10, multiplicity=5)
+    for name, point in stats.choices.items():
         if point is None:
             continue
-        measured = rule.stats.table[name]
+        measured = stats.curves[name]
         most = plan[name].format.max_ranks(plan[name].shape, plan[name].modes)
         assert all(r % 5 == 0 or r == full for r, full in zip(point.ranks, most, strict=True))
         left = [p for p in measured if p.ratio <= point.ratio][-1]
         right = next((p for p in measured if p.ratio >= point.ratio), None)
-        ends = sorted((left.score, right.score if right else rule.stats.baseline))
+        ends = sorted((left.score, right.score if right else stats.baseline))
         assert ends[0] <= point.score <= ends[1]
         if right and right.ratio == left.ratio:
             assert point.score == left.score
@@ -150,14 +162,15 @@ def test_monotonic_smooths_what_the_search_sees_but_not_the_table():
         return -float(getattr(model.conv1, "ranks", (0,))[0])
 
     model = resnet()
-    plain, smooth = (Greedy(noisy, 0.95, candidates=5, monotonic=on, ignore=["layer1.*", "fc"]) for on in (False, True))
-    for rule in (plain, smooth):
-        make_plan(model, rule, method="weight_svd", example_input=X)
-    assert plain.stats.table == smooth.stats.table
-    scores = [p.score for p in smooth.stats.table["conv1"]]
+    plain, smooth = (
+        searched(Greedy(noisy, 0.95, ratios=5, monotonic=on, ignore=["layer1.*", "fc"]), model)[1]
+        for on in (False, True)
+    )
+    assert plain.curves == smooth.curves
+    scores = [p.score for p in smooth.curves["conv1"]]
     assert scores == sorted(scores, reverse=True)
-    assert smooth.stats.choices["conv1"].score == pytest.approx(sum(scores) / len(scores))
-    assert plain.stats.choices["conv1"].score == scores[0]
+    assert smooth.choices["conv1"].score == pytest.approx(sum(scores) / len(scores))
+    assert plain.choices["conv1"].score == scores[0]
 
 
 def test_latency_counts_where_tables_are_given():
@@ -167,22 +180,22 @@ def test_latency_counts_where_tables_are_given():
     def dense(layer: LayerPlan) -> float:
         return layer.macs_before / 1e5
 
-    rule, plan = greedy(0.9, "latency_ms", latency=milliseconds, dense_latency=dense, rest_ms=0.05)
+    stats, plan = greedy(0.9, "latency_ms", latency_table=GivenTimes(milliseconds, dense, 0.05))
     macs = count_cost(resnet(), X).macs  # all in the five candidates
     whole = macs / 1e5 + 0.05
     saved = sum(dense(layer) - milliseconds(layer) for layer in plan.values())
-    assert rule.stats.kept == pytest.approx(1 - saved / whole)
-    assert rule.stats.kept <= 0.901
-    assert plan.skipped["fc"] == "none of its 4 candidates saves latency_ms"  # 0.01 ms is more than all of it
+    assert stats.ratio == pytest.approx(1 - saved / whole)
+    assert stats.ratio <= 0.901
+    assert plan.skipped["fc"] == "none of its 4 ratios saves latency_ms"  # 0.01 ms is more than all of it
     for name, layer in plan.items():
-        assert rule.stats.choices[name].ratio == pytest.approx(milliseconds(layer) / dense(layer))
+        assert stats.choices[name].ratio == pytest.approx(milliseconds(layer) / dense(layer))
 
 
 def test_ignored_layers_are_not_evaluated_and_say_why():
-    rule, plan = greedy(0.8, ignore=["layer1.conv*", "bn1"])
+    stats, plan = greedy(0.8, ignore=["layer1.conv*", "bn1"])
     assert plan.skipped["layer1.conv1"] == "ignored by 'layer1.conv*'"
-    assert "layer1.conv2" not in rule.stats.table
-    assert rule.stats.choices["layer1.conv2"] is None
+    assert "layer1.conv2" not in stats.curves
+    assert stats.choices["layer1.conv2"] is None
     _, plan = greedy(0.8, "params", ignore=None)
     assert len(plan)
     with pytest.raises(PlanError, match=r"ranks\.ignore: 'layer1\.con1' matches no layer.*mean: layer1\.conv1"):
@@ -202,10 +215,10 @@ def test_the_model_and_the_random_numbers_are_left_alone():
         next(net.parameters()).data.zero_()
         return 0.0
 
-    make_plan(model, Greedy(drawing, 0.9, candidates=3), method="svd", example_input=X)
+    make_plan(model, Greedy(drawing, 0.9, ratios=3), method="svd", example_input=X)
     assert_untouched(model, before)
     torch.manual_seed(99)
-    make_plan(model, Greedy(drawing, 0.9, candidates=3), method="svd", example_input=X)
+    make_plan(model, Greedy(drawing, 0.9, ratios=3), method="svd", example_input=X)
     assert len(set(drawn)) == 1  # so a run that is resumed sees the same numbers as one that is not
 
 
@@ -215,21 +228,20 @@ def test_the_same_settings_give_the_same_plan():
 
 def test_a_gap_below_the_target_is_warned_about(caplog: pytest.LogCaptureFixture):
     make_plan(resnet(), Greedy(lambda model: 0.1, 0.9), method="svd", example_input=X)
-    assert "ranks.candidates=20 has finer steps" in caplog.text
+    assert "ratios=20 has finer steps" in caplog.text
 
 
 # -- resumption ----------------------------------------------------------------------------------------------------
 
 
 def planned(path: Path, evaluate: Callable[[nn.Module], float], model: nn.Module | None = None, **settings: object):
-    rule = Greedy(evaluate, 0.6, candidates=4, table=path, progress=False, **settings)
-    return make_plan(model or resnet(), rule, method="weight_svd", example_input=X), rule
+    return searched(Greedy(evaluate, 0.6, ratios=4, table=path, progress=False, **settings), model)
 
 
 def test_defect_f_a_run_that_broke_off_evaluates_only_what_is_missing(tmp_path: Path):
     path, whole = tmp_path / "scores.json", Nearness(resnet())
-    expected, rule = planned(tmp_path / "other.json", whole)
-    assert whole.calls == 1 + sum(map(len, rule.stats.table.values())) + 1
+    expected, stats = planned(tmp_path / "other.json", whole)
+    assert whole.calls == 1 + sum(map(len, stats.curves.values())) + 1
     broken = Nearness(resnet(), fails_at=8)
     with pytest.raises(RuntimeError, match="power cut"):
         planned(path, broken)
@@ -237,7 +249,7 @@ def test_defect_f_a_run_that_broke_off_evaluates_only_what_is_missing(tmp_path: 
     plan, again = planned(path, resumed)
     assert resumed.calls == whole.calls - 7
     assert plan == expected
-    assert again.stats == rule.stats
+    assert again == stats
     third = Nearness(resnet())
     assert planned(path, third)[0] == expected
     assert third.calls == 0
@@ -270,7 +282,7 @@ def test_defect_f_scores_of_other_weights_or_another_key_are_not_used(tmp_path: 
 
 def test_unreachable_targets_are_refused_before_anything_is_evaluated():
     evaluate = Nearness(resnet())
-    with pytest.raises(PlanError, match=r"ranks\.target=0\.05 cannot be reached"):
+    with pytest.raises(PlanError, match=r"target=0\.05 cannot be reached"):
         make_plan(resnet(), Greedy(evaluate, 0.05), method="svd", example_input=X)
     assert evaluate.calls == 0
 
@@ -293,7 +305,7 @@ def test_a_bad_score_names_the_layer_and_its_ranks():
     def breaks(model: nn.Module) -> float:
         return float("nan") if isinstance(model.fc, FactorizedLayer) else 0.0
 
-    with pytest.raises(PlanError, match=r"returns nan with fc at ranks \[1\] factorized.*ranks\.ignore"):
+    with pytest.raises(PlanError, match=r"returns nan with fc at ranks \[1\] factorized.*exclude"):
         make_plan(resnet(), Greedy(breaks, 0.6), method="svd", example_input=X)
 
 
@@ -302,16 +314,15 @@ def test_scalar_tensors_are_scores():
 
 
 BAD = {
-    "evaluate": ({"evaluate": 0.9}, r"ranks\.evaluate=0\.9 is not a function"),
-    "target": ({"target": 0}, r"ranks\.target=0 is not a share"),
-    "target_above": ({"target": 1.1}, r"ranks\.target=1\.1 is not a share"),
-    "metric": ({"metric": "latency"}, r"ranks\.metric='latency' is not one of macs, params, latency_ms.*latency_ms\?"),
-    "latency": ({"metric": "latency_ms"}, r"ranks\.metric=latency_ms needs latency tables"),
-    "candidates": ({"candidates": 1}, r"ranks\.candidates=1 is not a whole number of at least 2"),
-    "candidates_float": ({"candidates": 4.0}, r"ranks\.candidates=4\.0"),
-    "multiplicity": ({"multiplicity": 0}, r"ranks\.multiplicity=0 is not a whole number of at least 1"),
-    "multiplicity_bool": ({"multiplicity": True}, r"ranks\.multiplicity=True"),
-    "ignore": ({"ignore": "conv1"}, r"ranks\.ignore='conv1' is not a list of layer globs"),
+    "evaluate": ({"evaluate": 0.9}, r"^evaluate=0\.9 is not a function"),
+    "target": ({"target": 0}, "^target: 0 given; allowed: a number above 0 and at most 1"),
+    "target_above": ({"target": 1.1}, r"^target: 1\.1 given"),
+    "metric": ({"metric": "latency"}, r"^metric: 'latency' given; allowed: .*macs \| params \| latency_ms"),
+    "ratios": ({"ratios": 1}, "^ratios: 1 given; allowed: a whole number at least 2"),
+    "ratios_float": ({"ratios": 4.0}, r"^ratios: 4\.0"),
+    "multiplicity": ({"multiplicity": 0}, "^multiplicity: 0 given; allowed: a whole number at least 1"),
+    "multiplicity_bool": ({"multiplicity": True}, "^multiplicity: True"),
+    "ignore": ({"ignore": "conv1"}, "^ignore: 'conv1' given; allowed: null or a list of globs"),
 }
 
 
@@ -322,20 +333,18 @@ def test_settings_out_of_range_are_refused(case: str):
         Greedy(**({"evaluate": float, "target": 0.5} | settings))
 
 
-def test_it_needs_a_model_each_time():
-    rule = Greedy(lambda model: 0.0, 0.9)
-    assert (rule.name, rule.reads_weights, rule.stats) == ("greedy", True, None)
-    with pytest.raises(PlanError, match="has no model to evaluate"):
-        rule.choose({})
-    make_plan(resnet(), rule, method="svd", example_input=X)
-    with pytest.raises(PlanError, match="has no model to evaluate"):
-        rule.choose({})
+def test_it_needs_an_evaluation_and_a_net():
+    assert (Greedy.name, Greedy.reads_weights) == ("greedy", True)
+    with pytest.raises(ConfigError, match="greedy: evaluate is missing; give a function model -> score"):
+        make_plan(resnet(), Greedy(), method="svd", example_input=X)
+    with pytest.raises(PlanError, match="greedy evaluates the net: that takes a model with a Python class"):
+        Greedy(lambda model: 0.0, 0.9).choose({}, NO_MODEL)
 
 
 # -- fine-tuning layer by layer ------------------------------------------------------------------------------------
 
 
-def test_apply_fine_tunes_after_each_layer_and_keeps_what_it_did():
+def test_layers_are_converted_in_turn_with_fine_tuning_after_each():
     seen: list[set[str]] = []
 
     def fine_tune(net: nn.Module) -> None:
@@ -344,21 +353,13 @@ def test_apply_fine_tunes_after_each_layer_and_keeps_what_it_did():
             net.fc.weight.zero_()
 
     model = resnet()
-    rule = Greedy(Nearness(model), 0.6, candidates=4, fine_tune=fine_tune, ignore=["fc"], progress=False)
-    plan = make_plan(model, rule, method="weight_svd", example_input=X)
+    _, plan = greedy(model=model, ratios=4, ignore=["fc"])
     before = snapshot(model)
-    small = rule.apply(model, plan)
+    small = convert_in_turn(model, plan, fine_tune)
     assert seen == [set(list(plan)[: i + 1]) for i in range(len(plan))]
     assert len(plan) >= 2
     assert not small.fc.weight.any()
     assert_untouched(model, before)
-
-
-def test_apply_without_fine_tuning_is_convert():
-    model = resnet()
-    rule, plan = greedy(model=model)
-    assert isinstance(plan, Plan)
-    torch.testing.assert_close(rule.apply(model, plan)(X), convert(model, plan)(X), rtol=0, atol=0)
 
 
 # -- progress ------------------------------------------------------------------------------------------------------
@@ -366,7 +367,7 @@ def test_apply_without_fine_tuning_is_convert():
 
 def test_log_lines_tell_how_far_it_is(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "hodec"):
-        rule = Greedy(lambda model: 0.0, 1.0, candidates=3, ignore=["layer1.*", "conv1"])
+        rule = Greedy(lambda model: 0.0, 1.0, ratios=3, ignore=["layer1.*", "conv1"])
         make_plan(resnet(), rule, method="svd", example_input=X)
     lines = [record.getMessage() for record in caplog.records]
     assert "greedy: 3 evaluations, 0 of them known" in lines
@@ -376,6 +377,6 @@ def test_log_lines_tell_how_far_it_is(caplog: pytest.LogCaptureFixture):
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
-    rule = Greedy(lambda model: 0.0, 1.0, candidates=3, ignore=["layer1.*", "conv1"])
+    rule = Greedy(lambda model: 0.0, 1.0, ratios=3, ignore=["layer1.*", "conv1"])
     make_plan(resnet(), rule, method="svd", example_input=X)
     assert "3/3" in capsys.readouterr().err

@@ -5,13 +5,13 @@ import random
 import pytest
 
 from hodec.errors import PlanError
-from hodec.ranks.greedy.search import CLOSE, Costs, Picks, check_reachable, interpolated, pick, search, smoothed
+from hodec.ranks.greedy.search import CLOSE, NetCosts, Picks, check_reachable, interpolated, pick, search, smoothed
 
 # Scores are small whole numbers, so that the bisection of 0..64 meets some of them exactly.
 SCORES = {"a": (0, 40, 64), "b": (32, 48, 56), "c": (20, 20, 20)}
 DENSE = {"a": 60.0, "b": 30.0, "c": 10.0}
 CUTS = {name: tuple(share * cost for share in (0.25, 0.5, 0.75)) for name, cost in DENSE.items()}
-COSTS = Costs(CUTS, DENSE)
+COSTS = NetCosts(CUTS, DENSE)
 
 # target -> threshold, picks, share of the cost that is left
 GOLDEN: dict[float, tuple[float, Picks, float]] = {
@@ -46,7 +46,7 @@ def test_target_1_cuts_only_what_scores_as_high_as_anything():
 
 def test_what_is_not_factorized_counts():
     # the same picks as for 0.55 of the layers alone: (55 + 100) / 200
-    found = search(SCORES, Costs(CUTS, DENSE, rest=100.0), 0.775)
+    found = search(SCORES, NetCosts(CUTS, DENSE, rest=100.0), 0.775)
     assert found.picks == {"a": 1, "b": 1, "c": None}
     assert found.ratio == pytest.approx(0.775)
 
@@ -75,16 +75,16 @@ def test_picks_on_a_curve_that_is_not_monotonic(threshold: float, expected: int 
     assert pick((30, 20, 90, 80), threshold) == expected
 
 
-def test_a_single_candidate_is_cut_or_not():
+def test_a_single_ratio_is_cut_or_not():
     assert pick((7,), 7) == 0
     assert pick((7,), 7.5) is None
 
 
 def test_unreachable_targets_name_the_least_that_is_reachable():
-    with pytest.raises(PlanError, match=r"ranks\.target=0\.2 cannot be reached.*0\.2500 of the cost is left"):
+    with pytest.raises(PlanError, match=r"target=0\.2 cannot be reached.*0\.2500 of the cost is left"):
         search(SCORES, COSTS, 0.2)
-    with pytest.raises(PlanError, match=r"0\.6250 of the cost is left, 0\.5000 in.*Give ranks\.target=0\.625 or more"):
-        check_reachable(Costs(CUTS, DENSE, rest=100.0), 0.5)
+    with pytest.raises(PlanError, match=r"0\.6250 of the cost is left, 0\.5000 in.*Give target=0\.625 or more"):
+        check_reachable(NetCosts(CUTS, DENSE, rest=100.0), 0.5)
     check_reachable(COSTS, 0.25)
 
 
@@ -111,14 +111,14 @@ def test_no_threshold_would_come_closer_from_below():
         scores = {n: [draw.randint(0, 50) / 50 for _ in range(draw.randint(1, 9))] for n in names}
         dense = {n: draw.randint(1, 100) for n in names}
         cuts = {n: [dense[n] * (i + 1) / 10 for i in range(len(each))] for n, each in scores.items()}
-        costs, target = Costs(cuts, dense, rest=draw.randint(0, 50)), draw.uniform(0.2, 1)
-        least = costs.kept(dict.fromkeys(names, 0))
+        costs, target = NetCosts(cuts, dense, rest=draw.randint(0, 50)), draw.uniform(0.2, 1)
+        least = costs.ratio(dict.fromkeys(names, 0))
         if least > target + CLOSE:
             continue
         found = search(scores, costs, target)
         assert found.ratio <= target + CLOSE
         assert found.picks == {n: pick(each, found.threshold) for n, each in scores.items()}
-        reachable = [costs.kept({n: pick(each, s / 50) for n, each in scores.items()}) for s in range(51)]
+        reachable = [costs.ratio({n: pick(each, s / 50) for n, each in scores.items()}) for s in range(51)]
         top = max(max(each) for each in scores.values())
         below = [r for s, r in enumerate(reachable) if r <= target and s / 50 <= top]
         assert found.ratio >= max(below, default=least) - CLOSE

@@ -1,18 +1,15 @@
-"""The statistics of a greedy search: as text, as plain values, as a figure."""
+"""The statistics of a greedy search: as text, as plain values."""
 
 import json
 
-import pytest
-from matplotlib.figure import Figure
-
-from hodec.ranks.greedy.stats import MOST_NAMED, GreedyStats, Point, figure
+from hodec.ranks.greedy.stats import CurvePoint, GreedyStats
 
 
 def stats(layers: int = 3) -> GreedyStats:
     """The first layer is cut, the second too fragile, the others ignored."""
     names = [f"layer{i}.conv" for i in range(layers)]
-    table = {n: tuple(Point((4 * r, r), r / 4, 0.75 + r / 16) for r in range(1, 4)) for n in names[:2]}
-    choices: dict[str, Point | None] = {names[0]: Point((4, 1), 0.25, 0.8125)} | dict.fromkeys(names[1:])
+    table = {n: tuple(CurvePoint((4 * r, r), r / 4, 0.75 + r / 16) for r in range(1, 4)) for n in names[:2]}
+    choices: dict[str, CurvePoint | None] = {names[0]: CurvePoint((4, 1), 0.25, 0.8125)} | dict.fromkeys(names[1:])
     reasons = {names[1]: "below the threshold"} | dict.fromkeys(names[2:], "ignored by 'x'")
     return GreedyStats("macs", 0.5, 0.48, 0.8, 0.9375, 0.71, 0.48, 0.625, choices, reasons, table)
 
@@ -39,25 +36,5 @@ def test_plain_values_survive_json():
         "layer1.conv": None,
         "layer2.conv": None,
     }
-    assert value["table"]["layer1.conv"][2] == {"ranks": [12, 3], "ratio": 0.75, "score": 0.9375}
+    assert value["curves"]["layer1.conv"][2] == {"ranks": [12, 3], "ratio": 0.75, "score": 0.9375}
     assert value["baseline"] == 0.9375
-
-
-def test_the_figure_has_a_line_a_layer_a_ring_a_choice_and_both_levels():
-    drawn = figure(stats())
-    assert isinstance(drawn, Figure)
-    (axes,) = drawn.axes
-    lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-    assert set(lines) == {"layer0.conv", "layer1.conv", "dense net", "threshold"}
-    assert list(lines["layer1.conv"].get_xdata()) == [0.25, 0.5, 0.75]
-    assert list(lines["layer1.conv"].get_ydata()) == [0.8125, 0.875, 0.9375]
-    (ring,) = [line for line in axes.lines if line.get_marker() == "o"]
-    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([0.25], [0.8125])
-
-
-@pytest.mark.parametrize(("layers", "legends"), [(MOST_NAMED, 1), (MOST_NAMED + 1, 0)])
-def test_many_layers_are_drawn_without_a_legend(layers: int, legends: int):
-    one = stats()
-    points = one.table["layer0.conv"]
-    many = GreedyStats(**(vars(one) | {"table": {f"layer{i}": points for i in range(layers)}, "choices": {}}))
-    assert len(figure(many).legends) == legends

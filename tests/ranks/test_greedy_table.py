@@ -142,7 +142,7 @@ def test_damaged_files_are_refused_and_left_as_they_are(tmp_path: Path, case: st
 
 def test_a_path_that_cannot_be_written_is_refused_before_any_evaluation(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"ranks\.table=.* cannot be written"):
+    with pytest.raises(ConfigError, match=r"table=.* cannot be written"):
         ScoreTable(tmp_path / "file" / "scores.json", ABOUT)
 
 

@@ -8,7 +8,7 @@ from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import convert
 from hodec.errors import PlanError
 from hodec.ranks import Budget, Greedy, Manual, make_plan
-from hodec.ranks.greedy.stats import GreedyStats, Point
+from hodec.ranks.greedy.stats import CurvePoint, GreedyStats
 from hodec.ranks.selection.importance import importance
 
 X = torch.zeros(1, 24)
@@ -26,7 +26,7 @@ def ranks(model: nn.Module, rule: Budget) -> dict[str, int]:
 
 
 def stats(table: dict[str, list[tuple[int, float]]], baseline: float = 1.0) -> GreedyStats:
-    points = {name: tuple(Point((r,), r / 12, score) for r, score in rows) for name, rows in table.items()}
+    points = {name: tuple(CurvePoint((r,), r / 12, score) for r, score in rows) for name, rows in table.items()}
     return GreedyStats("macs", 0.5, 0.5, 0.9, baseline, 0.9, 0.5, 0.5, {}, {}, points)
 
 
@@ -43,9 +43,9 @@ def test_weights_by_scores_are_the_loss_per_error(net):
     captured = {}
 
     class Spy(Budget):
-        def choose(self, candidates):
-            captured.update(candidates)
-            return super().choose(candidates)
+        def choose(self, layers, net):
+            captured.update(layers)
+            return super().choose(layers, net)
 
     make_plan(net, Spy(macs=0.5, tolerance=0.1), method="svd", example_input=X)
     found = importance(stats({"0": [(6, 0.4)], "2": [(6, 0.9)]}), captured)
@@ -63,9 +63,10 @@ def test_weights_by_scores_are_the_loss_per_error(net):
 def test_the_stats_of_a_greedy_search_serve(net):
     target = net(torch.randn(64, 24, generator=torch.Generator().manual_seed(1))).detach()
     x = torch.randn(64, 24, generator=torch.Generator().manual_seed(1))
-    rule = Greedy(lambda model: -float((model(x).detach() - target).square().mean()), target=0.5, candidates=4)
+    found: list[GreedyStats] = []
+    rule = Greedy(lambda model: -float((model(x).detach() - target).square().mean()), ratios=4, report=found.append)
     make_plan(net, rule, method="svd", example_input=X)
-    assert ranks(net, Budget(macs=0.5, tolerance=0.1, weights=rule.stats))
+    assert ranks(net, Budget(macs=0.5, tolerance=0.1, weights=found[0]))
 
 
 def test_metrics_spend_ranks_where_outputs_need_them(net):

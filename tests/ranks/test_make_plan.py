@@ -1,19 +1,36 @@
 """make_plan: which layers, which modes, what it costs, and that the costs are those of the converted model."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_nets import IMAGE, SmallResNet, Tokens, Twice
 from torch import nn
 
+from hodec import ranks
 from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
-from hodec.errors import PlanError
+from hodec.errors import ConfigError, PlanError
 from hodec.formats.modes import Modes
 from hodec.methods import METHODS, get_method
 from hodec.plan.plan import Plan
-from hodec.ranks import Candidate, Choice, Manual, build_rule, make_plan
+from hodec.ranks import (
+    RULES,
+    Choice,
+    LayerContext,
+    Manual,
+    NetContext,
+    RankRule,
+    get_rule,
+    make_plan,
+    register,
+    rule_names,
+)
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 
@@ -221,15 +238,15 @@ def test_executions_are_chosen_checked_and_obeyed():
 # -- rules ---------------------------------------------------------------------------------------------------------
 
 
-class FirstOnly:
+@dataclass(frozen=True)
+class FirstOnly(RankRule):
     """A rule that likes the first layer only."""
 
     name = "first_only"
-    reads_weights = False
 
-    def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
-        first, *rest = candidates
-        least = tuple(1 for _ in candidates[first].most)
+    def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
+        first, *rest = layers
+        least = tuple(1 for _ in layers[first].full_ranks)
         choices = {name: Choice(None, reason="not first") for name in rest}
         return {first: Choice(least, notes=("as small as can be",)), **choices}
 
@@ -245,19 +262,49 @@ def test_any_rule_decides_and_is_named_in_the_plan():
 
 def test_ranks_of_a_rule_are_checked():
     class Wrong(FirstOnly):
-        def choose(self, candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
-            return {name: Choice((99,) * len(candidate.most)) for name, candidate in candidates.items()}
+        def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
+            return {name: Choice((99,) * len(layer.full_ranks)) for name, layer in layers.items()}
 
     with pytest.raises(PlanError, match="conv1 .*do not fit"):
         make_plan(SmallResNet(), Wrong(), example_input=X)
 
 
-def test_build_rule_by_name():
-    rule = build_rule("manual", {"tt_ranks": 4, "keep": 0.5})
-    assert isinstance(rule, Manual)
-    assert make_plan(SmallResNet(), rule, example_input=X) == planned(4)
-    with pytest.raises(PlanError, match="unknown rank rule 'manul'; there are .*Did you mean: manual"):
-        build_rule("manul", {})
+def test_rules_by_name():
+    assert get_rule("manual") is Manual
+    with pytest.raises(ConfigError, match="unknown rank rule 'manul'; there are .*Did you mean: manual"):
+        get_rule("manul")
+
+
+def test_a_rule_is_registered_once_and_takes_no_other_s_name(monkeypatch):
+    monkeypatch.setattr(ranks, "RULES", dict(RULES))
+    assert register(FirstOnly) is FirstOnly
+    assert register(FirstOnly) is get_rule("first_only") is FirstOnly
+    for name in ("manual", ""):
+        with pytest.raises(ConfigError, match=f"has the name {name!r}; give it one that none of these have: manual, "):
+            register(type("Other", (FirstOnly,), {"name": name}))
+
+
+def test_an_installed_package_offers_rules_that_are_loaded_when_asked_for(monkeypatch):
+    """The entry point is a real one; only where packages are listed is stood in for."""
+    monkeypatch.setattr(ranks, "RULES", dict(RULES))
+    monkeypatch.setitem(
+        sys.modules, "plugin", SimpleNamespace(First=FirstOnly, Fake=type("Fake", (FirstOnly,), {"name": "manual"}))
+    )
+    offered = {name: EntryPoint(name, value, ranks.ENTRY_POINTS) for name, value in
+               {"first_only": "plugin:First", "manual": "plugin:Fake", "broken": "plugin:First"}.items()}  # fmt: skip
+    monkeypatch.setattr(ranks, "_offered", lambda: offered)
+    assert rule_names() == (*RULES, "first_only", "broken")
+    assert "first_only" not in ranks.RULES
+    assert get_rule("first_only") is ranks.RULES["first_only"] is FirstOnly
+    with pytest.raises(ConfigError, match="has the name 'manual'"):
+        get_rule("manual")
+    with pytest.raises(ConfigError, match="entry point broken = plugin:First of hodec.rules is no RankRule"):
+        get_rule("broken")
+
+
+def test_rules_and_their_settings_are_known_without_torch():
+    code = "import sys, hodec.ranks; assert 'torch' not in sys.modules and hodec.ranks.Budget(0.4).targets"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # -- what else a plan remembers --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from small_nets import IMAGE, SmallResNet, Tokens
 from torch import nn
 
-from hodec.errors import PlanError
+from hodec.errors import ConfigError, PlanError
 from hodec.plan.plan import Plan
 from hodec.ranks import RULES, Manual, make_plan
 
@@ -17,7 +17,7 @@ def planned(ranks: object, **settings: object) -> Plan:
 
 
 def test_the_rule_is_in_the_table():
-    assert RULES["manual"].build is Manual
+    assert RULES["manual"] is Manual
     assert Manual.name == "manual"
     assert not Manual.reads_weights
 
@@ -103,14 +103,16 @@ def test_keys_that_are_numbers_in_yaml_are_globs_too():
 # -- nonsense --------------------------------------------------------------------------------------------------
 
 NONSENSE = [
-    0, -1, 2.0, 2.5, "16", "", True, False, None, [], (), [0, 2, 2, 2], [2, -2, 2, 2], [2, 2.0, 2, 2], ["2"] * 4,
+    0, -1, 2.0, 2.5, "16", "", True, False, [], (), [0, 2, 2, 2], [2, -2, 2, 2], [2, 2.0, 2, 2], ["2"] * 4,
     [True] * 4, [None], [[2, 2]], {}, {"*": 0}, {"*": "8"}, {"*": None}, {"*": []}, {"*": [2, 2.5]}, {"*": {"a": 1}},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("ranks", NONSENSE, ids=repr)
 def test_row_9_nonsense_is_one_error_that_names_the_key_before_any_model_is_seen(ranks: object):
-    with pytest.raises(PlanError, match=r"tt_ranks: .*tt_ranks=") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^tt_ranks.*: .* given; allowed: tt_ranks=16, .*tt_ranks=\{layer1"
+    ) as caught:
         Manual(ranks)
     assert "Traceback" not in str(caught.value)
 
@@ -118,3 +120,9 @@ def test_row_9_nonsense_is_one_error_that_names_the_key_before_any_model_is_seen
 def test_sequences_convert_their_own_modes_and_ranks():
     plan = make_plan(Tokens(), Manual(3), example_input=torch.randn(2, 5, 16))
     assert {name: layer.ranks for name, layer in plan.items()} == {"up": (3,), "down": (3,)}
+
+
+def test_without_ranks_the_default_is_the_cap():
+    assert {max(layer.ranks) for layer in planned(None).values()} == {8}
+    with pytest.raises(ConfigError, match="^default: 0 given"):
+        Manual(default=0)

@@ -4,15 +4,16 @@ import math
 
 import pytest
 import torch
-from rank_cases import CONV_METHODS, candidate, conv_weight
+from rank_cases import CONV_METHODS, chosen, context, conv_weight
 from small_nets import IMAGE, SmallResNet, Tokens
 from torch import nn
 
 from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
+from hodec.cost.metric import METRICS
 from hodec.errors import ConfigError
 from hodec.ranks import Choice, make_plan
-from hodec.ranks.ratio import Ratio, cost_of, dense_cost_of, scaled_ranks
+from hodec.ranks.ratio import Ratio, scaled_ranks
 
 
 def test_the_rule_asks_for_no_trained_weights():
@@ -61,8 +62,8 @@ def test_the_splits_have_the_published_shapes(case: str):
 
 def test_the_search_starts_at_the_published_full_ranks():
     weight = torch.randn(24, 16, 3, 5)
-    assert candidate(weight, "weight_svd").most == (16,)
-    assert candidate(weight, "spatial_svd").most == (min(16 * 3, 24 * 5),)
+    assert context(weight, "weight_svd").full_ranks == (16,)
+    assert context(weight, "spatial_svd").full_ranks == (min(16 * 3, 24 * 5),)
 
 
 # -- the largest ranks within the target ---------------------------------------------------------------------------
@@ -71,55 +72,55 @@ def test_the_search_starts_at_the_published_full_ranks():
 @pytest.mark.parametrize("metric", ["macs", "params"])
 @pytest.mark.parametrize("method", CONV_METHODS)
 def test_no_larger_step_would_fit(method: str, metric: str):
-    one = candidate(conv_weight(24, 16), method)
+    one = context(conv_weight(24, 16), method)
     for target in (0.2, 0.5, 0.8, 1.0):
-        choice = Ratio(target, metric).choose({"layer": one})["layer"]
-        limit = target * dense_cost_of(one.planned(choice.ranks), metric)
+        choice = chosen(Ratio(target, metric), one)
+        limit = target * METRICS[metric].dense(one.dense)
         if not choice.notes:
-            assert cost_of(one.planned(choice.ranks), metric) <= limit
-        steps = [scaled_ranks(one, step) for step in range(1, max(one.most) + 1)]
+            assert METRICS[metric].factorized(one.planned(choice.ranks)) <= limit
+        steps = [scaled_ranks(one, step) for step in range(1, max(one.full_ranks) + 1)]
         larger = steps[steps.index(choice.ranks) :]
-        assert all(cost_of(one.planned(r), metric) > limit for r in larger if r != choice.ranks)
+        assert all(METRICS[metric].factorized(one.planned(r)) > limit for r in larger if r != choice.ranks)
 
 
 @pytest.mark.parametrize("method", CONV_METHODS)
 def test_steps_go_from_1_to_full_in_proportion(method: str):
-    one = candidate(conv_weight(24, 16), method)
-    assert scaled_ranks(one, max(one.most)) == one.most
-    half = scaled_ranks(one, max(one.most) // 2)
-    for rank, full in zip(half, one.most, strict=True):
+    one = context(conv_weight(24, 16), method)
+    assert scaled_ranks(one, max(one.full_ranks)) == one.full_ranks
+    half = scaled_ranks(one, max(one.full_ranks) // 2)
+    for rank, full in zip(half, one.full_ranks, strict=True):
         assert 1 <= rank <= math.ceil(full / 2) + 1
 
 
 def test_more_target_never_means_smaller_ranks():
-    one = candidate(conv_weight(), "weight_svd")
-    ranks = [Ratio(t / 20).choose({"a": one})["a"].ranks for t in range(1, 21)]
+    one = context(conv_weight(), "weight_svd")
+    ranks = [chosen(Ratio(t / 20), one).ranks for t in range(1, 21)]
     assert ranks == sorted(ranks)
     assert ranks[0] < ranks[-1]
 
 
 def test_a_layer_above_the_target_at_its_least_keeps_rank_1_with_a_note():
-    choice = Ratio(0.01).choose({"a": candidate(conv_weight(), "weight_svd")})["a"]
+    choice = chosen(Ratio(0.01), context(conv_weight(), "weight_svd"))
     assert choice.ranks == (1,)
     share = (12 + 24 * 9) / (24 * 12 * 9)
     assert choice.notes == (f"even ranks [1] keep {share:.3f} of the dense macs, above the target 0.01",)
 
 
 def test_a_cost_of_exactly_the_target_is_within_it():
-    one = candidate(torch.ones(20, 20))  # 40 numbers a rank of 400
+    one = context(torch.ones(20, 20))  # 40 numbers a rank of 400
     for rank in range(1, 11):
-        assert Ratio(1 - (10 - rank) / 10).choose({"a": one})["a"] == Choice((rank,))
+        assert chosen(Ratio(1 - (10 - rank) / 10), one) == Choice((rank,))
 
 
 def test_multiples_stay_within_the_target():
-    one = candidate(torch.ones(64, 64))  # 128 numbers a rank of 4096: target 0.6 allows rank 19
-    assert Ratio(0.6).choose({"a": one})["a"].ranks == (19,)
-    assert Ratio(0.6, round_to=8).choose({"a": one})["a"].ranks == (16,)
-    least = Ratio(0.1, round_to=8).choose({"a": one})["a"]
+    one = context(torch.ones(64, 64))  # 128 numbers a rank of 4096: target 0.6 allows rank 19
+    assert chosen(Ratio(0.6), one).ranks == (19,)
+    assert chosen(Ratio(0.6, round_to=8), one).ranks == (16,)
+    least = chosen(Ratio(0.1, round_to=8), one)
     assert least.ranks == (8,)
     assert least.notes[-1] == "even ranks [8] keep 0.250 of the dense macs, above the target 0.1"
-    assert Ratio(0.6, max_rank=5).choose({"a": one})["a"].ranks == (5,)
-    assert Ratio(0.1, min_rank=6).choose({"a": one})["a"].ranks == (6,)
+    assert chosen(Ratio(0.6, max_rank=5), one).ranks == (5,)
+    assert chosen(Ratio(0.1, min_rank=6), one).ranks == (6,)
 
 
 # -- whole nets ----------------------------------------------------------------------------------------------------
@@ -145,8 +146,8 @@ def test_linear_layers_over_sequences_are_not_cut_to_rank_1():
 
 
 def test_embeddings_cost_no_macs_and_go_by_parameters():
-    one = candidate(torch.randn(20, 100), "svd", layer_type="embedding")
-    (rank,) = Ratio(0.5, "macs").choose({"a": one})["a"].ranks
+    one = context(torch.randn(20, 100), "svd", layer_type="embedding")
+    (rank,) = chosen(Ratio(0.5, "macs"), one).ranks
     assert rank == 1000 // 120
 
 
@@ -155,12 +156,12 @@ def test_embeddings_cost_no_macs_and_go_by_parameters():
 
 @pytest.mark.parametrize("target", [0, -1, 1.5, float("nan"), "0.5", True], ids=repr)
 def test_targets_out_of_range_are_refused(target: object):
-    with pytest.raises(ConfigError, match=r"ranks\.target=.*above 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"^target: .* given; allowed: a number above 0 and at most 1"):
         Ratio(target)
 
 
 def test_other_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match=r"ranks\.metric='latency' is not one of macs, params"):
+    with pytest.raises(ConfigError, match=r"^metric: 'latency' given; allowed: .*macs \| params"):
         Ratio(0.5, "latency")
-    with pytest.raises(ConfigError, match=r"ranks\.round_to=0"):
+    with pytest.raises(ConfigError, match=r"^round_to: 0 given"):
         Ratio(0.5, round_to=0)

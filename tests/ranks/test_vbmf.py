@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from rank_cases import CONV_METHODS, candidate, conv_weight
+from rank_cases import CONV_METHODS, chosen, context, conv_weight
 from torch import Tensor
 
-from hodec.errors import ConfigError, PlanError, TrainingError
+from hodec.errors import ConfigError
 from hodec.linalg.svd import singular_values
-from hodec.ranks import Candidate, Choice
-from hodec.ranks.vbmf import Vbmf, calibrate, signals, vbmf_rank
+from hodec.ranks import Choice, LayerContext
+from hodec.ranks.evbmf import signals
+from hodec.ranks.vbmf import Vbmf
 
 SCALES = [1e-20, 1e-4, 1e-3, 1e-2, 1.0, 1e2, 1e4, 1e15]
 
@@ -28,11 +29,16 @@ def exact(rank: int = 16, rows: int = 64, cols: int = 576) -> Tensor:
     return torch.from_numpy(rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, cols)))
 
 
-def chosen(one: Candidate, calibration: float = 0.0, **limits: int) -> Choice:
-    return Vbmf(calibration, **limits).choose({"a": one})["a"]
+def vbmf(one: LayerContext, ratio: float = 0.0, **limits: int) -> Choice:
+    return chosen(Vbmf(ratio, **limits), one)
 
 
-# -- vbmf_rank: golden values --------------------------------------------------------------------------------------
+def vbmf_rank(matrix: Tensor) -> int:
+    """EVBMF's rank of a matrix, at least 1."""
+    return max(1, signals(singular_values(matrix), *matrix.shape))
+
+
+# -- golden values --------------------------------------------------------------------------------------
 
 GOLDEN = {
     "planted 8": (planted(8, 1.0), 8),
@@ -87,19 +93,6 @@ def test_narrow_types_see_the_same_signals(dtype: torch.dtype):
     assert vbmf_rank(planted(8, 1.0).to(dtype)) == 8
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(0, 4)], ids=lambda x: str(x.shape))
-def test_what_is_no_matrix_is_refused(bad: Tensor):
-    with pytest.raises(PlanError, match=r"needs a matrix \(rows, cols\), got shape"):
-        vbmf_rank(bad)
-
-
-def test_nan_is_refused():
-    matrix = torch.ones(4, 5)
-    matrix[1, 2] = torch.nan
-    with pytest.raises(TrainingError, match="1 of 20 weights are NaN or Inf"):
-        vbmf_rank(matrix)
-
-
 # -- against the formula, one number at a time ---------------------------------------------------------------------
 
 
@@ -141,7 +134,7 @@ def test_singular_values_left_out_count_as_zero():
     assert signals(values[:5], 64, 576) == signals(values, 64, 576) == 5
 
 
-# -- calibration ---------------------------------------------------------------------------------------------------
+# -- recommendation ratio --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,16 +153,14 @@ def test_singular_values_left_out_count_as_zero():
         (1, 1, 0.7, 1),
     ],
 )
-def test_calibration_gives_back_or_removes_a_share_of_what_was_removed(rank: int, full: int, c: float, expected: int):
-    assert calibrate(rank, full, c) == expected
+def test_a_ratio_gives_back_or_removes_a_share_of_what_was_removed(rank: int, full: int, c: float, expected: int):
+    assert Vbmf(c).recommended(rank, full) == expected
 
 
 @pytest.mark.parametrize("c", [-1.01, 1.5, 20, float("nan"), "0.2", None, True], ids=repr)
-def test_calibrations_out_of_range_are_refused(c: object):
-    with pytest.raises(ConfigError, match=r"ranks\.calibration=.* is not a number from -1 to 1"):
+def test_ratios_out_of_range_are_refused(c: object):
+    with pytest.raises(ConfigError, match="^recommendation_ratio: .* given; allowed: a number at least -1"):
         Vbmf(c)
-    with pytest.raises(ConfigError, match=r"ranks\.calibration="):
-        calibrate(3, 8, c)
 
 
 # -- the rule ------------------------------------------------------------------------------------------------------
@@ -190,39 +181,39 @@ def test_the_rule_needs_trained_weights():
 
 
 def test_tucker_has_the_ranks_of_its_two_unfoldings_ordered_in_out():
-    assert chosen(candidate(tucker_weight(), "tucker")) == Choice((3, 7))
-    small = candidate(tucker_weight() * 1e-3, "tucker")
-    assert chosen(small) == Choice((3, 7))
+    assert vbmf(context(tucker_weight(), "tucker")) == Choice((3, 7))
+    small = context(tucker_weight() * 1e-3, "tucker")
+    assert vbmf(small) == Choice((3, 7))
 
 
 @pytest.mark.parametrize(("method", "rank"), [("svd", 7), ("weight_svd", 3)])
 def test_matrix_splits_have_the_rank_of_their_matrix(method: str, rank: int):
-    assert chosen(candidate(tucker_weight(), method)).ranks == (rank,)
+    assert vbmf(context(tucker_weight(), method)).ranks == (rank,)
 
 
 @pytest.mark.parametrize("method", CONV_METHODS)
 def test_every_method_gets_ranks_that_fit(method: str):
     for weight in (tucker_weight(), tucker_weight() * 1e-4, torch.zeros(32, 24, 3, 3)):
-        one = candidate(weight, method)
-        for calibration in (-1.0, 0.0, 0.3, 1.0):
-            ranks = chosen(one, calibration).ranks
+        one = context(weight, method)
+        for ratio in (-1.0, 0.0, 0.3, 1.0):
+            ranks = vbmf(one, ratio).ranks
             assert one.planned(ranks).ranks == ranks
-    assert chosen(candidate(tucker_weight(), method), 1.0).ranks == candidate(tucker_weight(), method).most
+    assert vbmf(context(tucker_weight(), method), 1.0).ranks == context(tucker_weight(), method).full_ranks
 
 
-def test_calibration_is_applied_to_each_side_and_noted():
-    choice = chosen(candidate(tucker_weight(), "tucker"), 0.2)
+def test_the_ratio_is_applied_to_each_side_and_noted():
+    choice = vbmf(context(tucker_weight(), "tucker"), 0.2)
     assert choice.ranks == (3 + 4, 7 + 5)
-    assert choice.notes == ("VBMF's ranks [3, 7] became [7, 12] by calibration 0.2",)
+    assert choice.notes == ("VBMF's ranks [3, 7] became [7, 12] by recommendation ratio 0.2",)
 
 
 def test_pure_noise_has_rank_1_and_says_so():
-    choice = chosen(candidate(conv_weight(64, 64), "tucker"))
+    choice = vbmf(context(conv_weight(64, 64), "tucker"))
     assert choice == Choice((1, 1), ("VBMF finds only noise for rank 1, 2 of 2: kept at 1",))
 
 
 def test_limits_are_obeyed_and_noted():
-    one = candidate(tucker_weight(), "svd")
-    assert chosen(one, round_to=4) == Choice((8,), ("ranks [7] became [8]: round_to=4",))
-    assert chosen(one, max_rank=5).ranks == (5,)
-    assert chosen(one, min_rank=9).ranks == (9,)
+    one = context(tucker_weight(), "svd")
+    assert vbmf(one, round_to=4) == Choice((8,), ("ranks [7] became [8]: round_to=4",))
+    assert vbmf(one, max_rank=5).ranks == (5,)
+    assert vbmf(one, min_rank=9).ranks == (9,)

@@ -36,7 +36,7 @@ from hodec.options import settings_of
 GLOBS = "null or a list of layer globs: [layer1.*,layer2.0.conv1]"
 
 
-RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "ascend", "greedy", "tar", "budget", "learned")
+RULE_NAMES = ("manual", "ratio", "energy", "vbmf", "amct", "budget", "greedy", "equal_residual", "learned")
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,19 @@ class RanksConfig:
     target: float = setting(0.5, above=0, high=1)
     metric: str = setting("macs", choices=("macs", "params", "latency_ms"))
     keep: float = setting(0.9, above=0, high=1)
-    calibration: float = setting(0.0, low=-1, high=1)
+    recommendation_ratio: float = setting(0.0, low=-1, high=1)
     alpha: float | None = setting(None, low=0)
-    macs: float | None = setting(None, above=0, high=1)
-    params: float | None = setting(None, above=0, high=1)
+    macs: float | None = setting(None, above=0, below=1)
+    params: float | None = setting(None, above=0, below=1)
     latency_ms: float | None = setting(None, above=0)
     methods: list[str] | None = setting(None, words="null or a list of methods: [tt,spatial_svd]", check=bad_empty_list)
     tolerance: float = setting(0.005, above=0, below=1)
-    candidates: int = setting(10, low=2)
+    ratios: int = setting(10, low=2)
     monotonic: bool = False
     multiplicity: int = setting(1, low=1)
     ignore: list[str] | None = setting(None, words="null or a list of globs: [conv1,layer1.0.*]", check=bad_globs)
     indices: int = setting(20, low=2, high=50)
+    weight: float = setting(1.0, above=0)
     round_to: int = setting(1, low=1)
     min_rank: int = setting(1, low=1)
     max_rank: int | None = setting(None, low=1)
@@ -221,13 +222,10 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "ranks.methods: given with another rule than budget; allowed: ranks=budget, or one method for all: method=tt",
     ),
     (
-        lambda c: c.ranks.rule == "budget" and c.ranks.macs is c.ranks.params is c.ranks.latency_ms is None,
-        "ranks.macs: null given with ranks=budget and ranks.params=null; allowed: a share to keep, ranks.macs=0.4, or "
-        "milliseconds on this machine, ranks.latency_ms=5",
-    ),
-    (
-        lambda c: c.ranks.rule == "learned" and (c.ranks.alpha is None) == (c.ranks.macs is c.ranks.params is None),
-        "ranks.alpha: with ranks=learned give either it, ranks.alpha=0.1 ranks.macs=null, or targets: ranks.macs=0.4",
+        lambda c: (
+            c.ranks.rule == "learned" and c.ranks.alpha is not None and not c.ranks.macs is c.ranks.params is None
+        ),
+        "ranks.alpha: with ranks=learned give either it, ranks.alpha=0.1, or targets: ranks.macs=0.4",
     ),
     (
         lambda c: c.ranks.rule == "learned" and not c.plan and not (c.admm.enabled and c.dense_epochs),

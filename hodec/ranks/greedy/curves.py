@@ -1,84 +1,54 @@
-"""The candidates of a layer in the greedy rule: ranks at even shares of its cost, and those rounded to multiples."""
+"""The ranks of a layer that the greedy rule compares: at even ratios of its cost, and those rounded to multiples."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from hodec.cost.metric import CostMetric
 from hodec.plan.layer import LayerPlan
-from hodec.ranks.base import Candidate
-from hodec.ranks.ratio import LayerCost, ranks_for_ratio
-from hodec.ranks.rounding import Rounding
+from hodec.ranks.context import LayerContext
+from hodec.ranks.ratio import ranks_for_ratio
+from hodec.ranks.rule import Limits
 
 
 @dataclass(frozen=True)
-class Meter:
-    """A cost that counts.
+class SensitivityCurve:
+    """One layer at several ranks, cheapest first; each saves something and costs nowhere more than dense.
 
     Attributes:
-        name: ``macs``, ``params`` or ``latency_ms``.
-        after, before: planned layer -> what it costs factorized, and dense.
-    """
-
-    name: str
-    after: LayerCost
-    before: LayerCost
-
-    def ratio(self, layer: LayerPlan) -> float:
-        """Share of its dense cost that a layer keeps."""
-        return self.after(layer) / self.before(layer)
-
-
-# Costs that a plan knows by itself.
-COUNTED = {
-    "macs": Meter("macs", lambda layer: layer.macs_after, lambda layer: layer.macs_before),
-    "params": Meter("params", lambda layer: layer.params_after, lambda layer: layer.params_before),
-}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Candidates of one layer, cheapest first; each saves something and costs nowhere more than dense.
-
-    Attributes:
-        measured: those that are evaluated.
+        measured: the layer plans that are evaluated.
         offered: those that may be chosen, which are the same where nothing is rounded.
-        dense: what the layer costs dense.
     """
 
     measured: tuple[LayerPlan, ...]
     offered: tuple[LayerPlan, ...]
-    dense: float
 
 
-def curve_of(candidate: Candidate, meter: Meter, *, count: int, multiplicity: int) -> Curve:
+def curve_of(layer: LayerContext, metric: CostMetric, *, ratios: int, multiplicity: int) -> SensitivityCurve:
     """The curve of a layer.
 
     Args:
-        meter: shares are of this cost.
-        count: n of the shares 1/n .. (n-1)/n.
+        ratios: n of the ratios 1/n .. (n-1)/n of the layer's cost.
         multiplicity: offered ranks are multiples of this, rounded up, or the most that the layer allows.
     """
-    costs = (meter.after, meter.before)
-    shares = (Fraction(i, count) for i in range(1, count))  # exact: a cost of just i/n must count as within
-    wanted = (ranks_for_ratio(candidate, share, meter.name, costs=costs) for share in shares)
-    measured = _worthwhile((candidate.planned(ranks) for ranks in wanted), meter)
-    rounding = Rounding(multiplicity)
-    offered = _worthwhile((_rounded(candidate, layer, rounding) for layer in measured), meter)
-    return Curve(measured, offered, meter.before(candidate.planned(candidate.most)))
+    shares = (Fraction(i, ratios) for i in range(1, ratios))  # exact: a cost of just i/n must count as within
+    measured = _worthwhile((layer.planned(ranks_for_ratio(layer, share, metric)) for share in shares), metric)
+    limits = Limits(round_to=multiplicity)
+    return SensitivityCurve(measured, _worthwhile((_rounded(layer, one, limits) for one in measured), metric))
 
 
-def _rounded(candidate: Candidate, layer: LayerPlan, rounding: Rounding) -> LayerPlan:
-    ranks, _ = rounding.apply(candidate, layer.ranks)
-    if ranks == layer.ranks:
-        return layer
-    note = f"ranks {list(layer.ranks)} became {list(ranks)}: multiplicity={rounding.round_to}"
-    return candidate.planned(ranks, (note,))
+def _rounded(layer: LayerContext, planned: LayerPlan, limits: Limits) -> LayerPlan:
+    ranks, _ = limits.limited(layer, planned.ranks)
+    if ranks == planned.ranks:
+        return planned
+    note = f"ranks {list(planned.ranks)} became {list(ranks)}: multiplicity={limits.round_to}"
+    return layer.planned(ranks, (note,))
 
 
-def _worthwhile(layers: Iterable[LayerPlan], meter: Meter) -> tuple[LayerPlan, ...]:
+def _worthwhile(planned: Iterable[LayerPlan], metric: CostMetric) -> tuple[LayerPlan, ...]:
     """One layer plan for each ranks, without those that would not be worth it, cheapest first."""
     by_ranks: dict[tuple[int, ...], LayerPlan] = {}
-    for layer in layers:
-        if layer.saves() and meter.after(layer) < meter.before(layer):
+    for layer in planned:
+        if layer.saves() and metric.factorized(layer) < metric.dense(layer):
             by_ranks.setdefault(layer.ranks, layer)
-    return tuple(sorted(by_ranks.values(), key=meter.after))
+    return tuple(sorted(by_ranks.values(), key=metric.factorized))

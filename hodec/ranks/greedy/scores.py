@@ -1,80 +1,135 @@
 """Evaluating a net with some layers factorized, each net once."""
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.conversion.swap import convert
-from hodec.cost.count import Cost, Inputs, as_inputs
-from hodec.errors import PlanError
+from hodec.errors import ConfigError, PlanError, Use, literal
 from hodec.layers.base import same_random_state
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
-from hodec.ranks.greedy.table import ScoreTable, net_of
+from hodec.ranks.context import NetContext
+from hodec.ranks.greedy.table import ScoreTable, identity, net_of
+from hodec.ranks.planning import input_sizes
 
-Evaluate = Callable[[nn.Module], float]
-
-# Every evaluation starts from this seed, so that all nets see the same draws, in whatever run they are evaluated.
-SEED = 0
+Evaluate = Callable[[nn.Module], object]
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """Evaluates a model with some layers factorized, unless the table knows the score.
+class NetScorer:
+    """Evaluates a net with some layers factorized, unless the table knows the score.
+
+    Every evaluation starts from the same seed, so that all nets see the same draws, in whatever run.
 
     Attributes:
-        cost: of the dense model.
+        rule: the rule's name, for messages.
+        evaluate: gives one number for a net, higher is better; it is given copies in evaluation mode.
     """
 
-    model: nn.Module
-    example_input: Inputs
-    cost: Cost
+    rule: str
+    net: NetContext
     evaluate: Evaluate
     table: ScoreTable
+
+    @classmethod
+    def of(
+        cls, rule: str, net: NetContext, evaluate: Evaluate | None, *, table: str | Path | None = None, key: str = ""
+    ) -> "NetScorer":
+        """The scorer of a net, with its scores in the file ``table`` if there is one.
+
+        Args:
+            key: what identifies the evaluation beside the function's name.
+
+        Raises:
+            ConfigError: no ``evaluate``, or a table that cannot be written.
+            CheckpointError: a damaged table.
+        """
+        model, example_input = net.runnable(f"{rule} evaluates the net")
+        if evaluate is None:
+            raise ConfigError(
+                f"{rule}: {{evaluate}} is missing; give a function model -> score, higher is better",
+                evaluate=Use("ranks.evaluate"),
+            )
+        about = identity(model, example_input, evaluate, key)
+        return cls(rule, net, evaluate, ScoreTable(None if table is None else Path(table), about))
 
     def knows(self, layers: Mapping[str, LayerPlan]) -> bool:
         """Whether the score of this net is in the table."""
         return self.table.get(net_of(layers)) is not None
 
-    def score(self, layers: Mapping[str, LayerPlan]) -> float:
+    def score(self, layers: Mapping[str, LayerPlan], *, finite: bool = True) -> float:
         """The score with these layers factorized; it is in the table afterwards.
 
         Raises:
-            PlanError: ``evaluate`` returns no finite number.
+            PlanError: ``evaluate`` returns no number, or one that is not finite where that is asked for.
         """
         net = net_of(layers)
         known = self.table.get(net)
         if known is not None:
             return known
-        score = self._evaluated(layers)
+        score = self._evaluated(layers, finite)
         self.table.put(net, score)
         return score
 
     def plan(self, layers: Mapping[str, LayerPlan]) -> Plan:
         """The plan of such a net, for its costs and its conversion."""
-        inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(self.example_input))
-        return Plan(layers, {}, "greedy", self.cost.params, self.cost.macs, inputs)
+        return Plan(
+            layers, {}, self.rule, self.net.cost.params, self.net.cost.macs, input_sizes(self.net.example_input)
+        )
 
-    def _evaluated(self, layers: Mapping[str, LayerPlan]) -> float:
-        net = convert(self.model, self.plan(layers)) if layers else copy.deepcopy(self.model)
-        with same_random_state(self.model.parameters()):
-            torch.manual_seed(SEED)
+    def _evaluated(self, layers: Mapping[str, LayerPlan], finite: bool) -> float:
+        model, _ = self.net.runnable(f"{self.rule} evaluates the net")
+        net = convert(model, self.plan(layers)) if layers else copy.deepcopy(model)
+        with same_random_state(model.parameters()):
+            torch.manual_seed(0)
             given = self.evaluate(net.eval())
         what = " and ".join(f"{name} at ranks {list(layer.ranks)}" for name, layer in layers.items()) or "no layer"
+        said = f"{self.rule}: evaluate returns {given!r} with {what} factorized; it must return"
         try:
-            score = float(given) + 0.0  # no negative zero in tables and texts
+            # + 0.0: no negative zero in tables and texts
+            score = float(given.detach() if isinstance(given, Tensor) else given) + 0.0  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
+            raise PlanError(f"{said} a number, higher is better") from error
+        if finite and not math.isfinite(score):
             raise PlanError(
-                f"ranks=greedy: evaluate returns {given!r} with {what} factorized; it must return a number, "
-                "higher is better"
-            ) from error
-        if not math.isfinite(score):
-            raise PlanError(
-                f"ranks=greedy: evaluate returns {score} with {what} factorized; it must return a finite number (for "
-                "a net that breaks down, the worst score there is), or leave the layer out with ranks.ignore"
+                f"{literal(said)} a finite number (for a net that breaks down, the worst score there is), or leave the "
+                "layer out with {exclude}",
+                exclude=Use("exclude"),
             )
         return score
+
+
+@contextmanager
+def progress_of(total: int, log: logging.Logger, *, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """A function to call after each step with what was done: a bar on a terminal, log lines elsewhere.
+
+    Args:
+        total: number of steps.
+        shown: False never draws a bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    console, done = Console(stderr=True), 0
+    drawn = shown and console.is_terminal
+
+    with Progress(*columns, console=console, transient=True, disable=not drawn) as bar:
+        task = bar.add_task("", total=total)
+
+        def tell(text: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done, description=text, refresh=drawn)
+            if not drawn:
+                log.info("%d/%d %s", done, total, text)
+
+        yield tell

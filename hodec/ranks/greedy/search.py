@@ -4,22 +4,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hodec.errors import PlanError
+import numpy as np
 
-# The search ends this close to the target, in shares of the whole cost,
+from hodec.errors import PlanError, Use
+
+# The search ends this close to the target, in shares of the whole cost: the ratios of layers are coarser than that.
 CLOSE = 1e-3
-# or when the threshold is known to this share of the range of all scores.
-NARROW = 1e-4
 
 Picks = dict[str, int | None]
 
 
 @dataclass(frozen=True)
-class Costs:
+class NetCosts:
     """What a net costs, layer by layer.
 
     Attributes:
-        factorized: layer -> costs of its candidates, most severe (cheapest) first.
+        factorized: layer -> costs at its ratios, most severe (cheapest) first.
         dense: layer -> its cost when left dense.
         rest: everything else in the net.
     """
@@ -29,23 +29,23 @@ class Costs:
     rest: float = 0.0
 
     @property
-    def whole(self) -> float:
+    def total(self) -> float:
         """Cost of the dense net."""
         return self.rest + sum(self.dense.values())
 
-    def kept(self, picks: Picks) -> float:
+    def ratio(self, picks: Picks) -> float:
         """Share of the dense net's cost that is left."""
         left = sum(self.dense[name] if at is None else self.factorized[name][at] for name, at in picks.items())
-        return (self.rest + left) / self.whole
+        return (self.rest + left) / self.total
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Outcome of a search.
 
     Attributes:
         threshold: the score that layers were cut down to.
-        picks: layer -> position of its candidate, most severe first; None leaves it dense.
+        picks: layer -> position of its ratio, most severe first; None leaves it dense.
         ratio: share of the whole dense cost that is left.
     """
 
@@ -54,49 +54,52 @@ class Found:
     ratio: float
 
 
-def search(table: Mapping[str, Sequence[float]], costs: Costs, target: float) -> Found:
+def search(
+    scores: Mapping[str, Sequence[float]], costs: NetCosts, target: float, *, narrow: float = 1e-4
+) -> SearchResult:
     """Cut every layer as far as one common score threshold lets it; the threshold is the one that meets the target.
 
     Bisection over the range of all scores: a net above the target lowers the threshold, one below raises it. It ends
     within ``CLOSE`` of the target, on either side, or else at the highest threshold found that stays below it.
 
     Args:
-        table: layer -> scores of its candidates, most severe first; finite, higher is better, at least one.
-        costs: of the same candidates.
+        scores: layer -> scores at its ratios, most severe first; finite, higher is better, at least one.
+        costs: at the same ratios.
         target: share of the whole dense cost to keep, above 0 and at most 1.
+        narrow: it also ends when the threshold is known to this share of the range of all scores.
 
     Raises:
-        PlanError: even the most severe candidates of all layers keep more than the target.
+        PlanError: even the most severe ratios of all layers keep more than the target.
 
     Source: AIMET documentation, greedy compression ratio selection; here a score equal to the threshold reaches it.
     """
 
-    def at(threshold: float) -> Found:
-        picks = {name: pick(scores, threshold) for name, scores in table.items()}
-        return Found(threshold, picks, costs.kept(picks))
+    def at(threshold: float) -> SearchResult:
+        picks = {name: pick(each, threshold) for name, each in scores.items()}
+        return SearchResult(threshold, picks, costs.ratio(picks))
 
     check_reachable(costs, target)
-    every = [score for scores in table.values() for score in scores]
+    every = [score for each in scores.values() for score in each]
     low, high = min(every), max(every)
-    end = NARROW * (high - low)
+    end = narrow * (high - low)
     while True:
         middle = low + (high - low) / 2
-        found = at(middle)
-        if abs(found.ratio - target) <= CLOSE:
-            return found
+        result = at(middle)
+        if abs(result.ratio - target) <= CLOSE:
+            return result
         if high - low <= end or not low < middle < high:  # the latter: neighbours among floating-point numbers
             return at(low)
-        low, high = (low, middle) if found.ratio > target else (middle, high)
+        low, high = (low, middle) if result.ratio > target else (middle, high)
 
 
 def pick(scores: Sequence[float], threshold: float) -> int | None:
-    """The candidate that a threshold gives one layer, or None for dense.
+    """The position that a threshold gives one layer, or None for dense.
 
-    Dense if the mildest candidate scores below the threshold; the most severe if that one reaches it, whatever lies
+    Dense if the mildest ratio scores below the threshold; the most severe if that one reaches it, whatever lies
     between; else the last one that is reached before a score falls below on the way from mild to severe.
 
     Args:
-        scores: most severe candidate first, at least one.
+        scores: most severe ratio first, at least one.
     """
     if scores[-1] < threshold:
         return None
@@ -108,21 +111,23 @@ def pick(scores: Sequence[float], threshold: float) -> int | None:
     return at
 
 
-def check_reachable(costs: Costs, target: float) -> None:
-    """Refuse a target that the most severe candidates of all layers do not reach; no score is needed to know.
+def check_reachable(costs: NetCosts, target: float) -> None:
+    """Refuse a target that the most severe ratios of all layers do not reach; no score is needed to know.
 
     Raises:
         PlanError: naming the least share of the cost that is reachable.
     """
-    least = costs.kept(dict.fromkeys(costs.factorized, 0))
+    least = costs.ratio(dict.fromkeys(costs.factorized, 0))
     if least <= target + CLOSE:
         return
-    allowed = math.ceil(least * 1e4) / 1e4
     raise PlanError(
-        f"greedy: ranks.target={target:g} cannot be reached: with every layer at its most severe candidate "
-        f"{least:.4f} of the cost is left, {costs.rest / costs.whole:.4f} in what is not factorized. Give "
-        f"ranks.target={allowed:g} or more, more ranks.candidates (they start at 1/n), a lower ranks.multiplicity, or "
-        "ignore fewer layers"
+        f"greedy: {{target}} cannot be reached: with every layer at its most severe ratio {least:.4f} of the cost is "
+        f"left, {costs.rest / costs.total:.4f} in what is not factorized. Give {{allowed}} or more, more {{ratios}} "
+        "(they start at 1/n), a lower {multiplicity}, or ignore fewer layers",
+        target=Use("ranks.target", f"{target:g}"),
+        allowed=Use("ranks.target", f"{math.ceil(least * 1e4) / 1e4:g}"),
+        ratios=Use("ranks.ratios"),
+        multiplicity=Use("ranks.multiplicity"),
     )
 
 
@@ -142,6 +147,4 @@ def interpolated(ratio: float, ratios: Sequence[float], scores: Sequence[float],
         ratios: measured ones, rising, all below 1.
         baseline: score of the dense net.
     """
-    import numpy as np
-
     return float(np.interp(ratio, [*ratios, 1.0], [*scores, baseline]))

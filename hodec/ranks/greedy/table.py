@@ -1,4 +1,4 @@
-"""The score table of the greedy rule: JSON, reused only for the same weights, net, input and evaluation."""
+"""Scores of nets in a JSON file, reused only for the same weights, net, input and evaluation."""
 
 import hashlib
 import json
@@ -6,26 +6,27 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from hodec.cost.count import Inputs, as_inputs
-from hodec.errors import CheckpointError, ConfigError
+from hodec.errors import CheckpointError, ConfigError, Use, literal
 from hodec.io.atomic import read_json, write_json
 from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
 
-FORMAT, VERSION = "hodec-greedy-scores", 1
+FORMAT = "hodec-greedy-scores"
+VERSION = 1
 
 # Which layers are factorized, and how: layer name -> what ``label`` says of it. Empty for the dense net.
 Net = tuple[tuple[str, str], ...]
 
 
 def identity(model: nn.Module, example_input: Inputs, evaluate: Callable[..., object], key: str = "") -> dict[str, str]:
-    """What the scores of a model depend on, part by part.
+    """All that the scores of a model depend on, part by part.
 
     Two evaluations are told apart by the function's name and by ``key``, not by what they do: data that changes needs
     another key.
@@ -67,7 +68,7 @@ def _function_name(evaluate: Callable[..., object]) -> str:
 
 
 def label(layer: LayerPlan) -> str:
-    """All of a layer's plan that its factors and their execution depend on."""
+    """The part of a layer's plan that its factors and their execution depend on, as text."""
     inputs, outputs, ranks = (
         "·".join(map(str, numbers)) for numbers in (layer.modes.inputs, layer.modes.outputs, layer.ranks)
     )
@@ -97,7 +98,7 @@ class ScoreTable:
         self.path, self.about = path, dict(about)
         self.key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
         self.scores: dict[Net, float] = {}
-        self._others: dict[str, Any] = {}
+        self._others: dict[str, object] = {}
         if path is not None:
             self._open(path)
 
@@ -113,7 +114,10 @@ class ScoreTable:
         try:
             self._write(path)  # so that a path that cannot be written is found out before hours of evaluation
         except OSError as error:
-            raise ConfigError(f"ranks.table={path} cannot be written ({error}); give another path, or null") from error
+            raise ConfigError(
+                f"{{table}} cannot be written ({literal(error)}); give another path, or none",
+                table=Use("ranks.table", path),
+            ) from error
 
     def _why(self) -> str:
         """Which parts differ from the table written last."""
@@ -142,24 +146,27 @@ class ScoreTable:
         write_json(path, {"format": FORMAT, "version": VERSION, "tables": tables})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
+    """The tables of a file, by the key of their identity."""
     value = read_json(path, "score table")
     if not isinstance(value, dict) or value.get("format") != FORMAT or not isinstance(value.get("tables"), dict):
-        raise CheckpointError(f"{path} is not a score table of the greedy rule; give another ranks.table")
+        raise CheckpointError(f"{path} is not a score table of the greedy rule; give another file as table")
     if value.get("version") != VERSION:
         raise CheckpointError(
             f"score table {path} has version {value.get('version')!r}, not {VERSION}, which this hodec reads; give "
-            "another ranks.table"
+            "another file as table"
         )
     return dict(value["tables"])
 
 
-def _scores(mine: Any, path: Path) -> dict[Net, float]:
+def _scores(table: object, path: Path) -> dict[Net, float]:
+    """The scores of one table."""
     try:
-        scores = {tuple(sorted(entry["net"].items())): entry["score"] for entry in mine["scores"]}
+        entries = cast(dict[str, list[dict[str, dict[str, str]]]], table)["scores"]
+        scores = {tuple(sorted(entry["net"].items())): cast(object, entry["score"]) for entry in entries}
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"score table {path} is damaged ({error!r}); move it away") from error
     for net, score in scores.items():
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             raise CheckpointError(f"score table {path} is damaged: {dict(net)} has score {score!r}; move it away")
-    return {net: float(score) for net, score in scores.items()}
+    return {net: float(cast(float, score)) for net, score in scores.items()}

@@ -1,8 +1,8 @@
 """One option a layer, so that a few limits hold and the least is lost: a multiple-choice knapsack.
 
-Prices of the limited costs are searched by bisection; at given prices each layer's best option is its own
-affair. That gives a choice within the limits and a bound on what any choice must lose. Options that the bound
-rules out are dropped, and the rest is improved two layers at a time until no pair of layers can do better.
+Lagrange multipliers of the limited costs are searched by bisection; at given multipliers each layer's best option
+depends on no other layer. That gives a choice within the limits and a bound on what any choice must lose. Options
+that the bound rules out are dropped, and the rest is improved two layers at a time until no pair can do better.
 
 Source: Everett, Generalized Lagrange Multiplier Method, Operations Research 11(3), 1963; Kellerer, Pferschy,
 Pisinger, Knapsack Problems, 2004: chapter 11.
@@ -18,15 +18,6 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 Picks = NDArray[np.int64]
 
-# Halvings of the bracket of a price, by how many prices are nested.
-HALVINGS = {1: 40, 2: 20, 3: 12}
-# A price grows by this factor until its limit holds, at most so often.
-GROWTH, GROWTHS = 16.0, 40
-# Sweeps over all pairs of layers.
-SWEEPS = 4
-# They end when one closes less than this share of the gap to the bound.
-ENOUGH = 0.02
-
 
 @dataclass(frozen=True)
 class Solution:
@@ -34,13 +25,13 @@ class Solution:
 
     Attributes:
         picks: number of the chosen option, layer by layer.
-        prices: loss that one unit of each limited cost is worth there, shape (limits,).
+        multipliers: loss that one unit of each limited cost is worth there, shape (limits,).
         loss: sum over layers.
         bound: no choice within the limits loses less.
     """
 
     picks: list[int]
-    prices: Numbers
+    multipliers: Numbers
     loss: float
     bound: float
 
@@ -54,13 +45,13 @@ def solve(
         losses: of each layer, the loss of its options, shape (options,), >= 0.
         costs: of each layer, the costs of its options, shape (options, limits), >= 0.
         limits: the most that the chosen costs may sum to, 1..3 of them.
-        pairs: improve what the prices give; without, prices are as good and the choice is not.
+        pairs: improve what the multipliers give; without, they are as good and the choice is not.
 
     Returns:
         The best choice found, or None if none was found that keeps the limits.
     """
     search = _Search(losses, costs, np.asarray(limits, dtype=np.float64))
-    search.settle(np.zeros(len(limits)), 0)
+    search.least_multipliers(np.zeros(len(limits)), 0)
     if search.best is None:
         search.try_cheapest()
     if search.best is None:
@@ -68,10 +59,10 @@ def solve(
     if pairs:
         search.improve_pairs()
     picks = [int(pick) for pick in search.best[:-1]]
-    return Solution(picks, search.prices, search.loss, search.bound)
+    return Solution(picks, search.multipliers, search.loss, search.bound)
 
 
-def into_band(  # noqa: PLR0913
+def within_slack(
     losses: Sequence[Numbers],
     costs: Sequence[Numbers],
     limits: Sequence[float],
@@ -133,7 +124,7 @@ class _Search:
         self.rows = np.arange(layers)
         self.best: Picks | None = None
         self.loss, self.bound = np.inf, -np.inf
-        self.prices = np.zeros(len(limits))
+        self.multipliers = np.zeros(len(limits))
 
     def used(self, picks: Picks) -> Numbers:
         """Sums of the costs, shape (limits,)."""
@@ -144,14 +135,14 @@ class _Search:
         """Sum of the losses."""
         return float(self.losses[self.rows, picks].sum())
 
-    def at(self, prices: Numbers) -> Numbers:
-        """Costs of what each layer prefers at these prices; remembers a better choice and a better bound."""
-        values = self.losses + self.costs @ prices
+    def relaxed(self, multipliers: Numbers) -> Numbers:
+        """Costs of what each layer prefers at these multipliers; remembers a better choice and a better bound."""
+        values = self.losses + self.costs @ multipliers
         picks = values.argmin(1)
         self.offer(picks)
-        bound = float(values[self.rows, picks].sum() - prices @ self.limits)
+        bound = float(values[self.rows, picks].sum() - multipliers @ self.limits)
         if bound > self.bound:
-            self.bound, self.prices = bound, prices.copy()
+            self.bound, self.multipliers = bound, multipliers.copy()
         return self.used(picks)
 
     def offer(self, picks: Picks) -> None:
@@ -160,27 +151,31 @@ class _Search:
         if loss < self.loss and bool((self.used(picks) <= self.limits).all()):
             self.best, self.loss = picks, loss
 
-    def settle(self, prices: Numbers, level: int) -> Numbers:
-        """The least prices from ``level`` on at which their limits hold, given those before it."""
+    def least_multipliers(self, multipliers: Numbers, level: int) -> Numbers:
+        """The least multipliers from ``level`` on at which their limits hold, given those before it.
 
-        def attempt(price: float) -> tuple[bool, Numbers]:
-            tried = prices.copy()
-            tried[level] = price
-            if level + 1 < len(prices):
-                tried = self.settle(tried, level + 1)
-            return bool(self.at(tried)[level] <= self.limits[level]), tried
+        A multiplier grows 16-fold, at most 40 times, until its limit holds; then the bracket is halved, less often
+        where searches are nested in one another.
+        """
+
+        def attempt(multiplier: float) -> tuple[bool, Numbers]:
+            tried = multipliers.copy()
+            tried[level] = multiplier
+            if level + 1 < len(multipliers):
+                tried = self.least_multipliers(tried, level + 1)
+            return bool(self.relaxed(tried)[level] <= self.limits[level]), tried
 
         holds, found = attempt(0.0)
         if holds:
             return found
         finite = self.losses[np.isfinite(self.losses)]
         low, high = 0.0, 1e-6 * max(float(finite.max()), 1e-30) / max(float(self.limits[level]), 1e-30)
-        for _ in range(GROWTHS):
+        for _ in range(40):
             holds, found = attempt(high)
             if holds:
                 break
-            low, high = high, high * GROWTH
-        for _ in range(HALVINGS[len(prices)] if holds else 0):
+            low, high = high, high * 16.0
+        for _ in range((40, 20, 12)[len(multipliers) - 1] if holds else 0):
             middle = (low * high) ** 0.5 if low else high / 2
             holds, tried = attempt(middle)
             low, high, found = (low, middle, tried) if holds else (middle, high, found)
@@ -192,19 +187,24 @@ class _Search:
         for measure in (*np.moveaxis(shares, -1, 0), shares.sum(-1), shares.max(-1)):
             self.offer(np.where(np.isfinite(self.losses), measure, np.inf).argmin(1))
 
-    def improve_pairs(self) -> None:
-        """Choose the options of two layers anew, given all others, until that helps nowhere."""
-        for _ in range(SWEEPS if self.best is not None else 0):
+    def improve_pairs(self, sweeps: int = 4, enough: float = 0.02) -> None:
+        """Choose the options of two layers anew, given all others, until that helps nowhere.
+
+        Args:
+            sweeps: the most sweeps over all pairs.
+            enough: they end when one closes less than this share of the gap to the bound.
+        """
+        for _ in range(sweeps if self.best is not None else 0):
             before, core = self.loss, self._core()
             for a, b in combinations(self.rows.tolist(), 2):
                 if len(core[a]) > 1 or len(core[b]) > 1:
                     self._improve(a, b, core)
-            if not self.loss < before - ENOUGH * (before - self.bound):
+            if not self.loss < before - enough * (before - self.bound):
                 return
 
     def _core(self) -> list[Picks]:
         """Options of each layer that a better choice can hold: taking any other loses more than the gap."""
-        values = self.losses + self.costs @ self.prices
+        values = self.losses + self.costs @ self.multipliers
         extra = values - values.min(1, keepdims=True)
         keep = extra <= (self.loss - self.bound) * (1 + 1e-9)
         if self.best is not None:

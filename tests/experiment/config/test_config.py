@@ -155,8 +155,7 @@ def test_each_combination_can_be_refused():
     wrong = [
         composed("tt_ranks=4", "ranks=energy"),
         composed("ranks=energy", "++ranks.methods=[tt,svd]"),
-        composed("ranks=budget", "ranks.macs=null"),
-        composed("ranks=learned", "ranks.alpha=0.1"),
+        composed("ranks=learned", "ranks.alpha=0.1", "ranks.macs=0.4"),
         composed("ranks=learned", "admm=off"),
         composed("method=cp", "calibration_batches=4"),
         composed("distill.dense=true", "distill.weight=0.5"),
@@ -178,10 +177,10 @@ def test_what_teaches_the_dense_net_was_trained_before():
     assert len(validate(composed("distill.init=net.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("ranks", [["ranks.alpha=0.1", "ranks.macs=null"], ["ranks.params=0.3"], []])
+@pytest.mark.parametrize("ranks", [["ranks.alpha=0.1"], ["ranks.params=0.3"], []])
 def test_learned_ranks_have_a_price_or_targets(ranks):
     assert validate(composed("ranks=learned", *ranks)) == []
-    assert len(validate(composed("ranks=learned", "ranks.macs=null"))) == 1
+    assert len(validate(composed("ranks=learned", "ranks.alpha=0.1", "ranks.macs=0.4"))) == 1
 
 
 def test_every_setting_says_what_it_allows():

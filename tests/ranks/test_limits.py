@@ -1,17 +1,17 @@
-"""Ranks brought to multiples, a least and a most: never beyond the layer, never in silence."""
+"""Limits: ranks brought to multiples, a least and a most: never beyond the layer, never in silence."""
 
 import pytest
 import torch
-from rank_cases import CONV_METHODS, candidate, conv_weight
+from rank_cases import CONV_METHODS, context, conv_weight
 
-from hodec.errors import ConfigError
-from hodec.ranks.rounding import Rounding, check_metric, check_share
+from hodec.errors import ConfigError, Use
+from hodec.ranks import Limits
 
-MATRIX = candidate(torch.ones(20, 50))
+MATRIX = context(torch.ones(20, 50))
 
 
 def test_without_limits_nothing_changes_and_nothing_is_said():
-    assert Rounding().apply(MATRIX, [13]) == ((13,), ())
+    assert Limits().limited(MATRIX, [13]) == ((13,), ())
 
 
 @pytest.mark.parametrize(
@@ -35,49 +35,36 @@ def test_without_limits_nothing_changes_and_nothing_is_said():
     ],
 )
 def test_limits_in_order_least_multiple_most(limits: dict[str, int], given: int, expected: int):
-    ranks, notes = Rounding(**limits).apply(MATRIX, [given])
+    ranks, notes = Limits(**limits).limited(MATRIX, [given])
     assert ranks == (expected,)
     assert bool(notes) == (expected != given)
 
 
 def test_the_note_names_before_after_and_the_settings_that_did_it():
-    _, notes = Rounding(round_to=4, min_rank=6, max_rank=7).apply(MATRIX, [5])
+    _, notes = Limits(round_to=4, min_rank=6, max_rank=7).limited(MATRIX, [5])
     assert notes == ("ranks [5] became [7]: min_rank=6, round_to=4, max_rank=7",)
-    _, notes = Rounding(round_to=8).apply(MATRIX, [18])
+    _, notes = Limits(round_to=8).limited(MATRIX, [18])
     assert notes == ("ranks [18] became [20]: round_to=8, the most that the layer and the other ranks allow",)
 
 
 @pytest.mark.parametrize("method", CONV_METHODS)
 @pytest.mark.parametrize("limits", [{}, {"round_to": 8}, {"min_rank": 7}, {"max_rank": 5}, {"round_to": 10**6}])
 def test_what_comes_out_always_fits_the_layer(method: str, limits: dict[str, int]):
-    one = candidate(conv_weight(), method)
+    one = context(conv_weight(), method)
     for rank in (1, 3, 5, 1000):
-        ranks, notes = Rounding(**limits).apply(one, [rank] * len(one.most))
+        ranks, notes = Limits(**limits).limited(one, [rank] * len(one.full_ranks))
         assert one.planned(ranks).ranks == ranks
-        assert bool(notes) == (ranks != (rank,) * len(one.most))
+        assert bool(notes) == (ranks != (rank,) * len(one.full_ranks))
 
 
 @pytest.mark.parametrize("key", ["round_to", "min_rank", "max_rank"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "8"], ids=repr)
 def test_nonsense_names_the_key(key: str, value: object):
-    with pytest.raises(ConfigError, match=rf"ranks\.{key}={value!r} is not a whole number of at least 1"):
-        Rounding(**{key: value})
+    with pytest.raises(ConfigError, match=rf"^{key}: {value!r} given; allowed: .*a whole number at least 1"):
+        Limits(**{key: value})
 
 
-def test_a_most_below_the_least_is_refused():
-    with pytest.raises(ConfigError, match=r"ranks\.max_rank=4 is below ranks\.min_rank=8; give ranks\.max_rank=8"):
-        Rounding(min_rank=8, max_rank=4)
-
-
-@pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), float("inf"), True, "0.5", None], ids=repr)
-def test_shares_out_of_range_name_their_key(value: object):
-    with pytest.raises(ConfigError, match=r"ranks\.keep=.* is not a share above 0 and at most 1"):
-        check_share("ranks.keep", value)
-
-
-def test_shares_and_metrics_in_range():
-    assert check_share("ranks.keep", 1) == 1.0
-    assert check_share("ranks.keep", 0.25) == 0.25
-    assert check_metric("params") == "params"
-    with pytest.raises(ConfigError, match=r"ranks\.metric='flops' is not one of macs, params"):
-        check_metric("flops")
+def test_a_most_below_the_least_is_refused_in_the_words_of_each_surface():
+    with pytest.raises(ConfigError, match="max_rank=4 is below min_rank=8; give max_rank=8 or more") as error:
+        Limits(min_rank=8, max_rank=4)
+    assert error.value.told(Use.in_flags) == "--max-rank 4 is below --min-rank 8; give --max-rank 8 or more"

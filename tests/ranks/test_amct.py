@@ -1,16 +1,18 @@
-"""Ascend's ranks: the published table whatever the weights, and the layers it would not touch, each with its reason."""
+"""AMCT's ranks: the published table whatever the weights, and the layers it would not touch, each with its reason."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from rank_cases import candidate
+from rank_cases import NO_MODEL, context
 from torch import nn
 
 from hodec.conversion.swap import convert
 from hodec.errors import PlanError
 from hodec.plan.plan import Plan
 from hodec.ranks import make_plan
-from hodec.ranks.ascend import Ascend, ascend_rank
-from hodec.ranks.vbmf import signals
+from hodec.ranks.amct import Amct, banded_rank
+from hodec.ranks.evbmf import signals
 
 TABLE = {  # (out, in, kernel height, kernel width) -> the ranks that can come out
     (64, 64, 3, 3): (32, 32),
@@ -27,11 +29,17 @@ def spectra(full: int) -> dict[str, torch.Tensor]:
     return {"flat": torch.ones(full), "falling": 0.97**steps, **found}
 
 
+def amct_rank(values: torch.Tensor, *kernel: int) -> int:
+    """The rank for a kernel (out, in, height, width) with these singular values."""
+    sides = min(kernel[2:]) * min(kernel[:2]), max(kernel[2:]) * max(kernel[:2])
+    return banded_rank(signals(values, *sides), kernel)[0]
+
+
 @pytest.mark.parametrize("kernel", TABLE, ids=str)
 def test_the_published_table(kernel: tuple[int, int, int, int]):
     low, high = TABLE[kernel]
     full = kernel[2] * kernel[1]
-    ranks = {name: ascend_rank(values, *kernel) for name, values in spectra(full).items()}
+    ranks = {name: amct_rank(values, *kernel) for name, values in spectra(full).items()}
     assert min(ranks.values()) == low
     assert max(ranks.values()) == high
     assert all(rank % 16 == 0 for rank in ranks.values())
@@ -42,7 +50,7 @@ def test_inside_the_band_it_is_vbmfs_rank_to_the_nearest_multiple():
     for signal in (165, 170, 180):
         values = torch.where(torch.arange(full) < signal, 1.0, 1e-3)
         assert signals(values, full, full) == signal
-        assert ascend_rank(values, 256, 256, 3, 3) == round(signal / 16) * 16
+        assert amct_rank(values, 256, 256, 3, 3) == round(signal / 16) * 16
 
 
 @pytest.mark.parametrize(
@@ -56,35 +64,24 @@ def test_inside_the_band_it_is_vbmfs_rank_to_the_nearest_multiple():
 )
 def test_other_sizes(kernel: tuple[int, int, int, int], rank: int):
     full = min(kernel[2:]) * min(kernel[:2])
-    assert ascend_rank(torch.ones(full), *kernel) == rank
+    assert amct_rank(torch.ones(full), *kernel) == rank
 
 
 def test_a_rank_is_never_above_the_number_of_singular_values():
-    assert ascend_rank(torch.ones(12), 4, 4, 3, 3) == 12
-
-
-def test_a_matrix_is_as_good_as_its_singular_values_and_may_be_tall():
-    matrix = torch.randn(192, 320, generator=torch.Generator().manual_seed(0))
-    assert ascend_rank(matrix, 64, 64, 3, 5) == ascend_rank(matrix.T, 64, 64, 3, 5) == 32
-
-
-@pytest.mark.parametrize("shape", [(193,), (192, 193), (64, 576), (1, 192, 192)])
-def test_what_does_not_belong_to_the_kernel_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(PlanError, match="neither the 192x192 unfolding .* nor at most 192 singular values"):
-        ascend_rank(torch.ones(shape), 64, 64, 3, 3)
+    assert amct_rank(torch.ones(12), 4, 4, 3, 3) == 12
 
 
 # -- the rule ------------------------------------------------------------------------------------------------------
 
 
 def planned(model: nn.Module, channels: int = 64) -> Plan:
-    return make_plan(model, Ascend(), method="spatial_svd", example_input=torch.randn(1, channels, 9, 9))
+    return make_plan(model, Amct(), method="spatial_svd", example_input=torch.randn(1, channels, 9, 9))
 
 
 def test_an_eligible_layer_is_split_as_in_the_table_and_the_note_says_why():
     model = nn.Sequential(nn.Conv2d(64, 64, 3, stride=2, bias=False)).eval()
     plan = planned(model)
-    assert plan.rule == "ascend"
+    assert plan.rule == "amct"
     assert plan["0"].ranks == (32,)
     assert plan["0"].notes == ("VBMF's rank 0 became 32: band 27..32, multiples of 16",)
     assert plan["0"].params_after / plan["0"].params_before == pytest.approx(1 / 3)
@@ -112,9 +109,9 @@ def test_other_layers_stay_dense_with_the_reason(case: str):
 def test_linear_layers_and_bfloat16_stay_dense():
     model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 49, 64))
     assert "not a plain 2-D convolution" in planned(model).skipped["2"]
-    rule, half = Ascend(), nn.Sequential(nn.Conv2d(64, 64, 3).bfloat16())
-    rule.bind(half, torch.randn(1), "spatial_svd")
-    choice = rule.choose({"0": candidate(half[0].weight.detach(), "spatial_svd")})["0"]
+    half = nn.Conv2d(64, 64, 3).bfloat16()
+    layers = {"0": context(half.weight.detach(), "spatial_svd")}
+    choice = Amct().choose(layers, replace(NO_MODEL, module=lambda name: half))["0"]
     assert choice.ranks is None
     assert "float16, float32 or float64" in choice.reason
 
@@ -123,9 +120,7 @@ def test_a_large_kernel_needs_few_channels_only():
     assert planned(nn.Sequential(nn.Conv2d(16, 48, 7, padding=3)), 16)["0"].ranks == (16,)
 
 
-def test_another_method_or_no_model_is_refused():
+def test_another_method_is_refused():
     model, x = nn.Sequential(nn.Conv2d(64, 64, 3)), torch.randn(1, 64, 5, 5)
     with pytest.raises(PlanError, match="method=spatial_svd only, not for method=tucker"):
-        make_plan(model, Ascend(), method="tucker", example_input=x)
-    with pytest.raises(PlanError, match="ranks=ascend .*make_plan"):
-        Ascend().choose({"0": candidate(torch.ones(64, 64, 3, 3), "spatial_svd")})
+        make_plan(model, Amct(), method="tucker", example_input=x)

@@ -1,10 +1,11 @@
-"""TAR: equal residuals in all layers, one index for the whole net, and an objective whose sign is right."""
+"""Equal residuals in all layers, one index for the whole net, and an objective whose sign is right."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from rank_cases import candidate
+from rank_cases import NO_MODEL, context
 from small_nets import IMAGE, SmallResNet, assert_untouched, snapshot
 from torch import nn
 
@@ -13,15 +14,20 @@ from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
 from hodec.layers.base import FactorizedLayer
 from hodec.plan.plan import Plan
-from hodec.ranks import make_plan
-from hodec.ranks.tar import Tar
+from hodec.ranks import EqualResidual, make_plan
+from hodec.ranks.equal_residual import ResidualLevel
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
 
 
-def planned(rule: Tar, model: nn.Module | None = None, method: str = "weight_svd", **settings: object) -> Plan:
-    model = model or SmallResNet().eval()
-    return make_plan(model, rule, method=method, example_input=X, exclude=["fc"], **settings)
+def planned(
+    rule: EqualResidual, model: nn.Module | None = None, method: str = "weight_svd", **settings: object
+) -> tuple[Plan, tuple[ResidualLevel, ...]]:
+    """The plan, and the levels that were tried."""
+    model, reports = model or SmallResNet().eval(), []
+    rule = replace(rule, report=reports.append)
+    plan = make_plan(model, rule, method=method, example_input=X, exclude=["fc"], **settings)
+    return plan, reports[0]
 
 
 def cost(model: nn.Module) -> float:
@@ -34,64 +40,64 @@ def cost(model: nn.Module) -> float:
 
 def test_where_accuracy_does_not_change_the_cheapest_net_wins():
     """An objective of the wrong sign would keep the most."""
-    rule = Tar(lambda model: 0.7, 10)
-    plan = planned(rule)
-    assert min(trial.kept for trial in rule.trials) == pytest.approx(1 - plan.reduction["macs"])
+    rule = EqualResidual(lambda model: 0.7, 10)
+    plan, levels = planned(rule)
+    assert min(level.ratio for level in levels) == pytest.approx(1 - plan.reduction["macs"])
     assert {layer.ranks for layer in plan.values()} == {(1,)}
 
 
 def test_where_accuracy_is_all_the_most_accurate_net_wins():
-    rule = Tar(lambda model: 1000 * cost(model), 10, metric="params")
-    plan = planned(rule)
-    assert max(trial.kept for trial in rule.trials) == pytest.approx(1 - plan.reduction["params"])
+    rule = EqualResidual(lambda model: 1000 * cost(model), 10, metric="params")
+    plan, levels = planned(rule)
+    assert max(level.ratio for level in levels) == pytest.approx(1 - plan.reduction["params"])
 
 
 def test_a_larger_weight_never_keeps_more():
     def accuracy(model: nn.Module) -> float:
         return 1 - (1 - cost(model)) ** 2
 
-    rules = [Tar(accuracy, 10, metric="params", weight=weight) for weight in (0.1, 0.5, 1, 1.5, 9)]
-    kept = [1 - planned(rule).reduction["params"] for rule in rules]
+    rules = [EqualResidual(accuracy, 10, metric="params", weight=weight) for weight in (0.1, 0.5, 1, 1.5, 9)]
+    kept = [1 - planned(rule)[0].reduction["params"] for rule in rules]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] > kept[-1]
 
 
 def test_the_objective_is_the_documented_one_and_its_least_is_taken():
     accuracies = iter([0.9, 0.88, 0.86, 0.5, 0.2, 0.1])  # the dense net first
-    rule = Tar(lambda model: next(accuracies), 5, weight=0.5)
-    plan = planned(rule)
-    for trial in rule.trials:
-        assert trial.objective == pytest.approx(0.9 - trial.accuracy + 0.5 * trial.kept)
-    best = min(rule.trials, key=lambda trial: trial.objective)
-    assert 1 - plan.reduction["macs"] == pytest.approx(best.kept)
+    rule = EqualResidual(lambda model: next(accuracies), 5, weight=0.5)
+    plan, levels = planned(rule)
+    for level in levels:
+        assert level.objective == pytest.approx(0.9 - level.accuracy + 0.5 * level.ratio)
+    best = min(levels, key=lambda level: level.objective)
+    assert 1 - plan.reduction["macs"] == pytest.approx(best.ratio)
 
 
 def test_ties_go_to_the_cheaper_net():
-    rule = Tar(lambda model: cost(model), 8, metric="params")  # the objective is 1 throughout
-    plan = planned(rule)
-    assert {round(trial.objective, 9) for trial in rule.trials} == {1.0}
-    assert plan.reduction["params"] == pytest.approx(1 - min(trial.kept for trial in rule.trials), abs=0.2)
+    rule = EqualResidual(lambda model: cost(model), 8, metric="params")  # the objective is 1 throughout
+    plan, levels = planned(rule)
+    assert {round(level.objective, 9) for level in levels} == {1.0}
+    assert plan.reduction["params"] == pytest.approx(1 - min(level.ratio for level in levels), abs=0.2)
 
 
 # -- one index for all layers --------------------------------------------------------------------------------------
 
 
-def at_trial(number: int, indices: int = 10, **settings: object) -> Tar:
-    """A rule whose evaluation likes only its trial of this number, counted from 0 (it sees the dense net first)."""
+def at_level(number: int, indices: int = 10, **settings: object) -> EqualResidual:
+    """A rule whose evaluation likes only its level of this number, counted from 0 (it sees the dense net first)."""
     calls = []
 
     def evaluate(model: nn.Module) -> float:
         calls.append(model)
         return 100.0 if len(calls) == number + 2 else 0.0
 
-    return Tar(evaluate, indices, **settings)
+    return EqualResidual(evaluate, indices, **settings)
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])
 def test_all_layers_have_the_residual_nearest_to_the_winning_index(number: int):
-    model, rule = SmallResNet().eval(), at_trial(number)
-    plan = planned(rule, model, include=["layer1.*"])
-    index = rule.trials[number].index
+    model, rule = SmallResNet().eval(), at_level(number)
+    plan, levels = planned(rule, model, include=["layer1.*"])
+    index = levels[number].index
     for name, error in conversion_errors(model, plan).items():
         layer = plan[name]
         ranks = range(1, layer.format.max_ranks(layer.shape, layer.modes)[0] + 1)
@@ -104,18 +110,18 @@ def test_all_layers_have_the_residual_nearest_to_the_winning_index(number: int):
 
 @pytest.mark.parametrize("method", ["tucker", "tt", "spatial_svd"])
 def test_methods_with_several_ranks_or_unfoldings_too(method: str):
-    rule = Tar(cost, 6)
-    plan = planned(rule, method=method)
-    assert 1 <= len(rule.trials) <= 6
+    rule = EqualResidual(cost, 6)
+    plan, levels = planned(rule, method=method)
+    assert 1 <= len(levels) <= 6
     assert all(layer.saves() for layer in plan.values())
 
 
 def test_what_was_predicted_for_the_winner_is_what_the_converted_net_costs():
     model = SmallResNet().eval()
-    rule = at_trial(2)
-    plan = planned(rule, model)
+    rule = at_level(2)
+    plan, levels = planned(rule, model)
     dense, small = count_cost(model, X), count_cost(convert(model, plan), X)
-    assert rule.trials[2].kept == pytest.approx(small.macs / dense.macs)
+    assert levels[2].ratio == pytest.approx(small.macs / dense.macs)
 
 
 # -- evaluations ---------------------------------------------------------------------------------------------------
@@ -129,17 +135,17 @@ def test_the_net_is_evaluated_converted_in_evaluation_mode_at_most_once_an_index
         seen.append(sum(isinstance(m, FactorizedLayer) for m in model.modules()))
         return model(X).mean()
 
-    planned(Tar(evaluate, 12), SmallResNet().train())
+    planned(EqualResidual(evaluate, 12), SmallResNet().train())
     assert seen[0] == 0
     assert set(seen[1:]) == {4}
     assert len(seen) <= 13
 
 
 def test_equal_ranks_are_not_evaluated_twice():
-    rule = Tar(lambda model: 0.0, 50)
-    planned(rule, include=["layer1.shortcut"])
-    assert len(rule.trials) < 12
-    assert [trial.index for trial in rule.trials] == sorted(trial.index for trial in rule.trials)
+    rule = EqualResidual(lambda model: 0.0, 50)
+    _, levels = planned(rule, include=["layer1.shortcut"])
+    assert len(levels) < 12
+    assert [level.index for level in levels] == sorted(level.index for level in levels)
 
 
 def test_nothing_that_evaluate_does_reaches_the_given_model():
@@ -152,7 +158,7 @@ def test_nothing_that_evaluate_does_reaches_the_given_model():
                 parameter.zero_()
         return 0.5
 
-    planned(Tar(vandal, 4), model)
+    planned(EqualResidual(vandal, 4), model)
     assert_untouched(model, before)
 
 
@@ -161,18 +167,18 @@ BAD_RESULTS = {"nan": float("nan"), "infinite": float("inf"), "nothing": None, "
 
 @pytest.mark.parametrize("case", BAD_RESULTS)
 def test_a_dense_accuracy_that_is_no_number_is_refused(case: str):
-    with pytest.raises(PlanError, match="ranks=tar: evaluate "):
-        planned(Tar(lambda model: BAD_RESULTS[case], 4))
+    with pytest.raises(PlanError, match="equal_residual: evaluate "):
+        planned(EqualResidual(lambda model: BAD_RESULTS[case], 4))
 
 
 def test_indices_at_which_the_net_breaks_down_are_passed_over():
     accuracies = iter([0.9, 0.8, float("nan"), float("nan"), float("nan")])
-    rule = Tar(lambda model: next(accuracies), 4)
-    plan = planned(rule)
-    assert plan.reduction["macs"] == pytest.approx(1 - rule.trials[0].kept)
+    rule = EqualResidual(lambda model: next(accuracies), 4)
+    plan, levels = planned(rule)
+    assert plan.reduction["macs"] == pytest.approx(1 - levels[0].ratio)
     broken = iter([0.9] + [float("nan")] * 4)
     with pytest.raises(PlanError, match="no finite accuracy for any converted model"):
-        planned(Tar(lambda model: next(broken), 4))
+        planned(EqualResidual(lambda model: next(broken), 4))
 
 
 # -- limits, refusals ----------------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ def test_indices_at_which_the_net_breaks_down_are_passed_over():
 
 def test_limits_are_obeyed_and_the_residual_is_that_of_the_rounded_ranks():
     model = SmallResNet().eval()
-    plan = planned(Tar(lambda model: 0.0, 5, round_to=4), model, include=["layer1.conv2"])
+    plan, _ = planned(EqualResidual(lambda model: 0.0, 5, round_to=4), model, include=["layer1.conv2"])
     layer = plan["layer1.conv2"]
     assert layer.ranks[0] % 4 == 0
     error = conversion_errors(model, plan)["layer1.conv2"]
@@ -189,31 +195,30 @@ def test_limits_are_obeyed_and_the_residual_is_that_of_the_rounded_ranks():
 
 def test_layers_that_no_rank_makes_cheaper_stay_dense():
     model = nn.Sequential(nn.Conv2d(6, 24, 3, padding=1), nn.Conv2d(24, 2, 1)).eval()
-    rule = Tar(lambda model: 0.0, 4, min_rank=2)
+    rule = EqualResidual(lambda model: 0.0, 4, min_rank=2)
     plan = make_plan(model, rule, method="weight_svd", example_input=X)
     assert plan.skipped == {"1": "no rank makes it cheaper"}
     with pytest.raises(PlanError, match="no layer is left to factorize.*no rank makes it cheaper"):
         make_plan(model, rule, method="weight_svd", example_input=X, include=["1"])
 
 
-def test_it_needs_a_model_for_each_choice():
-    rule = Tar(lambda model: 0.0, 4)
-    with pytest.raises(PlanError, match="ranks=tar has no model to evaluate.*make_plan"):
-        rule.choose({"a": candidate(torch.ones(8, 8))})
-    planned(rule)
-    with pytest.raises(PlanError, match="ranks=tar has no model"):
-        rule.choose({"a": candidate(torch.ones(8, 8))})
+def test_it_needs_an_evaluation_and_a_net():
+    layers = {"a": context(torch.ones(8, 8))}
+    with pytest.raises(ConfigError, match="equal_residual: evaluate is missing"):
+        make_plan(SmallResNet(), EqualResidual(), method="svd", example_input=X)
+    with pytest.raises(PlanError, match="equal_residual evaluates the net: that takes a model with a Python class"):
+        EqualResidual(lambda model: 0.0, 4).choose(layers, NO_MODEL)
 
 
-BAD_SETTINGS: dict[str, Callable[[], Tar]] = {
-    r"ranks\.evaluate=None": lambda: Tar(None),
-    r"ranks\.indices=1 ": lambda: Tar(cost, 1),
-    r"ranks\.indices=51 ": lambda: Tar(cost, 51),
-    r"ranks\.indices=2\.0 ": lambda: Tar(cost, 2.0),
-    r"ranks\.metric='flops'": lambda: Tar(cost, metric="flops"),
-    r"ranks\.weight=0 ": lambda: Tar(cost, weight=0),
-    r"ranks\.weight=nan ": lambda: Tar(cost, weight=float("nan")),
-    r"ranks\.min_rank=0 ": lambda: Tar(cost, min_rank=0),
+BAD_SETTINGS: dict[str, Callable[[], EqualResidual]] = {
+    "^evaluate='x' is not a function": lambda: EqualResidual("x"),
+    "^indices: 1 ": lambda: EqualResidual(cost, 1),
+    "^indices: 51 ": lambda: EqualResidual(cost, 51),
+    r"^indices: 2\.0 ": lambda: EqualResidual(cost, 2.0),
+    "^metric: 'flops'": lambda: EqualResidual(cost, metric="flops"),
+    "^weight: 0 ": lambda: EqualResidual(cost, weight=0),
+    "^weight: nan ": lambda: EqualResidual(cost, weight=float("nan")),
+    "^min_rank: 0 ": lambda: EqualResidual(cost, min_rank=0),
 }
 
 

@@ -1,0 +1,91 @@
+"""What a rank rule is shown of a layer and of the whole net."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from hodec.conversion.eligibility import LayerSite
+from hodec.cost.count import Cost, Inputs
+from hodec.errors import PlanError
+from hodec.formats.base import Format
+from hodec.formats.modes import Modes
+from hodec.plan.layer import LayerPlan
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """A layer that a rule chooses ranks for: where it stands, and how a method sees it.
+
+    Attributes:
+        format: the format's mathematics for this layer type.
+        modes: how its channels split.
+        others: the same layer under the further methods among which the rule may choose.
+    """
+
+    name: str
+    method: str
+    site: LayerSite
+    format: Format
+    modes: Modes
+    execution: str = "auto"
+    others: tuple["LayerContext", ...] = ()
+
+    @cached_property
+    def full_ranks(self) -> tuple[int, ...]:
+        """Ranks at which the format is exact for every weight of this shape."""
+        return self.format.max_ranks(self.site.shape, self.modes)
+
+    @cached_property
+    def dense(self) -> LayerPlan:
+        """The layer plan at full ranks, for what the dense layer costs."""
+        return self.planned(self.full_ranks)
+
+    def fit(self, ranks: Sequence[int]) -> tuple[int, ...]:
+        """The largest ranks that are nowhere above ``ranks`` and that the layer can take."""
+        return tuple(self.format.fit_ranks(self.site.shape, self.modes, ranks))
+
+    def planned(self, ranks: tuple[int, ...], notes: tuple[str, ...] = ()) -> LayerPlan:
+        """The layer plan at these ranks.
+
+        Raises:
+            PlanError: ranks, modes or an execution that do not fit the layer.
+        """
+        return LayerPlan(
+            method=self.method,
+            layer_type=self.site.layer_type,
+            shape=self.site.shape,
+            modes=self.modes,
+            ranks=tuple(ranks),
+            call_sites=self.site.call_sites,
+            execution=self.execution,
+            aliases=self.site.aliases,
+            notes=notes,
+        ).check(self.name)
+
+
+@dataclass(frozen=True)
+class NetContext:
+    """The whole dense net that a rule chooses ranks for.
+
+    Attributes:
+        cost: its parameters and multiply-adds.
+        module: layer name -> its module; of a model file, a module with the node's settings and no numbers.
+        model, example_input: the net itself and what it takes; None and () for a model file.
+    """
+
+    cost: Cost
+    module: Callable[[str], nn.Module]
+    model: nn.Module | None = None
+    example_input: Inputs = ()
+
+    def runnable(self, why: str) -> tuple[nn.Module, Inputs]:
+        """The net and its input.
+
+        Raises:
+            PlanError: there is a model file only; ``why`` says what the net is needed for.
+        """
+        if self.model is None:
+            raise PlanError(f"{why}: that takes a model with a Python class, and a model file has none")
+        return self.model, self.example_input

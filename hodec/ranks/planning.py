@@ -1,0 +1,182 @@
+"""make_plan: the eligible layers, their modes, the ranks a rule chooses for them, and what that costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
+from hodec.conversion.swap import uncompiled
+from hodec.cost.count import Inputs, as_inputs, count_cost
+from hodec.errors import PlanError
+from hodec.formats.modes import Modes
+from hodec.methods import Method, any_of, get_method
+from hodec.plan.layer import LayerPlan
+from hodec.plan.plan import Plan
+from hodec.ranks.context import LayerContext, NetContext
+from hodec.ranks.rule import RankRule
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How layers are planned, whatever the rule; see ``make_plan``."""
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    allow_larger: bool = False
+    n_modes: int = 2
+    modes: Mapping[str, Modes] | None = None
+    execution: str = "auto"
+
+
+def make_plan(
+    model: nn.Module,
+    rule: RankRule,
+    *,
+    method: str = "tt",
+    example_input: Inputs,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    allow_larger: bool = False,
+    n_modes: int = 2,
+    modes: Mapping[str, Modes] | None = None,
+    execution: str = "auto",
+) -> Plan:
+    """Decide per layer how it is factorized; nothing is changed yet.
+
+    Args:
+        model: the dense model, on any device, left as it was.
+        rule: what chooses the ranks, e.g. ``hodec.ranks.Manual(16)``.
+        method: name in ``hodec.METHODS``; not used where the rule has ``methods`` of its own.
+        example_input: a tensor (or several) as the model takes, batch first; sizes decide the costs.
+        include, exclude: layer globs; by default every eligible layer is included.
+        allow_larger: keep layers that would cost more than they do dense.
+        n_modes: how many modes a side the channels split into, 1..4; for ``tt``, 1 is Tucker-2.
+        modes: layer glob -> modes, where the even split is not wanted; the last match counts.
+        execution: ``auto`` (by cost), ``merged`` or ``chain``.
+
+    Returns:
+        The plan, with every other weight layer under ``skipped`` with its reason.
+
+    Raises:
+        PlanError: unknown method, a glob that matches nothing, ranks that do not fit, or no layer left.
+        TrainingError: a weight with NaN or Inf.
+    """
+    settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
+    model = uncompiled(model)
+    sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
+    cost = count_cost(model, example_input)
+    net = NetContext(cost, model.get_submodule, model, example_input)
+    layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
+    order = [name for name, _ in model.named_modules() if name in skipped]
+    skipped = {name: skipped[name] for name in order}
+    return Plan(layers, skipped, rule.name, cost.params, cost.macs, input_sizes(example_input))
+
+
+def input_sizes(example_input: Inputs) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """Shape and type of each input, as a plan remembers them: ``(((1, 3, 32, 32), 'float32'),)``."""
+    return tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example_input))
+
+
+def plan_layers(
+    sites: Mapping[str, LayerSite],
+    skipped: dict[str, str],
+    rule: RankRule,
+    net: NetContext,
+    *,
+    method: str,
+    settings: PlanSettings,
+    fits: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, LayerPlan]:
+    """``make_plan`` for layers that were found anywhere, in a model file too.
+
+    Args:
+        sites: the layers that ``method``, or one of the rule's, can factorize.
+        skipped: why others cannot; each layer that stays dense joins them.
+        net: the whole net.
+        fits: layer -> the methods that can factorize it, where its type alone does not say so.
+
+    Raises:
+        PlanError: as ``make_plan``.
+    """
+    included = _included(list(sites), settings, skipped)
+    methods = [get_method(name) for name in rule.methods_for(method)]
+    given = {
+        name: split
+        for glob, split in (settings.modes or {}).items()
+        for name in match_names(glob, included, "modes of")
+    }
+    contexts: dict[str, LayerContext] = {}
+    for name in included:
+        able = [one for one in methods if sites[name].layer_type in one.layers and (not fits or one.name in fits[name])]
+        several = _contexts(name, sites[name], able, settings, given.get(name), skipped)
+        if several:
+            contexts[name] = replace(several[0], others=tuple(several[1:]))
+    choices = rule.choose(contexts, net) if contexts else {}
+    layers: dict[str, LayerPlan] = {}
+    for name, context in contexts.items():
+        choice = choices[name]
+        if choice.ranks is None:
+            skipped[name] = choice.reason
+            continue
+        chosen = next(one for one in (context, *context.others) if one.method == (choice.method or one.method))
+        layer = chosen.planned(choice.ranks, choice.notes)
+        if settings.allow_larger or layer.saves():
+            layers[name] = layer
+        else:
+            skipped[name] = _not_worth_it(layer)
+    if not layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+        raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
+    return layers
+
+
+def _included(names: list[str], settings: PlanSettings, skipped: dict[str, str]) -> list[str]:
+    """The names that ``include`` and ``exclude`` leave; the others join ``skipped``."""
+    known, include = [*names, *skipped], settings.include
+    wanted = {n for pattern in include for n in match_names(pattern, known, "include")} if include else set(names)
+    dropped = {n: pattern for pattern in settings.exclude or [] for n in match_names(pattern, known, "exclude")}
+    for name in names:
+        if name in dropped:
+            skipped[name] = f"excluded by {dropped[name]!r}"
+        elif name not in wanted:
+            skipped[name] = "not among include"
+    return [name for name in names if name not in skipped]
+
+
+def _contexts(
+    name: str,
+    site: LayerSite,
+    methods: Sequence[Method],
+    settings: PlanSettings,
+    given: Modes | None,
+    skipped: dict[str, str],
+) -> list[LayerContext]:
+    """How each method sees a layer; where none can factorize it, the first one's reason joins ``skipped``."""
+    formats = {method.name: method.format(site.layer_type) for method in methods}
+    if given is not None and not any(fmt.uses_modes for fmt in formats.values()):
+        raise PlanError(f"{name}: method {' or '.join(formats)} splits no channels into modes; leave method.modes out")
+    out, inp = site.shape[:2]
+    contexts, reasons = [], []
+    for method, fmt in formats.items():
+        split = (given if fmt.uses_modes else None) or Modes.split(inp, out, settings.n_modes if fmt.uses_modes else 1)
+        split.check(inp, out)
+        if len(split.inputs) < fmt.min_modes:
+            reasons.append(f"method {method} needs at least {fmt.min_modes} modes a side for a {site.layer_type} layer")
+        elif reason := fmt.unsuitable(site.shape, split):
+            reasons.append(reason)
+        else:
+            # a choice among methods is not to end at an execution that one of them lacks
+            chosen = len(formats) == 1 or settings.execution in fmt.executions
+            execution = settings.execution if chosen else "auto"
+            contexts.append(LayerContext(name, method, site, fmt, split, execution))
+    if not contexts:
+        skipped[name] = reasons[0]
+    return contexts
+
+
+def _not_worth_it(layer: LayerPlan) -> str:
+    return (
+        f"at ranks {list(layer.ranks)} it would cost {layer.params_after:,} parameters (dense "
+        f"{layer.params_before:,}) and {layer.macs_after:,} MACs (dense {layer.macs_before:,}): not worth it"
+    )

@@ -1,0 +1,127 @@
+"""What all rank rules are: frozen dataclasses of settings that choose ranks. Importing this does not load torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hodec.errors import ConfigError, Use
+from hodec.options import BadParts, Option, setting
+
+if TYPE_CHECKING:
+    from hodec.ranks.context import LayerContext, NetContext
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule decides for one layer: ranks with notes on what was clipped or rounded, or why it stays dense.
+
+    Attributes:
+        method: the method it chose, where it could choose; otherwise empty.
+    """
+
+    ranks: tuple[int, ...] | None
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    method: str = ""
+
+
+class RankRule(Option):
+    """Base of all rank rules. A rule chooses layer by layer (``choose_layer``) or for the whole net (``choose``).
+
+    Attributes:
+        reads_weights: whether it needs trained weights: ranks of random ones mean nothing.
+        runs_net: what it does with a net that can be run, in words: ``evaluates the net ..``. Such a rule serves no
+            model file and no plan without training. Empty for rules that look at layers only.
+    """
+
+    group: ClassVar[str] = "ranks"
+    reads_weights: ClassVar[bool] = False
+    runs_net: ClassVar[str] = ""
+
+    def methods_for(self, method: str) -> tuple[str, ...]:
+        """The methods that a layer may take, where the plan is asked for ``method``."""
+        return (method,)
+
+    def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
+        """A choice for every layer.
+
+        Raises:
+            PlanError: settings that do not fit these layers.
+        """
+        return {name: self.choose_layer(layer, net) for name, layer in layers.items()}
+
+    def choose_layer(self, layer: LayerContext, net: NetContext) -> Choice:
+        """The choice for one layer, where it depends on no other."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither choose nor choose_layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Option):
+    """Limits that the automatic rules bring their ranks into.
+
+    Raises:
+        ConfigError: a number below 1, or ``max_rank`` below ``min_rank``.
+    """
+
+    group: ClassVar[str] = "ranks"
+
+    round_to: int = setting(1, "ranks become multiples of this, rounded up; the layer's own limits still hold", low=1)
+    min_rank: int = setting(1, "least rank, where the layer allows it", low=1)
+    max_rank: int | None = setting(None, "greatest rank; by default what the layer allows", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_rank is not None and self.max_rank < self.min_rank:
+            raise ConfigError(
+                "{given} is below {least}; give {most} or more",
+                given=Use("ranks.max_rank", self.max_rank),
+                least=Use("ranks.min_rank", self.min_rank),
+                most=Use("ranks.max_rank", self.min_rank),
+            )
+
+    def limited(self, layer: LayerContext, ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Ranks that this layer can take within the limits, and a note if they differ from ``ranks``.
+
+        A ``max_rank`` that is no multiple of ``round_to`` stands for the multiple below it, unless that is below
+        ``min_rank``.
+        """
+        given = tuple(int(rank) for rank in ranks)
+        least = tuple(max(rank, self.min_rank) for rank in given)
+        rounded = tuple(-(-rank // self.round_to) * self.round_to for rank in least)
+        cut = tuple(self._cut(rank) for rank in rounded)
+        fitted = layer.fit(cut)
+        if fitted == given:
+            return fitted, ()
+        steps = (
+            (f"min_rank={self.min_rank}", least != given),
+            (f"round_to={self.round_to}", rounded != least),
+            (f"max_rank={self.max_rank}", cut != rounded),
+            ("the most that the layer and the other ranks allow", fitted != cut),
+        )
+        reasons = ", ".join(reason for reason, changed in steps if changed)
+        return fitted, (f"ranks {list(given)} became {list(fitted)}: {reasons}",)
+
+    def _cut(self, rank: int) -> int:
+        if self.max_rank is None or rank <= self.max_rank:
+            return rank
+        multiple = self.max_rank // self.round_to * self.round_to
+        return multiple if multiple >= self.min_rank else self.max_rank
+
+
+def bad_names(value: object) -> BadParts:
+    """What is no filled list of non-empty texts."""
+    texts = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    if not texts or not all(isinstance(one, str) and one for one in value):  # type: ignore[union-attr, attr-defined]
+        yield "", value
+
+
+def check_function(value: object, name: str, meaning: str) -> None:
+    """Refuse what is neither None nor callable.
+
+    Raises:
+        ConfigError: naming the argument ``name`` and the ``meaning`` of the function.
+    """
+    if value is not None and not callable(value):
+        raise ConfigError("{given} is not a function " + meaning, given=Use(f"ranks.{name}", repr(value)))
