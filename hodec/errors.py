@@ -53,6 +53,11 @@ class HodecError(Exception):
         return self.message.format(**{name: words(use) for name, use in self.uses.items()})
 
 
+def literal(text: object) -> str:
+    """A layer's name, a value or other given text for a message with ``uses``: its braces are doubled."""
+    return str(text).replace("{", "{{").replace("}", "}}")
+
+
 class RankError(HodecError):
     """Ranks that do not fit the modes of a tensor."""
 

@@ -102,6 +102,21 @@ class InputCovariance:
         return self
 
 
+def check_covariances(covariances: Mapping[str, InputCovariance], plan: Plan) -> dict[str, InputCovariance]:
+    """The covariances, if each is of a planned layer and keeps its ranks.
+
+    Raises:
+        PlanError: one was collected for another plan.
+    """
+    for name, covariance in covariances.items():
+        if name not in plan:
+            raise PlanError(
+                f"there is a covariance for {name}, which is not in the plan: collect the covariances with this plan"
+            )
+        covariance.check(name, plan[name])
+    return dict(covariances)
+
+
 def input_sizes(layer: LayerPlan) -> tuple[int, ...]:
     """Sizes of the input axes (I_1, .., I_d, K_1, ..)."""
     return (*layer.modes.inputs, *layer.shape[2:])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hodec.cost.count import Inputs, trace_call_sites
-from hodec.errors import PlanError, near_matches
+from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.linalg.svd import check_finite
@@ -132,15 +132,19 @@ def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
             raise PlanError(f"layer {name} is lazy and has no weight yet: run the model once before planning")
 
 
-def match_names(pattern: str, names: Sequence[str], what: str) -> list[str]:
+def match_names(pattern: str, names: Sequence[str], setting: str) -> list[str]:
     """The names that a glob matches.
+
+    Args:
+        setting: where the glob was given, ``include`` or ``ranks.ignore``, for the message.
 
     Raises:
         PlanError: none does; the message has near matches.
     """
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
+    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not matches:
         stem = pattern.replace("*", "").rstrip(".")
         hint = near_matches(stem, tuple(names)) or f" Layers are: {', '.join(names[:6])}, .."
-        raise PlanError(f"{what} {pattern!r} matches no layer.{hint}")
-    return found
+        text = literal(f"{pattern!r} matches no layer.{hint}")
+        raise PlanError(f"{{setting}} {text}", setting=Use(setting))
+    return matches

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hodec.calibration.input_covariance import InputCovariance, whitened_projection
+from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
 from hodec.errors import ConvertError, PlanError, near_matches
 from hodec.formats.base import working_copy
@@ -67,7 +67,7 @@ def convert(
     """
     model = uncompiled(model)
     _check_belongs(model, plan)
-    covariances = _checked(covariances or {}, plan)
+    covariances = check_covariances(covariances or {}, plan)
     small = copy.deepcopy(model)
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
@@ -84,16 +84,6 @@ def convert(
             _dry_run(small, model, plan)
     setattr(small, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
     return small
-
-
-def _checked(covariances: Mapping[str, InputCovariance], plan: Plan) -> Mapping[str, InputCovariance]:
-    for name, covariance in covariances.items():
-        if name not in plan:
-            raise PlanError(
-                f"there is a covariance for {name}, which is not in the plan: collect the covariances with this plan"
-            )
-        covariance.check(name, plan[name])
-    return covariances
 
 
 def _factorized(

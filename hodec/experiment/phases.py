@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hodec._version import __version__
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 from hodec.admm.projection import RankLearner
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.conversion.batchnorm import reestimate_batchnorm
@@ -173,14 +173,14 @@ class Phases:
             return
         admm = AdmmCallback(
             self.planned(),
-            config.rho,
+            rho=config.rho,
             pull=config.pull,
             update_every=config.update_every,
             relax=config.relax,
             dual=config.dual,
             tolerance=config.tolerance,
             track_truncated=config.track_truncated,
-            spread=config.spread,
+            distribute_projection=config.spread,
             learner=self._learner(),
             covariances=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
             root="net",
@@ -237,12 +237,14 @@ class Phases:
 
     def _outcome(self, admm: AdmmCallback) -> dict[str, Any]:
         """What later phases and the report need to know of ADMM."""
-        residual = admm.primal[-1] if admm.primal else None
-        facts: dict[str, Any] = {"admm": {"status": admm.verdict.value, "primal_residual": residual}}
-        final = admm.final_plan()
-        if admm.learner is not None and isinstance(final, Plan):
+        core = admm.admm
+        residual = core.primal[-1] if core.primal else None
+        facts: dict[str, Any] = {"admm": {"status": core.status.value, "primal_residual": residual}}
+        final = core.final_plan()
+        if core.projection.learner is not None:
             facts["plan"] = final.to_dict()
-        self.folder.save_factors("admm", {name: f for name, f in admm.factors.items() if name in final})
+        factors = core.projection.factors
+        self.folder.save_factors("admm", {name: f for name, f in factors.items() if name in final})
         return facts
 
     def _module(self, phase: str, net: nn.Module) -> LitClassifier:

@@ -195,7 +195,9 @@ def plan_layers(  # noqa: PLR0913
     """
     chosen = _included(list(sites), include, exclude, skipped)
     methods = [get_method(name) for name in methods_of(rule, method)]
-    by_layer = {name: split for glob, split in (modes or {}).items() for name in match_names(glob, chosen, "modes of")}
+    by_layer = {
+        name: split for glob, split in (modes or {}).items() for name in match_names(glob, chosen, "method.modes")
+    }
     options: dict[str, list[Candidate]] = {}
     for name in chosen:
         able = [one for one in methods if sites[name].layer_type in one.layers and (not fits or one.name in fits[name])]

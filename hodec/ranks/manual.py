@@ -46,7 +46,7 @@ class Manual:
         return {
             name: value
             for pattern, value in self.tt_ranks.items()
-            for name in match_names(str(pattern), names, "tt_ranks:")
+            for name in match_names(str(pattern), names, "tt_ranks")
         }
 
     def _one(self, candidate: Candidate, given: Any) -> Choice:

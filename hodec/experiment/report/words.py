@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from math import isfinite
 from statistics import median
 
+from hodec.admm.options import WEAK_PULL
 from hodec.experiment.report import units
 from hodec.experiment.report.rundata import PHASES, RunData
 
-#: Below this share of its way to Z - U that W covers between two updates, the dual variable winds up.
-WEAK_PULL = 0.3
 #: Above this share of the weights' norm, truncation is a cut rather than a rounding: the page says it in amber.
 FAR = 0.1
 

@@ -162,7 +162,7 @@ class Greedy:
     def _ignored(self, model: nn.Module, candidates: Mapping[str, Candidate]) -> dict[str, str]:
         """Ignored candidates with the reason; a glob may also name layers that are no candidates."""
         known = [*candidates, *(name for name, _ in model.named_modules() if name and name not in candidates)]
-        hits = {n: glob for glob in self.ignore for n in match_names(glob, known, "ranks.ignore:")}
+        hits = {n: glob for glob in self.ignore for n in match_names(glob, known, "ranks.ignore")}
         return {name: f"ignored by {hits[name]!r}" for name in candidates if name in hits}
 
     def _curves(self, candidates: Mapping[str, Candidate], reasons: dict[str, str]) -> dict[str, Curve]:

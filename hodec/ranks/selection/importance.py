@@ -42,7 +42,7 @@ def importance(weights: Weights, candidates: Mapping[str, Candidate]) -> dict[st
     if isinstance(weights, GreedyStats):
         return _by_scores(weights, candidates)
     given, names = weights if isinstance(weights, Mapping) else {}, list(candidates)
-    matched = {n: w for glob, w in given.items() for n in match_names(glob, names, "ranks.weights:")}
+    matched = {n: w for glob, w in given.items() for n in match_names(glob, names, "ranks.weights")}
     return {name: matched.get(name, 1.0) for name in names}
 
 
