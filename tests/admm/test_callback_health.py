@@ -14,8 +14,8 @@ from torch.testing import assert_close
 import hodec
 from hodec.admm.lightning import AdmmCallback
 from hodec.admm.stopping import Status
-from hodec.plan.plan import Plan
 from hodec.errors import PlanError, TrainingError
+from hodec.plan.plan import Plan
 
 
 class Break(pl.Callback):

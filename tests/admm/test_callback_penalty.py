@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from admm_fits import BATCHES, LAYERS, Probe, Users, admm, batches, cosine, distance, fit, new_net, plan_of, sgd
 from torch.testing import assert_close
 
-from hodec.admm.penalty import Interval
 from hodec.admm.options import AdmmOptions
+from hodec.admm.penalty import Interval
 from hodec.admm.updates import project_layers, start, step
 from hodec.errors import ConfigError
 
