@@ -3,8 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from hodec.admm import updates
 from hodec.admm.binding import find_root, planned_weights, trainable
 from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmSettings
-from hodec.admm.penalty import Interval, Moment, StepSize, make_penalty
+from hodec.admm.penalty import Moment, StepSize, make_penalty
 from hodec.admm.processes import Processes
-from hodec.admm.projection import Projection, RankLearner
+from hodec.admm.projection import Projection, RankLearner, State
 from hodec.admm.stopping import Status, check_convergence, final_status
 from hodec.admm.updates import AdmmState, Residuals
 from hodec.calibration.input_covariance import InputCovariance
@@ -55,8 +54,8 @@ class Admm:
         optimizer: the one that trains the planned weights.
         learner: chooses the ranks anew at each Z-update, see ``hodec.ranks.Learned``; ``final_plan`` has the last ones.
         covariances: of the layers' inputs, see ``hodec.collect_covariances``: Z is then the nearest by their outputs.
-        steps_per_epoch: optimizer steps of one epoch. Without it the first epoch counts them; where rho is solved
-            from the pull and Z is updated by epochs, ADMM begins after that epoch only.
+        steps_per_epoch: optimizer steps of one epoch. Without it the first epoch counts them; where the pull depends
+            on them, ADMM begins after that epoch.
         root: the part of ``model`` that the plan was made from, where that is ambiguous.
         processes: those that train together, by default torch.distributed's.
         settings: the fields of ``hodec.admm.options.AdmmOptions``: ``rho``, ``pull``, ``update_every``, ``relax``,
@@ -65,7 +64,7 @@ class Admm:
     Attributes:
         projection: has the ``plan`` with the ranks that Z has now, and the ``factors`` of iterative formats.
         states: layer -> its Z, U and rho; empty before ADMM begins.
-        residuals: layer -> its residuals at the last Z-update.
+        residuals: layer -> its residuals at the last Z-update; before the first, at the last report.
         primal, dual: overall relative residuals after each Z-update.
         status: RUNNING, CONVERGED, DIVERGED, or after ``finish`` EPOCHS_ENDED.
         pull: mean over the layers, as rho and the learning rate now give it; NaN while it is not known.
@@ -96,14 +95,12 @@ class Admm:
             raise ConfigError(text, steps=Use("steps_per_epoch"))
         self.options, self.start_plan, self.steps_per_epoch = AdmmOptions(**settings), plan, steps_per_epoch
         self.penalty = make_penalty(self.options.rho, pull=self.options.pull, layers=list(plan))
-        self.interval = Interval.parse(self.options.update_every)
+        self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
         self._bind(model, optimizer, root)
-        self.states: dict[str, AdmmState] = {}
-        self.residuals: dict[str, Residuals] = {}
-        self.primal: list[float] = []
-        self.dual: list[float] = []
+        self.states, self.residuals = dict[str, AdmmState](), dict[str, Residuals]()
+        self.primal, self.dual = list[float](), list[float]()
         self.status, self.pull = Status.RUNNING, math.nan
         self.steps = self.epoch = self.updated_at = self.epoch_began = 0
         self._chosen_at: tuple[int, dict[str, float]] = (-1, {})  # epoch and learning rates that rho was chosen at
@@ -126,7 +123,7 @@ class Admm:
     # -- hooks of the loop ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Set Z = project(W) and U = 0, unless there is a state already; ``before_step`` does it where it is not done.
+        """Set Z = project(W) and U = 0 where there is no state yet; ``before_step`` does it too.
 
         Raises:
             TrainingError: a weight is NaN or Inf.
@@ -175,7 +172,7 @@ class Admm:
             ratios = {name: min(1.0, rates[name] * self.states[name].rho) for name in names}
             with torch.no_grad():
                 torch._foreach_sub_([self.weights[name].data for name in names], self._offsets(names, ratios))
-        if self.interval.unit == "step" and self.steps - self.updated_at >= self.interval.count:
+        if self._unit == "step" and self.steps - self.updated_at >= self._every:
             self.update()
 
     def end_epoch(self, evaluate: Callable[[], float | None] | None = None) -> dict[str, float]:
@@ -202,11 +199,11 @@ class Admm:
 
     def update_at_epoch_end(self) -> None:
         """Update Z and U if this epoch's end is one where that is due."""
-        if self.interval.unit == "epoch" and (self.epoch + 1) % self.interval.count == 0:
+        if self._unit == "epoch" and (self.epoch + 1) % self._every == 0:
             self.update()
 
     def finish(self) -> Status:
-        """Settle the status once training is over, and log it."""
+        """Settle the status once training is over."""
         self.status = final_status(self.status, self.primal)
         last = f"{self.primal[-1]:.4g}" if self.primal else "not measured: no Z-update took place"
         log.info("ADMM %s; norm(W - Z) / norm(W) = %s", self.status.value, last)
@@ -233,8 +230,7 @@ class Admm:
         self.states, self.residuals = updates.step(self.weights, self.states, self._project, relax=relax, dual=dual)
         self.updated_at = self.steps
         overall = updates.total(self.residuals)
-        self.primal.append(overall.primal)
-        self.dual.append(overall.dual)
+        self.primal, self.dual = [*self.primal, overall.primal], [*self.dual, overall.dual]
         self._choose_rho(self.residuals)
         self.status = check_convergence(self.primal, self.dual, tolerance=self.options.tolerance)
         if self.status is Status.DIVERGED:
@@ -254,8 +250,7 @@ class Admm:
 
     def _interval_steps(self) -> float:
         """Optimizer steps between two Z-updates; NaN while they are not known."""
-        per_unit = self.steps_per_epoch if self.interval.unit == "epoch" else 1
-        return math.nan if per_unit is None else self.interval.count * per_unit
+        return self._every * (1 if self._unit == "step" else self.steps_per_epoch or math.nan)
 
     def _choose_rho(self, residuals: Mapping[str, Residuals] | None = None) -> None:
         """Choose rho of all layers; ``residuals`` are those of the Z-update just done."""
@@ -278,12 +273,9 @@ class Admm:
         momentum = max(float(group.get("momentum", 0.0)) for group in self.optimizer.param_groups)
         steps, memory = self._interval_steps(), round(2 / (1 - momentum), 3)
         if self._is_sgd and steps < memory:
-            self._warn(
-                "interval",
-                f"Z is updated every {steps:g} optimizer steps, but momentum {momentum:g} lets W answer over about "
-                f"{memory:.0f}: Z chases a W that is still on its way. Update less often: "
-                f"update_every={math.ceil(memory)}steps",
-            )
+            late = f"momentum {momentum:g} lets W answer over about {memory:.0f}: Z chases a W that is still on its way"
+            remedy = f"Update less often: update_every={math.ceil(memory)}steps"
+            self._warn("interval", f"Z is updated every {steps:g} optimizer steps, but {late}. {remedy}")
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
@@ -305,7 +297,9 @@ class Admm:
             ``planned_params``, the shares of the dense net's cost that its ranks keep; ``truncated_accuracy``.
         """
         full = {name: updates.full_precision(w) for name, w in self.weights.items()}
-        overall, projected = updates.total(self._latest_residuals()), self.projection.truncate(full)
+        if not self.primal:
+            self.residuals = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
+        overall, projected = updates.total(self.residuals), self.projection.truncate(full)
         missed = sum(float((full[n] - projected[n]).square().sum()) for n in full)
         size = sum(float(w.square().sum()) for w in full.values())
         report = {
@@ -324,17 +318,11 @@ class Admm:
         return report
 
     def layer_report(self) -> dict[str, dict[str, float]]:
-        """The ``rho``, ``primal_residual`` and ``dual_residual`` of each layer."""
+        """The ``rho``, ``primal_residual`` and ``dual_residual`` of each layer at the time of the last ``report``."""
         return {
             name: {"rho": self.states[name].rho, "primal_residual": r.primal, "dual_residual": r.dual}
-            for name, r in self._latest_residuals().items()
+            for name, r in self.residuals.items()
         }
-
-    def _latest_residuals(self) -> dict[str, Residuals]:
-        """Those of the last Z-update; before the first, how far W is from the Z it started with."""
-        if self.residuals:
-            return self.residuals
-        return {name: updates.measure(w, self.states[name], self.states[name].z) for name, w in self.weights.items()}
 
     def final_plan(self) -> Plan:
         """The plan to convert by: where ranks were learned, those of the last Z.
@@ -363,7 +351,7 @@ class Admm:
 
     # -- state: plain numbers and tensors only, so that checkpoints load with weights_only=True ---------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All that ADMM goes on from, beside the weights and the optimizer's state."""
         return {
             "plan": self._identity(),
@@ -372,10 +360,10 @@ class Admm:
             "residuals": {name: [r.gap, r.weight, r.move, r.dual_scale] for name, r in self.residuals.items()},
             "verdict": self.status.value,
             "steps_per_epoch": self.steps_per_epoch,
-            **{key: copy(getattr(self, key)) for key in PLAIN},
+            **{key: getattr(self, key) for key in PLAIN},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from a state; its tensors are moved to the devices of the weights.
 
         Raises:
@@ -392,15 +380,15 @@ class Admm:
             )
         self.projection.load_state_dict(state["projection"])
         self.states = {
-            name: AdmmState(layers[name]["z"].to(w.device), layers[name]["u"].to(w.device), layers[name]["rho"])
-            for name, w in self.weights.items()
-            if layers
+            name: AdmmState(one["z"].to(self.weights[name].device), one["u"].to(self.weights[name].device), one["rho"])
+            for name, one in layers.items()
+            if name in self.weights
         }
         self.residuals = {name: Residuals(*row) for name, row in state["residuals"].items()}
         self.status, self._chosen_at = Status(state["verdict"]), (-1, {})
         self.steps_per_epoch = self.steps_per_epoch or state.get("steps_per_epoch")
         for key in PLAIN:  # a checkpoint of hodec 0.1.0 lacks those that Lightning counts itself
-            setattr(self, key, copy(state.get(key, getattr(self, key))))
+            setattr(self, key, state.get(key, getattr(self, key)))
 
     def _identity(self) -> dict[str, str]:
         """What Z depends on, per layer and in words; learned ranks are state instead."""

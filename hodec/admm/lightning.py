@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,9 +15,9 @@ except ImportError as error:
 
 from hodec.admm.core import Admm
 from hodec.admm.options import AdmmOptions, AdmmSettings
-from hodec.admm.penalty import Interval, make_penalty
+from hodec.admm.penalty import make_penalty
 from hodec.admm.processes import Processes
-from hodec.admm.projection import Projection, RankLearner
+from hodec.admm.projection import Projection, RankLearner, State
 from hodec.admm.stopping import Status
 from hodec.admm.truncated import validation_accuracy
 from hodec.calibration.input_covariance import InputCovariance
@@ -60,11 +60,11 @@ class AdmmCallback(Callback):
         options = AdmmOptions(**settings)
         make_penalty(options.rho, pull=options.pull, layers=list(plan))  # these two refuse now, not at the fit's start
         Projection(plan, learner, covariances)
-        self.interval = Interval.parse(options.update_every)
+        self._by_epoch = options.interval[1] == "epoch"
         self.stop_when_converged, self.evaluate = stop_when_converged, evaluate
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: State | None = None
         self.latest: dict[str, object] = {}
 
     @property
@@ -117,7 +117,7 @@ class AdmmCallback(Callback):
     def _follow(self, trainer: Trainer) -> Admm:
         """The ADMM, told where the trainer is."""
         batches = trainer.num_training_batches / trainer.accumulate_grad_batches
-        if math.isinf(batches) and self.interval.unit == "epoch":
+        if math.isinf(batches) and self._by_epoch:
             raise TrainingError(
                 "the training data does not say how many batches an epoch has: give the interval in steps, {steps}",
                 steps=Use("admm.update_every", "'100steps'"),
@@ -146,10 +146,10 @@ class AdmmCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.admm.finish()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return self._admm.state_dict() if self._admm else {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         self._restored = state_dict
 
 

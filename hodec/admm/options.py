@@ -92,6 +92,12 @@ class AdmmOptions(Option):
             if getattr(self, key) is None:
                 raise ConfigError("{setting}: None given; leave it out for its default", setting=Use(f"admm.{key}"))
 
+    @property
+    def interval(self) -> tuple[int, str]:
+        """``update_every`` as a count and its unit, ``epoch`` or ``step``."""
+        count, unit = INTERVAL.findall(str(self.update_every))[0]
+        return int(count), unit or "epoch"
+
 
 @dataclass(frozen=True)
 class AdmmPaper(AdmmOptions):

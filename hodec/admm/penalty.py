@@ -8,24 +8,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hodec.admm.options import INTERVAL, Rho
+from hodec.admm.options import Rho
 from hodec.admm.updates import Residuals
 from hodec.conversion.eligibility import match_names
 from hodec.errors import ConfigError, Use, literal
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How often Z and U are updated: every ``count`` epochs or optimizer steps."""
-
-    count: int
-    unit: str
-
-    @classmethod
-    def parse(cls, text: int | str) -> "Interval":
-        """The interval of ``AdmmOptions.update_every``: 2 or '2epochs', '50steps'."""
-        count, unit = INTERVAL.findall(str(text))[0]
-        return cls(int(count), unit or "epoch")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from hodec.formats.layer_types import LAYER_TYPES
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 
+State = dict[str, Any]
+"""Tensors, plain numbers and texts, in dicts and lists: what a checkpoint may hold without running code."""
+
 
 class RankLearner(Protocol):
     """What changes the ranks while training; see ``hodec.ranks.Learned.learner``."""
@@ -74,9 +77,8 @@ class Projection:
         factors: dict[str, list[Tensor]] = {}
         for source, names in enumerate(parts):
             mine = {name: tensors[name] for name in names} if processes.rank == source else {}
-            own = self._iterate(mine)
             # decompositions differ in the last bits between processes, so one of them decides
-            part, own = processes.broadcast((self._project(mine, own), own), source)
+            part, own = processes.broadcast(self._project(mine), source)
             z.update((name, one.to(tensors[name].device)) for name, one in part.items())
             factors.update((name, [f.to(tensors[name].device) for f in many]) for name, many in own.items())
         self.factors = {name: factors[name] for name in tensors if name in factors}
@@ -84,33 +86,28 @@ class Projection:
 
     def truncate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each tensor at its planned ranks; nothing is remembered."""
-        return self._project(tensors, self._iterate(tensors))
+        return self._project(tensors)[0]
 
     @torch.no_grad()
-    def _iterate(self, tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """Factors of the layers whose formats are iterative."""
-        result = {}
-        for name, tensor in tensors.items():
+    def _project(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Each tensor at its planned ranks, and the factors of those whose format is iterative."""
+        factors = {name: self._iterate(name, t) for name, t in tensors.items() if self.plan[name].format.iterative}
+        plain = {name: t for name, t in tensors.items() if name not in factors}
+        z = project_layers(self.plan, plain, self.covariances)
+        for name, own in factors.items():
             layer = self.plan[name]
-            if not layer.format.iterative:
-                continue
-            weight, start = LAYER_TYPES[layer.layer_type].to_oihw(working_copy(tensor)), self.factors.get(name)
-            with torch.autocast(weight.device.type, enabled=False):
-                if start is None or not _same_size(layer, start):
-                    result[name] = layer.format.decompose(weight, layer.ranks, layer.modes)
-                else:
-                    near = [f.to(weight) for f in start]
-                    result[name] = layer.format.refine(weight, layer.ranks, layer.modes, near)
-        return result
+            dense = layer.format.reconstruct(own, layer.shape, layer.modes).to(tensors[name].dtype)
+            z[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
+        return {name: z[name] for name in tensors}, factors
 
-    def _project(self, tensors: Mapping[str, Tensor], iterated: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-        plain = {name: t for name, t in tensors.items() if name not in iterated}
-        result = project_layers(self.plan, plain, self.covariances)
-        for name, factors in iterated.items():
-            layer = self.plan[name]
-            dense = layer.format.reconstruct(factors, layer.shape, layer.modes).to(tensors[name].dtype)
-            result[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
-        return {name: result[name] for name in tensors}
+    def _iterate(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """Factors of one layer, from those of its last Z where they have the planned ranks."""
+        layer, before = self.plan[name], self.factors.get(name)
+        weight = LAYER_TYPES[layer.layer_type].to_oihw(working_copy(tensor))
+        with torch.autocast(weight.device.type, enabled=False):
+            if before is None or not _same_size(layer, before):
+                return layer.format.decompose(weight, layer.ranks, layer.modes)
+            return layer.format.refine(weight, layer.ranks, layer.modes, [f.to(weight) for f in before])
 
     def final_plan(self) -> Plan:
         """The plan to convert by.
@@ -132,12 +129,12 @@ class Projection:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and plain numbers."""
         ranks = {name: list(layer.ranks) for name, layer in self.plan.items()} if self.learner else {}
         return {"ranks": ranks, "factors": {name: list(factors) for name, factors in self.factors.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from another's state, which must be of the same layers."""
         self.factors = {name: list(factors) for name, factors in state["factors"].items()}
         self.plan = with_ranks(self.plan, state["ranks"])

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -18,7 +18,6 @@ from hodec.methods import Method
 # Modules that read their children's weights directly instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
-
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
 
@@ -27,9 +26,9 @@ class LayerSite:
     """A layer that can be factorized, where it stands and how much it runs.
 
     Attributes:
-        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        layer_type: name in LAYER_TYPES: ``conv2d``, ``linear``, ..
         weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
-        runs: its calls for one image.
+        call_sites: its calls for one image.
         aliases: further names of the same module.
     """
 
@@ -73,10 +72,9 @@ def eligible_layers(
     return sites, refused
 
 
-def weight_of(module: Any) -> Tensor:
+def weight_of(module: nn.Module) -> Tensor:
     """A layer's dense weight, without its history."""
-    weight: Tensor = module.weight.detach()
-    return weight
+    return cast(Tensor, module.weight).detach()
 
 
 def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -88,11 +86,10 @@ def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    kinds = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention
-    return isinstance(module, kinds)
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention)
 
 
-def refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
+def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
     """Why a layer cannot be factorized by this method, or an empty string."""
     if not name:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"

@@ -8,7 +8,6 @@ from admm_fits import BATCHES, LAYERS, Probe, Users, admm, batches, cosine, dist
 from torch.testing import assert_close
 
 from hodec.admm.options import AdmmOptions
-from hodec.admm.penalty import Interval
 from hodec.admm.updates import project_layers, start, step
 from hodec.errors import ConfigError
 
@@ -211,7 +210,7 @@ def test_updates_count_optimizer_steps(every, accumulate, steps):
     [(1, 1, "epoch"), ("2", 2, "epoch"), ("2epochs", 2, "epoch"), ("1epoch", 1, "epoch"), ("50steps", 50, "step")],
 )
 def test_interval(text, count, unit):
-    assert Interval.parse(text) == Interval(count, unit)
+    assert AdmmOptions(update_every=text).interval == (count, unit)
 
 
 @pytest.mark.parametrize("text", [0, -1, 1.5, "0steps", "steps", "5 minutes", True, ""])

@@ -76,9 +76,9 @@ def test_each_projects_its_share_and_all_hold_the_same(
     projected: dict[int, list[str]] = {}
     real = Projection._project
 
-    def spy(self, some, found):
+    def spy(self, some):
         projected.setdefault(threading.get_ident(), []).extend(some)
-        return real(self, some, found)
+        return real(self, some)
 
     monkeypatch.setattr(Projection, "_project", spy)
     alone = Projection(plan).update(tensors, {}, Processes())
