@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.rows import Row, Target
 from benchmarks.settings import Settings
 from benchmarks.timing import Times
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 from hodec.cost.timing import clock
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.training import quiet_lightning

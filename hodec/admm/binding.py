@@ -1,4 +1,4 @@
-"""Finding the planned net inside somebody's LightningModule, and refusing what ADMM cannot work with."""
+"""Finding the planned layers inside somebody's module, and refusing what ADMM cannot work with."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,6 @@ from torch.nn import Parameter
 from hodec.errors import PlanError, TrainingError, near_matches
 from hodec.plan.layer import LayerPlan
 
-# Strategies that split single weights over devices, so that no process can project a whole one.
-SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
-
 
 def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None) -> str:
     """Name prefix (``""`` or ``"backbone."``) under which all planned layers hang.
@@ -20,9 +17,9 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
         PlanError: nowhere, or in several places; the message says which ``root=`` to give.
     """
     if not plan:
-        raise PlanError("the plan has no layers, so ADMM has nothing to train: leave AdmmCallback out")
-    found = _parameters(module)
-    shapes = {name: tuple(p.shape) for name, p in found.items()}
+        raise PlanError("the plan has no layers, so ADMM has nothing to train: leave it out")
+    parameters = _parameters(module)
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if root is not None:
         prefixes = [f"{root}." if root else ""]
     else:
@@ -30,28 +27,27 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
         prefixes = ["", *sorted(f"{name}." for name in names if name)]
     fits = [p for p in prefixes if all(shapes.get(f"{p}{n}.weight") == layer.stored_shape for n, layer in plan.items())]
     # One net under two names (self.features = self.net.features) is one place: the first name counts.
-    different = {tuple(id(found[f"{p}{n}.weight"]) for n in plan): p for p in reversed(fits)}
+    different = {tuple(id(parameters[f"{p}{n}.weight"]) for n in plan): p for p in reversed(fits)}
     if len(different) == 1:
         return fits[0]
     if fits:
         places = [repr(p.rstrip(".")) for p in reversed(different.values())]
         raise PlanError(
-            f"the planned layers are found in several places: {', '.join(places)}; say which, e.g. "
-            f"AdmmCallback(plan, root={places[0]})"
+            f"the planned layers are found in several places: {', '.join(places)}; say which, e.g. root={places[0]}"
         )
     first = next(iter(plan))
     known = tuple(name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))
     raise PlanError(
         f"no part of {type(module).__name__} has all planned layers with the planned shapes (the first is {first}, "
         f"{plan[first].stored_shape}).{near_matches(f'{root}.{first}' if root else first, known)} "
-        "Make the plan from the model that is trained, or name the part that holds it: AdmmCallback(plan, root='..')"
+        "Make the plan from the model that is trained, or name the part that holds it: root='..'"
     )
 
 
 def planned_weights(module: nn.Module, plan: Mapping[str, LayerPlan], root: str) -> dict[str, Parameter]:
     """Layer name -> its weight in ``module``."""
-    found = _parameters(module)
-    return {name: found[f"{root}{name}.weight"] for name in plan}
+    parameters = _parameters(module)
+    return {name: parameters[f"{root}{name}.weight"] for name in plan}
 
 
 def _parameters(module: nn.Module) -> dict[str, Parameter]:
@@ -69,39 +65,16 @@ def trainable(
     """The weights that the optimizer changes, and the names of those it does not.
 
     Raises:
-        TrainingError: it changes none of them.
+        TrainingError: it changes none of them, or is LBFGS.
     """
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    kept = {name: w for name, w in weights.items() if w.requires_grad and id(w) in owned}
-    idle = [name for name in weights if name not in kept]
-    if not kept:
-        raise TrainingError(
-            f"all {len(weights)} planned layers are frozen or missing from the optimizer ({', '.join(idle[:3])}, ..), "
-            "so ADMM has nothing to train: unfreeze them, or leave AdmmCallback out"
-        )
-    return kept, idle
-
-
-def refuse_impossible(strategy: str, optimizers: list[torch.optim.Optimizer], precision: str) -> torch.optim.Optimizer:
-    """The one optimizer ADMM works with.
-
-    Raises:
-        TrainingError: sharded weights, several optimizers, LBFGS, or fp16 scaling inside a fused optimizer.
-    """
-    if strategy in SHARDED:
-        raise TrainingError(f"{strategy} splits weights over devices; ADMM projects whole ones: use strategy='ddp'")
-    if len(optimizers) != 1:
-        raise TrainingError(
-            f"ADMM works with one optimizer, this module has {len(optimizers)}: put the planned layers and the rest "
-            "into param groups of one optimizer"
-        )
-    optimizer = optimizers[0]
-    optimizer = getattr(optimizer, "optimizer", optimizer)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TrainingError("LBFGS evaluates the loss several times a step, the pull would be added each time: use SGD")
-    if precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: w for name, w in weights.items() if w.requires_grad and id(w) in owned}
+    frozen = [name for name in weights if name not in trained]
+    if not trained:
         raise TrainingError(
-            "a fused optimizer with precision=16-mixed keeps gradients scaled when the pull is added: use "
-            "trainer.precision=bf16-mixed, or the optimizer with fused=False"
+            f"all {len(weights)} planned layers are frozen or missing from the optimizer "
+            f"({', '.join(frozen[:3])}, ..), so ADMM has nothing to train: unfreeze them, or leave ADMM out"
         )
-    return optimizer
+    return trained, frozen

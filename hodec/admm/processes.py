@@ -1,20 +1,21 @@
-"""The processes that train together: each projects its share of the layers and sends the result to the others."""
+"""The processes that train together: each projects its part of the layers and sends the result to the others."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from hodec.plan.layer import LayerPlan
 
-if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
+T = TypeVar("T")
 
 
-def _alone(value: Any, _: int) -> Any:
-    return value
+def _send(value: object, source: int) -> object:
+    values = [value]
+    distributed.broadcast_object_list(values, source)
+    return values[0]
 
 
 @dataclass(frozen=True)
@@ -22,30 +23,30 @@ class Processes:
     """What one of ``count`` processes knows of them.
 
     Attributes:
-        rank: which one this is, from 0.
-        broadcast: (value, source) -> the value that process ``source`` gave, in all of them.
+        rank: number of this one, from 0.
+        send: (value, source) -> the value that process ``source`` gave, in all of them.
     """
 
     rank: int = 0
     count: int = 1
-    broadcast: Callable[[Any, int], Any] = _alone
+    send: Callable[[object, int], object] = _send
 
     @classmethod
-    def of(cls, trainer: "Trainer") -> "Processes":
-        """Those of a trainer."""
-        if trainer.world_size == 1:
+    def current(cls) -> "Processes":
+        """Those of torch.distributed's default group, or this process alone where there is none."""
+        if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
-        return cls(trainer.global_rank, trainer.world_size, trainer.strategy.broadcast)
+        return cls(distributed.get_rank(), distributed.get_world_size())
 
-    def agree(self, value: Any, source: int = 0) -> Any:
+    def broadcast(self, value: T, source: int = 0) -> T:
         """The value of one process in all of them; tensors arrive on the CPU."""
         if self.count == 1:
             return value
         # over the CPU, for a tensor is unpickled on the device of its sender
-        return self.broadcast(_on_cpu(value) if self.rank == source else None, source)
+        return cast(T, self.send(_on_cpu(value) if self.rank == source else None, source))
 
 
-def _on_cpu(value: Any) -> Any:
+def _on_cpu(value: object) -> object:
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, Mapping):
@@ -53,15 +54,18 @@ def _on_cpu(value: Any) -> Any:
     return type(value)(_on_cpu(one) for one in value) if isinstance(value, list | tuple) else value
 
 
-def shares(plan: Mapping[str, LayerPlan], names: Sequence[str], count: int) -> list[list[str]]:
-    """Layers divided among ``count`` processes so that all have about as much to factorize; the same everywhere."""
-    divided: list[list[str]] = [[] for _ in range(count)]
+def partition(plan: Mapping[str, LayerPlan], names: Sequence[str], count: int) -> list[list[str]]:
+    """Layers divided among ``count`` processes so that all have about as much to factorize; the same everywhere.
+
+    The layer with most work goes first, each to the process that has least so far (longest processing time first).
+    """
+    parts: list[list[str]] = [[] for _ in range(count)]
     work = [0] * count
     for name in sorted(names, key=lambda n: (-_work(plan[n]), n)):
         least = work.index(min(work))
-        divided[least].append(name)
+        parts[least].append(name)
         work[least] += _work(plan[name])
-    return divided
+    return parts
 
 
 def _work(layer: LayerPlan) -> int:

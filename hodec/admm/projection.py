@@ -7,14 +7,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hodec.admm.processes import Processes, shares
+from hodec.admm.processes import Processes, partition
 from hodec.admm.updates import project_layers
-from hodec.calibration.input_covariance import InputCovariance
+from hodec.calibration.input_covariance import InputCovariance, check_covariances
 from hodec.errors import PlanError
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
+
+State = dict[str, Any]
+"""Tensors, plain numbers and texts, in dicts and lists: what a checkpoint may hold without running code."""
 
 
 class RankLearner(Protocol):
@@ -34,7 +37,7 @@ class Projection:
         plan: the layers.
         learner: chooses the ranks anew at each update; without one they stay.
         covariances: of the layers' inputs, see ``hodec.collect_covariances``: distances are those of the outputs.
-        spread: each process projects its share of the layers; otherwise the first projects all.
+        distribute: each process projects its part of the layers; otherwise the first projects all.
 
     Raises:
         PlanError: covariances of layers that the plan lacks, or whose format is found by iteration.
@@ -47,89 +50,77 @@ class Projection:
 
     def __init__(
         self,
-        plan: Mapping[str, LayerPlan],
+        plan: Plan,
         learner: RankLearner | None = None,
         covariances: Mapping[str, InputCovariance] | None = None,
         *,
-        spread: bool = True,
+        distribute: bool = True,
     ) -> None:
-        self.plan, self.learner, self.covariances, self.spread = plan, learner, dict(covariances or {}), spread
-        for name, covariance in self.covariances.items():
-            if name not in plan:
-                raise PlanError(
-                    f"there is a covariance for {name}, which is not in the plan: collect them with this plan"
-                )
-            covariance.check(name, plan[name])
+        self.plan, self.learner, self.distribute = plan, learner, distribute
+        self.covariances = check_covariances(covariances or {}, plan)
+        for name in self.covariances:
             if plan[name].format.iterative:
                 raise PlanError(
                     f"{name}: {plan[name].method} is found by iteration, which goes on from the last Z and knows no "
-                    "covariance; use another method, or no covariances (calibration_batches=0)"
+                    "covariance; use another method, or no calibration data"
                 )
         self.factors: dict[str, list[Tensor]] = {}
 
     def update(self, tensors: dict[str, Tensor], rho: Mapping[str, float], processes: Processes) -> dict[str, Tensor]:
         """The next Z of each layer from its W + U, equal in all processes."""
-        if self.learner is not None and isinstance(self.plan, Plan):
+        if self.learner is not None:
             learned = self.learner.update(self.plan, tensors, rho)
-            ranks = processes.agree({name: layer.ranks for name, layer in learned.items()})
+            ranks = processes.broadcast({name: layer.ranks for name, layer in learned.items()})
             self.plan = with_ranks(self.plan, ranks)
-        divided = shares(self.plan, list(tensors), processes.count if self.spread else 1)
+        parts = partition(self.plan, list(tensors), processes.count if self.distribute else 1)
         z: dict[str, Tensor] = {}
         factors: dict[str, list[Tensor]] = {}
-        for source, names in enumerate(divided):
+        for source, names in enumerate(parts):
             mine = {name: tensors[name] for name in names} if processes.rank == source else {}
-            found = self._found(mine)
             # decompositions differ in the last bits between processes, so one of them decides
-            part, found = processes.agree((self._projected(mine, found), found), source)
+            part, own = processes.broadcast(self._project(mine), source)
             z.update((name, one.to(tensors[name].device)) for name, one in part.items())
-            factors.update((name, [f.to(tensors[name].device) for f in many]) for name, many in found.items())
+            factors.update((name, [f.to(tensors[name].device) for f in many]) for name, many in own.items())
         self.factors = {name: factors[name] for name in tensors if name in factors}
         return {name: z[name] for name in tensors}
 
     def truncate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each tensor at its planned ranks; nothing is remembered."""
-        return self._projected(tensors, self._found(tensors))
+        return self._project(tensors)[0]
 
     @torch.no_grad()
-    def _found(self, tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """Factors of the layers whose formats are iterative."""
-        found = {}
-        for name, tensor in tensors.items():
+    def _project(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Each tensor at its planned ranks, and the factors of those whose format is iterative."""
+        factors = {name: self._iterate(name, t) for name, t in tensors.items() if self.plan[name].format.iterative}
+        plain = {name: t for name, t in tensors.items() if name not in factors}
+        z = project_layers(self.plan, plain, self.covariances)
+        for name, own in factors.items():
             layer = self.plan[name]
-            if not layer.format.iterative:
-                continue
-            weight, start = LAYER_TYPES[layer.layer_type].to_oihw(working_copy(tensor)), self.factors.get(name)
-            with torch.autocast(weight.device.type, enabled=False):
-                if start is None or not _same_size(layer, start):
-                    found[name] = layer.format.decompose(weight, layer.ranks, layer.modes)
-                else:
-                    near = [f.to(weight) for f in start]
-                    found[name] = layer.format.refine(weight, layer.ranks, layer.modes, near)
-        return found
+            dense = layer.format.reconstruct(own, layer.shape, layer.modes).to(tensors[name].dtype)
+            z[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
+        return {name: z[name] for name in tensors}, factors
 
-    def _projected(self, tensors: Mapping[str, Tensor], found: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-        plain = {name: t for name, t in tensors.items() if name not in found}
-        result = project_layers(self.plan, plain, self.covariances)
-        for name, factors in found.items():
-            layer = self.plan[name]
-            dense = layer.format.reconstruct(factors, layer.shape, layer.modes).to(tensors[name].dtype)
-            result[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
-        return {name: result[name] for name in tensors}
+    def _iterate(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """Factors of one layer, from those of its last Z where they have the planned ranks."""
+        layer, before = self.plan[name], self.factors.get(name)
+        weight = LAYER_TYPES[layer.layer_type].to_oihw(working_copy(tensor))
+        with torch.autocast(weight.device.type, enabled=False):
+            if before is None or not _same_size(layer, before):
+                return layer.format.decompose(weight, layer.ranks, layer.modes)
+            return layer.format.refine(weight, layer.ranks, layer.modes, [f.to(weight) for f in before])
 
-    def final_plan(self) -> Mapping[str, LayerPlan]:
+    def final_plan(self) -> Plan:
         """The plan to convert by.
 
         Raises:
             PlanError: no layer is left whose learned ranks save anything.
         """
-        if self.learner is not None and isinstance(self.plan, Plan):
-            return self.learner.freeze(self.plan)
-        return self.plan
+        return self.plan if self.learner is None else self.learner.freeze(self.plan)
 
-    def learned_shares(self) -> dict[str, float]:
+    def learned_cost(self) -> dict[str, float]:
         """Shares of the dense net's ``macs`` and ``params`` that learned ranks would keep; empty without a learner."""
         plan = self.plan
-        if self.learner is None or not isinstance(plan, Plan):
+        if self.learner is None:
             return {}
         idle = [layer for layer in plan.values() if not layer.saves()]  # these will be left dense
         macs = plan.macs_after + sum(layer.macs_before - layer.macs_after for layer in idle)
@@ -138,17 +129,15 @@ class Projection:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and plain numbers."""
         ranks = {name: list(layer.ranks) for name, layer in self.plan.items()} if self.learner else {}
         return {"ranks": ranks, "factors": {name: list(factors) for name, factors in self.factors.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another's state; ranks of layers that this plan lacks are left to its owner to refuse."""
+    def load_state_dict(self, state: State) -> None:
+        """Go on from another's state, which must be of the same layers."""
         self.factors = {name: list(factors) for name, factors in state["factors"].items()}
-        ranks = {name: tuple(r) for name, r in state["ranks"].items() if name in self.plan}
-        if ranks and isinstance(self.plan, Plan):
-            self.plan = with_ranks(self.plan, ranks)
+        self.plan = with_ranks(self.plan, state["ranks"])
 
 
 def with_ranks(plan: Plan, ranks: Mapping[str, Sequence[int]]) -> Plan:

@@ -1,32 +1,16 @@
 """The accuracy that hard truncation would leave, measured while training goes on."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.nn import Parameter
 
 from hodec.inference import inference
 
 Evaluate = Callable[[LightningModule], float]
-
-
-@contextmanager
-def weights_replaced(weights: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block the weights hold ``values``; afterwards, whatever happened, their own numbers again."""
-    kept = {name: w.detach().clone() for name, w in weights.items()}
-    try:
-        for name, w in weights.items():
-            w.data.copy_(values[name])
-        yield
-    finally:
-        for name, w in weights.items():
-            w.data.copy_(kept[name])
 
 
 def validation_accuracy(trainer: Trainer, module: LightningModule) -> float | None:
@@ -50,7 +34,7 @@ def validation_accuracy(trainer: Trainer, module: LightningModule) -> float | No
     return right / count if count else None
 
 
-def _right_and_all(trainer: Trainer, module: LightningModule, batch: Any) -> Tensor:
+def _right_and_all(trainer: Trainer, module: LightningModule, batch: object) -> Tensor:
     """How many of a batch are classified rightly, and how many there are; precision as in validation."""
     x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
     with trainer.precision_plugin.forward_context():

@@ -6,7 +6,8 @@ W: optimizer steps on loss + rho/2 |W - Z + U|^2;  Z := project(W + U);  U := U 
 Source: Boyd, Parikh, Chu, Peleato, Eckstein, ADMM, Foundations and Trends in ML 3(1), 2011: section 3.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,10 +35,6 @@ class AdmmState:
     z: Tensor
     u: Tensor
     rho: float
-
-    def to(self, device: torch.device) -> "AdmmState":
-        """The state with its tensors on ``device``."""
-        return replace(self, z=self.z.to(device), u=self.u.to(device))
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,6 @@ class Residuals:
             self.move + other.move,
             self.dual_scale + other.dual_scale,
         )
-
-
-NO_RESIDUALS = Residuals(0.0, 0.0, 0.0, 0.0)
 
 
 def _ratio(above: float, below: float) -> float:
@@ -172,4 +166,17 @@ def with_rho(state: AdmmState, rho: float) -> AdmmState:
 
 def total(residuals: Mapping[str, Residuals]) -> Residuals:
     """Residuals of all layers together."""
-    return sum(residuals.values(), NO_RESIDUALS)
+    return sum(residuals.values(), Residuals(0.0, 0.0, 0.0, 0.0))
+
+
+@contextmanager
+def weights_replaced(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block the weights hold ``values``; afterwards, whatever happened, their own numbers again."""
+    own = {name: w.detach().clone() for name, w in weights.items()}
+    try:
+        for name, w in weights.items():
+            w.data.copy_(values[name])
+        yield
+    finally:
+        for name, w in weights.items():
+            w.data.copy_(own[name])

@@ -1,13 +1,14 @@
-"""What a dense layer's weight is multiplied by: the patches of its input, one for each position of its output."""
+"""im2col: the patches of a layer's input that its weight is multiplied by, one for each output position."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from hodec.formats.layer_types import LayerType
 
@@ -31,7 +32,7 @@ class Draw:
         return torch.unravel_index(drawn, tuple(sizes))
 
 
-def patches(module: Any, layer_type: LayerType, x: Tensor, draw: Draw | None = None) -> Iterator[Tensor]:
+def patches(module: nn.Module, layer_type: LayerType, x: Tensor, draw: Draw | None = None) -> Iterator[Tensor]:
     """Everything the weight (O, I, K_1, ..) meets in one call, in chunks (M, I, K_1, ..) of some whole images.
 
     Summed over I and K, weight times patch is the output at one position, bias left out. What padding adds and what a
@@ -40,26 +41,27 @@ def patches(module: Any, layer_type: LayerType, x: Tensor, draw: Draw | None = N
 
     Args:
         module: a convolution (transposed or not) or a linear layer; for embeddings see ``token_counts``.
-        kind: its kind.
+        layer_type: its type.
         x: its input as it is called with, with or without a batch axis.
         draw: which positions of a convolution, by default all; the same for all images of a chunk.
     """
     if not layer_type.dims:
         yield x.reshape(-1, x.shape[-1])
         return
+    conv, unfold = cast(_ConvNd, module), _unfolded_transposed if layer_type.transposed else _unfolded
     batch = x if x.ndim == layer_type.dims + 2 else x.unsqueeze(0)
-    area = math.prod(module.kernel_size) * (math.prod(module.stride) if layer_type.transposed else 1)
+    area = math.prod(conv.kernel_size) * (math.prod(conv.stride) if layer_type.transposed else 1)
     images = max(1, CHUNK // max(1, batch[0].numel() * area))
-    for chunk in batch.split(images):
-        yield _unfolded_transposed(module, chunk, draw) if layer_type.transposed else _unfolded(module, chunk, draw)
+    for chunk in torch.split(batch, images):
+        yield unfold(conv, chunk, draw)
 
 
-def token_counts(module: Any, tokens: Tensor) -> Tensor:
+def token_counts(module: nn.Embedding, tokens: Tensor) -> Tensor:
     """How often an embedding looks up each of its entries, (entries,) float64."""
     return tokens.flatten().bincount(minlength=module.num_embeddings).double()
 
 
-def _unfolded(module: Any, x: Tensor, draw: Draw | None) -> Tensor:
+def _unfolded(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tensor:
     """(N, I, ..) -> (positions, I, K..) of a convolution."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     amounts = [n for side in reversed(_padding(module)) for n in side]
@@ -67,15 +69,15 @@ def _unfolded(module: Any, x: Tensor, draw: Draw | None) -> Tensor:
     return _gathered(_windows(padded, module.kernel_size, module.stride, module.dilation), len(module.stride), draw)
 
 
-def _unfolded_transposed(module: Any, x: Tensor, draw: Draw | None) -> Tensor:
+def _unfolded_transposed(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tensor:
     """(N, I, ..) -> (positions, I, K..) of a transposed convolution: a plain one over the input spread by its stride,
     with the kernel turned round.
     """
     spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], module.stride, strict=True)))
-    grid: tuple[Any, ...] = (..., *(slice(None, None, s) for s in module.stride))
-    spread[grid] = x
+    spread[tuple(slice(None, None, step) for step in (1, 1, *module.stride))] = x
     sides = []
-    axes = zip(module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True)
+    paddings = cast(tuple[int, ...], module.padding)
+    axes = zip(module.kernel_size, module.dilation, paddings, module.output_padding, strict=True)
     for size, dilation, padding, extra in axes:
         reach = dilation * (size - 1) - padding  # negative ones cut off
         sides.append((reach, reach + extra))
@@ -85,14 +87,14 @@ def _unfolded_transposed(module: Any, x: Tensor, draw: Draw | None) -> Tensor:
     return _gathered(_windows(padded, module.kernel_size, ones, module.dilation), len(ones), draw).flip(turned)
 
 
-def _padding(module: Any) -> list[tuple[int, int]]:
+def _padding(module: _ConvNd) -> list[tuple[int, int]]:
     """Zeros (or other padding) before and after, per axis."""
     if module.padding == "valid":
         return [(0, 0) for _ in module.kernel_size]
     if module.padding == "same":
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [(n // 2, n - n // 2) for n in total]
-    return [(n, n) for n in module.padding]
+    return [(n, n) for n in cast(tuple[int, ...], module.padding)]
 
 
 def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
@@ -109,7 +111,7 @@ def _gathered(windows: Tensor, dims: int, draw: Draw | None) -> Tensor:
     index = draw.of(sizes) if draw else None
     if index is None:
         return windows.movedim(1, 1 + dims).reshape(-1, channels, *kernel)
-    there: tuple[Any, ...] = (slice(None), slice(None), *(i.to(windows.device) for i in index))
-    some = windows[there]
-    scale = (math.prod(sizes) / len(index[0])) ** 0.5
-    return some.movedim(1, 2).reshape(-1, channels, *kernel) * scale
+    places: tuple[slice | Tensor, ...] = (slice(None), slice(None), *(i.to(windows.device) for i in index))
+    drawn = windows[places]
+    scale: float = (math.prod(sizes) / len(index[0])) ** 0.5
+    return drawn.movedim(1, 2).reshape(-1, channels, *kernel) * scale

@@ -2,7 +2,7 @@
 
 A weight W (O, I, K..) that is replaced by Z changes the layer's output by (W - Z) x for each patch x of the input, on
 average by |(W - Z) C^(1/2)| with C = E[x x^T]. So W C^(1/2) is projected, and C^(-1/2) applied to what comes out. C is
-kept as a Kronecker product over the groups of input axes that the format can mix (``Form.mixable``): then the ranks
+kept as a Kronecker product over the groups of input axes that the format can mix (``Format.mixable``): then the ranks
 of Z are exactly those of the projection.
 
 Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.2 (outputs instead of
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,8 @@ from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
-# Neighbouring positions say much the same: 64 an image, of some hundred images, come near to all of them.
-POSITIONS = 64
-# A group of several axes with more coordinates than this is split up; one axis alone keeps its diagonal only.
-LARGEST_GROUP, LARGEST_AXIS = 2304, 8192
+# Coordinates of one axis beyond which only the diagonal of its covariance is kept; a full one takes 512 MiB here.
+LARGEST_AXIS = 8192
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,21 @@ class InputCovariance:
         return self
 
 
+def check_covariances(covariances: Mapping[str, InputCovariance], plan: Plan) -> dict[str, InputCovariance]:
+    """The covariances, if each is of a planned layer and keeps its ranks.
+
+    Raises:
+        PlanError: one was collected for another plan.
+    """
+    for name, covariance in covariances.items():
+        if name not in plan:
+            raise PlanError(
+                f"there is a covariance for {name}, which is not in the plan: collect the covariances with this plan"
+            )
+        covariance.check(name, plan[name])
+    return dict(covariances)
+
+
 def input_sizes(layer: LayerPlan) -> tuple[int, ...]:
     """Sizes of the input axes (I_1, .., I_d, K_1, ..)."""
     return (*layer.modes.inputs, *layer.shape[2:])
@@ -125,8 +138,8 @@ def collect_covariances(
     batches: Iterable[Batch],
     *,
     damping: float = 1e-4,
-    positions: int | None = POSITIONS,
-    largest: int = LARGEST_GROUP,
+    positions: int | None = 64,
+    largest: int = 2304,
 ) -> dict[str, InputCovariance]:
     """The covariance of each planned layer's input, from the dense model's own activations.
 
@@ -139,7 +152,7 @@ def collect_covariances(
         batches: model inputs: tensors, tuples of them, or (images, labels); moved to the model's device.
         damping: least eigenvalue, as a share of the mean one, 0 < damping <= 1.
         positions: most output positions of a convolution looked at per image and call, drawn at random, the same ones
-            every time; None for all.
+            every time; None for all. Neighbouring ones say much the same: 64 of some hundred images come near to all.
         largest: most coordinates that one matrix covers, where it covers several axes; above, channels and kernel
             get one each.
 
@@ -150,12 +163,10 @@ def collect_covariances(
         TrainingError: a layer's input holds NaN or Inf.
     """
     if not 0 < damping <= 1:
-        raise ConfigError(f"damping={damping!r} of the covariances is not in 0 < damping <= 1; 1e-4 suits most nets")
-    model = uncompiled(model)
+        raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-4 suits most nets")
     if positions is not None and positions < 1:
-        raise ConfigError(
-            f"positions={positions!r} of the covariances is not a whole number of at least 1, or None for all"
-        )
+        raise ConfigError(f"positions: {positions!r} given; allowed: a whole number from 1, or None for all")
+    model = uncompiled(model)
     draw = Draw(positions, torch.Generator().manual_seed(0))
     moments = {name: _Moments(name, layer, draw, largest=largest) for name, layer in plan.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -170,7 +181,7 @@ def collect_covariances(
     return {name: moment.covariance(damping) for name, moment in moments.items()}
 
 
-def _see(moment: "_Moments", module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+def _see(moment: "_Moments", module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
     moment.add(module, args[0] if args else kwargs["input"])
 
 
@@ -204,9 +215,9 @@ class _Moments:
         return self.layer_type.is_embedding or self._side(axes) > LARGEST_AXIS
 
     def add(self, module: nn.Module, x: Tensor) -> None:
-        """Take in one call's input."""
+        """Add one call's input to the sums."""
         if self.layer_type.is_embedding:
-            counts = token_counts(module, x).reshape(self.sizes)
+            counts = token_counts(cast(nn.Embedding, module), x).reshape(self.sizes)
             for axes in self.groups:
                 others = [axis for axis in range(len(self.sizes)) if axis not in axes]
                 self._sum(axes, counts.sum(others) if others else counts.flatten())
@@ -222,7 +233,7 @@ class _Moments:
         self.sums[axes] = self.sums[axes] + moment if axes in self.sums else moment
 
     def covariance(self, damping: float) -> InputCovariance:
-        """The covariance of all that was taken in."""
+        """The covariance of all inputs that were added."""
         if self.groups and not self.sums:
             raise PlanError(f"{self.name}: the model never calls it on these batches, so its input has no covariance")
         roots = []
@@ -230,7 +241,7 @@ class _Moments:
             if not bool(moment.isfinite().all()):
                 raise TrainingError(
                     f"layer {self.name}: its input holds NaN or Inf on the calibration data; look at the data and at "
-                    " the layers before it"
+                    "the layers before it"
                 )
             roots.append(AxisRoot(axes, *sqrtm_psd(moment, damping)))
         return InputCovariance(self.sizes, tuple(roots))

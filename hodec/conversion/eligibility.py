@@ -3,13 +3,13 @@
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hodec.cost.count import Inputs, trace_call_sites
-from hodec.errors import PlanError, near_matches
+from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.linalg.svd import check_finite
@@ -17,7 +17,6 @@ from hodec.methods import Method
 
 # Modules that read their children's weights directly instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-
 
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
@@ -27,9 +26,9 @@ class LayerSite:
     """A layer that can be factorized, where it stands and how much it runs.
 
     Attributes:
-        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        layer_type: name in LAYER_TYPES: ``conv2d``, ``linear``, ..
         weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
-        runs: its calls for one image.
+        call_sites: its calls for one image.
         aliases: further names of the same module.
     """
 
@@ -73,10 +72,9 @@ def eligible_layers(
     return sites, refused
 
 
-def weight_of(module: Any) -> Tensor:
+def weight_of(module: nn.Module) -> Tensor:
     """A layer's dense weight, without its history."""
-    weight: Tensor = module.weight.detach()
-    return weight
+    return cast(Tensor, module.weight).detach()
 
 
 def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -88,11 +86,10 @@ def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    kinds = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention
-    return isinstance(module, kinds)
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention)
 
 
-def refusal(model: nn.Module, name: str, module: Any, method: Method) -> str:
+def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
     """Why a layer cannot be factorized by this method, or an empty string."""
     if not name:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
@@ -132,15 +129,19 @@ def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
             raise PlanError(f"layer {name} is lazy and has no weight yet: run the model once before planning")
 
 
-def match_names(pattern: str, names: Sequence[str], what: str) -> list[str]:
+def match_names(pattern: str, names: Sequence[str], setting: str) -> list[str]:
     """The names that a glob matches.
+
+    Args:
+        setting: where the glob was given, ``include`` or ``ranks.ignore``, for the message.
 
     Raises:
         PlanError: none does; the message has near matches.
     """
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
+    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not matches:
         stem = pattern.replace("*", "").rstrip(".")
         hint = near_matches(stem, tuple(names)) or f" Layers are: {', '.join(names[:6])}, .."
-        raise PlanError(f"{what} {pattern!r} matches no layer.{hint}")
-    return found
+        text = literal(f"{pattern!r} matches no layer.{hint}")
+        raise PlanError(f"{{setting}} {text}", setting=Use(setting))
+    return matches

@@ -3,14 +3,14 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hodec.calibration.input_covariance import InputCovariance, whitened_projection
+from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
-from hodec.errors import ConvertError, PlanError, near_matches
+from hodec.errors import ConvertError, PlanError, Use, literal, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.inference import uncompiled
@@ -34,7 +34,6 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 
-
 # Where a converted model keeps its plan.
 PLAN_ATTRIBUTE = "hodec_plan"
 
@@ -57,8 +56,8 @@ def convert(
         decompose: False builds the structure only, with random factors, to load saved ones into.
         covariances: of the layers' inputs, see ``collect_covariances``: these layers lose least of their outputs
             instead of least of their weights.
-        starts: layer -> factors to start from, ``AdmmCallback.factors``: formats that are found by iteration (CP)
-            would otherwise not end where ADMM has led them.
+        init_factors: layer -> factors to start from, ``Admm.projection.factors``: formats that are found by iteration
+            (CP) would otherwise not end where ADMM has led them.
 
     Raises:
         PlanError: the plan is for another model, or the covariances for another plan.
@@ -67,11 +66,11 @@ def convert(
     """
     model = uncompiled(model)
     _check_belongs(model, plan)
-    covariances = _checked(covariances or {}, plan)
-    small = copy.deepcopy(model)
+    covariances = check_covariances(covariances or {}, plan)
+    compressed = copy.deepcopy(model)
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
-            dense = small.get_submodule(name)
+            dense = compressed.get_submodule(name)
             initial = (init_factors or {}).get(name)
             covariance = covariances.get(name)
             if decompose:
@@ -79,25 +78,15 @@ def convert(
             with naming(f"layer {name}"):
                 layer = _factorized(dense, layer_plan, decompose=decompose, covariance=covariance, init_factors=initial)
             for each in (name, *layer_plan.aliases):
-                small.set_submodule(each, layer)
+                compressed.set_submodule(each, layer)
         if plan.inputs:
-            _dry_run(small, model, plan)
-    setattr(small, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
-    return small
-
-
-def _checked(covariances: Mapping[str, InputCovariance], plan: Plan) -> Mapping[str, InputCovariance]:
-    for name, covariance in covariances.items():
-        if name not in plan:
-            raise PlanError(
-                f"there is a covariance for {name}, which is not in the plan: collect the covariances with this plan"
-            )
-        covariance.check(name, plan[name])
-    return covariances
+            _dry_run(compressed, model, plan)
+    setattr(compressed, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
+    return compressed
 
 
 def _factorized(
-    dense: Any,
+    dense: nn.Module,
     plan: LayerPlan,
     *,
     decompose: bool,
@@ -105,25 +94,27 @@ def _factorized(
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
     cls = get_method(plan.method).layers[plan.layer_type]
-    how: dict[str, Any] = {"modes": plan.modes, "execution": plan.resolved_execution}
+    modes, execution, own = plan.modes, plan.resolved_execution, dense._parameters
+    weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
     if decompose:
         source = dense if covariance is None else _nearest(dense, plan, covariance)
-        layer = cls.from_dense(source, plan.ranks, init_factors=init_factors, **how).to(dense.weight.dtype)
+        layer = cls.from_dense(source, plan.ranks, init_factors=init_factors, modes=modes, execution=execution)
+        layer = layer.to(weight.dtype)
     else:
-        layer = cls.like(dense, plan.ranks, **how)
-    layer.train(dense.training).requires_grad_(dense.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias.requires_grad_(dense.bias.requires_grad)
+        layer = cls.like(dense, plan.ranks, modes=modes, execution=execution)
+    layer.train(dense.training).requires_grad_(weight.requires_grad)
+    if layer.bias is not None and bias is not None:
+        layer.bias.requires_grad_(bias.requires_grad)
     for hooks in HOOKS:
         getattr(layer, hooks).update(getattr(dense, hooks))
     layer._is_full_backward_hook = dense._is_full_backward_hook
     return layer
 
 
-def _nearest(dense: Any, plan: LayerPlan, covariance: InputCovariance) -> Any:
+def _nearest(dense: nn.Module, plan: LayerPlan, covariance: InputCovariance) -> nn.Module:
     """A layer like ``dense`` with the nearest weight of the planned ranks; half precision would blur these ranks."""
     near = copy.copy(dense)
-    weight = whitened_projection(plan, working_copy(dense.weight.detach()), covariance)
+    weight = whitened_projection(plan, working_copy(weight_of(dense)), covariance)
     near._parameters = {**dense._parameters, "weight": nn.Parameter(weight)}
     return near
 
@@ -152,27 +143,30 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
             raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
 
 
-def _dry_run(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
+def _dry_run(compressed: nn.Module, dense: nn.Module, plan: Plan) -> None:
     """Run throw-away copies in both modes: some parents (fast paths) break only in evaluation mode."""
-    first = next(iter(small.parameters()))
+    first = next(iter(compressed.parameters()))
     inputs = [x.to(first.device, first.dtype if x.is_floating_point() else x.dtype) for x in plan.example_inputs()]
     called: set[str] = set()
     for training in (True, False):
-        mode, error = "training" if training else "evaluation", _failure(small, inputs, training, called)
+        mode, error = "training" if training else "evaluation", _failure(compressed, inputs, training, called)
         if error is None:
             continue
         if _failure(dense, inputs, training, set()) is not None:  # e.g. a detector, which trains with targets only
             log.warning("not even the dense model runs in %s mode on such inputs (%s): not tried", mode, error)
             called.update(plan)
             continue
+        why, names = literal(f"{type(error).__name__}: {error}"), literal(", ".join(plan))
         raise ConvertError(
-            f"the converted model does not run in {mode} mode: {type(error).__name__}: {error}. A layer is "
-            f"used in a way a swap breaks; leave it dense with exclude=[..] (planned: {', '.join(plan)})"
+            f"the converted model does not run in {mode} mode: {why}. A layer is used in a way a swap breaks; leave it "
+            f"dense with {{exclude}} (planned: {names})",
+            exclude=Use("exclude", "[..]"),
         ) from error
     if unused := [name for name in plan if name not in called]:
         raise ConvertError(
-            f"{', '.join(unused)}: the forward pass does not call the factorized layer, because the model holds the "
-            "dense one in a second place (a list, a closure); leave it dense with exclude=[..]"
+            f"{literal(', '.join(unused))}: the forward pass does not call the factorized layer, because the model "
+            "holds the dense one in a second place (a list, a closure); leave it dense with {exclude}",
+            exclude=Use("exclude", "[..]"),
         )
 
 
@@ -190,18 +184,18 @@ def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called:
     return None
 
 
-def conversion_errors(dense: nn.Module, plan: Plan, small: nn.Module | None = None) -> dict[str, float]:
+def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None = None) -> dict[str, float]:
     """Relative error norm(W - factorized W) / norm(W) of each planned layer.
 
     Args:
         dense: the dense model.
         plan: its plan.
-        small: what it was converted to; without it, the plain projections are measured.
+        compressed: what it was converted to; without it, the plain projections are measured.
     """
     errors, dense = {}, uncompiled(dense)
     for name, layer in plan.items():
         weight = weight_of(dense.get_submodule(name)).float()
-        near = layer.project(weight) if small is None else _dense_weight(small.get_submodule(name)).to(weight)
+        near = layer.project(weight) if compressed is None else _dense_weight(compressed.get_submodule(name)).to(weight)
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0
     return errors

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
@@ -170,11 +170,12 @@ def _trained(
         facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
         if callback is None:
             return Outcome(module.net.cpu(), facts)
-        final, residual = callback.final_plan(), callback.primal[-1] if callback.primal else None
-        facts["admm"] = {"status": callback.verdict.value, "primal_residual": residual}
-        if callback.learner is not None and isinstance(final, Plan):
+        core = callback.admm
+        final, residual = core.final_plan(), core.primal[-1] if core.primal else None
+        facts["admm"] = {"status": core.status.value, "primal_residual": residual}
+        if core.projection.learner is not None:
             facts["plan"] = final.to_dict()
-        factors = {name: [f.cpu() for f in each] for name, each in callback.factors.items() if name in final}
+        factors = {name: [f.cpu() for f in each] for name, each in core.projection.factors.items() if name in final}
         return Outcome(module.net.cpu(), facts, factors)
 
     if not run.epochs(phase):
@@ -185,6 +186,7 @@ def _trained(
 def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
     settings = asdict(run.config.admm)
     del settings["enabled"]
+    settings["distribute_projection"] = settings.pop("spread")
     learner = run.rule if isinstance(run.rule, Learned) else None
     # The inputs of layers of a net that is not trained yet say nothing.
     covariances = _covariances(run, dense, plan) if run.trained_before else None

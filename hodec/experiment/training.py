@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 from hodec.errors import TrainingError
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from hodec.errors import TrainingError
+from hodec.errors import TrainingError, Use, literal
 from hodec.linalg import eigh
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ def check_finite(x: Tensor, what: str) -> None:
     if not math.isfinite(largest_magnitude(x)):
         bad = int((~torch.isfinite(x)).sum())
         raise TrainingError(
-            f"{what}: {bad} of {x.numel()} weights are NaN or Inf, so it cannot be decomposed. "
-            "Training broke down before this point: lower optimizer.lr, or start from the last good checkpoint."
+            f"{literal(what)}: {bad} of {x.numel()} weights are NaN or Inf, so it cannot be decomposed. Training broke "
+            "down before this point: lower {lr}, or start from the last good checkpoint.",
+            lr=Use("optimizer.lr"),
         )
 
 

@@ -61,7 +61,7 @@ class Manual(RankRule):
         ranks = self.default if self.tt_ranks is None else self.tt_ranks
         by_glob = ranks if isinstance(ranks, Mapping) else {"*": ranks}
         by_layer = {
-            name: value for glob, value in by_glob.items() for name in match_names(str(glob), list(layers), "tt_ranks:")
+            name: value for glob, value in by_glob.items() for name in match_names(str(glob), list(layers), "tt_ranks")
         }
         choices = {name: _choice(layer, by_layer.get(name)) for name, layer in layers.items()}
         clipped = [name for name, choice in choices.items() if choice.notes]

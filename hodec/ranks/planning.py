@@ -104,7 +104,7 @@ def plan_layers(
     given = {
         name: split
         for glob, split in (settings.modes or {}).items()
-        for name in match_names(glob, included, "modes of")
+        for name in match_names(glob, included, "method.modes")
     }
     contexts: dict[str, LayerContext] = {}
     for name in included:

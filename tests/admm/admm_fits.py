@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
 
@@ -135,7 +135,7 @@ class Probe(pl.Callback):
 
 
 def admm(net: nn.Module, rho: Any = "auto", *, ranks: Any = 3, **options: Any) -> AdmmCallback:
-    return AdmmCallback(plan_of(net, ranks), rho, **{"track_truncated": False, **options})
+    return AdmmCallback(plan_of(net, ranks), **{"rho": rho, "track_truncated": False, **options})
 
 
 def distance(a: Tensor, b: Tensor) -> float:

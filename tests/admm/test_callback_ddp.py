@@ -42,5 +42,5 @@ def test_two_processes_train_what_one_does(tmp_path):
     data = DataLoader(TensorDataset(*samples()), batch_size=8)
     fit(Users(net, lambda m: cosine(sgd(m), 12)), callback, epochs=3, data=data, val=data)
     assert_close(first["weights"], dict(net.state_dict()), rtol=1e-4, atol=1e-5)
-    assert first["primal"] == pytest.approx(callback.primal, rel=1e-3)
+    assert first["primal"] == pytest.approx(callback.admm.primal, rel=1e-3)
     assert first["truncated"] == pytest.approx(callback.latest["admm/truncated_accuracy"], abs=1 / 32)

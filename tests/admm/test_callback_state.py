@@ -68,19 +68,19 @@ def assert_same(one, other):
     (net, callback), (net2, callback2) = one, other
     assert_close(net2.state_dict(), net.state_dict(), rtol=0, atol=0)
     for name in LAYERS:
-        mine, theirs = callback.states[name], callback2.states[name]
+        mine, theirs = callback.admm.states[name], callback2.admm.states[name]
         assert_close((theirs.z, theirs.u), (mine.z, mine.u), rtol=0, atol=0)
         assert theirs.rho == mine.rho
-    assert (callback2.primal, callback2.dual) == (callback.primal, callback.dual)
-    assert callback2.residuals == callback.residuals
-    assert (callback2.verdict, callback2.updated_at) == (callback.verdict, callback.updated_at)
+    assert (callback2.admm.primal, callback2.admm.dual) == (callback.admm.primal, callback.admm.dual)
+    assert callback2.admm.residuals == callback.admm.residuals
+    assert (callback2.admm.status, callback2.admm.updated_at) == (callback.admm.status, callback.admm.updated_at)
 
 
 @pytest.mark.parametrize("optimizer", [scheduled, adamw])
 @pytest.mark.parametrize("rho", ["auto", "balanced", {0: 0.1, 2: 1.0}])
 def test_resume_at_the_end_of_an_epoch_is_exact(tmp_path, rho, optimizer):
     whole = run(tmp_path / "whole", rho=rho, optimizer=optimizer)
-    assert len(whole[1].primal) == EPOCHS
+    assert len(whole[1].admm.primal) == EPOCHS
     for step in (4, 8):
         resumed = run(tmp_path / f"from{step}", rho=rho, optimizer=optimizer, resume=tmp_path / f"whole/{step}.ckpt")
         assert_same(whole, resumed)
@@ -98,7 +98,7 @@ def test_resume_within_an_epoch_is_exact(tmp_path, every, optimizer):
 def test_resume_when_every_epoch_is_done_leaves_all_as_it_is(tmp_path):
     whole = run(tmp_path / "whole")
     assert_same(whole, run(tmp_path / "again", resume=tmp_path / f"whole/{4 * EPOCHS}.ckpt"))
-    assert whole[1].verdict is Status.EPOCHS_ENDED
+    assert whole[1].admm.status is Status.EPOCHS_ENDED
 
 
 PLAIN = (bool, int, float, str, type(None))
@@ -150,7 +150,7 @@ def test_resume_of_a_converged_fit_ends_at_once(tmp_path):
     callback = admm(again, tolerance=10.0)
     fit(Users(again, scheduled), callback, epochs=EPOCHS, resume=tmp_path / "4.ckpt")
     assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
-    assert callback.verdict is Status.CONVERGED
+    assert callback.admm.status is Status.CONVERGED
 
 
 def test_a_second_fit_of_the_same_callback_begins_anew():
@@ -160,7 +160,7 @@ def test_a_second_fit_of_the_same_callback_begins_anew():
     for other, used in ((second, callback), (alone, admm(alone))):
         torch.manual_seed(0)
         fit(Users(other), used, epochs=2)
-        assert len(used.primal) == 2
+        assert len(used.admm.primal) == 2
     assert_close(second.state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 
@@ -171,7 +171,7 @@ def test_state_is_full_precision_whatever_trains(precision):
     trainer = fit(Users(net), callback, epochs=2, val=batches(), precision=precision)
     kept = torch.float64 if precision == "64-true" else torch.float32
     for name in LAYERS:
-        state = callback.states[name]
+        state = callback.admm.states[name]
         assert {state.z.dtype, state.u.dtype} == {kept}
         assert state.u.abs().max() > 0
     assert 0 <= trainer.callback_metrics["admm/truncated_accuracy"] <= 1
@@ -183,6 +183,6 @@ def test_bf16_training_is_pulled_as_float32_is():
         net = new_net()
         callback = admm(net, pull=0.9)
         fit(Users(net, scheduled), callback, epochs=3, precision=precision)
-        residual[precision] = callback.primal[-1]
+        residual[precision] = callback.admm.primal[-1]
     assert residual["bf16-mixed"] == pytest.approx(residual["32-true"], rel=0.05)
     assert residual["bf16-true"] == pytest.approx(residual["32-true"], rel=0.1)

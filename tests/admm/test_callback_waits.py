@@ -4,7 +4,7 @@ import pytest
 import torch
 from admm_fits import BATCHES, Users, admm, cosine, fit, new_net, sgd
 
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 
 from host_looks import HostLooks  # isort: skip
 
@@ -44,7 +44,7 @@ def test_a_step_does_not_look_at_a_number(looks, make_optimizer, rho):
     net = new_net()
     callback = admm(net, rho, update_every="1000steps")
     fit(Users(net, make_optimizer), callback, epochs=EPOCHS)
-    assert callback.primal == []  # no Z-update took place
+    assert callback.admm.primal == []  # no Z-update took place
     assert len(looks) == 2 * EPOCHS * BATCHES
     assert [one.found for one in looks] == [[]] * len(looks)
     assert sum(one.operations for one in looks) > 2 * EPOCHS * BATCHES  # though they did their work

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hodec.admm import projection as projection_module
-from hodec.admm.processes import Processes, shares
+from hodec.admm.processes import Processes, partition
 from hodec.admm.projection import Projection
 from hodec.models import build_model
 from hodec.plan.plan import Plan
@@ -54,43 +54,43 @@ def planned() -> tuple[nn.Module, Plan]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
-def test_shares_are_even_complete_and_the_same_everywhere(count: int, planned: tuple[nn.Module, Plan]):
+def test_parts_are_even_complete_and_the_same_everywhere(count: int, planned: tuple[nn.Module, Plan]):
     _, plan = planned
-    divided = shares(plan, list(plan), count)
+    divided = partition(plan, list(plan), count)
     assert len(divided) == count
     assert sorted(name for names in divided for name in names) == sorted(plan)
-    assert divided == shares(plan, list(reversed(list(plan))), count)
+    assert divided == partition(plan, list(reversed(list(plan))), count)
     if count <= 3:
         work = [sum(plan[name].params_before * plan[name].shape[0] for name in names) for names in divided]
         assert max(work) <= 1.3 * min(work)
 
 
-@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize("distribute", [True, False])
 @pytest.mark.parametrize("method", ["tt", "cp"])
 def test_each_projects_its_share_and_all_hold_the_same(
-    method: str, spread: bool, planned: tuple[nn.Module, Plan], monkeypatch: pytest.MonkeyPatch
+    method: str, distribute: bool, planned: tuple[nn.Module, Plan], monkeypatch: pytest.MonkeyPatch
 ):
     net, _ = planned
     plan = make_plan(net, Manual(4), method=method, example_input=torch.zeros(1, 3, 8, 8), include=["layer1.*"])
     tensors = {name: net.get_submodule(name).weight.detach() for name in plan}
     projected: dict[int, list[str]] = {}
-    real = Projection._projected
+    real = Projection._project
 
-    def spy(self, some, found):
+    def spy(self, some):
         projected.setdefault(threading.get_ident(), []).extend(some)
-        return real(self, some, found)
+        return real(self, some)
 
-    monkeypatch.setattr(Projection, "_projected", spy)
+    monkeypatch.setattr(Projection, "_project", spy)
     alone = Projection(plan).update(tensors, {}, Processes())
     projected.clear()
-    many = [Projection(plan, spread=spread) for _ in range(2)]
+    many = [Projection(plan, distribute=distribute) for _ in range(2)]
     first, second = Room(2).run(lambda rank, process: many[rank].update(tensors, {}, process))
     assert_close(first, second, rtol=0, atol=0)
     assert_close(many[0].factors, many[1].factors, rtol=0, atol=0)
     assert list(first) == list(tensors)
     assert_close(first, alone, rtol=1e-4, atol=1e-5)
     assert bool(many[0].factors) == (method == "cp")
-    if spread:
+    if distribute:
         one, other = projected.values()
         assert one
         assert other

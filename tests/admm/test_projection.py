@@ -8,7 +8,7 @@ from admm_fits import LAYERS, Users, cosine, fit, new_net, plan_of, samples, sgd
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hodec.admm.callback import AdmmCallback
+from hodec.admm.lightning import AdmmCallback
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, with_ranks
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances, whitened_projection
@@ -116,10 +116,10 @@ def test_state_goes_on_where_it_was(cp):
 def test_admm_with_cp_converges_and_hands_on_its_factors():
     net = new_net()
     plan = make_plan(net, Manual(14), method="cp", example_input=torch.zeros(1, 3, 8, 8), include=["conv2"])
-    callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps")
+    callback = AdmmCallback(plan, track_truncated=False, update_every="20steps")
     fit(Users(net, lambda module: cosine(sgd(module), 160)), callback, epochs=40)
-    assert callback.primal[-1] < 0.02 < callback.primal[0]
-    small = convert(net, plan, init_factors=callback.factors)
+    assert callback.admm.primal[-1] < 0.02 < callback.admm.primal[0]
+    small = convert(net, plan, init_factors=callback.admm.projection.factors)
     assert error(small.conv2.dense_weight().detach(), net.conv2.weight.detach()) < 0.02
 
 
@@ -134,13 +134,13 @@ def learned(net: nn.Module, share: float = 0.4) -> tuple[Plan, Learned]:
 def test_admm_changes_the_ranks_and_stays_within_the_target():
     net = new_net()
     plan, learner = learned(net)
-    callback = AdmmCallback(plan, "auto", learner=learner, track_truncated=False, update_every="20steps")
+    callback = AdmmCallback(plan, learner=learner, track_truncated=False, update_every="20steps")
     fit(Users(net), callback, epochs=15)
-    now = callback.plan
+    now = callback.admm.projection.plan
     assert isinstance(now, Plan)
     assert {name: layer.ranks for name, layer in now.items()} != {name: layer.ranks for name, layer in plan.items()}
     for name, layer in now.items():  # Z has the ranks that the plan says
-        z = callback.states[name].z
+        z = callback.admm.states[name].z
         assert error(layer.project(z), z) < 1e-5
     final = callback.final_plan()
     assert isinstance(final, Plan)
@@ -148,39 +148,41 @@ def test_admm_changes_the_ranks_and_stays_within_the_target():
     assert final.params_after <= 0.4 * plan.params_before
     assert callback.latest["admm/planned_params"] == final.params_after / final.params_before
     assert callback.latest["admm/planned_macs"] == final.macs_after / final.macs_before
-    assert callback.start_plan == plan  # the one that was given stays as it is
+    assert callback.admm.start_plan == plan  # the one that was given stays as it is
     assert convert(net, final)
 
 
 def test_without_a_learner_the_plan_is_the_one_given():
     net = new_net()
-    callback = AdmmCallback(plan_of(net), "auto", track_truncated=False)
+    callback = AdmmCallback(plan_of(net), track_truncated=False)
     fit(Users(net), callback, epochs=1)
-    assert callback.final_plan() is callback.plan is callback.start_plan
+    assert callback.final_plan() is callback.admm.projection.plan is callback.admm.start_plan
     assert "admm/planned_macs" not in callback.latest
 
 
 def test_learned_ranks_are_state():
     net = new_net()
     plan, learner = learned(net)
-    callback = AdmmCallback(plan, "auto", learner=learner, track_truncated=False)
+    callback = AdmmCallback(plan, learner=learner, track_truncated=False)
     fit(Users(net), callback, epochs=2)
     state = callback.state_dict()
-    assert state["projection"]["ranks"] == {name: list(layer.ranks) for name, layer in callback.plan.items()}
+    assert state["projection"]["ranks"] == {
+        name: list(layer.ranks) for name, layer in callback.admm.projection.plan.items()
+    }
     again = Projection(plan, learner)
     again.load_state_dict(state["projection"])
-    assert again.plan == callback.plan != plan
+    assert again.plan == callback.admm.projection.plan != plan
 
 
 def test_state_of_another_plan_is_refused_before_its_ranks_are_taken():
     net = new_net()
     plan, learner = learned(net)
-    callback = AdmmCallback(plan, "auto", learner=learner, track_truncated=False)
+    callback = AdmmCallback(plan, learner=learner, track_truncated=False)
     fit(Users(net), callback, epochs=1)
     state = callback.state_dict()
     state["plan"]["conv1"] = state["plan"]["conv1"].replace("svd", "tt")
     state["projection"]["ranks"]["conv1"] = [1, 2, 3]
-    other = AdmmCallback(plan, "auto", learner=learner, track_truncated=False)
+    other = AdmmCallback(plan, learner=learner, track_truncated=False)
     other.load_state_dict(state)
     with pytest.raises(CheckpointError, match="another plan: 1 layers differ, first conv1"):
         fit(Users(new_net()), other, epochs=2)
@@ -215,9 +217,9 @@ def test_with_metrics_z_is_the_nearest_by_outputs(measured):
 
 def test_admm_converges_with_metrics_too(measured):
     net, plan, covariances = measured
-    callback = AdmmCallback(plan, "auto", track_truncated=False, update_every="20steps", covariances=covariances)
+    callback = AdmmCallback(plan, track_truncated=False, update_every="20steps", covariances=covariances)
     fit(Users(net, lambda module: cosine(sgd(module), 160)), callback, epochs=40)
-    assert callback.primal[-1] < 0.1 * callback.primal[0]
+    assert callback.admm.primal[-1] < 0.1 * callback.admm.primal[0]
 
 
 def test_metrics_of_other_layers_are_refused(measured):
@@ -228,5 +230,5 @@ def test_metrics_of_other_layers_are_refused(measured):
 
 def test_metrics_and_iteration_are_refused(cp):
     net, plan = cp
-    with pytest.raises(PlanError, match=r"0: cp is found by iteration.*calibration_batches=0"):
+    with pytest.raises(PlanError, match=r"0: cp is found by iteration.*or no calibration data"):
         Projection(plan, covariances=collect_covariances(net, plan, [torch.randn(4, 12, 9, 9)]))

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from hodec.admm.stopping import Status, check_convergence, final
+from hodec.admm.stopping import Status, check_convergence, final_status
 
 
-def verdict(primal, dual=None, tolerance=1e-3):
+def status(primal, dual=None, tolerance=1e-3):
     return check_convergence(primal, dual or [1.0] * len(primal), tolerance=tolerance)
 
 
@@ -26,19 +26,19 @@ def verdict(primal, dual=None, tolerance=1e-3):
         ([0.5, math.inf], Status.DIVERGED),
     ],
 )
-def test_verdict_of_the_primal_residual(primal, expected):
-    assert verdict(primal) is expected
+def test_status_of_the_primal_residual(primal, expected):
+    assert status(primal) is expected
 
 
 def test_converged_means_both_residuals():
-    assert verdict([0.5, 1e-3], [0.5, 1e-3]) is Status.CONVERGED
-    assert verdict([0.5, 1e-4], [0.5, 2e-3]) is Status.RUNNING
-    assert verdict([0.5, 2e-3], [0.5, 1e-4]) is Status.RUNNING
-    assert verdict([0.5, 0.1], [0.5, math.nan]) is Status.DIVERGED
+    assert status([0.5, 1e-3], [0.5, 1e-3]) is Status.CONVERGED
+    assert status([0.5, 1e-4], [0.5, 2e-3]) is Status.RUNNING
+    assert status([0.5, 2e-3], [0.5, 1e-4]) is Status.RUNNING
+    assert status([0.5, 0.1], [0.5, math.nan]) is Status.DIVERGED
 
 
 def test_tolerance_zero_never_stops():
-    assert verdict([1e-9], [1e-9], tolerance=0.0) is Status.RUNNING
+    assert status([1e-9], [1e-9], tolerance=0.0) is Status.RUNNING
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_tolerance_zero_never_stops():
         (Status.RUNNING, [], Status.EPOCHS_ENDED),
     ],
 )
-def test_final_verdict(last, primal, expected):
-    assert final(last, primal) is expected
+def test_final_status(last, primal, expected):
+    assert final_status(last, primal) is expected

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from hodec.admm.truncated import weights_replaced
+from hodec.admm.updates import weights_replaced
 
 
 def trained(track, **options):

@@ -47,9 +47,9 @@ def main(folder: Path, how: str) -> None:
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     module = Users(net, lambda m: cosine(sgd(m), 12))
     trainer = fit(module, callback, epochs=3, data=share(), val=share(), **options)
-    states = {name: {"z": s.z, "u": s.u, "rho": s.rho} for name, s in callback.states.items()}
-    state = {"states": states, "weights": dict(net.state_dict()), "primal": callback.primal}
-    state["ranks"] = {name: list(layer.ranks) for name, layer in callback.plan.items()}
+    states = {name: {"z": s.z, "u": s.u, "rho": s.rho} for name, s in callback.admm.states.items()}
+    state = {"states": states, "weights": dict(net.state_dict()), "primal": callback.admm.primal}
+    state["ranks"] = {name: list(layer.ranks) for name, layer in callback.admm.projection.plan.items()}
     state["truncated"] = callback.latest["admm/truncated_accuracy"]
     torch.save(state, folder / f"{trainer.global_rank}.pt")
 

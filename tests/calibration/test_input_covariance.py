@@ -314,9 +314,9 @@ def test_what_cannot_be_collected_is_refused(generator, monkeypatch):
     net, x = Other(), torch.randn(4, 8, generator=generator)
     plan = planned(net, 3, x, method="svd", allow_larger=True)
     for wrong in (0, -1, 1.5, math.nan):
-        with pytest.raises(ConfigError, match="damping=.* is not in 0 < damping <= 1"):
+        with pytest.raises(ConfigError, match="damping: .* given; allowed: a number above 0 and at most 1"):
             collect_covariances(net, plan, [x], damping=wrong)
-    with pytest.raises(ConfigError, match="positions=0"):
+    with pytest.raises(ConfigError, match="positions: 0 given"):
         collect_covariances(net, plan, [x], positions=0)
     with pytest.raises(DataError, match="no batch"):
         collect_covariances(net, plan, [])

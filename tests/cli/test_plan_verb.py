@@ -157,7 +157,7 @@ def test_a_file_that_is_there_is_overwritten_with_force_only(capsys, tmp_path):
         ((*SMALL, "--rule", "greedy"), "--rule: greedy is not possible here"),
         ((*SMALL, "--rule", "amct"), "amct chooses ranks for --method spatial_svd only"),
         ((*SMALL, "--macs", "0.001"), "--macs 0.001 (least reachable: 0."),
-        ((*SMALL, "--ranks", "{layer9.*:3}"), "--ranks: 'layer9.*' matches no layer"),
+        ((*SMALL, "--ranks", "{layer9.*:3}"), "--ranks 'layer9.*' matches no layer"),
         ((*SMALL, "--ranks", "[3,4]"), "needs 4 ranks, got 2"),
         ((*SMALL, "--include", "layr1.*"), "--include 'layr1.*' matches no layer"),
         ((*SMALL, "-o", "."), "-o: '.' given; allowed: a file in a folder that exists"),

@@ -135,7 +135,7 @@ def test_modes_have_to_fit_a_layer_and_a_method():
     net, x = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 4, 64)), torch.randn(1, 64, 4, 4)
     with pytest.raises(PlanError, match="method svd or tucker splits no channels into modes"):
         make_plan(net, Budget(macs=0.4, methods=["svd", "tucker"]), example_input=x, modes={"0": Modes((8, 8), (8, 8))})
-    with pytest.raises(PlanError, match="modes of 'nope' matches no layer"):
+    with pytest.raises(PlanError, match="modes 'nope' matches no layer"):
         make_plan(net, Budget(macs=0.4, methods=["svd", "tt"]), example_input=x, modes={"nope": Modes((8, 8), (8, 8))})
     net = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(256, 64))
     rule, x = Budget(params=0.4, tolerance=0.2, methods=["tt_classical", "tt"]), torch.randn(1, 8, 8, 8)

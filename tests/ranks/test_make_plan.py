@@ -198,7 +198,7 @@ def test_modes_by_glob_the_last_match_counts():
     plan = planned(3, modes=given, include=["layer1.conv*"])
     assert plan["layer1.conv2"].modes == given["layer1.conv2"]
     assert plan["layer1.conv1"].modes == Modes((3, 4), (4, 6))
-    with pytest.raises(PlanError, match=r"modes of 'layr1\.conv2' matches no layer"):
+    with pytest.raises(PlanError, match=r"modes 'layr1\.conv2' matches no layer"):
         planned(3, modes={"layr1.conv2": Modes((6, 4), (6, 4))})
     with pytest.raises(PlanError, match="do not fit 24 -> 24 channels"):
         planned(3, modes={"layer1.conv2": Modes((6, 5), (6, 4))})

@@ -90,7 +90,7 @@ def test_layers_that_no_glob_matches_stay_dense_with_the_reason():
 
 
 def test_row_21_a_glob_that_matches_nothing_is_an_error_with_near_matches():
-    with pytest.raises(PlanError, match=r"tt_ranks: 'layer1\.cnv1' matches no layer\. Did you mean: layer1\.conv1"):
+    with pytest.raises(PlanError, match=r"tt_ranks 'layer1\.cnv1' matches no layer\. Did you mean: layer1\.conv1"):
         planned({"layer1.cnv1": 3})
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from hodec.admm.penalty import WEAK_PULL
+from hodec.admm.options import WEAK_PULL
 from hodec.errors import CheckpointError
 from hodec.experiment.report import style, words
 from hodec.experiment.report.collect import collect, collect_sweep

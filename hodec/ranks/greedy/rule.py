@@ -126,7 +126,7 @@ class Greedy(RankRule):
 
         model, _ = net.runnable("greedy evaluates the net")
         known = [*layers, *(name for name, _ in model.named_modules() if name and name not in layers)]
-        hits = {n: glob for glob in self.ignore or () for n in match_names(glob, known, "ranks.ignore:")}
+        hits = {n: glob for glob in self.ignore or () for n in match_names(glob, known, "ranks.ignore")}
         return {name: f"ignored by {hits[name]!r}" for name in layers if name in hits}
 
     def _curves(

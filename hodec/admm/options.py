@@ -1,0 +1,130 @@
+"""The settings of ADMM, with their defaults, ranges and meaning; nothing here imports torch."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypedDict
+
+from hodec.errors import ConfigError, Use
+from hodec.options import BadParts, Option, setting
+
+Rho = float | str | Mapping[int, float] | Mapping[str, float]
+
+# Pull (0..1) below which U winds up because W does not follow Z. ResNet-20 on CIFAR-10, rho = 1e-3: at a pull of 0.18
+# the primal residual rises from 0.68 to 0.87 in three epochs.
+WEAK_PULL = 0.3
+
+INTERVAL = re.compile(r"\s*([1-9]\d*)\s*(epoch|step|)s?\s*")
+
+
+def _bad_rho(value: object) -> BadParts:
+    """Yield what is wrong in rho: a word, a number above 0, {epoch: number} or {layer glob: number}."""
+    if not isinstance(value, Mapping):
+        if value not in ("auto", "balanced") and not _is_positive(value):
+            yield "", value
+        return
+    by_epoch = isinstance(next(iter(value), None), int)  # as text, '0' is a layer of nn.Sequential
+    for key, one in value.items():
+        good = isinstance(key, int) and not isinstance(key, bool) and key >= 0 if by_epoch else isinstance(key, str)
+        if not good:
+            yield "", {key: one}
+        elif not _is_positive(one):
+            yield f"[{key}]", one
+    if not value or (by_epoch and 0 not in value):
+        yield "", dict(value)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _bad_interval(value: object) -> BadParts:
+    """Yield an interval that is neither a number of epochs nor a word such as 50steps or 2epochs."""
+    if isinstance(value, bool) or not INTERVAL.fullmatch(str(value)):
+        yield "", value
+
+
+RHO = {
+    "words": "auto | balanced | a number above 0 | {0: number, epoch: number} | {layer glob: number}",
+    "check": _bad_rho,
+}
+
+
+@dataclass(frozen=True)
+class AdmmOptions(Option):
+    """Draws the dense weights towards low rank; rho follows the learning rate, so that the pull stays the same.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    group: ClassVar[str] = "admm"
+    name: ClassVar[str] = "default"
+
+    rho: Rho = setting(
+        "auto",
+        "auto: from pull; balanced: by the ratio of residuals; 1e-3: constant; {0: 1e-3, 50: 1e-2}: from these epochs "
+        "on; {layer1.*: 1e-3, layer2.*: 1e-2}: by layer; numbers above 0",
+        **RHO,
+    )
+    pull: float = setting(
+        0.8,
+        "for rho=auto and balanced: share of its way to Z - U that a weight covers per update; above 0, below 1",
+        above=0,
+        below=1,
+    )
+    update_every: int | str = setting(
+        1,
+        "between updates of Z and U: epochs from 1, or 50steps, 2epochs",
+        words="whole epochs from 1, or 50steps, 2epochs",
+        check=_bad_interval,
+    )
+    relax: float = setting(1.0, "over-relaxation of the update; 1 (none) to 1.9", low=1, high=1.9)
+    dual: bool = setting(True, "false: U stays 0, the control that is a quadratic penalty")
+    tolerance: float = setting(1e-3, "stop when both relative residuals are below it; 0: never", low=0)
+    track_truncated: bool = setting(True, "test the hard-truncated net each epoch: costs one evaluation each")
+    distribute_projection: bool = setting(True, "with several devices: each projects its share of the layers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("rho", "update_every"):
+            if getattr(self, key) is None:
+                raise ConfigError("{setting}: None given; leave it out for its default", setting=Use(f"admm.{key}"))
+
+    @property
+    def interval(self) -> tuple[int, str]:
+        """``update_every`` as a count and its unit, ``epoch`` or ``step``."""
+        count, unit = INTERVAL.findall(str(self.update_every))[0]
+        return int(count), unit or "epoch"
+
+
+@dataclass(frozen=True)
+class AdmmPaper(AdmmOptions):
+    """ADMM as published: a constant rho, one update of Z and U per epoch, no relaxation, no early stop."""
+
+    name: ClassVar[str] = "paper"
+
+    rho: Rho = setting(1e-3, "constant, above 0", **RHO)
+    tolerance: float = setting(0.0, "0: never stop early", low=0)
+
+
+@dataclass(frozen=True)
+class AdmmOff(Option):
+    """The control: the same epochs without ADMM, then direct truncation."""
+
+    group: ClassVar[str] = "admm"
+    name: ClassVar[str] = "off"
+
+
+class AdmmSettings(TypedDict, total=False):
+    """The fields of ``AdmmOptions`` as keyword arguments, for type checkers."""
+
+    rho: Rho
+    pull: float
+    update_every: int | str
+    relax: float
+    dual: bool
+    tolerance: float
+    track_truncated: bool
+    distribute_projection: bool
