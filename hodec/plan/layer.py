@@ -1,13 +1,13 @@
 """LayerPlan: how one layer is factorized, at which ranks and cost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from hodec.errors import HodecError, PlanError
+from hodec.errors import HodecError, PlanError, Use, literal
 from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES
@@ -18,17 +18,21 @@ from hodec.methods import get_method
 KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "call_sites", "runs_as": "resolved_execution"}
 
 
+Json = dict[str, Any]
+"""An object of a JSON file."""
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """One layer's decision. Everything else (costs, execution) follows from these fields.
 
     Attributes:
         method: name in METHODS.
-        kind: name in KINDS: ``conv2d``, ``linear``, ..
+        layer_type: name in LAYER_TYPES: ``conv2d``, ``linear``, ..
         shape: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
         modes: how the channels split.
         ranks: in the format's order.
-        runs: the layer's calls for one image, with the sizes of their input and output.
+        call_sites: the layer's calls for one image, with the sizes of their input and output.
         execution: ``auto``, ``merged`` or ``chain``.
         aliases: other names under which the same module hangs in the net.
         notes: what the rule clipped or rounded.
@@ -77,10 +81,8 @@ class LayerPlan:
         """Multiply-adds of the dense layer for one image."""
         if LAYER_TYPES[self.layer_type].is_embedding:
             return 0
-        positions = (
-            self.call_sites.in_positions if LAYER_TYPES[self.layer_type].transposed else self.call_sites.out_positions
-        )
-        return positions * math.prod(self.shape)
+        sites, transposed = self.call_sites, LAYER_TYPES[self.layer_type].transposed
+        return (sites.in_positions if transposed else sites.out_positions) * math.prod(self.shape)
 
     @property
     def macs_after(self) -> int:
@@ -92,9 +94,7 @@ class LayerPlan:
     def saves(self) -> bool:
         """Whether the factorized layer is nowhere costlier than the dense one, and somewhere cheaper."""
         params, macs = self.params_after - self.params_before, self.macs_after - self.macs_before
-        if LAYER_TYPES[
-            self.layer_type
-        ].is_embedding:  # that costs nothing, so any factorized one costs more: memory decides
+        if LAYER_TYPES[self.layer_type].is_embedding:  # it has no MACs, any factorized one has some: memory decides
             return params < 0
         return params <= 0 and macs <= 0 and (params < 0 or macs < 0)
 
@@ -107,7 +107,7 @@ class LayerPlan:
         """This layer plan, if its modes and ranks fit its shape.
 
         Raises:
-            PlanError: naming the layer, what was given, what is allowed, and the override.
+            PlanError: naming the layer, what was given, and what is allowed.
         """
         if self.layer_type not in get_method(self.method).layers:
             raise PlanError(f"{name}: method {self.method} has no layer for kind {self.layer_type!r}")
@@ -123,20 +123,22 @@ class LayerPlan:
         try:
             self.format.check_ranks(self.shape, self.modes, self.ranks)
         except HodecError as error:
-            raise PlanError(self._misfit(name, error)) from error
+            raise self._misfit(name, error) from error
         return self
 
-    def _misfit(self, name: str, error: HodecError) -> str:
+    def _misfit(self, name: str, error: HodecError) -> PlanError:
         kernel = "x".join(map(str, self.shape[2:]))
         fit = self.format.fit_ranks(self.shape, self.modes, self.format.max_ranks(self.shape, self.modes))
-        return (
+        about = (
             f"{name} ({self.layer_type} {self.shape[1]}->{self.shape[0]}{', ' + kernel if kernel else ''}, method "
-            f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)}): {error}. "
-            f"The override that mends it: 'tt_ranks={{{name}:{list(fit)}}}' with ranks up to these, or one "
-            f"number, which is clipped to fit"
+            f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)})"
+        )
+        return PlanError(
+            f"{literal(f'{about}: {error}')}. Ranks up to {{ranks}} fit, and one number for all is clipped to fit",
+            ranks=Use("tt_ranks", f"{{{name}:{list(fit)}}}"),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain JSON values; the costs are for the reader and recomputed on load."""
         return {
             "method": self.method,
@@ -156,7 +158,7 @@ class LayerPlan:
         }
 
     @classmethod
-    def from_dict(cls, name: str, value: Mapping[str, Any]) -> "LayerPlan":
+    def from_dict(cls, name: str, value: Json) -> "LayerPlan":
         """Inverse of ``to_dict``, checked."""
         where = f"plan of layer {name}: "
         try:
@@ -178,13 +180,15 @@ class LayerPlan:
         return layer.check(name)
 
 
-def read_wholes(values: Sequence[Any], what: str, least: int = 1) -> tuple[int, ...]:
+def read_wholes(values: object, what: str, least: int = 1) -> tuple[int, ...]:
+    """A list of whole numbers from a file; refused as ``what`` unless each is at least ``least``."""
     if not isinstance(values, Sequence) or not all(type(n) is int and n >= least for n in values):
         raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least}")
     return tuple(values)
 
 
-def read_call_sites(value: Any, what: str) -> CallSites:
+def read_call_sites(value: object, what: str) -> CallSites:
+    """Calls of a layer from a file, [times, input size, output size] each; refused as ``what``."""
     if not isinstance(value, list) or not all(isinstance(call, list) and len(call) == 3 for call in value):
         raise PlanError(f"{what}: {value!r} is not a list of [times, input size, output size]")
     return CallSites(
@@ -195,7 +199,8 @@ def read_call_sites(value: Any, what: str) -> CallSites:
     )
 
 
-def read_text(value: Any, what: str) -> str:
+def read_text(value: object, what: str) -> str:
+    """A text from a file; refused as ``what``."""
     if not isinstance(value, str):
         raise PlanError(f"{what}: {value!r} is not a text")
     return value

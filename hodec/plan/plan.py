@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from rich.console import Group
@@ -15,7 +15,7 @@ from torch import Tensor
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.io.atomic import read_json, write_json
-from hodec.plan.layer import LayerPlan, read_text, read_wholes
+from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import human, rendered
 
 FORMAT, VERSION, READABLE = "hodec-plan", 2, (1, 2)
@@ -39,6 +39,15 @@ class Plan(Mapping[str, LayerPlan]):
     dense_params: int
     dense_macs: int
     inputs: tuple[tuple[tuple[int, ...], str], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "skipped"):
+            object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
+
+    def __reduce__(self) -> tuple[type["Plan"], tuple[object, ...]]:
+        """A plan is copied and pickled by its arguments, for read-only mappings cannot be."""
+        rest = (self.rule, self.dense_params, self.dense_macs, self.inputs)
+        return type(self), (dict(self.layers), dict(self.skipped), *rest)
 
     def __getitem__(self, name: str) -> LayerPlan:
         if name not in self.layers:
@@ -89,11 +98,15 @@ class Plan(Mapping[str, LayerPlan]):
         method: str | None = None,
     ) -> "Plan":
         """A copy in which one layer is planned differently; checked like any other."""
-        given = {"ranks": ranks, "modes": modes, "execution": execution, "method": method}
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        if "ranks" in changes:
-            changes["ranks"] = tuple(changes["ranks"])
-        layer = dataclasses.replace(self[name], **changes, notes=(*self[name].notes, "edited by hand"))
+        old = self[name]
+        layer = dataclasses.replace(
+            old,
+            ranks=old.ranks if ranks is None else tuple(ranks),
+            modes=old.modes if modes is None else modes,
+            execution=old.execution if execution is None else execution,
+            method=old.method if method is None else method,
+            notes=(*old.notes, "edited by hand"),
+        )
         return dataclasses.replace(self, layers={**self.layers, name: layer.check(name)})
 
     def without(self, name: str, reason: str = "left dense by hand") -> "Plan":
@@ -112,7 +125,7 @@ class Plan(Mapping[str, LayerPlan]):
             made.append(noise.to(dtype))
         return tuple(made)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain JSON values."""
         return {
             "format": FORMAT,
@@ -130,7 +143,7 @@ class Plan(Mapping[str, LayerPlan]):
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Plan":
+    def from_dict(cls, value: Json) -> "Plan":
         """Inverse of ``to_dict``; every layer is checked, costs are recomputed."""
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise PlanError(f'this is not a hodec plan: it lacks \'"format": "{FORMAT}"\'')
@@ -175,7 +188,7 @@ class Plan(Mapping[str, LayerPlan]):
         return rendered(plan_table(self))
 
 
-def _dtype_name(value: Any) -> str:
+def _dtype_name(value: object) -> str:
     if not isinstance(getattr(torch, read_text(value, "type of the plan's inputs"), None), torch.dtype):
         raise PlanError(f"type of the plan's inputs: {value!r} is none of torch's, such as float32 or int64")
     return str(value)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,15 @@ def test_plans_do_not_change(plan: Plan):
         plan.rule = "other"
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan["conv1"].ranks = (1, 1, 1, 1)
+    for mapping in (plan.layers, plan.skipped):
+        with pytest.raises(TypeError):
+            mapping["conv1"] = None
+
+
+def test_plans_are_copied_and_pickled_whole(plan: Plan):
+    for again in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert again == plan
+        assert list(again) == list(plan)
 
 
 # -- files -----------------------------------------------------------------------------------------------------
