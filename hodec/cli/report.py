@@ -9,15 +9,15 @@ HELP = "write the report of a run folder or of a sweep's folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FOLDER."""
+    """Add the verb's one argument, a folder."""
     parser.add_argument("path", help="folder of a run, or one that holds several")
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Write the report; says where.
+    """Write the report and return where it is.
 
     Raises:
-        HodecError: a folder without a finished run.
+        HodecError: the folder holds no run, a file of it is broken, or it cannot be written to.
     """
     from hodec.experiment.report.render import write_report, write_sweep
 

@@ -9,11 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from hodec.experiment.report.rundata import Epoch
-from hodec.experiment.report.style import INKS, colors, ramp, shorten, visible
+from hodec.experiment.report.style import INKS, SERIES, colors, shorten, visible
 from hodec.text_table import human, number
-
-#: Number of layers up to which each has a colour and a name; more of them share a ramp from first to last.
-NAMED_LAYERS = 6
 
 #: Epochs, counted from 1, and values; a value that no axis can hold is a gap in the line.
 Points = tuple[list[float], list[float]]
@@ -53,8 +50,8 @@ def line(axes: Axes, points: Points, *, ink: str, width: float = 1.6, dashed: bo
 def with_layers(figure: Figure, total: Points, layers: Mapping[str, Points], *, label: str) -> None:
     """All layers together in bold and each layer thin; the legend names each, or both ends of a ramp of many."""
     (axes,) = figure.axes
-    many = len(layers) > NAMED_LAYERS
-    inks = dict(zip(layers, ramp(len(layers)) if many else colors(len(layers)), strict=True))
+    many = len(layers) > len(SERIES)
+    inks = dict(zip(layers, colors(len(layers)), strict=True))
     for name, points in layers.items():
         line(axes, points, ink=inks[name], width=0.9)
     line(axes, total, ink=INKS["ink"], width=2.4, label=label)

@@ -33,11 +33,9 @@ class NothingToDraw(HodecError):
 
 @dataclass(frozen=True)
 class FigureSpec(Generic[S]):
-    """How a figure is drawn and explained; ``name`` is its file name and its id on the page."""
+    """How a figure is drawn; ``name`` is its file name, its id on the page and the key of its caption."""
 
     name: str
-    title: str
-    caption: str
     draw: Callable[[S], Figure]
 
 
@@ -102,14 +100,15 @@ def _mark_phases(axes: Axes, run: RunData) -> None:
         if at % 2:
             axes.axvspan(start + 0.5, end + 0.5, color=INKS["band"], zorder=0, linewidth=0)
         if (end - start) / bounds[-1] > 0.017 * len(name):  # the width of a letter, as a fraction of the axis
-            axes.annotate(
+            axes.text(
+                (start + end + 1) / 2,
+                1.01,
                 name,
-                ((start + end + 1) / 2, 1.01),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                va="bottom",
-                fontsize=7.5,
+                transform=axes.get_xaxis_transform(),
                 color=INKS["muted"],
+                fontsize=7.5,
+                va="bottom",
+                ha="center",
             )
 
 
@@ -162,9 +161,8 @@ def sweep(runs: Sequence[RunData]) -> Figure:
     titles = ("Training loss", "Approximation error", "Accuracy, % (dashed: if truncated now)")
     keys = ("train/loss", "admm/primal_residual", "val/accuracy")
     for panel, title, key in zip(axes, titles, keys, strict=True):
-        lines = {
-            label: curves.overall(epochs, key, scale=100 if "accuracy" in key else 1) for label, epochs in drawn.items()
-        }
+        scale = 100 if "accuracy" in key else 1
+        lines = {label: curves.overall(epochs, key, scale=scale) for label, epochs in drawn.items()}
         for label, points in lines.items():
             curves.line(panel, points, ink=inks[label])
         curves.finish(panel, title, log=lines.values() if "admm" in key else (), xlabel="epoch of ADMM training")
@@ -194,62 +192,16 @@ def tradeoff(runs: Sequence[RunData]) -> Figure:
 
 
 CURVES = (
-    FigureSpec[RunData](
-        "approximation-error",
-        "Approximation error",
-        "How far the weights W are from their low-rank copy Z, relative to their norm. Falling lines mean that "
-        "ADMM works; what is left at the end is what truncation cuts off.",
-        partial(_admm_curve, key="primal_residual", title=f"Approximation error {ERROR}"),
+    FigureSpec(
+        "approximation-error", partial(_admm_curve, key="primal_residual", title=f"Approximation error {ERROR}")
     ),
-    FigureSpec[RunData](
-        "accuracy",
-        "Accuracy",
-        "The dashed line is the accuracy that the network would have if it were cut to the planned ranks in that "
-        "epoch: ADMM has done its work when it meets the solid one.",
-        partial(_training_curve, key="accuracy", title="Accuracy, %", scale=100),
-    ),
-    FigureSpec[RunData](
-        "loss",
-        "Loss",
-        "Of the training and the validation images, over all phases.",
-        partial(_training_curve, key="loss", title="Loss"),
-    ),
-    FigureSpec[RunData](
-        "dual-residual",
-        "Dual residual",
-        "How much Z still moves between two updates.",
-        partial(_admm_curve, key="dual_residual", title="Dual residual"),
-    ),
-    FigureSpec[RunData](
-        "penalty",
-        "Penalty rho",
-        "How strongly W is pulled to Z.",
-        partial(_admm_curve, key="rho", title="Penalty rho", label="mean"),
-    ),
+    FigureSpec("accuracy", partial(_training_curve, key="accuracy", title="Accuracy, %", scale=100)),
+    FigureSpec("loss", partial(_training_curve, key="loss", title="Loss")),
+    FigureSpec("dual-residual", partial(_admm_curve, key="dual_residual", title="Dual residual")),
+    FigureSpec("penalty", partial(_admm_curve, key="rho", title="Penalty rho", label="mean")),
 )
 COSTS = (
-    FigureSpec[RunData](
-        "parameters",
-        "Parameters",
-        "Of each factorized layer, before (pale) and after (full), in the order of the network.",
-        partial(_layer_costs, cost="params", title="Parameters"),
-    ),
-    FigureSpec[RunData](
-        "macs",
-        "MACs",
-        "Multiply-adds of each factorized layer for one image.",
-        partial(_layer_costs, cost="macs", title="MACs for one image"),
-    ),
+    FigureSpec("parameters", partial(_layer_costs, cost="params", title="Parameters")),
+    FigureSpec("macs", partial(_layer_costs, cost="macs", title="MACs for one image")),
 )
-SWEEP = (
-    FigureSpec[Sequence[RunData]](
-        "sweep",
-        "ADMM in each run",
-        "A run works when its approximation error falls and its dashed accuracy rises to the solid one. A run without "
-        "ADMM shows its dense training.",
-        sweep,
-    ),
-    FigureSpec[Sequence[RunData]](
-        "sweep-tradeoff", "The price in accuracy", "Up and to the right is better.", tradeoff
-    ),
-)
+SWEEP = (FigureSpec("sweep", sweep), FigureSpec("sweep-tradeoff", tradeoff))

@@ -28,13 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of a report, or the reason in place of its caption why there is none."""
+    """A figure of a report, or the reason why there is none."""
 
     name: str
-    title: str
-    caption: str
     figure: Figure | None = None
     svg: str = ""
+    reason: str = ""
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -64,8 +63,7 @@ def write_sweep(folder: str | Path) -> Path:
     """
     root, runs = Path(folder), collect_sweep(folder)
     drawn = [draw(spec, runs) for spec in SWEEP]
-    reported = [run for run in runs if (run.folder / "report.html").exists()]
-    shown = {"runs": runs, "reported": reported, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn}
+    shown = {"runs": runs, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn}
     head = {"kicker": f"hodec sweep · {root.resolve().name}", "headline": words.sweep_headline(runs)}
     text = _environment().get_template("sweep.html.j2").render(shown | head)
     with _writing_to(root):
@@ -85,8 +83,8 @@ def draw(spec: FigureSpec[S], subject: S) -> Drawn:
     try:
         figure = spec.draw(subject)
     except NothingToDraw as reason:
-        return Drawn(spec.name, spec.title, str(reason))
-    return Drawn(spec.name, spec.title, spec.caption, figure, style.to_svg(figure))
+        return Drawn(spec.name, reason=str(reason))
+    return Drawn(spec.name, figure, style.to_svg(figure))
 
 
 def render_html(run: RunData, drawn: Sequence[Drawn]) -> str:
@@ -102,7 +100,6 @@ def render_markdown(run: RunData, drawn: Sequence[Drawn]) -> str:
 
 def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
     """Every variable of the templates of a run's report."""
-    costs = [spec.name for spec in COSTS]
     dense = run.network(run.reference)
     tone, verdict = words.verdict(run)
     # the middle one: a schedule that ends at learning rate 0 takes every pull to 0 with it
@@ -115,16 +112,14 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
         "headline": words.headline(run),
         "dense": dense,
         "points": lambda score: None if None in (score, dense.test_accuracy) else score - dense.test_accuracy,
-        "raw": "the same before BatchNorm statistics were re-estimated",
         "tone": tone,
         "verdict": verdict,
         "residuals": series(run.phase("admm"), "admm/primal_residual"),
         "pull": median(pulls) if pulls else None,
         "weak_pull": WEAK_PULL,
         "error": words.ERROR,
-        "curves": [each for each in drawn if each.name not in costs],
-        "costs": [each for each in drawn if each.name in costs],
-        "methods": list(dict.fromkeys(layer.method for layer in (run.plan or {}).values())),
+        "drawn": drawn,
+        "costs": [spec.name for spec in COSTS],
         "notes": _layer_notes(run),
         "config": OmegaConf.to_yaml(OmegaConf.create(dict(run.config))) if run.config else "",
     }
@@ -156,7 +151,7 @@ def _environment(*, markdown: bool = False) -> Environment:
     made.globals |= {"cut": cut, "meanings": NETWORKS, "phases": PHASES}
     made.filters |= {show.__name__: show for show in (human, number, accuracy, percent, change, duration)}
     made.filters |= {"progress": words.progress, "fenced": _fenced, "prose": _prose}
-    made.filters["inlined"] = lambda each: Markup(style.inlined(each.svg, each.name, f"{each.title}. {each.caption}"))
+    made.filters["inlined"] = lambda each, title: Markup(style.inlined(each.svg, each.name, title))
     return made
 
 

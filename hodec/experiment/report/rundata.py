@@ -43,10 +43,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Network:
-    """One measured network; ``test_accuracy_raw`` is that before BatchNorm was re-estimated.
-
-    Accuracies are fractions of 1, ``macs`` are of one image.
-    """
+    """One measured network: accuracies are fractions of 1, the raw one is that before BatchNorm was re-estimated."""
 
     test_accuracy: float | None = None
     test_accuracy_raw: float | None = None
@@ -115,8 +112,7 @@ class RunData:
     def reference(self) -> str:
         """The dense network that others are compared with: the more accurate one of those that were measured.
 
-        ADMM costs a network accuracy before anything is cut: beside that network alone, the result would look better
-        than it is.
+        Beside a network that ADMM has cost accuracy alone, the result would look better than it is.
         """
         scores = {name: self.network(name).test_accuracy for name in ("dense", "pretrained")}
         known = {name: score for name, score in scores.items() if score is not None}

@@ -30,6 +30,7 @@ STYLE = TEMPLATES / "report.mplstyle"
 INKS: dict[str, str] = dict(
     re.findall(r"--(\w+): (#[0-9a-f]{6});", (TEMPLATES / "report.css").read_text(encoding="utf-8").split("@media")[0])
 )
+SERIES = ("blue", "orange", "green", "violet", "red", "ochre", "teal", "slate")
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
@@ -54,15 +55,10 @@ def panels(columns: int, height: float, *, width: float) -> tuple[Figure, list[A
 
 
 def colors(count: int) -> list[str]:
-    """Distinct colours for a few lines, a ramp from the first to the last for many."""
-    series = [INKS[name] for name in ("blue", "orange", "green", "violet", "red", "ochre", "teal", "slate")]
-    return series[:count] if count <= len(series) else ramp(count)
-
-
-def ramp(count: int) -> list[str]:
-    """Colours of an ordered series, readable on light and on dark paper."""
-    scale = LinearSegmentedColormap.from_list("ramp", ["#3fa08c", "#5b8fc4", "#9a6bb8"])
-    return [to_hex(scale(at / max(1, count - 1))) for at in range(count)]
+    """Distinct colours for a few lines; for many a ramp from the first to the last, readable on any paper."""
+    series = [INKS[name] for name in SERIES[:count]]
+    ramp = LinearSegmentedColormap.from_list("ramp", ["#3fa08c", "#5b8fc4", "#9a6bb8"])
+    return series if count <= len(SERIES) else [to_hex(ramp(at / (count - 1))) for at in range(count)]
 
 
 def shorten(name: str, most: int = 34) -> str:
