@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hodec.experiment.data.decode import CHUNK, decode_all
 from PIL import Image
 
 import hodec.experiment.data as data
 from hodec.errors import ConfigError, DataError
-from hodec.experiment.data.decode import CHUNK, decode_all
 
 
 @pytest.fixture
