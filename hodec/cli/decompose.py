@@ -1,8 +1,10 @@
 """hodec decompose: a model file in, a smaller model file out."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
 from hodec.cli.rule_options import (
@@ -63,33 +65,29 @@ def run(options: argparse.Namespace) -> Answer:
     """
     _check_plan_options(options)
     _apply_preset(options)
-    what = _what(options)
+    work = _work(options)
     with errors_in_flags():
-        outcome = _decompose(options, what)
+        outcome = work()
     if options.plan_out:
         with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
             outcome.plan.save(options.plan_out)
     return Answer(_text(outcome, options.output), {"output": options.output, **outcome.to_dict()})
 
 
-def _what(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``decompose_file`` that say what is to be done: a plan, or a rule and its settings."""
+def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
+    """``decompose_file`` with its arguments: a plan, or a rule and its settings."""
+    from hodec.onnx_graph.decompose import decompose_file
     from hodec.onnx_graph.planning import Options
+    from hodec.onnx_graph.sizes import parse_shapes
     from hodec.plan.plan import Plan
 
+    shapes = parse_shapes(options.shape)
+    work = partial(decompose_file, options.path, options.output, shapes=shapes, force=options.force)
     if options.plan:
-        return {"plan": Plan.load(options.plan)}
+        return partial(work, plan=Plan.load(options.plan))
     rule, settings = rule_from(options), method_from(options)
     method = settings.pop("method")
-    return {"rule": rule, "method": method, "options": Options(**settings, allow_larger=options.allow_larger)}
-
-
-def _decompose(options: argparse.Namespace, what: dict[str, Any]) -> "Outcome":
-    from hodec.onnx_graph.decompose import decompose_file
-    from hodec.onnx_graph.sizes import parse_shapes
-
-    shapes = parse_shapes(options.shape)
-    return decompose_file(options.path, options.output, shapes=shapes, force=options.force, **what)
+    return partial(work, rule=rule, method=method, options=Options(**settings, allow_larger=options.allow_larger))
 
 
 def _check_plan_options(options: argparse.Namespace) -> None:

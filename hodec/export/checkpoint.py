@@ -26,7 +26,7 @@ FACTS = ("model", "in_channels", "num_classes", "image_size")
 
 
 def save(
-    model: nn.Module, path: str | Path, plan: Plan | None = None, *, facts: Mapping[str, Any] | None = None
+    model: nn.Module, path: str | Path, plan: Plan | None = None, *, facts: Mapping[str, object] | None = None
 ) -> None:
     """Write a converted model: ``path`` (safetensors) and the same name with ``.json`` (plan, SHA-256, facts).
 
@@ -72,10 +72,10 @@ def _check_converted(model: nn.Module, plan: Plan) -> None:
     """Refuse to write what could not be read again."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in plan.items():
-        found: Any = modules.get(name)
-        if type(found) is not get_method(layer.method).layers[layer.layer_type] or (
-            (found.shape, found.ranks, found.modes) != (layer.shape, layer.ranks, layer.modes)
-        ):
+        found = modules.get(name)
+        own = [getattr(found, key, None) for key in ("shape", "ranks", "modes")]
+        right = type(found) is get_method(layer.method).layers[layer.layer_type]
+        if not right or own != [layer.shape, layer.ranks, layer.modes]:
             raise CheckpointError(
                 f"save: {name} is {found if found is None else type(found).__name__} in this model, and {layer.method} "
                 f"at ranks {list(layer.ranks)} in the plan; give what hodec.convert made from it (a fused net is "
@@ -134,7 +134,7 @@ def read_structure(path: str | Path) -> dict[str, Any]:
     return structure
 
 
-def named_skeleton(path: str | Path, structure: Mapping[str, Any]) -> nn.Module:
+def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Module:
     """The dense net that a compressed model's facts name, with fresh weights; the random state stays as it is.
 
     Raises:

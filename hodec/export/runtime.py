@@ -15,6 +15,10 @@ from hodec.errors import ConvertError
 Array = NDArray[np.generic]
 
 
+class Cannot(ConvertError):
+    """onnxruntime does not load or run a model; the text says why."""
+
+
 class NamedInput(Protocol):
     """An input of a session."""
 
@@ -42,7 +46,7 @@ def open_session(
 
     Raises:
         ConvertError: onnxruntime is not installed.
-        Exception: the model does not load; onnxruntime's own kinds of errors are not public.
+        Cannot: the model does not load.
     """
     try:
         import onnxruntime as ort
@@ -55,10 +59,20 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session: Session = ort.InferenceSession(
-        str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
-    )
+    content = str(model) if isinstance(model, Path) else model
+    try:
+        session: Session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds of errors are not public
+        raise Cannot(first_line(error)) from error
     return session
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something, of the error at the bottom: libraries append traces and dumps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import numpy as np
 
 from hodec.cost.timing import samples_ms
 from hodec.errors import ConfigError, ConvertError, Use
-from hodec.export.runtime import Array, Session
+from hodec.export.runtime import Array, Cannot, Session, open_session
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
-from hodec.onnx_graph.session import Cannot, example_feeds, is_finite, relative_difference, run_session, session
+from hodec.onnx_graph.session import example_feeds, is_finite, relative_difference, run_session
 from hodec.onnx_graph.sizes import Size, input_sizes
 
 
@@ -106,7 +106,7 @@ def bench_files(
 def _opened(graph: OnnxGraph, feeds: Mapping[str, Array]) -> Session:
     """A session of the model, tried once."""
     try:
-        opened = session(graph.path, optimize=True)
+        opened = open_session(graph.path)
         run_session(opened, feeds)
     except Cannot as error:
         raise ConvertError(f"onnxruntime does not run {graph.path}: {error}") from error

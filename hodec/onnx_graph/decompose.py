@@ -9,14 +9,14 @@ import onnx
 
 from hodec.cost.count import Cost
 from hodec.errors import ConvertError
-from hodec.export.runtime import Array
+from hodec.export.runtime import Array, Cannot, first_line
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.changes import Change
 from hodec.onnx_graph.cost import parameters
-from hodec.onnx_graph.graph import first_line, load_graph
+from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.planning import GraphFacts, Options, check_plan, graph_facts, plan_graph
 from hodec.onnx_graph.rewrite import rewrite
-from hodec.onnx_graph.session import Cannot, example_feeds, is_finite, relative_difference, run_model
+from hodec.onnx_graph.session import example_feeds, is_finite, relative_difference, run_model
 from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size, shape_words
 from hodec.onnx_graph.writing import check_target, written

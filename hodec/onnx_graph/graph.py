@@ -15,7 +15,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from hodec.errors import CheckpointError
-from hodec.export.runtime import Array, quiet
+from hodec.export.runtime import Array, first_line, quiet
 
 # Oldest version of the operators: those before it differ in ways that the new nodes do not know.
 OLDEST = 7
@@ -307,11 +307,3 @@ def _is_whole(tensor: onnx.TensorProto) -> bool:
     if not tensor.raw_data or any(n <= 0 for n in tensor.dims):
         return False
     return ir.serde.TensorProtoTensor(tensor).nbytes == len(tensor.raw_data)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line that says something, of the error at the bottom: libraries append traces and dumps."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -8,11 +8,11 @@ import onnx_ir as ir
 from torch import Tensor
 
 from hodec.errors import ConvertError
-from hodec.export.runtime import Array
+from hodec.export.runtime import Array, Cannot
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.messages import exclude_use, literal
 from hodec.onnx_graph.nodes import Writer, layer_model
-from hodec.onnx_graph.session import Cannot, relative_difference, run_by_definition, run_model
+from hodec.onnx_graph.session import relative_difference, run_by_definition, run_model
 from hodec.onnx_graph.sites import WeightConsumer
 
 # Largest difference of outputs over their largest number, by the type that the factors were rounded to: some ten times

@@ -1,7 +1,7 @@
 """A plan for the layers of a graph: the same rules and the same Plan as for a model with a Python class."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
@@ -100,8 +100,7 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
     check_rule(rule)
-    eligible = eligible_sites(facts, rule.methods_for(method))
-    skipped, sites = dict(eligible.refused), eligible.sites
+    sites, skipped, fits = eligible_sites(facts, rule.methods_for(method))
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
@@ -109,7 +108,7 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
         NetContext(facts.cost, lambda name: _stand_in(sites[name])),
         method=method,
         settings=PlanSettings(**vars(options)),
-        fits=eligible.fits,
+        fits=fits,
     )
     for name in list(layers):
         if reason := _too_large(layers[name], options.allow_larger):
@@ -121,37 +120,26 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
     return Plan(layers, skipped, rule.name, facts.cost.params, facts.cost.macs, _plan_inputs(facts)), sites
 
 
-@dataclass(frozen=True)
-class Eligible:
-    """Which weights can be decomposed.
+def eligible_sites(
+    facts: GraphFacts, methods: Sequence[str]
+) -> tuple[dict[str, GraphSite], dict[str, str], dict[str, list[str]]]:
+    """The weights that at least one of the methods can decompose, why others stay as they are, and each one's methods.
 
-    Attributes:
-        sites: by the names of their first nodes, in the order of the graph.
-        fits: site -> the methods that can decompose it.
-        refused: other layers -> why the first method cannot decompose them.
+    Sites are named after their first nodes, in the order of the graph; a reason is that of the first method.
     """
-
-    sites: dict[str, GraphSite] = field(default_factory=dict)
-    fits: dict[str, list[str]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-def eligible_sites(facts: GraphFacts, methods: Sequence[str]) -> Eligible:
-    """The weights that at least one of the methods can decompose, and why others stay as they are."""
-    eligible = Eligible(refused=dict(facts.refused))
+    sites, refused, fits = dict[str, GraphSite](), dict(facts.refused), dict[str, list[str]]()
     for group in facts.groups:
         reasons = {name: refusal(group, facts.graph, get_method(name), facts.sizes) for name in methods}
         able = [name for name, reason in reasons.items() if not reason]
         site = site_of(group, facts.graph, facts.sizes, batch=facts.batch) if able else None
         if site is None:
             reason = "its weight holds NaN or Inf" if able else next(iter(reasons.values()))
-            eligible.refused.update({one.name: reason for one in group})
+            refused |= {one.name: reason for one in group}
             continue
-        eligible.sites[group[0].name] = site
         # a budget would not know that a file may refuse a linear tensor train: others are asked where they fit
         others = [one for one in able if not _is_linear_train(get_method(one), site)]
-        eligible.fits[group[0].name] = others or able
-    return eligible
+        sites[group[0].name], fits[group[0].name] = site, others or able
+    return sites, refused, fits
 
 
 def _is_linear_train(method: Method, site: GraphSite) -> bool:

@@ -1,4 +1,4 @@
-"""Runs of model files in onnxruntime, one thread, as they are written."""
+"""Runs of models, and what their outputs are compared by."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,50 +8,30 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from hodec.errors import ConvertError
-from hodec.export.runtime import Array, Session, open_session
-from hodec.onnx_graph.graph import OnnxGraph, first_line
+from hodec.export.runtime import Array, Cannot, Session, first_line, open_session
+from hodec.onnx_graph.graph import OnnxGraph
 
 
-class Cannot(Exception):
-    """onnxruntime does not run a model; the text says why."""
-
-
-def session(model: onnx.ModelProto | Path, *, folder: Path | None = None, optimize: bool = False) -> Session:
-    """An onnxruntime session of one thread; the arguments are those of ``open_session``.
-
-    Raises:
-        Cannot: the model does not load.
-        ConvertError: onnxruntime is not installed.
-    """
-    content = model if isinstance(model, Path) else model.SerializeToString()
-    try:
-        return open_session(content, folder=folder, optimize=optimize)
-    except ConvertError:
-        raise
-    except Exception as error:  # its kinds of errors are not public
-        raise Cannot(first_line(error)) from error
-
-
-def run_session(opened: Session, feeds: Mapping[str, Array]) -> list[object]:
+def run_session(session: Session, feeds: Mapping[str, Array]) -> list[object]:
     """All outputs of one run.
 
     Raises:
         Cannot: it does not run on these inputs.
     """
     try:
-        return opened.run(None, dict(feeds))
+        return session.run(None, feeds)
     except Exception as error:
         raise Cannot(first_line(error)) from error
 
 
 def run_model(model: onnx.ModelProto | Path, feeds: Mapping[str, Array], *, folder: Path | None = None) -> list[object]:
-    """All outputs of one run of a model.
+    """All outputs of one run of a model as it is written, on one thread.
 
     Raises:
         Cannot: it does not load or run.
     """
-    return run_session(session(model, folder=folder), feeds)
+    content = model if isinstance(model, Path) else model.SerializeToString()
+    return run_session(open_session(content, folder=folder, optimize=False), feeds)
 
 
 def run_by_definition(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[object]:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from hodec.errors import ConfigError, Use
-from hodec.export.runtime import Array, quiet
+from hodec.export.runtime import Array, Cannot, quiet
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.messages import literal
-from hodec.onnx_graph.session import Cannot, run_model
+from hodec.onnx_graph.session import run_model
 
 Size = tuple[int, ...]
 

@@ -41,7 +41,6 @@ def test_a_run_as_a_program(capsys, finished, tmp_path):
     code, _, err = call(capsys, finished, "--to", "pt2", "-o", path)
     assert code == 2
     assert "exists; --force replaces it" in err
-    assert call(capsys, finished, "--to", "pt2", "-o", path, "--force")[0] == 0
 
 
 def test_a_run_as_onnx_fused(capsys, finished, monkeypatch):
@@ -60,6 +59,8 @@ def test_a_run_as_safetensors(capsys, finished, tmp_path):
     made = model_of_run(finished)
     again = hodec.load(path).eval()
     torch.testing.assert_close(dict(again.state_dict()), dict(made.model.state_dict()), rtol=0, atol=0)
+    assert call(capsys, finished, "--to", "safetensors", "-o", path)[0] == 2
+    assert call(capsys, finished, "--to", "safetensors", "-o", path, "--force")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_place_that_is_no_file_is_refused_before_any_work(capsys, finished, tm
 
 def test_a_place_that_cannot_be_written_is_one_line(capsys, finished, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = call(capsys, finished, "--to", "pt2", "-o", tmp_path / "file" / "net.pt2")
+    code, _, err = call(capsys, finished, "--to", "safetensors", "-o", tmp_path / "file" / "net.safetensors")
     assert code == 2
-    assert "net.pt2 could not be written: " in err
+    assert "net.safetensors could not be written: " in err
     assert err.count("\n") == 1

@@ -56,20 +56,25 @@ def test_a_factorized_net_comes_out_as_plain_convolutions(small, tmp_path):
     assert "net.onnx" in str(written)
 
 
-def test_a_fused_net_is_taken_as_it_is(small, tmp_path):
+@pytest.mark.usefixtures("once")
+def test_what_is_not_verified_says_so(small, tmp_path):
+    written = to_onnx(small, tmp_path / "net.onnx", example_input=X, dynamic_batch=False, verify=False)
+    assert written.error is None
+    assert written.batches == ()
+    assert "not verified" in str(written)
+
+
+def test_a_fused_net_is_taken_as_it_is(small):
     fused = fuse(small, example_input=X, target="macs")
-    written = to_onnx(fused, tmp_path / "net.onnx", example_input=X, dynamic_batch=False)
-    assert written.batches == (1,)
-    assert written.nodes["Conv"] == sum(isinstance(m, nn.Conv2d) for m in fused.modules())
+    assert plain_net(fused, (X,)) is fused
 
 
-def test_float16_inside_and_float32_outside(small, tmp_path):
-    whole = to_onnx(small, tmp_path / "a.onnx", example_input=X, verify=False)
-    assert whole.error is None
+def test_float16_inside_and_float32_outside(small, content, tmp_path):
     half = to_onnx(small, tmp_path / "b.onnx", example_input=X, precision="fp16")
     assert 1e-6 < half.error < 5e-2
-    assert half.nodes == {**whole.nodes, "Cast": 2}
-    names = [[i.name for i in onnx_file.load(made.path).graph.input] for made in (whole, half)]
+    assert half.nodes == {**module.nodes_of(content), "Cast": 2}
+    models = onnx_file.load_model_from_string(content), onnx_file.load(half.path)
+    names = [[i.name for i in model.graph.input] for model in models]
     assert names[0] == names[1]
     assert session(half.path.read_bytes())(X)[0].dtype == torch.float32
 

@@ -12,9 +12,13 @@ from hodec.errors import CheckpointError, ConvertError
 from hodec.export.program import to_program
 from hodec.ranks import Manual, make_plan
 
-from small_nets import SmallResNet  # isort: skip
-
 X = torch.randn(1, 6, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def dense_net() -> nn.Module:
+    """As few nodes as the tests need: torch.export takes its time for each."""
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
+    return nn.Sequential(nn.Conv2d(6, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), *pooled)
 
 
 def compressed(net: nn.Module, **settings: object) -> nn.Module:
@@ -22,7 +26,7 @@ def compressed(net: nn.Module, **settings: object) -> nn.Module:
 
 
 def test_a_program_runs_alone(tmp_path):
-    small = compressed(SmallResNet())
+    small = compressed(dense_net())
     written = to_program(small, tmp_path / "net.pt2", example_input=X)
     assert written.error == 0
     assert written.batches == (1, 3)
@@ -41,7 +45,7 @@ def test_a_program_runs_alone(tmp_path):
 
 @pytest.mark.parametrize("method", ["tt_classical", "cp", "svd"])
 def test_every_method_with_a_free_batch(tmp_path, method):
-    small = compressed(SmallResNet(), method=method, allow_larger=True)
+    small = compressed(dense_net(), method=method, allow_larger=True)
     assert to_program(small, tmp_path / "net.pt2", example_input=X).batches == (1, 3)
 
 
@@ -68,12 +72,12 @@ def test_an_existing_file_stays_when_writing_fails(tmp_path, monkeypatch):
     (tmp_path / "net.pt2").write_text("old")
     monkeypatch.setattr("hodec.compare.distance", lambda *_: 1.0)
     with pytest.raises(ConvertError, match="verify=False writes it all the same"):
-        to_program(compressed(SmallResNet()), tmp_path / "net.pt2", example_input=X)
+        to_program(compressed(dense_net()), tmp_path / "net.pt2", example_input=X)
     assert (tmp_path / "net.pt2").read_text() == "old"
-    assert to_program(compressed(SmallResNet()), tmp_path / "net.pt2", example_input=X, verify=False).error is None
+    assert to_program(compressed(dense_net()), tmp_path / "net.pt2", example_input=X, verify=False).error is None
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_another_ending_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"ends in \.pt2"):
-        to_program(SmallResNet(), tmp_path / "net.pt", example_input=X)
+        to_program(dense_net(), tmp_path / "net.pt", example_input=X)
