@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from hodec.errors import ConfigError, HodecError, near_matches
+from hodec.errors import ConfigError, HodecError, Use, near_matches
 from hodec.experiment.config.schema import RULE_NAMES, Config, Leaf, schema_leaves
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def errors_in_flags() -> Iterator[None]:
     try:
         yield
     except HodecError as error:
-        raise type(error)(in_flags(str(error))) from error
+        raise type(error)(in_flags(error.told(Use.in_flags))) from error
 
 
 def add_rule_options(parser: argparse.ArgumentParser) -> None:

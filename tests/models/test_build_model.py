@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from hodec.errors import ConfigError
+from hodec.errors import ConfigError, Use
 from hodec.models import build_model, model_names
 
 
@@ -34,8 +34,9 @@ def test_bare_torchvision_name_is_the_same_net():
 def test_unknown_name_suggests_near_ones(given, suggested):
     with pytest.raises(ConfigError) as error:
         build(given)
+    assert str(error.value).startswith(f"model {given!r} is unknown. Did you mean: ")
     assert suggested in str(error.value)
-    assert "model=" in str(error.value)
+    assert error.value.told(Use.in_flags).startswith(f"--model {given!r} is unknown")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_too_small_picture_names_a_size_that_fits(name, too_small, fits):
     with pytest.raises(ConfigError) as error:
         build(name, image_size=too_small)
     assert f"{too_small}x{too_small}" in str(error.value)
-    assert re.search(rf"data\.image_size={fits}\b", str(error.value))
+    assert re.search(rf"set image_size={fits}\b", str(error.value))
 
 
 def test_transformer_is_built_for_the_size_of_the_data():

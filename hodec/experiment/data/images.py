@@ -112,7 +112,7 @@ def stratified_split(labels: Tensor, fraction: float, *, seed: int = 0) -> tuple
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    for label in sorted(set(labels.tolist())):
         members = torch.nonzero(labels == label).flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
         count = round(fraction * len(members))

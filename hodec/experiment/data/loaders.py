@@ -94,10 +94,10 @@ class EpochLoader(ABC, Generic[Images]):
         if self.train:
             own = torch.arange(self.rank, self.size - self.size % self.world_size, self.world_size)
             full = len(own) // self.batch_size * self.batch_size
-            return (own[:full] if full else own).split(self.batch_size)
+            return torch.split(own[:full] if full else own, self.batch_size)
         own = torch.arange(self.rank, self.size, self.world_size)
         if self.world_size == 1:
-            return own.split(self.batch_size)
+            return torch.split(own, self.batch_size)
         largest = -(-self.size // self.world_size)
         batches = -(-largest // self.batch_size)
         if self.size // self.world_size < batches:
@@ -241,7 +241,7 @@ class WorkerLoader(EpochLoader[FolderSplit]):
     def _reader(self) -> DataLoader[Item]:
         return DataLoader(
             _Reader(self.split, self.split.transform(augment=self.augment, flip=self.option.flip)),
-            batch_sampler=self._keys,  # type: ignore[arg-type]  # torch asks for ints, keys are pairs
+            batch_sampler=self._keys,
             collate_fn=_collate,
             num_workers=self.split.num_workers,
             pin_memory=self.device.type == "cuda",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from hodec.errors import DataError, Use
+from hodec.errors import DataError, Use, literal
 
 Size = tuple[int, int]  # height and width in pixels
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -82,7 +82,8 @@ class FolderSplit:
             steps += [v2.RandomHorizontalFlip()] if flip else []
         elif self.resize:  # the middle 224 of 256 pixels of the shorter side, as ImageNet nets are tested
             steps += [v2.Resize(round(min(self.size) * 256 / 224), antialias=True), v2.CenterCrop(list(self.size))]
-        return v2.Compose([*steps, v2.PILToTensor()])
+        transform: Callable[[Image.Image], Tensor] = v2.Compose([*steps, v2.PILToTensor()])
+        return transform
 
     def decoded(self) -> TensorSplit:
         """The images decoded on all cores, whatever their number; the middle of each is scaled to ``size``.
@@ -167,8 +168,3 @@ def check_size(file: str, size: Size, expected: Size) -> None:
             f"{expected[0]}x{expected[1]}; set {{image_size}} to bring all to one size",
             image_size=Use("data.image_size", min(expected)),
         )
-
-
-def literal(text: object) -> str:
-    """The text as the template of an error shows it unchanged."""
-    return str(text).replace("{", "{{").replace("}", "}}")
