@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from hodec.errors import DataError, Use, literal, near_matches
-from hodec.experiment.data.images import ImageData, training_and_validation
+from hodec.experiment.data.images import FolderSplit, ImageData, Size, Split, header_size, training_and_validation
 from hodec.experiment.data.options import ImageFolder
-from hodec.experiment.data.splits import FolderSplit, Size, Split, header_size
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held without being asked to: a quarter of a small machine
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held where in_memory is not set, as its text says
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
 
 

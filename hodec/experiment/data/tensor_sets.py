@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from hodec.errors import DataError, Use, literal
-from hodec.experiment.data.images import ImageData, stratified_split, training_and_validation
+from hodec.experiment.data.images import ImageData, TensorSplit, stratified_split, training_and_validation
 from hodec.experiment.data.options import Cifar10, DataSet, Digits, Fake
-from hodec.experiment.data.splits import TensorSplit
 
 
 def digits(option: Digits) -> ImageData:
