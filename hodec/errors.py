@@ -36,6 +36,11 @@ class Use:
         return f"{flag} '{value}'" if any(c in value for c in "[]{}*, ") else f"{flag} {value}".rstrip()
 
 
+def literal(value: object) -> str:
+    """``value`` as text that stands in the message of a ``HodecError`` with ``uses``: its braces are doubled."""
+    return str(value).replace("{", "{{").replace("}", "}}")
+
+
 class HodecError(Exception):
     """Base of every error that names a cause and its remedy; the command line turns it into exit code 2.
 

@@ -171,7 +171,7 @@ def named(flag: str) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{flag}: {error}") from error
+        raise CheckpointError(f"{flag}: {error.message}", **error.uses) from error
 
 
 def next_steps(model: str, images: ImageSpec, path: Path) -> str:

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # name -> n
-WIDTHS = (16, 32, 64)
 
 
 class PadShortcut(nn.Module):
@@ -18,8 +17,7 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, I, H, W) -> (N, O, ceil(H / stride), ceil(W / stride))."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, *self.padding))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
 
 
 class BasicBlock(nn.Module):
@@ -47,7 +45,7 @@ class CifarResNet(nn.Module):
 
     Args:
         blocks: residual blocks in each stage, >= 1.
-        in_channels: channels of a image.
+        in_channels: channels of an image.
         num_classes: outputs of the last layer.
 
     Source:
@@ -56,33 +54,24 @@ class CifarResNet(nn.Module):
 
     def __init__(self, blocks: int, *, in_channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
-        first, second, third = WIDTHS
-        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(first)
-        self.layer1 = _stage(first, first, blocks, stride=1)
-        self.layer2 = _stage(first, second, blocks, stride=2)
-        self.layer3 = _stage(second, third, blocks, stride=2)
-        self.linear = nn.Linear(third, num_classes)
-        self.apply(_init_weights)
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks, stride=1)
+        self.layer2 = _stage(16, 32, blocks, stride=2)
+        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) -> logits (N, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, *, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride)
-    rest = [BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *rest)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight)
-
-
-def build(name: str, *, in_channels: int, num_classes: int) -> CifarResNet:
-    """The network ``name`` of ``DEPTHS`` with fresh weights."""
-    return CifarResNet(DEPTHS[name], in_channels=in_channels, num_classes=num_classes)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))

@@ -2,25 +2,21 @@
 
 import logging
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hodec.errors import CheckpointError
+from hodec.errors import CheckpointError, Use, literal
 
 log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs keep the weights
 COUNTER = "num_batches_tracked"  # of BatchNorm: many files lack it, and no forward pass needs it
-NOT_IN_FILE, NOT_IN_MODEL = "not in the file", "not in the model"
-SHOWN = 3  # differing tensors named in an error
 
 
 def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = False) -> None:
@@ -39,124 +35,88 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = F
             a NaN or an infinity. The model is then as it was.
     """
     path = Path(path)
-    found = _without_prefix(_read(path), model, path)
     target = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    fit = _compare(found, target)
+    tensors = _without_prefix(_read(path), target, path)
+    counters = {key: torch.zeros_like(target[key]) for key in target if key.endswith(COUNTER) and key not in tensors}
+    differ = _differences(tensors, {key: value for key, value in target.items() if key not in counters})
     head = _head_keys(model)
-    if fit.only_head(head) and allow_new_head:
+    only_head = differ.keys() <= set(head) and all(
+        key in tensors and tensors[key].shape[1:] == target[key].shape[1:] for key in differ
+    )
+    if differ and only_head and allow_new_head:
         log.info("%s: last layer (%s) starts anew, the file's has other outputs", path, ", ".join(head))
-        found = {key: value for key, value in found.items() if key not in head}
-    elif fit.differ:
-        raise CheckpointError(_misfit(path, fit, head))
-    _check_finite(found, path)
-    zeros = {key: torch.zeros_like(target[key]) for key in fit.absent_counters}
-    model.load_state_dict({**model.state_dict(), **zeros, **found}, strict=True)
+        tensors = {key: value for key, value in tensors.items() if key not in head}
+    elif differ:
+        total = sum(not key.endswith(COUNTER) for key in target)
+        raise _misfit(path, differ, fitting=total - len(differ.keys() & target.keys()), total=total, head=only_head)
+    _check_finite(tensors, path)
+    model.load_state_dict({**model.state_dict(), **counters, **tensors}, strict=True)
 
 
 def _read(path: Path) -> StateDict:
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise CheckpointError(f"{path}: weights are read from {', '.join(READERS)}, not {path.suffix!r}")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path}: weights are read from {', '.join(SUFFIXES)}, not {path.suffix!r}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of existing weights")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; write or fetch it again, or take an earlier one")
-    return reader(path)
-
-
-def _read_safetensors(path: Path) -> StateDict:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
+        content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except Exception as error:  # whatever bytes stand in the file, the readers may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: not readable as weights (truncated, altered, or another kind of file; more than "
+            f"tensors and plain values are refused): {reason[:160]}. Write or fetch it again, or take an older one"
+        ) from error
+    return _named_tensors(content, path)
 
 
-def _read_torch(path: Path) -> StateDict:
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch does not look at the checksums: a flipped bit would load as another weight
-                if (broken := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever bytes stand in the file, torch may raise anything
-        raise _unreadable(path, error) from error
-    return _unwrap(content, path)
+def _read_torch(path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch does not look at the checksums: a flipped bit would load as another weight
+            if (broken := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
+    content: object = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, Mapping):
+        return next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    return content
 
 
-READERS: dict[str, Callable[[Path], StateDict]] = {
-    ".safetensors": _read_safetensors,
-    ".ckpt": _read_torch,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-}
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(
-        f"{path}: not readable as weights (truncated, altered, or another kind of file; more than "
-        f"tensors and plain values are refused): {reason[:160]}. Write or fetch it again, or take an older one"
-    )
-
-
-def _unwrap(content: Any, path: Path) -> StateDict:
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+def _named_tensors(content: object, path: Path) -> StateDict:
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, no tensors; save a state_dict()")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{path}: {', '.join(others[:SHOWN])} are no tensors; save a state_dict()")
+        raise CheckpointError(f"{path}: {', '.join(others[:3])} are no tensors; save a state_dict()")
     return {str(key): value for key, value in content.items()}
 
 
-def _without_prefix(found: StateDict, model: nn.Module, path: Path) -> StateDict:
+def _without_prefix(tensors: StateDict, target: StateDict, path: Path) -> StateDict:
     """The tensors below the prefix under which most names of the model are found; no prefix goes first."""
-    names = {key for key in model.state_dict() if not key.endswith(COUNTER)}
-    if names <= found.keys():
-        return found
-    parts = [key.split(".") for key in found]
+    names = {key for key in target if not key.endswith(COUNTER)}
+    if names <= tensors.keys():
+        return tensors
+    parts = [key.split(".") for key in tensors]
     prefixes = sorted({".".join([*p[:depth], ""]) for p in parts for depth in range(len(p))}, key=len)
-    hits = {prefix: sum(prefix + name in found for name in names) for prefix in prefixes}
+    hits = {prefix: sum(prefix + name in tensors for name in names) for prefix in prefixes}
+    complete = sorted(prefix for prefix in prefixes if hits[prefix] == len(names))
+    if len(complete) > 1:
+        raise CheckpointError(f"{path}: holds this model {len(complete)} times, under {', '.join(complete)}; save one")
     best = max(prefixes, key=hits.__getitem__)
-    whole = [prefix for prefix in prefixes if hits[prefix] == len(names)]
-    if len(whole) > 1:
-        choice = ", ".join(sorted(whole))
-        raise CheckpointError(f"{path}: holds this model {len(whole)} times, under {choice}; save one alone")
-    inside = {key.removeprefix(best): value for key, value in found.items() if key.startswith(best)}
-    if len(inside) < len(found):
-        log.info("%s: %d tensors outside %r are not used", path, len(found) - len(inside), best)
+    inside = {key.removeprefix(best): value for key, value in tensors.items() if key.startswith(best)}
+    if len(inside) < len(tensors):
+        log.info("%s: %d tensors outside %r are not used", path, len(tensors) - len(inside), best)
     return inside
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """How the tensors of a file stand to those of a model."""
-
-    total: int  # of the model, without counters
-    differ: dict[str, str]  # name -> what differs
-    new_outputs: frozenset[str]  # those of differ with another number of outputs, and nothing else
-    absent_counters: frozenset[str]
-
-    def only_head(self, head: list[str]) -> bool:
-        """Whether the last layer's number of outputs is all that differs."""
-        return bool(self.differ) and self.new_outputs == self.differ.keys() and self.new_outputs <= set(head)
-
-
-def _compare(found: StateDict, target: StateDict) -> _Fit:
-    absent = [key for key in target if key not in found]
-    counters = {key for key in absent if key.endswith(COUNTER)}
-    differ = {key: NOT_IN_FILE for key in absent if key not in counters}
-    reshaped = [key for key in target if key in found and found[key].shape != target[key].shape]
-    for key in reshaped:
-        differ[key] = f"{tuple(found[key].shape)} in the file, {tuple(target[key].shape)} in the model"
-    differ |= {key: NOT_IN_MODEL for key in found if key not in target}
-    outputs = {key for key in reshaped if found[key].shape[1:] == target[key].shape[1:]}
-    total = sum(not key.endswith(COUNTER) for key in target)
-    return _Fit(total, differ, frozenset(outputs), frozenset(counters))
+def _differences(tensors: StateDict, target: StateDict) -> dict[str, str]:
+    """Name -> how the tensor of the file differs from the model's: missing ones, other shapes, unknown ones."""
+    differ = {key: "not in the file" for key in target if key not in tensors}
+    for key in target:
+        if key in tensors and tensors[key].shape != target[key].shape:
+            differ[key] = f"{tuple(tensors[key].shape)} in the file, {tuple(target[key].shape)} in the model"
+    return differ | {key: "not in the model" for key in tensors if key not in target}
 
 
 def _head_keys(model: nn.Module) -> list[str]:
@@ -166,25 +126,25 @@ def _head_keys(model: nn.Module) -> list[str]:
     return [name for name in names if name.rpartition(".")[0] == owner]
 
 
-def _misfit(path: Path, fit: _Fit, head: list[str]) -> str:
-    shown = "; ".join(f"{key}: {what}" for key, what in list(fit.differ.items())[:SHOWN])
-    if fit.only_head(head):
-        return (
-            f"{path}: the last layer has another number of outputs ({shown}). Build the model with the "
-            "file's num_classes (data=...), or pass allow_new_head=True to start with a new last layer"
+def _misfit(path: Path, differ: dict[str, str], *, fitting: int, total: int, head: bool) -> CheckpointError:
+    shown = "; ".join(f"{key}: {difference}" for key, difference in list(differ.items())[:3])
+    if head:
+        return CheckpointError(
+            f"{literal(path)}: the last layer has another number of outputs ({shown}); in Python, "
+            "allow_new_head=True starts with a new one. Build the model with the file's {num_classes}",
+            num_classes=Use("num_classes"),
         )
-    missing = sum(1 for what in fit.differ.values() if what != NOT_IN_MODEL)
-    more = f" and {len(fit.differ) - SHOWN} more" if len(fit.differ) > SHOWN else ""
-    return (
-        f"{path}: checkpoint of another model: {fit.total - missing} of {fit.total} tensors fit; differing: "
-        f"{shown}{more}. Choose the model=... which the file was saved from, or its own file"
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return CheckpointError(
+        f"{path}: checkpoint of another model: {fitting} of {total} tensors fit; differing: {shown}{more}. "
+        "Build the model that the file was saved from, or give a file of this model"
     )
 
 
-def _check_finite(found: StateDict, path: Path) -> None:
-    bad = [key for key, value in found.items() if value.is_floating_point() and not value.isfinite().all()]
+def _check_finite(tensors: StateDict, path: Path) -> None:
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(
-            f"{path}: NaN or infinity in {len(bad)} of {len(found)} tensors ({', '.join(bad[:SHOWN])}); "
+            f"{path}: NaN or infinity in {len(bad)} of {len(tensors)} tensors ({', '.join(bad[:3])}); "
             "the training that wrote it had broken down: take an earlier file"
         )

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from hodec.admm.stopping import Status
 from hodec.errors import CheckpointError
+from hodec.experiment.data.images import TensorSplit
 from hodec.experiment.data.loaders import TensorLoader
 from hodec.experiment.data.options import Cifar10
-from hodec.experiment.data.splits import TensorSplit
 
 EPOCHS = 4
 

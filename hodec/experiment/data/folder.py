@@ -9,15 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hodec.errors import ConfigError, DataError, Use, near_matches
-from hodec.experiment.data.images import ImageData, training_and_validation
+from hodec.errors import DataError, Use, literal, near_matches
+from hodec.experiment.data.images import FolderSplit, ImageData, Size, Split, header_size, training_and_validation
 from hodec.experiment.data.options import ImageFolder
-from hodec.experiment.data.splits import FolderSplit, Size, Split, header_size, literal
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held without being asked to: a quarter of a small machine
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held where in_memory is not set, as its text says
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
 
 
@@ -43,7 +42,6 @@ def image_folder(option: ImageFolder) -> ImageData:
     middle square is scaled to ``image_size``. Else workers read them each time.
 
     Raises:
-        ConfigError: if ``root`` is not given.
         DataError: if a folder is missing or empty, the classes of the splits differ, or the first image
             cannot be read.
     """
@@ -63,16 +61,12 @@ def image_folder(option: ImageFolder) -> ImageData:
 
 
 def _root(option: ImageFolder) -> Path:
-    folder = Use("data.root", "FOLDER")
-    if option.root is None:
-        raise ConfigError(f"image_folder needs {{folder}} with {TREE}", folder=folder)
-    root = Path(option.root).expanduser()
+    root = Path(option.root or "").expanduser()
     if not root.is_dir():
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         close = literal(near_matches(root.name, beside))
-        raise DataError(
-            f"{literal(root)}: no such folder.{close} Set {{folder}} to a folder with {TREE}", folder=folder
-        )
+        text = f"{literal(root)}: no such folder.{close} Give one with {TREE}: {{folder}}"
+        raise DataError(text, folder=Use("data.root", "FOLDER"))
     return root
 
 

@@ -1,15 +1,129 @@
-"""What a data set is to the rest of the package: facts about its images, and three splits."""
+"""What a data set is to the rest of the package: facts about its images, and three splits, in memory or in files.
 
-from collections.abc import Callable, Mapping
+Every error of a file names it.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pkgutil import resolve_name
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from hodec.errors import DataError, Use, literal
 from hodec.experiment.data.options import DataSet
-from hodec.experiment.data.splits import FolderSplit, Size, Split
+
+Size = tuple[int, int]  # height and width in pixels
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Images held in memory: ``images`` uint8 (N, C, H, W), ``labels`` int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "TensorSplit":
+        """The images at ``indices`` int64 (M,), in that order."""
+        return TensorSplit(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Images read from their files each time.
+
+    Attributes:
+        files: paths of N images.
+        labels: int64 (N,).
+        size: height and width in pixels that a loader yields.
+        resize: scale and cut images to ``size``; else all must have it.
+        num_workers: processes that read them for a loader; 0 reads in the loader's own.
+    """
+
+    files: Sequence[str]
+    labels: Tensor
+    size: Size
+    resize: bool
+    num_workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Image.Image:
+        """Image number ``index`` in RGB, as it is in its file.
+
+        Raises:
+            DataError: if the file cannot be read, or is not of the size that all must have.
+        """
+        image = open_rgb(self.files[index])
+        if not self.resize:
+            check_size(self.files[index], (image.height, image.width), self.size)
+        return image
+
+    def transform(self, *, augment: bool = False, flip: bool = False) -> Callable[[Image.Image], Tensor]:
+        """From a decoded image to uint8 (3, H, W).
+
+        Args:
+            augment: cut a random part (8 to 100 % of the area) and scale it to ``size``; draws from torch's
+                global generator.
+            flip: with ``augment``, mirror half of the images.
+        """
+        # torchvision takes over a second to import: data held in memory does without it
+        from torchvision.transforms import v2
+
+        steps: list[torch.nn.Module] = []
+        if augment:
+            steps += [v2.RandomResizedCrop(list(self.size), antialias=True)]
+            steps += [v2.RandomHorizontalFlip()] if flip else []
+        elif self.resize:  # the middle 224 of 256 pixels of the shorter side, as ImageNet nets are tested
+            steps += [v2.Resize(round(min(self.size) * 256 / 224), antialias=True), v2.CenterCrop(list(self.size))]
+        transform: Callable[[Image.Image], Tensor] = v2.Compose([*steps, v2.PILToTensor()])
+        return transform
+
+    def decoded(self) -> TensorSplit:
+        """The images decoded on all cores, whatever their number; the middle of each is scaled to ``size``.
+
+        Raises:
+            DataError: for the first file that cannot be read, or is not of the size that all must have.
+        """
+        images = torch.empty(len(self), 3, *self.size, dtype=torch.uint8)
+        pixels = images.numpy()
+
+        def fill(index: int) -> None:
+            image = self.image(index)
+            if self.resize:
+                image = ImageOps.fit(image, self.size[::-1], method=Image.Resampling.BILINEAR)
+            pixels[index] = np.asarray(image).transpose(2, 0, 1)
+
+        _in_threads(fill, len(self))
+        return TensorSplit(images, self.labels)
+
+    def check(self) -> None:
+        """Open every file without decoding it.
+
+        Raises:
+            DataError: naming the first that is no image, or not of the size that all must have.
+        """
+
+        def look(index: int) -> None:
+            size = header_size(self.files[index])
+            check_size(self.files[index], size, size if self.resize else self.size)
+
+        _in_threads(look, len(self))
+
+
+Split = TensorSplit | FolderSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +226,7 @@ def stratified_split(labels: Tensor, fraction: float, *, seed: int = 0) -> tuple
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    for label in sorted(set(labels.tolist())):
         members = torch.nonzero(labels == label).flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
         count = round(fraction * len(members))
@@ -120,3 +234,53 @@ def stratified_split(labels: Tensor, fraction: float, *, seed: int = 0) -> tuple
             count = min(max(count, 1), len(members) - 1)
         chosen[shuffled[:count]] = True
     return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
+
+
+def _in_threads(work: Callable[[int], None], count: int, *, chunk: int = 256) -> None:
+    """Call ``work`` with 0..count - 1, each thread with ``chunk`` in a row; of several errors the first is raised."""
+
+    def run(start: int) -> None:
+        for index in range(start, min(start + chunk, count)):
+            work(index)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(run, range(0, count, chunk)))
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(file) as image:
+            yield image
+    except READ_ERRORS as error:
+        raise DataError(f"{file}: not readable as an image ({error}); repair or remove the file") from error
+
+
+def open_rgb(file: str) -> Image.Image:
+    """A decoded image in RGB.
+
+    Raises:
+        DataError: if the file is missing, truncated, no image, or has more than 8 bits per channel.
+    """
+    with _opened(file) as image:
+        if image.mode[0] in "IF":  # Pillow would clip them
+            raise DataError(f"{file}: more than 8 bits per channel ({image.mode}); save it with 8 bits")
+        # by way of RGBA, since Pillow warns about palettes with transparent entries
+        clear = image.convert("RGBA") if "transparency" in image.info else image
+        return clear.convert("RGB")
+
+
+def header_size(file: str) -> Size:
+    """Height and width in pixels, read without decoding."""
+    with _opened(file) as image:
+        return image.height, image.width
+
+
+def check_size(file: str, size: Size, expected: Size) -> None:
+    """Raise ``DataError`` when the image has not the (height, width) that the others have."""
+    if size != expected:
+        raise DataError(
+            f"{literal(file)}: {size[0]}x{size[1]} pixels (height x width) where the first image has "
+            f"{expected[0]}x{expected[1]}; set {{image_size}} to bring all to one size",
+            image_size=Use("data.image_size", min(expected)),
+        )

@@ -6,6 +6,7 @@ epoch; without it each pass repeats the same one. ``state_dict`` holds the epoch
 """
 # ruff: noqa: PT028  (test_loader is no test)
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -18,10 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hodec.errors import CheckpointError, ConfigError, DataError, Use
-from hodec.experiment.data.augment import crop, mirror, stream
-from hodec.experiment.data.images import ImageData
+from hodec.experiment.data.images import FolderSplit, ImageData, Split, TensorSplit
 from hodec.experiment.data.options import DataSet
-from hodec.experiment.data.splits import FolderSplit, Split, TensorSplit
 
 Batch = tuple[Tensor, Tensor]
 Images = TypeVar("Images", TensorSplit, FolderSplit)
@@ -94,10 +93,10 @@ class EpochLoader(ABC, Generic[Images]):
         if self.train:
             own = torch.arange(self.rank, self.size - self.size % self.world_size, self.world_size)
             full = len(own) // self.batch_size * self.batch_size
-            return (own[:full] if full else own).split(self.batch_size)
+            return torch.split(own[:full] if full else own, self.batch_size)
         own = torch.arange(self.rank, self.size, self.world_size)
         if self.world_size == 1:
-            return own.split(self.batch_size)
+            return torch.split(own, self.batch_size)
         largest = -(-self.size // self.world_size)
         batches = -(-largest // self.batch_size)
         if self.size // self.world_size < batches:
@@ -241,7 +240,7 @@ class WorkerLoader(EpochLoader[FolderSplit]):
     def _reader(self) -> DataLoader[Item]:
         return DataLoader(
             _Reader(self.split, self.split.transform(augment=self.augment, flip=self.option.flip)),
-            batch_sampler=self._keys,  # type: ignore[arg-type]  # torch asks for ints, keys are pairs
+            batch_sampler=self._keys,
             collate_fn=_collate,
             num_workers=self.split.num_workers,
             pin_memory=self.device.type == "cuda",
@@ -301,3 +300,29 @@ def _loader(split: Split, option: DataSet, *, seed: int, train: bool, **place: U
     if isinstance(split, TensorSplit):
         return TensorLoader(split, option, seed=seed, train=train, **place)
     return WorkerLoader(split, option, seed=seed, train=train, **place)
+
+
+def stream(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """A generator on the CPU whose numbers depend on these three alone, and differ between any two triples."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
+    """Cut each image out of itself with a black border.
+
+    Args:
+        images: (N, C, H, W), any type.
+        shifts: int64 (N, 2), rows and columns in 0..2 * padding; ``padding`` itself gives the image back.
+        padding: width of the border in pixels.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [padding] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), a view
+    which = torch.arange(len(images), device=images.device)
+    return windows[which, :, shifts[:, 0], shifts[:, 1]]
+
+
+def mirror(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirror the images of (N, C, H, W) marked in ``flips`` bool (N,) left to right."""
+    return torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -37,11 +37,13 @@ class DataSet(Option):
     batch_size: int = setting(64, "images per training step and process", low=1)
     eval_batch_size: int = setting(512, "images per evaluation step and process", low=1)
     val_fraction: float = setting(0.1, "share of the training images kept for validation", low=0, below=1)
-    train_fraction: float = setting(1.0, "share of the other training images that is used", above=0, high=1)
+    train_fraction: float = setting(1.0, "share of the other training images that is used; 1: all", above=0, high=1)
     augment: bool = setting(False, "random crops and flips of training images")
-    crop_padding: int = setting(0, "pixels added on each side before the random crop of images in memory", low=0)
+    crop_padding: int = setting(0, "pixels added on each side before the random crop", low=0)
     flip: bool = setting(False, "mirror half of the training images")
-    image_size: int | None = setting(None, "side in pixels that images are brought to; null: as they are", low=1)
+    image_size: int | None = setting(
+        None, "side in pixels that images are brought to, 224 for ImageNet nets; null: as they are", low=1
+    )
     mean: list[float] | None = setting(
         None,
         "one number per channel or one for all, pixels in 0..1; null: the data set's own",
@@ -50,7 +52,7 @@ class DataSet(Option):
     )
     std: list[float] | None = setting(
         None,
-        "as mean",
+        "one number per channel or one for all; null: the data set's own",
         words="null or a list of numbers above 0",
         check=_bad_std,
     )
@@ -117,7 +119,7 @@ class Photographs(DataSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(Photographs):
-    """50,000 + 10,000 colour images of 32 x 32 in 10 classes; the first time with ``download``."""
+    """50,000 + 10,000 colour images of 32 x 32 in 10 classes; the first time with data.download=true."""
 
     name: ClassVar[str] = "cifar10"
     reader: ClassVar[str] = "hodec.experiment.data.tensor_sets:cifar"
@@ -129,7 +131,7 @@ class Cifar10(Photographs):
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Cifar10):
-    """50,000 + 10,000 colour images of 32 x 32 in 100 classes; the first time with ``download``."""
+    """50,000 + 10,000 colour images of 32 x 32 in 100 classes; the first time with data.download=true."""
 
     name: ClassVar[str] = "cifar100"
 
@@ -144,8 +146,14 @@ class ImageFolder(Photographs):
 
     eval_batch_size: int = _default("eval_batch_size", 256)
     root: str | None = setting(None, "the folder, always to be given")
-    num_workers: int = setting(2, "processes that read images that are not in memory", low=0)
+    num_workers: int = setting(2, "processes that read images; not used with in_memory", low=0)
     in_memory: bool | None = setting(None, "hold all images decoded: faster; null: when they fit into 2 GiB")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.root:
+            text = "{root}: missing; image_folder needs the folder of train/CLASS/* and test/CLASS/*: {path}"
+            raise ConfigError(text, root=Use("data.root"), path=Use("data.root", "PATH"))
 
 
 # The choices of data=NAME; a data set of somebody else is one entry more.

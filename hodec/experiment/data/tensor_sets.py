@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hodec.errors import DataError, Use
-from hodec.experiment.data.images import ImageData, stratified_split, training_and_validation
+from hodec.errors import DataError, Use, literal
+from hodec.experiment.data.images import ImageData, TensorSplit, stratified_split, training_and_validation
 from hodec.experiment.data.options import Cifar10, DataSet, Digits, Fake
-from hodec.experiment.data.splits import TensorSplit, literal
 
 
 def digits(option: Digits) -> ImageData:

@@ -1,29 +1,11 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-SETTINGS = {
-    "name": "digits",
-    "root": None,
-    "batch_size": 16,
-    "eval_batch_size": 50,
-    "val_fraction": 0.1,
-    "train_fraction": 1.0,
-    "augment": True,
-    "crop_padding": 2,
-    "flip": True,
-    "num_workers": 0,
-    "download": False,
-    "image_size": None,
-    "in_memory": None,
-    "mean": None,
-    "std": None,
-    "fake_size": 64,
-    "fake_classes": 4,
-}
+from hodec.experiment.data.options import DATA_SETS
+
+SETTINGS = {"batch_size": 16, "eval_batch_size": 50, "augment": True, "crop_padding": 2, "flip": True}
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +14,12 @@ def _one_thread():
 
 
 @pytest.fixture
-def make_cfg():
-    """A configuration with some settings changed."""
-    return lambda **changes: SimpleNamespace(**{**SETTINGS, **changes})
+def option():
+    """The option of a data set with some settings changed."""
+    return lambda name="digits", **changes: DATA_SETS[name](**{**SETTINGS, **changes})
 
 
-def save_picture(path, *, size=(12, 10), mode="RGB", seed=0):
+def save_image(path, *, size=(12, 10), mode="RGB", seed=0):
     """Write a random image of ``size`` (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     bands = len(Image.new(mode, (1, 1)).getbands())
@@ -48,7 +30,7 @@ def save_picture(path, *, size=(12, 10), mode="RGB", seed=0):
 
 @pytest.fixture
 def image():
-    return save_picture
+    return save_image
 
 
 @pytest.fixture
@@ -60,7 +42,7 @@ def make_tree(tmp_path):
             for j, label in enumerate(classes):
                 for k in range(count):
                     path = tmp_path / split / label / f"{k:03d}.png"
-                    save_picture(path, size=size, seed=hash((i, j, k)) % 2**31)
+                    save_image(path, size=size, seed=hash((i, j, k)) % 2**31)
         return tmp_path
 
     return make

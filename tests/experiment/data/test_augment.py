@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hodec.experiment.data.augment import Augment, crop, draw_flips, draw_shifts, epoch_order, mirror, stream
+from hodec.experiment.data.images import TensorSplit
+from hodec.experiment.data.loaders import TensorLoader, crop, mirror, stream
+from hodec.experiment.data.options import Digits
 
 
 @pytest.fixture
@@ -19,11 +21,11 @@ def test_crop_is_the_window_at_its_shift(images):
         torch.testing.assert_close(out[index], expected, rtol=0, atol=0)
 
 
-def test_crop_in_the_middle_gives_the_picture_back(images):
+def test_crop_in_the_middle_gives_the_image_back(images):
     torch.testing.assert_close(crop(images, torch.full((7, 2), 3), 3), images, rtol=0, atol=0)
 
 
-def test_mirror_turns_the_marked_pictures(images):
+def test_mirror_turns_the_marked_images(images):
     flips = torch.tensor([True, False, True, False, False, True, False])
     out = mirror(images, flips)
     torch.testing.assert_close(out[flips], images[flips].flip(-1), rtol=0, atol=0)
@@ -38,15 +40,21 @@ def test_streams_differ_by_seed_epoch_and_purpose():
     assert firsts == again
 
 
-def test_order_is_a_permutation():
-    order = epoch_order(50, seed=1, epoch=2)
-    assert torch.equal(order.sort().values, torch.arange(50))
-    assert not torch.equal(order, torch.arange(50))
+def augmented(image, count, **changes):
+    """Many copies of one image, each with an augmentation of its own."""
+    split = TensorSplit(image.expand(count, 1, *image.shape), torch.zeros(count, dtype=torch.int64))
+    option = Digits(batch_size=count, mean=[0.0], std=[1 / 255], augment=True, **changes)
+    return next(iter(TensorLoader(split, option, seed=0, train=True)))[0].round()
 
 
-def test_shifts_cover_their_range_evenly_and_flips_are_fair():
-    shifts = draw_shifts(9000, Augment(crop_padding=1), seed=0, epoch=0)
-    counts = (shifts[:, 0] * 3 + shifts[:, 1]).bincount(minlength=9)
+def test_crops_cover_their_range_evenly():
+    dot = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=torch.uint8)
+    counts = augmented(dot, 9000, crop_padding=1).sum((0, 1))
+    assert counts.sum() == 9000
     assert counts.min() > 850
     assert counts.max() < 1150
-    assert draw_flips(10_000, seed=0, epoch=0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_flips_are_fair():
+    left = augmented(torch.tensor([[1, 0]], dtype=torch.uint8), 10_000, flip=True)[..., 0]
+    assert left.mean().item() == pytest.approx(0.5, abs=0.02)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hodec.experiment.data import Augment, TensorLoader
+from hodec.experiment.data.images import TensorSplit
+from hodec.experiment.data.loaders import TensorLoader
+from hodec.experiment.data.options import Digits
 
 pl = pytest.importorskip("pytorch_lightning")
 
@@ -14,16 +16,8 @@ EPOCHS = 3
 
 def loader():
     images = torch.randint(0, 256, (42, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return TensorLoader(
-        images,
-        torch.arange(42),
-        batch_size=8,
-        mean=(0.5,),
-        std=(0.5,),
-        seed=0,
-        train=True,
-        augment=Augment(crop_padding=1, flip=True),
-    )
+    option = Digits(batch_size=8, mean=[0.5], std=[0.5], augment=True, crop_padding=1, flip=True)
+    return TensorLoader(TensorSplit(images, torch.arange(42)), option, seed=0, train=True)
 
 
 class Recorder(pl.LightningModule):
@@ -75,7 +69,7 @@ def test_run_goes_on_batch_for_batch_from_any_step(tmp_path):
         alone.sampler.set_epoch(epoch)
         expected = [(epoch, y.tolist(), x.sum().item()) for x, y in alone]
         assert whole.seen[epoch * BATCHES : (epoch + 1) * BATCHES] == expected
-    saved = [f"steps/{step}" for step in (1, 4, 5, 6, 9, 10, 12)] + [f"epochs/{step}" for step in (5, 10)]
+    saved = ["steps/4", "steps/5", "steps/11", "epochs/10"]
     for name in saved:
         resumed = fit(tmp_path / "resumed" / name, resume=tmp_path / "whole" / f"{name}.ckpt")
         step = int(name.split("/")[1])

@@ -3,22 +3,22 @@
 import pytest
 import torch
 
-from hodec.experiment.data import Augment, TensorLoader
+from hodec.experiment.data.images import TensorSplit
+from hodec.experiment.data.loaders import TensorLoader
+from hodec.experiment.data.options import Cifar10
 
 from host_looks import HostLooks  # isort: skip
 
-AUGMENT = Augment(crop_padding=2, flip=True)
 
-
-def loader(**changes):
+def loader(*, train=True, place=None, **changes):
     images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    settings = {"batch_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3, "seed": 0, "train": True, "augment": AUGMENT}
-    return TensorLoader(images, torch.arange(40), **(settings | changes))
+    option = Cifar10(**({"batch_size": 8, "eval_batch_size": 8, "crop_padding": 2} | changes))
+    return TensorLoader(TensorSplit(images, torch.arange(40)), option, seed=0, train=train, **(place or {}))
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"augment": Augment()}, {"channels_last": True}, {"image_size": (12, 12)}, {"train": False},
-    {"rank": 1, "world_size": 2},
+    {}, {"augment": False}, {"place": {"channels_last": True}}, {"image_size": 12}, {"train": False},
+    {"place": {"rank": 1, "world_size": 2}},
 ])  # fmt: skip
 def test_no_batch_is_looked_at_by_the_host(changes):
     batches = iter(loader(**changes))
@@ -42,16 +42,18 @@ def test_the_number_of_operations_of_a_batch_does_not_grow_with_it():
     assert counts[0] == counts[1] > 5
 
 
-def test_pictures_are_kept_in_one_byte_a_value_on_the_device():
-    subject = loader(device="meta")
-    assert subject.images.dtype == torch.uint8
-    assert {t.device.type for t in (subject.images, subject.labels, *subject.positions)} == {"meta"}
+def test_images_are_kept_in_one_byte_a_value_on_the_device():
+    subject = loader(place={"device": "meta"})
+    images, labels = subject.data.images, subject.data.labels
+    assert images.dtype == torch.uint8
+    assert {t.device.type for t in (images, labels, *subject.positions)} == {"meta"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"augment": Augment()}, {"channels_last": True}, {"train": False}])
+@pytest.mark.parametrize("changes", [{}, {"augment": False}, {"channels_last": True}, {"train": False}])
 def test_a_whole_epoch_is_made_on_a_device_whose_numbers_cannot_be_read(changes):
     """Tensors of the meta device have no values: whatever looked at one, or mixed in one of the host, would raise."""
-    batches = list(loader(device="meta", **changes))
+    place = {"device": "meta", "channels_last": changes.pop("channels_last", False)}
+    batches = list(loader(place=place, **changes))
     assert len(batches) == 5
     assert all(part.device.type == "meta" for batch in batches for part in batch)
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from hodec.experiment.data import ImageData, TensorSplit, stratified_split
+from hodec.experiment.data.images import ImageData, TensorSplit, stratified_split
+from hodec.experiment.data.options import Digits
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
@@ -40,23 +41,11 @@ def test_splits_are_read_when_asked_for_and_once():
     read = []
     split = TensorSplit(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
 
-    def load_train():
-        read.append("train")
-        return split, None
-
-    def load_test():
-        read.append("test")
+    def load(name):
+        read.append(name)
         return split
 
-    data = ImageData(
-        name="x",
-        image_size=(2, 2),
-        classes=("a", "b"),
-        mean=(0.0,),
-        std=(1.0,),
-        load_train=load_train,
-        load_test=load_test,
-    )
+    data = ImageData(Digits(), (2, 2), ("a", "b"), {"train": lambda: load("train"), "test": lambda: load("test")})
     assert (data.in_channels, data.num_classes, read) == (1, 2, [])
     assert data.train is data.train
     assert data.val is None

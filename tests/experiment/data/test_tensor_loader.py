@@ -5,9 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from hodec.errors import CheckpointError, DataError
-from hodec.experiment.data import Augment, TensorLoader
+from hodec.experiment.data.images import TensorSplit
+from hodec.experiment.data.loaders import TensorLoader
+from hodec.experiment.data.options import Cifar10
 
-MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
+MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.25, 0.125]
+PLACE = {"seed", "train", "rank", "world_size", "channels_last"}
+AUGMENT = {"augment": True, "crop_padding": 2, "flip": True}
 
 
 def images(count=50, size=(6, 6)):
@@ -17,8 +21,10 @@ def images(count=50, size=(6, 6)):
 
 def loader(count=50, **changes):
     """A training loader whose labels are the numbers of the images."""
-    settings = {"batch_size": 8, "mean": MEAN, "std": STD, "seed": 0, "train": True} | changes
-    return TensorLoader(images(count), torch.arange(count), **settings)
+    place = {"seed": 0, "train": True} | {key: changes.pop(key) for key in PLACE & changes.keys()}
+    size = changes.pop("batch_size", 8)
+    settings = {"batch_size": size, "eval_batch_size": size, "mean": MEAN, "std": STD, "augment": False} | changes
+    return TensorLoader(TensorSplit(images(count), torch.arange(count)), Cifar10(**settings), **place)
 
 
 def pixels(x):
@@ -44,9 +50,6 @@ def assert_same_batches(left, right):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-AUGMENT = Augment(crop_padding=2, flip=True)
-
-
 def test_order_is_a_function_of_seed_and_epoch():
     torch.manual_seed(0)
     first = order(loader(), 3)
@@ -65,7 +68,7 @@ def test_neighbouring_seeds_and_epochs_do_not_share_an_order():
 def test_global_generator_is_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    list(loader(augment=AUGMENT))
+    list(loader(**AUGMENT))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -84,28 +87,28 @@ def test_a_single_incomplete_batch_is_kept():
 
 def test_evaluation_normalises_and_nothing_else():
     source = images()
-    x = torch.cat([images for images, _ in loader(train=False, augment=AUGMENT)])
+    x = torch.cat([images for images, _ in loader(train=False, **AUGMENT)])
     mean, std = torch.tensor(MEAN).view(-1, 1, 1), torch.tensor(STD).view(-1, 1, 1)
     torch.testing.assert_close(x, (source / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
 
 def test_types_and_memory_format():
-    x, y = next(iter(loader(channels_last=True, augment=AUGMENT)))
+    x, y = next(iter(loader(channels_last=True, **AUGMENT)))
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
     assert x.is_contiguous(memory_format=torch.channels_last)
-    assert next(iter(loader(augment=AUGMENT)))[0].is_contiguous()
+    assert next(iter(loader(**AUGMENT)))[0].is_contiguous()
 
 
-def test_training_without_augmentation_gives_the_pictures():
+def test_training_without_augmentation_gives_the_images():
     source = images()
     for x, y in loader():
         torch.testing.assert_close(pixels(x), source[y], rtol=0, atol=0)
 
 
-def test_augmented_picture_is_one_of_its_crops_mirrored_or_not():
+def test_augmented_image_is_one_of_its_crops_mirrored_or_not():
     padded = F.pad(images(), [2, 2, 2, 2])
     seen = set()
-    for x, y in loader(augment=AUGMENT):
+    for x, y in loader(**AUGMENT):
         for image, label in zip(pixels(x), y.tolist(), strict=True):
             found = [
                 (row, column, flip)
@@ -122,21 +125,21 @@ def test_augmented_picture_is_one_of_its_crops_mirrored_or_not():
 
 
 def test_augmentation_is_a_function_of_seed_and_epoch():
-    one, other = loader(augment=AUGMENT), loader(augment=AUGMENT)
+    one, other = loader(**AUGMENT), loader(**AUGMENT)
     list(other)
     assert_same_batches(one, other)
     other.sampler.set_epoch(1)
     assert not torch.equal(next(iter(one))[0], next(iter(other))[0])
 
 
-@pytest.mark.parametrize("augment", [Augment(), Augment(crop_padding=1), Augment(flip=True)])
+@pytest.mark.parametrize("augment", [{}, {"crop_padding": 1, "flip": False}, {"crop_padding": 0, "flip": True}])
 def test_order_does_not_depend_on_the_augmentation(augment):
-    assert order(loader(augment=augment), 2) == order(loader(augment=AUGMENT), 2)
+    assert order(loader(**{**augment, "augment": bool(augment)}), 2) == order(loader(**AUGMENT), 2)
 
 
 @pytest.mark.parametrize("done", range(7))
 def test_restored_loader_yields_exactly_the_batches_that_were_left(done):
-    whole = loader(augment=AUGMENT)
+    whole = loader(**AUGMENT)
     whole.sampler.set_epoch(2)
     running = iter(whole)
     for _ in range(done):
@@ -144,7 +147,7 @@ def test_restored_loader_yields_exactly_the_batches_that_were_left(done):
     state = whole.state_dict()
     rest = list(running)
 
-    restored = loader(augment=AUGMENT)
+    restored = loader(**AUGMENT)
     iter(restored)  # one made and dropped before the state arrives, as Lightning does
     restored.load_state_dict(state)
     passes = iter(restored)
@@ -195,10 +198,8 @@ def test_state_of_other_batches_is_refused_within_an_epoch_only(change):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_see_together_what_one_large_batch_holds(world_size):
     count = 50 - 50 % (world_size * 8)
-    alone = loader(count=count, batch_size=8 * world_size, augment=AUGMENT)
-    shares = [
-        list(loader(count=count, rank=rank, world_size=world_size, augment=AUGMENT)) for rank in range(world_size)
-    ]
+    alone = loader(count=count, batch_size=8 * world_size, **AUGMENT)
+    shares = [list(loader(count=count, rank=rank, world_size=world_size, **AUGMENT)) for rank in range(world_size)]
     for number, (x, y) in enumerate(alone):
         sort = y.sort()
         parts = [share[number] for share in shares]
@@ -216,7 +217,7 @@ def test_training_shares_are_equal_and_disjoint():
 
 @pytest.mark.parametrize(("count", "batch_size"), [(50, 8), (49, 8), (48, 8), (10, 5), (7, 3), (4, 1)])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_evaluation_shares_have_as_many_batches_and_each_picture_once(count, batch_size, world_size):
+def test_evaluation_shares_have_as_many_batches_and_each_image_once(count, batch_size, world_size):
     def share(rank):
         return order(loader(count, train=False, batch_size=batch_size, rank=rank, world_size=world_size))
 
@@ -230,20 +231,20 @@ def test_evaluation_shares_have_as_many_batches_and_each_picture_once(count, bat
     assert all(0 < len(batch) <= batch_size for batches in shares for batch in batches)
 
 
-def test_fewer_pictures_than_processes():
+def test_fewer_images_than_processes():
     with pytest.raises(DataError, match="2 images cannot be shared by 3 processes"):
         loader(count=2, rank=0, world_size=3)
 
 
-def test_no_pictures():
+def test_no_images():
     with pytest.raises(DataError, match="0 images"):
         loader(count=0)
 
 
-def test_pictures_are_scaled_to_the_size_of_the_network():
+def test_images_are_scaled_to_the_size_of_the_network():
     flat_grey = torch.full((4, 3, 8, 8), 51, dtype=torch.uint8)
-    settings = {"batch_size": 4, "mean": (0.0,) * 3, "std": (1.0,) * 3, "seed": 0, "train": True}
-    for augment in (Augment(), Augment(flip=True)):
-        subject = TensorLoader(flat_grey, torch.arange(4), augment=augment, image_size=(20, 20), **settings)
+    for augment in (False, True):
+        option = Cifar10(batch_size=4, mean=[0.0], std=[1.0], augment=augment, crop_padding=0, image_size=20)
+        subject = TensorLoader(TensorSplit(flat_grey, torch.arange(4)), option, seed=0, train=True)
         x, _ = next(iter(subject))
         torch.testing.assert_close(x, torch.full((4, 3, 20, 20), 0.2))
