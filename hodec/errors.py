@@ -62,11 +62,6 @@ class HodecError(Exception):
         return self.message.format(**{name: words(use) for name, use in self.uses.items()})
 
 
-def literal(value: object) -> str:
-    """``value`` as text that stands in the message of a ``HodecError`` with ``uses``: its braces are doubled."""
-    return str(value).replace("{", "{{").replace("}", "}}")
-
-
 class RankError(HodecError):
     """Ranks that do not fit the modes of a tensor."""
 

@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hodec.experiment.data.decode import CHUNK, decode_all
 from PIL import Image
 
 from hodec.errors import ConfigError, DataError
-<<<<<<< HEAD
-=======
 from hodec.experiment.data.images import FolderSplit, TensorSplit, build_data
 from hodec.experiment.data.loaders import train_loader
->>>>>>> data
 
 
 @pytest.fixture
