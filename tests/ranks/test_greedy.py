@@ -198,7 +198,7 @@ def test_ignored_layers_are_not_evaluated_and_say_why():
     assert stats.choices["layer1.conv2"] is None
     _, plan = greedy(0.8, "params", ignore=None)
     assert len(plan)
-    with pytest.raises(PlanError, match=r"ranks\.ignore: 'layer1\.con1' matches no layer.*mean: layer1\.conv1"):
+    with pytest.raises(PlanError, match=r"ignore: 'layer1\.con1' matches no layer.*mean: layer1\.conv1"):
         greedy(ignore=["layer1.con1"])
     with pytest.raises(PlanError, match="no layer is left to factorize.*ignored by"):
         greedy(ignore=["*"])
@@ -314,7 +314,7 @@ def test_scalar_tensors_are_scores():
 
 
 BAD = {
-    "evaluate": ({"evaluate": 0.9}, r"^evaluate=0\.9 is not a function"),
+    "evaluate": ({"evaluate": 0.9}, r"^evaluate: 0\.9 given; allowed: a function model -> score"),
     "target": ({"target": 0}, "^target: 0 given; allowed: a number above 0 and at most 1"),
     "target_above": ({"target": 1.1}, r"^target: 1\.1 given"),
     "metric": ({"metric": "latency"}, r"^metric: 'latency' given; allowed: .*macs \| params \| latency_ms"),

@@ -21,7 +21,7 @@ def importance(weights: Weights, layers: Mapping[str, LayerContext]) -> dict[str
     if isinstance(weights, GreedyStats):
         return _by_scores(weights, layers)
     by_glob, names = weights if isinstance(weights, Mapping) else {}, list(layers)
-    matched = {n: float(w) for glob, w in by_glob.items() for n in match_names(str(glob), names, "ranks.weights:")}
+    matched = {n: float(w) for glob, w in by_glob.items() for n in match_names(str(glob), names, "weights:")}
     return {name: matched.get(name, 1.0) for name in names}
 
 
