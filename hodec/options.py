@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, cast, get_args, get_type_hints
 
 from hodec.errors import ConfigError, Use, literal
 
@@ -74,9 +74,14 @@ def setting(default: Any, doc: str = "", **allowed: Any) -> Any:
     return field(default=default, metadata={"doc": doc, "allowed": Allowed(**allowed)})
 
 
-def argument(default: Any = None) -> Any:
-    """A field that only Python can give: a function, a table, tensors. No surface but the constructor shows it."""
-    return field(default=default, metadata={"python_only": True})
+def argument(default: Any = None, **allowed: Any) -> Any:
+    """A field that only Python can give: a function, a table, tensors. No surface but the constructor shows it.
+
+    Args:
+        default: its value where nothing is given.
+        allowed: the arguments of its ``Allowed``; ``check`` needs ``words``.
+    """
+    return field(default=default, metadata={"python_only": True, "allowed": Allowed(**allowed)})
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,26 @@ class Option:
     name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for key, one in settings_of(type(self)).items():
-            for where, part in one.bad_parts(getattr(self, key)):
-                key_in_all = f"{self.group}.{key}" if self.group else key
-                message = f"{{setting}}{literal(where)}: {literal(repr(part))} given; allowed: {literal(one.words())}"
-                raise ConfigError(message, setting=Use(key_in_all))
+        settings = settings_of(type(self))
+        for one in fields(self):  # type: ignore[arg-type]  # each option is a dataclass
+            value, known = getattr(self, one.name), settings.get(one.name)
+            allowed = one.metadata.get("allowed", Allowed())
+            for where, part in known.bad_parts(value) if known else allowed.bad_parts(value):
+                key = f"{self.group}.{one.name}" if known and self.group else one.name
+                words = literal(known.words() if known else allowed.words)
+                raise ConfigError(
+                    f"{{key}}{literal(where)}: {literal(repr(part))} given; allowed: {words}", key=Use(key)
+                )
+
+
+def bad_function(value: object) -> BadParts:
+    """Yield what cannot be called."""
+    if not callable(value):
+        yield "", value
+
+
+def bad_names(value: object) -> BadParts:
+    """Yield what is no filled list of names or globs."""
+    names = isinstance(value, list | tuple) and len(value) > 0
+    if not names or not all(isinstance(one, str) and one for one in cast(list[object], value)):
+        yield "", value

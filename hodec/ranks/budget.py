@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from hodec.cost.metric import METRICS, GivenTimes, LayerTimes, latency_metric
-from hodec.errors import ConfigError, PlanError, Use, literal
-from hodec.options import argument, setting
+from hodec.errors import ConfigError, PlanError, Use
+from hodec.options import BadParts, argument, bad_function, bad_names, setting
 from hodec.ranks.greedy.stats import GreedyStats
-from hodec.ranks.rule import Choice, Limits, RankRule, bad_names, check_function
+from hodec.ranks.rule import Choice, Limits, RankRule, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,16 @@ class Covariance(Protocol):
         ...
 
 
+def bad_weights(value: object) -> BadParts:
+    """Yield what are no weights of layers."""
+    numbers = value.values() if isinstance(value, Mapping) else [0 if value == "norm" else value]
+    of_layers = all(not isinstance(n, bool) and isinstance(n, int | float) and 0 <= n < math.inf for n in numbers)
+    if not of_layers and not isinstance(value, GreedyStats):
+        yield "", value
+
+
 @dataclass(frozen=True)
-class Budget(RankRule, Limits):
+class Budget(Targets, RankRule, Limits):
     """Least loss within one target for the whole net.
 
     The loss is the sum over layers of weight * squared relative error of the truncated weight, as the
@@ -66,9 +74,8 @@ class Budget(RankRule, Limits):
 
     name = "budget"
     reads_weights = True
+    instead_of_targets = "latency_ms"
 
-    macs: float | None = setting(None, "share of the dense net's multiply-adds to keep", above=0, below=1)
-    params: float | None = setting(None, "share of the dense net's parameters to keep", above=0, below=1)
     latency_ms: float | None = setting(
         None, "milliseconds that the whole net may take for one image on this machine", above=0
     )
@@ -81,28 +88,21 @@ class Budget(RankRule, Limits):
     tolerance: float = setting(
         0.005, "how far below a target the net may stay, as a share of the target", above=0, below=1
     )
-    weights: Mapping[str, float] | str | GreedyStats | None = argument()
+    weights: Mapping[str, float] | str | GreedyStats | None = argument(
+        words="norm, {layer glob: a number at least 0}, or the GreedyStats of a search", check=bad_weights
+    )
     covariances: Mapping[str, Covariance] | None = argument()
     latency_table: LayerTimes | None = argument()
-    report: Callable[..., object] | None = argument()
+    report: Callable[..., object] | None = argument(words="a function of a Selection", check=bad_function)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_function(self.report, "report", "of a Selection")
-        _check_weights(self.weights)
-        of_one_method = {"covariances": self.covariances, "weights": isinstance(self.weights, GreedyStats)}
-        for argument_name, given in of_one_method.items():
-            if given and len(self.methods_for("")) > 1:
+        count = len(self.methods_for(""))
+        for name, given in (("covariances", self.covariances), ("weights", isinstance(self.weights, GreedyStats))):
+            if given and count > 1:
                 raise ConfigError(
-                    f"budget: {argument_name} of one method's ranks are given, but methods names "
-                    f"{len(self.methods_for(''))}; allowed: one"
+                    f"budget: {name} of one method's ranks are given, but methods names {count}; allowed: one"
                 )
-
-    @property
-    def targets(self) -> dict[str, float]:
-        """The shares of the dense net's cost to keep, by metric."""
-        shares = {name: share for name, share in (("macs", self.macs), ("params", self.params)) if share is not None}
-        return shares if shares or self.latency_ms is not None else {"macs": 0.5}
 
     def methods_for(self, method: str) -> tuple[str, ...]:
         """``methods``, each once, else ``method``."""
@@ -247,21 +247,3 @@ def _choice(options: LayerOptions, option: RankOption) -> Choice:
     if options.largest() is None:
         return Choice(None, reason="no ranks within its limits save anything")
     return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")
-
-
-def _check_weights(weights: object) -> None:
-    """Refuse what is neither None, ``norm``, a ``GreedyStats`` nor a mapping of numbers of at least 0."""
-    if weights is None or weights == "norm" or isinstance(weights, GreedyStats):
-        return
-    if not isinstance(weights, Mapping):
-        raise ConfigError(
-            f"{{weights}}: {literal(repr(weights))} given; allowed: norm, {{{{layer1.*: 2.0}}}}, or the GreedyStats "
-            "of a search",
-            weights=Use("ranks.weights"),
-        )
-    for glob, value in weights.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(
-                f"{{weights}}: {literal(glob)}={literal(repr(value))} given; allowed: a number at least 0",
-                weights=Use("ranks.weights"),
-            )

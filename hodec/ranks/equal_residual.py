@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from hodec.cost.metric import COUNTED
 from hodec.errors import PlanError
-from hodec.options import argument, setting
-from hodec.ranks.rule import Choice, Limits, RankRule, check_function
+from hodec.options import argument, bad_function, setting
+from hodec.ranks.rule import Choice, Limits, RankRule
 
 if TYPE_CHECKING:
     from hodec.plan.layer import LayerPlan
@@ -66,16 +66,11 @@ class EqualResidual(RankRule, Limits):
     reads_weights = True
     runs_net = "evaluates the net on a validation split"
 
-    evaluate: Callable[..., object] | None = argument()
+    evaluate: Callable[..., object] | None = argument(words="a function model -> accuracy", check=bad_function)
     indices: int = setting(20, "n: how many levels of the residual are tried", low=2, high=50)
     metric: str = setting("macs", "cost that counts", choices=COUNTED)
     weight: float = setting(1.0, "what the whole cost is worth, in units of accuracy", above=0)
-    report: Callable[..., object] | None = argument()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_function(self.evaluate, "evaluate", "model -> accuracy (larger is better)")
-        check_function(self.report, "report", "of ResidualLevels")
+    report: Callable[..., object] | None = argument(words="a function of ResidualLevels", check=bad_function)
 
     def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
         """The ranks of the winning index; layers in which no rank saves anything stay dense.

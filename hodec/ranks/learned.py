@@ -20,7 +20,7 @@ from hodec.cost.metric import COUNTED, METRICS
 from hodec.errors import ConfigError, PlanError, Use
 from hodec.options import setting
 from hodec.ranks.budget import Budget
-from hodec.ranks.rule import Choice, Limits, RankRule
+from hodec.ranks.rule import Choice, Limits, RankRule, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ MILLION = 1e6
 
 
 @dataclass(frozen=True)
-class Learned(RankRule, Limits):
+class Learned(Targets, RankRule, Limits):
     """Ranks found by ADMM itself; the plan that this rule makes is only where training starts.
 
     With ``alpha`` every layer starts at the largest ranks that save something, with targets at the ranks that
@@ -51,12 +51,11 @@ class Learned(RankRule, Limits):
     name = "learned"
     reads_weights = True
     runs_net = "finds its ranks while ADMM trains the net"
+    instead_of_targets = "alpha"
 
     alpha: float | None = setting(
         None, "loss that a million of `metric` are worth; by default it is found for the targets", low=0
     )
-    macs: float | None = setting(None, "share of the dense net's multiply-adds to keep", above=0, below=1)
-    params: float | None = setting(None, "share of the dense net's parameters to keep", above=0, below=1)
     metric: str = setting("macs", "cost that alpha prices", choices=COUNTED)
 
     def __post_init__(self) -> None:
@@ -68,12 +67,6 @@ class Learned(RankRule, Limits):
                 alpha=Use("ranks.alpha", self.alpha),
                 macs=Use("ranks.macs", 0.4),
             )
-
-    @property
-    def targets(self) -> dict[str, float]:
-        """The shares of the dense net's cost to keep, by metric; empty where ``alpha`` is given."""
-        shares = {name: share for name, share in (("macs", self.macs), ("params", self.params)) if share is not None}
-        return shares if shares or self.alpha is not None else {"macs": 0.5}
 
     # -- where training starts -----------------------------------------------------------------------------
 

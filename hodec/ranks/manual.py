@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hodec.errors import ConfigError, Use, literal
-from hodec.options import argument, setting
+from hodec.options import BadParts, argument, setting
 from hodec.ranks.rule import Choice, RankRule
 
 if TYPE_CHECKING:
@@ -17,6 +16,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Ranks = int | Sequence[int]
+
+
+def bad_ranks(value: object) -> BadParts:
+    """Yield each part that is no rank or list of ranks: ``([glob], value)`` of an entry of a mapping."""
+    entries = {f"[{glob}]": ranks for glob, ranks in value.items()} if isinstance(value, Mapping) else {}
+    for where, ranks in (entries or {"": value}).items():
+        numbers = ranks if isinstance(ranks, Sequence) and not isinstance(ranks, str) else [ranks]
+        if not numbers or not all(type(n) is int and n >= 1 for n in numbers):
+            yield where, ranks
 
 
 @dataclass(frozen=True)
@@ -36,19 +44,10 @@ class Manual(RankRule):
 
     name = "manual"
 
-    tt_ranks: Ranks | Mapping[str, Ranks] | None = argument()
+    tt_ranks: Ranks | Mapping[str, Ranks] | None = argument(
+        words="16, a list [4,16,16,4], or {layer glob: one of both}, with whole numbers from 1", check=bad_ranks
+    )
     default: int = setting(8, "cap on every rank where no ranks are given by hand", low=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for where, value in bad_ranks(self.tt_ranks):
-            raise ConfigError(
-                f"{{key}}{literal(where)}: {literal(repr(value))} given; allowed: {{number}}, {{ranks}} or {{globs}}",
-                key=Use("tt_ranks"),
-                number=Use("tt_ranks", 16),
-                ranks=Use("tt_ranks", "[4,16,16,4]"),
-                globs=Use("tt_ranks", "{layer1.*:9}"),
-            )
 
     def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
         """One choice a layer; the class describes them.
@@ -68,20 +67,6 @@ class Manual(RankRule):
         if clipped:
             log.warning("ranks clipped in %d layers (%s, ..); the plan notes each", len(clipped), clipped[0])
         return choices
-
-
-def bad_ranks(value: object) -> list[tuple[str, object]]:
-    """(where, value) of each part that is no rank: ``where`` is ``[glob]`` for an entry of a mapping."""
-    if isinstance(value, Mapping) and value:
-        entries = [(f"[{glob}]", ranks) for glob, ranks in value.items()]
-    else:
-        entries = [("", value)] if value is not None else []
-    return [(where, ranks) for where, ranks in entries if not _are_ranks(ranks)]
-
-
-def _are_ranks(value: object) -> bool:
-    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    return len(numbers) > 0 and all(type(n) is int and n >= 1 for n in numbers)
 
 
 def _choice(layer: LayerContext, ranks: Ranks | None) -> Choice:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hodec.errors import ConfigError, Use
-from hodec.options import BadParts, Option, setting
+from hodec.options import Option, setting
 
 if TYPE_CHECKING:
     from hodec.ranks.context import LayerContext, NetContext
@@ -110,18 +110,23 @@ class Limits(Option):
         return multiple if multiple >= self.min_rank else self.max_rank
 
 
-def bad_names(value: object) -> BadParts:
-    """What is no filled list of non-empty texts."""
-    texts = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    if not texts or not all(isinstance(one, str) and one for one in value):  # type: ignore[union-attr, attr-defined]
-        yield "", value
+@dataclass(frozen=True)
+class Targets(Option):
+    """Targets for the whole net, as shares of what the dense net costs; all that are given hold.
 
-
-def check_function(value: object, name: str, meaning: str) -> None:
-    """Refuse what is neither None nor callable.
-
-    Raises:
-        ConfigError: naming the argument ``name`` and the ``meaning`` of the function.
+    Attributes:
+        instead_of_targets: the setting that may stand in their place; without it and them the target is
+            ``macs=0.5``.
     """
-    if value is not None and not callable(value):
-        raise ConfigError("{given} is not a function " + meaning, given=Use(f"ranks.{name}", repr(value)))
+
+    group: ClassVar[str] = "ranks"
+    instead_of_targets: ClassVar[str] = ""
+
+    macs: float | None = setting(None, "share of the dense net's multiply-adds to keep", above=0, below=1)
+    params: float | None = setting(None, "share of the dense net's parameters to keep", above=0, below=1)
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Metric -> share of the dense net's cost to keep."""
+        shares = {name: share for name, share in (("macs", self.macs), ("params", self.params)) if share is not None}
+        return shares if shares or getattr(self, self.instead_of_targets) is not None else {"macs": 0.5}

@@ -211,7 +211,7 @@ def test_it_needs_an_evaluation_and_a_net():
 
 
 BAD_SETTINGS: dict[str, Callable[[], EqualResidual]] = {
-    "^evaluate='x' is not a function": lambda: EqualResidual("x"),
+    "^evaluate: 'x' given; allowed: a function model -> accuracy": lambda: EqualResidual("x"),
     "^indices: 1 ": lambda: EqualResidual(cost, 1),
     "^indices: 51 ": lambda: EqualResidual(cost, 51),
     r"^indices: 2\.0 ": lambda: EqualResidual(cost, 2.0),

@@ -81,15 +81,12 @@ def test_every_score_is_in_the_file_at_once(tmp_path: Path):
     path = tmp_path / "new" / "scores.json"
     table = ScoreTable(path, ABOUT)
     assert path.exists()
-    for net, score in ((DENSE, 0.9), ((("conv1", "svd 6 x 12 ranks 3 merged"),), 0.5)):
+    for net, score in ((DENSE, 0.9), ("conv1: svd 6 x 12 ranks 3 merged", 0.5)):
         table.put(net, score)
         assert ScoreTable(path, ABOUT).get(net) == score
     assert ScoreTable(path, ABOUT).scores == table.scores
     saved = json.loads(path.read_text())["tables"][table.key]
-    assert saved == {
-        "about": ABOUT,
-        "scores": [{"net": {}, "score": 0.9}, {"net": {"conv1": "svd 6 x 12 ranks 3 merged"}, "score": 0.5}],
-    }
+    assert saved == {"about": ABOUT, "scores": {"dense": 0.9, "conv1: svd 6 x 12 ranks 3 merged": 0.5}}
 
 
 def test_without_a_path_scores_stay_in_memory():
@@ -110,22 +107,19 @@ def test_defect_f_scores_of_something_else_are_not_used_but_kept(tmp_path: Path,
     assert ScoreTable(path, other.about).get(DENSE) == 0.1
 
 
+HEAD = '{"format": "hodec-scores", "version": 2, "tables": '
 DAMAGED = {
     "empty": ("", "not readable JSON.*truncated"),
-    "cut": ('{"format": "hodec-greedy-sc', "not readable JSON.*truncated"),
-    "list": ("[]", "is not a score table of the greedy rule"),
-    "plan": ('{"format": "hodec-plan"}', "is not a score table of the greedy rule"),
-    "no_tables": ('{"format": "hodec-greedy-scores", "version": 1}', "is not a score table of the greedy rule"),
-    "version": ('{"format": "hodec-greedy-scores", "version": 9, "tables": {}}', "version 9, not 1"),
-    "scores": ('{"format": "hodec-greedy-scores", "version": 1, "tables": {"KEY": {}}}', "is damaged.*scores"),
-    "text": (
-        '{"format": "hodec-greedy-scores", "version": 1, "tables": {"KEY": {"scores": [{"net": {}, "score": "1"}]}}}',
-        "is damaged.*has score '1'",
-    ),
-    "nan": (
-        '{"format": "hodec-greedy-scores", "version": 1, "tables": {"KEY": {"scores": [{"net": {}, "score": NaN}]}}}',
-        "is damaged.*has score nan",
-    ),
+    "cut": ('{"format": "hodec-sc', "not readable JSON.*truncated"),
+    "list": ("[]", "is not a score table"),
+    "plan": ('{"format": "hodec-plan"}', "is not a score table"),
+    "of 0.1.0": ('{"format": "hodec-greedy-scores", "version": 1, "tables": {}}', "version 1, not 2.* 0.1.0 reads"),
+    "version": ('{"format": "hodec-scores", "version": 9, "tables": {}}', "version 9, not 2"),
+    "no_tables": ('{"format": "hodec-scores", "version": 2}', "is damaged: it has no tables"),
+    "no_table": (HEAD + '{"KEY": 3}}', "is damaged: it has no tables"),
+    "scores": (HEAD + '{"KEY": {}}}', "is damaged: it has no scores"),
+    "text": (HEAD + '{"KEY": {"scores": {"dense": "1"}}}}', "is damaged: dense has score '1'"),
+    "nan": (HEAD + '{"KEY": {"scores": {"dense": NaN}}}}', "is damaged: dense has score nan"),
 }
 
 
@@ -154,7 +148,7 @@ def test_a_full_disk_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hodec.ranks.greedy.table.write_json", full)
-    table.put((("fc", "svd"),), 0.25)
-    assert table.get((("fc", "svd"),)) == 0.25
+    table.put("fc: svd", 0.25)
+    assert table.get("fc: svd") == 0.25
     assert "score not saved" in caplog.text
     assert ScoreTable(None, ABOUT).key in json.loads((tmp_path / "scores.json").read_text())["tables"]

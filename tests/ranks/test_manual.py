@@ -110,9 +110,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize("ranks", NONSENSE, ids=repr)
 def test_row_9_nonsense_is_one_error_that_names_the_key_before_any_model_is_seen(ranks: object):
-    with pytest.raises(
-        ConfigError, match=r"^tt_ranks.*: .* given; allowed: tt_ranks=16, .*tt_ranks=\{layer1"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"^tt_ranks.*: .* given; allowed: 16, a list") as caught:
         Manual(ranks)
     assert "Traceback" not in str(caught.value)
 

@@ -1,10 +1,8 @@
 """Evaluating a net with some layers factorized, each net once."""
 
 import copy
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,31 +103,3 @@ class NetScorer:
                 exclude=Use("exclude"),
             )
         return score
-
-
-@contextmanager
-def progress_of(total: int, log: logging.Logger, *, shown: bool = True) -> Iterator[Callable[[str], None]]:
-    """A function to call after each step with what was done: a bar on a terminal, log lines elsewhere.
-
-    Args:
-        total: number of steps.
-        shown: False never draws a bar.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    console, done = Console(stderr=True), 0
-    drawn = shown and console.is_terminal
-
-    with Progress(*columns, console=console, transient=True, disable=not drawn) as bar:
-        task = bar.add_task("", total=total)
-
-        def tell(text: str) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, completed=done, description=text, refresh=drawn)
-            if not drawn:
-                log.info("%d/%d %s", done, total, text)
-
-        yield tell

@@ -1,5 +1,6 @@
 """What a greedy search found: scores, choices and costs, as text and plain values. Importing it does not load torch."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -48,9 +49,8 @@ class GreedyStats:
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
-        choices = {name: point and _plain(point) for name, point in self.choices.items()}
-        curves = {name: [_plain(point) for point in points] for name, points in self.curves.items()}
-        return asdict(self) | {"choices": choices, "reasons": dict(self.reasons), "curves": curves}
+        value: dict[str, object] = json.loads(json.dumps(asdict(self)))
+        return value
 
     def __str__(self) -> str:
         from rich.console import Group
@@ -75,7 +75,3 @@ class GreedyStats:
             f"left of the dense net: {self.macs:.4f} of the MACs, {self.params:.4f} of the parameters",
         )
         return rendered(Group(chosen, Text("\n".join(lines)), scores), width=120)
-
-
-def _plain(point: CurvePoint) -> dict[str, object]:
-    return asdict(point) | {"ranks": list(point.ranks)}
