@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cost.metric import COUNTED, LATENCY, METRICS, LayerTimes, latency_metric
-from hodec.options import argument, setting
+from hodec.options import argument, bad_function, bad_names, setting
 from hodec.ranks.greedy.stats import CurvePoint, GreedyStats
-from hodec.ranks.rule import Choice, RankRule, bad_names, check_function
+from hodec.ranks.rule import Choice, RankRule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ class Greedy(RankRule):
         key: what identifies the evaluation in ``table`` beside the function's name, e.g. ``val-5000``; change it
             when the data changes.
         table: JSON file of scores. Each is saved at once, so that a run that broke off goes on where it was.
-        progress: draw a bar if stderr is a terminal; it is log lines otherwise.
+        progress: draw a bar if stderr is a terminal, beside the log line of each evaluation.
         latency_table: milliseconds of layers, for ``latency_ms``; None: they are measured on this machine.
         report: called with the ``GreedyStats`` of each search: scores, choices and costs.
 
@@ -60,7 +60,7 @@ class Greedy(RankRule):
     reads_weights = True
     runs_net = "evaluates the net on a validation split"
 
-    evaluate: Callable[..., object] | None = argument()
+    evaluate: Callable[..., object] | None = argument(words="a function model -> score", check=bad_function)
     target: float = setting(0.5, "share of the whole dense net's cost to keep", above=0, high=1)
     metric: str = setting("macs", "cost of layers and net that counts", choices=(*COUNTED, LATENCY))
     ratios: int = setting(10, "n of the ratios 1/n .. (n-1)/n of its cost that each layer is evaluated at", low=2)
@@ -76,12 +76,7 @@ class Greedy(RankRule):
     table: str | Path | None = argument()
     progress: bool = argument(True)
     latency_table: LayerTimes | None = argument()
-    report: Callable[..., object] | None = argument()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_function(self.evaluate, "evaluate", "model -> score (higher is better)")
-        check_function(self.report, "report", "of GreedyStats")
+    report: Callable[..., object] | None = argument(words="a function of GreedyStats", check=bad_function)
 
     def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
         """One choice a layer.
@@ -149,18 +144,21 @@ class Greedy(RankRule):
     # -- scores --------------------------------------------------------------------------------------------------
 
     def _measured(self, scorer: NetScorer, metric: CostMetric, curves: Mapping[str, SensitivityCurve]) -> Points:
-        """The dense net and every ratio, evaluated."""
-        from hodec.ranks.greedy.scores import progress_of
+        """The dense net and every ratio, evaluated; on a terminal a bar shows how far it is."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
         nets: list[dict[str, LayerPlan]] = [{}]
         nets += [{name: layer} for name, curve in curves.items() for layer in curve.measured]
         missing = [net for net in nets if not scorer.knows(net)]
         log.info("greedy: %d evaluations, %d of them known", len(nets), len(nets) - len(missing))
-        with progress_of(len(missing), log, shown=self.progress) as tell:
-            for net in missing:
+        columns, console = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()), Console(stderr=True)
+        hidden = not (self.progress and console.is_terminal)
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+            for at, net in enumerate(bar.track(missing), 1):
                 score = scorer.score(net)
                 what = " ".join(f"{name} {list(layer.ranks)}" for name, layer in net.items()) or "dense"
-                tell(f"{what}: score {score:.6g}")
+                log.info("%d/%d %s: score %.6g", at, len(missing), what, score)
         return {
             name: tuple(CurvePoint(p.ranks, metric.ratio(p), scorer.score({name: p})) for p in curve.measured)
             for name, curve in curves.items()
