@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from hodec.errors import ConfigError
-from hodec.experiment.config.schema import Config, LoggerConfig
+from hodec.experiment.config.options import WandbSettings
+from hodec.experiment.config.schema import Config
 from hodec.io.atomic import write_text
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class CsvLogger:
 class WandbLogger:
     """One wandb run per hodec run; offline without a key, offline after ``init_timeout`` seconds without an answer."""
 
-    def __init__(self, settings: LoggerConfig, folder: Path, config: Mapping[str, Any], name: str) -> None:
+    def __init__(self, settings: WandbSettings, folder: Path, config: Mapping[str, Any], name: str) -> None:
         import wandb
 
         mode: Any = settings.mode
@@ -124,7 +125,7 @@ def make_logger(config: Config, folder: Path, settings: Mapping[str, Any], name:
     """
     makers: dict[str, Callable[[], CurveLogger]] = {
         "csv": lambda: CsvLogger(folder / "metrics.csv"),
-        "wandb": lambda: WandbLogger(config.logger, folder, settings, name),
+        "wandb": lambda: WandbLogger(cast(WandbSettings, config.logger), folder, settings, name),
         "tensorboard": lambda: TensorBoardLogger(folder),
     }
     return makers[config.logger.name]()

@@ -22,6 +22,8 @@ from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
+from hodec.experiment.config.options_of_admm import AdmmOptions
+from hodec.experiment.config.rules import build_rule
 from hodec.experiment.config.schema import Config
 from hodec.experiment.data import ImageData, test_loader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier, evaluate
@@ -33,7 +35,7 @@ from hodec.formats.modes import Modes
 from hodec.layers.base import randomize_factors
 from hodec.models import build_model, load_weights
 from hodec.plan.plan import Plan
-from hodec.ranks import Learned, RankRule, build_rule, make_plan
+from hodec.ranks import Learned, RankRule, make_plan
 
 log = logging.getLogger(__name__)
 
@@ -108,15 +110,13 @@ class Phases:
 
     def rule(self) -> RankRule:
         """The rank rule that the settings ask for."""
-        settings = self.config.ranks
-        value = self.config.tt_ranks if self.config.tt_ranks is not None else settings.default
-        return build_rule(settings.rule, asdict(settings) | {"tt_ranks": value, "evaluate": self.validation_accuracy})
+        return build_rule(self.config.ranks, tt_ranks=self.config.tt_ranks, evaluate=self.validation_accuracy)
 
     def validation_accuracy(self, net: nn.Module) -> float:
         """Accuracy on the validation split: what rules that evaluate nets go by."""
         loader = val_loader(self.data, self.config.data, device=self.device)
         if loader is None:
-            rule = self.config.ranks.rule
+            rule = self.config.ranks.name
             raise ConfigError(f"ranks={rule} evaluates nets on a validation split, give one: data.val_fraction=0.1")
         return evaluate(net, loader, self.device)
 
@@ -131,7 +131,8 @@ class Phases:
             if not self.plan:
                 raise PlanError(f"plan={config.plan} has no layers to factorize; with plan=null one is made")
         else:
-            given = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in (config.method.modes or {}).items()}
+            how = config.method.values()
+            how["modes"] = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in (how.get("modes") or {}).items()}
             self.plan = make_plan(
                 self.dense,
                 self.rule(),
@@ -139,9 +140,7 @@ class Phases:
                 example_input=self.example,
                 include=config.include,
                 exclude=config.exclude,
-                n_modes=config.method.n_modes,
-                modes=given,
-                execution=config.method.execution,
+                **how,
             )
         log.info("the plan, before any training:\n%s", self.plan)
         convert(self.dense, self.plan, decompose=False)  # what cannot be swapped shows now, not after hours
@@ -168,7 +167,7 @@ class Phases:
     def train_dense(self, curves: CurveLogger) -> None:
         """Train the dense net under ADMM; with ``admm=off`` just train it: the control."""
         config = self.config.admm
-        if not config.enabled:
+        if not isinstance(config, AdmmOptions):
             self._train("dense", self.dense, self.config.dense_epochs, curves)
             return
         admm = AdmmCallback(
@@ -180,7 +179,7 @@ class Phases:
             dual=config.dual,
             tolerance=config.tolerance,
             track_truncated=config.track_truncated,
-            spread=config.spread,
+            spread=config.distribute_projection,
             learner=self._learner(),
             covariances=self._metrics() if self.trained else None,  # inputs of a net that knows nothing yet say nothing
             root="net",
@@ -249,10 +248,9 @@ class Phases:
         config, retraining = self.config, phase == "retrain"
         taught = retraining or (config.distill.dense and phase != "pretrain")
         options: dict[str, Any] = {"lr": config.optimizer.lr, "weight_decay": config.optimizer.weight_decay}
+        options |= config.optimizer.torch_arguments()
         if retraining and config.optimizer.retrain_lr is not None:
             options["lr"] = config.optimizer.retrain_lr
-        if config.optimizer.name == "sgd":
-            options |= {"momentum": config.optimizer.momentum, "nesterov": config.optimizer.nesterov}
         return LitClassifier(
             net,
             optimizer=config.optimizer.name,
@@ -362,8 +360,14 @@ class Phases:
             "weights_sha256": checkpoint.weights_digest(self.small) if self.small else None,
             "seed": self.config.seed,
             "versions": versions(),
-            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command(),
         }
+
+
+def command() -> str:
+    """The command of this run, as a shell reads it."""
+    program = Path(sys.argv[0]).name
+    return shlex.join([*(("hodec", "train") if program == "__main__.py" else ("python", program)), *sys.argv[1:]])
 
 
 def versions() -> dict[str, Any]:

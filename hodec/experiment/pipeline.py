@@ -6,7 +6,6 @@ weights in the run folder, so that the same command goes on where a killed run w
 
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import yaml
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from hodec.errors import CheckpointError
-from hodec.experiment.config.schema import Config, differences, refuse, to_yaml, validate
+from hodec.experiment.config.schema import Config, completed, differences, to_yaml
 from hodec.experiment.data import build_data
 from hodec.experiment.loggers import NoLogger, make_logger
 from hodec.experiment.phases import Phases, device_of
@@ -44,7 +43,6 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     Raises:
         HodecError: bad settings or data, broken files, training that broke down; one message each.
     """
-    refuse(validate(config))
     folder = open_folder(config, Path(run_dir))
     if folder.done("evaluate"):
         log.info("this run is finished; results are in %s", folder.path)
@@ -53,7 +51,7 @@ def run(config: Config, run_dir: Path) -> dict[str, Any]:
     data = build_data(config.data)
     data.check()
     phases = Phases(config, folder, data)
-    curves = make_logger(config, folder.path, asdict(config), folder.path.name) if folder.writes else NoLogger()
+    curves = make_logger(config, folder.path, config.to_dict(), folder.path.name) if folder.writes else NoLogger()
     failed = True
     try:
         phases.plan_before_training()
@@ -80,18 +78,8 @@ def open_folder(config: Config, path: Path) -> RunFolder:
             theirs = yaml.safe_load(stored.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
-    keys = differences(_completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
+    keys = differences(completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
     return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
-
-
-def _completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings of a run, where those that did not exist when it began have their defaults."""
-    defaults = yaml.safe_load(to_yaml(Config()))
-    whole = {**defaults, **stored}
-    for key, default in defaults.items():
-        if isinstance(default, dict) and isinstance(whole[key], dict):
-            whole[key] = {**default, **whole[key]}
-    return whole
 
 
 def prepare(config: Config) -> None:

@@ -86,7 +86,7 @@ def check_config(cfg: DataConfig) -> None:
     problems = [
         f"data.{key}={value} must be {least} or more"
         for key, least in SMALLEST.items()
-        if (value := getattr(cfg, key)) is not None and value < least
+        if (value := getattr(cfg, key, None)) is not None and value < least
     ]
     if not 0 <= cfg.val_fraction < 1:
         problems.append(f"data.val_fraction={cfg.val_fraction} must be in [0, 1); 0.1 is the usual choice")
