@@ -176,12 +176,16 @@ class Setting:
         return f"null or {words}" if self.optional and null else words
 
 
-@cache
 def settings_of(option: type) -> dict[str, Setting]:
     """The settings that every surface can give, by name, in the order of the constructor."""
+    return _settings_of(option)
+
+
+@cache
+def _settings_of(option: Any) -> dict[str, Setting]:
     hints, found = get_type_hints(option), {}
     group = getattr(option, "group", "")
-    for one in sorted(fields(option), key=lambda one: one.kw_only):  # as in the constructor
+    for one in sorted(fields(option), key=lambda one: bool(one.kw_only)):  # as in the constructor
         if one.metadata.get("python_only"):
             continue
         hint, default = hints[one.name], None if one.default is MISSING else one.default
@@ -220,7 +224,7 @@ class Settings:
             if type(value) is not type(given) and not isinstance(given, tuple):  # 1 for a number, a Path for text
                 object.__setattr__(self, one.name, value)
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """Its settings by name, without what only Python gives."""
         return {name: getattr(self, name) for name in settings_of(type(self))}
 

@@ -60,10 +60,10 @@ def main() -> None:
 
 
 def store_presets() -> None:
-    """Offer every preset to Hydra, for folders of settings that lack its file."""
+    """Offer Hydra the presets that have no file in ``conf/``: those of other packages."""
     for group, presets in groups().items():
         for name, preset in presets.items():
-            if name:
+            if name and not (CONF / group / f"{name}.yaml").exists():
                 ConfigStore.instance().store(name, preset.tree(), group=group)
 
 

@@ -131,7 +131,7 @@ class Phases:
             if not self.plan:
                 raise PlanError(f"plan={config.plan} has no layers to factorize; with plan=null one is made")
         else:
-            how = config.method.values()
+            how: dict[str, Any] = config.method.values()
             how["modes"] = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in (how.get("modes") or {}).items()}
             self.plan = make_plan(
                 self.dense,

@@ -22,7 +22,7 @@ class AdmmOptions(Option):
         check=bad_rho,
     )
     pull: float = setting(0.8, "for rho=auto: share of its way to Z a weight covers per update", above=0, below=1)
-    update_every: object = setting(
+    update_every: int | str = setting(
         1, "between updates of Z and U", words="whole epochs from 1, or 50steps, 2epochs", check=bad_interval
     )
     relax: float = setting(1.0, "over-relaxation of the update; 1: none", low=1, high=1.9)

@@ -271,7 +271,9 @@ def plain(cfg: DictConfig) -> dict[str, object]:
         ConfigError: an interpolation that cannot be resolved.
     """
     try:
-        own = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+        own = OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), resolve=True
+        )
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
     return cast(dict[str, object], own)

@@ -1,4 +1,4 @@
-"""The rule of hodec.ranks that settings ask for: goes when the settings of ``config.ranks`` are the rules themselves."""
+"""The rule of hodec.ranks that settings ask for: goes when ``config.ranks`` is the rule itself."""
 
 from collections.abc import Callable
 

@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
 
 from hodec.options import BadParts
 
 
 def is_count(value: object) -> bool:
     """Whether ``value`` is a whole number from 1; true and false are not numbers."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def are_counts(value: object) -> bool:
@@ -20,7 +19,7 @@ def are_counts(value: object) -> bool:
 
 def is_positive(value: object) -> bool:
     """Whether ``value`` is a finite number above 0."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def is_glob(key: object) -> bool:
@@ -30,7 +29,7 @@ def is_glob(key: object) -> bool:
 
 def is_epoch(key: object) -> bool:
     """Whether ``key`` counts epochs from 0."""
-    return isinstance(key, Integral) and not isinstance(key, bool) and key >= 0
+    return isinstance(key, int) and not isinstance(key, bool) and key >= 0
 
 
 def bad_entries(

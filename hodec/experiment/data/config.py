@@ -1,82 +1,11 @@
 """The settings this package reads, and the check that they make sense."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from hodec.errors import ConfigError
 
-
-class DataConfig(Protocol):
-    """The ``data`` group of the configuration; any object with these attributes will do."""
-
-    @property
-    def name(self) -> str:
-        """Key of ``hodec.experiment.data.DATASETS``."""
-
-    @property
-    def root(self) -> str | None:
-        """Folder of the files; None is ``data`` below the working folder for sets that can be fetched."""
-
-    @property
-    def batch_size(self) -> int:
-        """Training images per step and process."""
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Images per step and process of validation and test."""
-
-    @property
-    def val_fraction(self) -> float:
-        """Share of the training set put aside for validation, in [0, 1)."""
-
-    @property
-    def train_fraction(self) -> float:
-        """Share of the training images that are used, the validation split apart, above 0, at most 1."""
-
-    @property
-    def augment(self) -> bool:
-        """Whether training images are cropped and flipped at random."""
-
-    @property
-    def crop_padding(self) -> int:
-        """Width in pixels of the black border out of which images in memory are cropped to their size."""
-
-    @property
-    def flip(self) -> bool:
-        """Whether half of the augmented images are mirrored left to right."""
-
-    @property
-    def num_workers(self) -> int:
-        """Processes that read images not held in memory; 0 reads them in the main process."""
-
-    @property
-    def download(self) -> bool:
-        """Whether a missing data set is fetched."""
-
-    @property
-    def image_size(self) -> int | None:
-        """Side in pixels of the square images the network gets; None keeps the data's own size."""
-
-    @property
-    def in_memory(self) -> bool | None:
-        """Whether a folder is decoded once and held; None decides by size (2 GiB)."""
-
-    @property
-    def mean(self) -> Sequence[float] | None:
-        """One number per channel, or one for all, in units of the full range 0..1; None: the data set's."""
-
-    @property
-    def std(self) -> Sequence[float] | None:
-        """As ``mean``, above 0."""
-
-    @property
-    def fake_size(self) -> int:
-        """Training images of ``fake``."""
-
-    @property
-    def fake_classes(self) -> int:
-        """Classes of ``fake``."""
-
+DataConfig = Any  # an option of the group ``data``
 
 SMALLEST = {"batch_size": 1, "eval_batch_size": 1, "crop_padding": 0, "num_workers": 0, "image_size": 1}
 
