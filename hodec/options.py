@@ -157,7 +157,8 @@ class Setting:
         except ValueError:
             yield "", value
         else:
-            yield from self.allowed.bad_parts(read)
+            for where, part in self.allowed.bad_parts(read):
+                yield where, part if where or part != read else value
 
     def errors(self, value: object) -> Iterator[ConfigError]:
         """One error for each wrong part of ``value``."""

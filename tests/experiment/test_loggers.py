@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from hodec.errors import ConfigError
-from hodec.experiment.config.schema import Config, LoggerConfig
+from hodec.experiment.config.groups import kinds_of
+from hodec.experiment.config.options import WandbSettings
+from hodec.experiment.config.schema import Config
 from hodec.experiment.loggers import CsvLogger, WandbLogger, flat, make_logger
 
 
@@ -48,7 +50,7 @@ def test_rows_are_flattened_to_numbers():
 
 
 def config(name, **settings):
-    return Config(logger=LoggerConfig(name=name, **settings))
+    return Config(logger=kinds_of("logger")[name](**settings))
 
 
 def test_the_setting_chooses_the_logger(tmp_path):
@@ -102,7 +104,7 @@ def wandb_module(monkeypatch):
 
 
 def start(folder, **settings):
-    return WandbLogger(LoggerConfig(name="wandb", **settings), folder, {"seed": 0}, "name")
+    return WandbLogger(WandbSettings(**settings), folder, {"seed": 0}, "name")
 
 
 def test_without_a_key_wandb_is_offline(wandb_module, tmp_path, caplog):

@@ -226,7 +226,7 @@ def test_a_plan_of_another_model_is_refused_before_any_training(finished, tmp_pa
     text = plan.read_text().replace("layer3.2.conv2", "layer9.0.conv2")
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(PlanError, match=r"layer9\.0\.conv2, which this model lacks"):
-        pipeline.run(tiny(plan=str(tmp_path / "other.json"), admm={"enabled": False}), tmp_path / "bad")
+        pipeline.run(tiny(plan=str(tmp_path / "other.json"), admm={"name": "off"}), tmp_path / "bad")
     assert not (tmp_path / "bad" / "metrics.jsonl").exists()
 
 
@@ -261,13 +261,13 @@ def test_settings_that_are_newer_than_the_folder_have_their_defaults_there(finis
     stored = folder / "config.yaml"
     text = stored.read_text()
     settings = yaml.safe_load(text)
-    del settings["admm"]["spread"], settings["trainer"]["compile"]
+    del settings["admm"]["distribute_projection"], settings["trainer"]["compile"]
     stored.write_text(yaml.safe_dump(settings))
     mine = {"pretrain_epochs": 1, "distill": {"weight": 0.5}}
     try:
         assert pipeline.run(tiny(**mine), folder) == metrics
-        with pytest.raises(ConfigError, match=r"they differ in admm\.spread"):
-            pipeline.run(tiny(**mine, admm={"spread": False}), folder)
+        with pytest.raises(ConfigError, match=r"they differ in admm\.distribute_projection"):
+            pipeline.run(tiny(**mine, admm={"distribute_projection": False}), folder)
     finally:
         stored.write_text(text)
 

@@ -24,7 +24,7 @@ def test_no_epochs_at_all_is_direct_truncation(tmp_path):
 
 
 def test_admm_off_trains_the_dense_net_plainly(tmp_path):
-    metrics = pipeline.run(tiny(admm={"enabled": False}, dense_epochs=1, retrain_epochs=0), tmp_path)
+    metrics = pipeline.run(tiny(admm={"name": "off"}, dense_epochs=1, retrain_epochs=0), tmp_path)
     assert [row["phase"] for row in rows(tmp_path)] == ["dense"]
     assert not any(key.startswith("admm") for key in rows(tmp_path)[0])
     assert metrics["admm"]["status"] == "off"
@@ -100,7 +100,7 @@ def test_admm_projects_by_inputs_once_there_is_a_trained_net(tmp_path, caplog):
     assert caplog.text.count("data-aware: inputs of") == 2
 
 
-OFF = {"admm": {"enabled": False}, "dense_epochs": 0}
+OFF = {"admm": {"name": "off"}, "dense_epochs": 0}
 
 
 def test_an_early_stop_is_told(tmp_path):
@@ -109,7 +109,7 @@ def test_an_early_stop_is_told(tmp_path):
     assert len(rows(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("changes", "phase"), [({}, "admm"), ({"admm": {"enabled": False}}, "dense")])
+@pytest.mark.parametrize(("changes", "phase"), [({}, "admm"), ({"admm": {"name": "off"}}, "dense")])
 def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, phase):
     optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
     pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
@@ -137,7 +137,7 @@ def teachers_of(monkeypatch):
     return teachers
 
 
-@pytest.mark.parametrize("admm", [{}, {"enabled": False}])
+@pytest.mark.parametrize("admm", [{}, {"name": "off"}])
 def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
     teachers = teachers_of(monkeypatch)
     distill = {"weight": 0.5, "dense": True}

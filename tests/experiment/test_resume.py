@@ -145,7 +145,7 @@ LEARNING = tiny(
     dense_epochs=3,
     retrain_epochs=1,
     tt_ranks=None,
-    ranks={"rule": "learned", "macs": 0.85},
+    ranks={"name": "learned", "macs": 0.85},
     method={"name": "cp"},
     include=["layer1.0.*", "layer2.0.*"],
 )

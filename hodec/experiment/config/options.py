@@ -164,7 +164,9 @@ class TrainerSettings(Settings):
 
     group: ClassVar[str] = "trainer"
 
-    accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    accelerator: str = setting(
+        "auto", "what computes; auto: what there is", choices=("auto", "cpu", "gpu", "cuda", "mps")
+    )
     devices: int = setting(1, "how many; one in a sweep", low=1)
     precision: str = setting("32-true", "ADMM itself is always 32", choices=("32-true", "bf16-mixed", "16-mixed"))
     channels_last: bool = setting(False, "memory order of images, faster with reduced precision")
@@ -248,4 +250,5 @@ class ModesMethodSettings(Option):
 @cache
 def method_settings(name: str, *, uses_modes: bool) -> type[MethodSettings] | type[ModesMethodSettings]:
     """The settings of the method ``name``; the same class each time."""
-    return type(name, (ModesMethodSettings if uses_modes else MethodSettings,), {"name": name})
+    kind = type(name, (ModesMethodSettings if uses_modes else MethodSettings,), {"name": name})
+    return dataclass(frozen=True)(kind)

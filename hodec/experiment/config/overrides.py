@@ -245,7 +245,7 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
     if of_hydra:
         return []
     if "experiment" in tree:
-        return [f"{next(iter(files))}: the first line must be '# @package _global_'"]
+        return [f"{next(iter(files), 'experiment')}: the first line must be '# @package _global_'"]
     config, errors = read_config(tree)
     problems = [_located(error.told(Use.in_hydra), files, lines) for error in errors]
     if config and menu.multirun and config.trainer.devices > 1:
@@ -254,14 +254,18 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
 
 
 def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[str, str]]:
-    """The settings that Hydra puts together as plain values, and the text of the files it took them from."""
+    """The settings that Hydra puts together as plain values, and the text of files of one's own among them."""
     cfg = compose(menu.config_name, overrides=[*menu.search, *lines], return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     tree = plain(cfg)
     folders = [*(Path(line[len("hydra.searchpath=['file://") : -2]) for line in menu.search), menu.folder]
-    paths = (Path(group, f"{choice}.yaml") for group, choice in choices.items() if group in menu.presets)
-    found = [(path, folder / path) for path in paths for folder in folders if (folder / path).is_file()]
-    return tree, {str(path): place.read_text("utf-8") for path, place in found}
+    files = {}
+    for group, choice in choices.items():
+        path = Path(group, f"{choice}.yaml")
+        for folder in folders if group in menu.presets else ():
+            if (group == "experiment" or folder != menu.folder) and (folder / path).is_file():
+                files[str(path)] = (folder / path).read_text("utf-8")
+    return tree, files
 
 
 def plain(cfg: DictConfig) -> dict[str, object]:
@@ -288,7 +292,8 @@ def _forced(line: str, menu: Menu) -> str:
 def _located(problem: str, files: dict[str, str], lines: Sequence[str]) -> str:
     """A problem with the name of the file that it is in; of the command line's own, without."""
     key = problem.split(":")[0].split("[")[0]
-    if any(key.startswith(line.lstrip("+").partition("=")[0]) for line in lines):
+    given = [line.lstrip("+").partition("=") for line in lines]
+    if any(name == key or (key.startswith(f"{name}.") and value.startswith("{")) for name, _, value in given):
         return problem
     group, _, last = key.rpartition(".")
     for name, text in files.items():
