@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class HodecError(Exception):
         if not self.uses:
             return self.message
         return self.message.format(**{name: words(use) for name, use in self.uses.items()})
+
+    def prefixed(self, text: str) -> Self:
+        """The same error with ``text`` before its message."""
+        return type(self)(f"{literal(text) if self.uses else text}{self.message}", **self.uses)
 
 
 class RankError(HodecError):

@@ -143,7 +143,7 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
             try:
                 load_weights(model, weights)
             except CheckpointError as error:
-                raise CheckpointError(f"--weights: {error.message}", **error.uses) from error
+                raise error.prefixed("--weights: ") from error
     return model
 
 

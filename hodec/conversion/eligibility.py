@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hodec.cost.count import Inputs, trace_call_sites
-from hodec.errors import PlanError, near_matches
+from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.linalg.svd import check_finite
@@ -135,6 +135,9 @@ def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
 def match_names(pattern: str, names: Sequence[str], what: str) -> list[str]:
     """The names that a glob matches.
 
+    Args:
+        what: key of the setting that holds the glob, with or without a colon; or other words for it.
+
     Raises:
         PlanError: none does; the message has near matches.
     """
@@ -142,5 +145,9 @@ def match_names(pattern: str, names: Sequence[str], what: str) -> list[str]:
     if not found:
         stem = pattern.replace("*", "").rstrip(".")
         hint = near_matches(stem, tuple(names)) or f" Layers are: {', '.join(names[:6])}, .."
-        raise PlanError(f"{what} {pattern!r} matches no layer.{hint}")
+        key, colon = what.removesuffix(":"), ":" * what.endswith(":")
+        text = f"{colon} {pattern!r} matches no layer.{hint}"
+        if " " in key:
+            raise PlanError(f"{key}{text}")
+        raise PlanError(f"{{what}}{literal(text)}", what=Use(key))
     return found

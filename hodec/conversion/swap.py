@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hodec.calibration.input_covariance import InputCovariance, whitened_projection
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
-from hodec.errors import ConvertError, PlanError, near_matches
+from hodec.errors import ConvertError, PlanError, Use, literal, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.inference import uncompiled
@@ -166,13 +166,15 @@ def _dry_run(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
             called.update(plan)
             continue
         raise ConvertError(
-            f"the converted model does not run in {mode} mode: {type(error).__name__}: {error}. A layer is "
-            f"used in a way a swap breaks; leave it dense with exclude=[..] (planned: {', '.join(plan)})"
+            f"the converted model does not run in {mode} mode: {literal(f'{type(error).__name__}: {error}')}. A layer "
+            f"is used in a way a swap breaks; leave it dense with {{exclude}} (planned: {literal(', '.join(plan))})",
+            exclude=Use("exclude", "[LAYER]"),
         ) from error
     if unused := [name for name in plan if name not in called]:
         raise ConvertError(
-            f"{', '.join(unused)}: the forward pass does not call the factorized layer, because the model holds the "
-            "dense one in a second place (a list, a closure); leave it dense with exclude=[..]"
+            f"{literal(', '.join(unused))}: the forward pass does not call the factorized layer, because the model "
+            "holds the dense one in a second place (a list, a closure); leave it dense with {exclude}",
+            exclude=Use("exclude", f"[{','.join(unused)}]"),
         )
 
 

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from hodec.errors import TrainingError
+from hodec.errors import TrainingError, Use, literal
 from hodec.linalg import eigh
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def check_finite(x: Tensor, what: str) -> None:
         bad = int((~torch.isfinite(x)).sum())
         raise TrainingError(
             f"{what}: {bad} of {x.numel()} weights are NaN or Inf, so it cannot be decomposed. "
-            "Training broke down before this point: lower optimizer.lr, or start from the last good checkpoint."
+            "Training broke down before this point: lower the learning rate, or start from the last good checkpoint."
         )
 
 
@@ -65,13 +65,14 @@ def naming(what: str) -> Iterator[None]:
     try:
         yield
     except TrainingError as error:
-        raise error if what in str(error) else TrainingError(f"{what}: {error}") from error
+        raise error if what in str(error) else error.prefixed(f"{what}: ") from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"{what}: too little memory to factorize it ({str(error).splitlines()[0]}); leave it dense "
-            "with exclude=[..], or free memory"
+            f"{literal(what)}: too little memory to factorize it ({literal(str(error).splitlines()[0])}); leave it "
+            "dense with {exclude}, or free memory",
+            exclude=Use("exclude", "[LAYER]"),
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from hodec.errors import ConfigError, near_matches
+from hodec.errors import ConfigError, Use, literal, near_matches
 from hodec.models import resnet_cifar
 from hodec.models.weights import load_weights
 
@@ -38,7 +38,7 @@ def build_model(name: str, *, in_channels: int, num_classes: int, image_size: in
 
     bare = name.removeprefix(PREFIX)
     if bare not in torchvision_nets.names():
-        raise ConfigError(_unknown(name))
+        raise _unknown(name)
     return torchvision_nets.build(bare, in_channels=in_channels, num_classes=num_classes, image_size=image_size)
 
 
@@ -49,13 +49,14 @@ def model_names() -> list[str]:
     return [*resnet_cifar.DEPTHS, *(PREFIX + name for name in torchvision_nets.names())]
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str) -> ConfigError:
     known = model_names()
     # the prefix would hide how near a bare name is
     bare = [key.removeprefix(PREFIX) for key in known]
     close = near_matches(name.removeprefix(PREFIX), bare)
     own = ", ".join(resnet_cifar.DEPTHS)
-    return (
-        f"model={name!r} is unknown.{close} Choose model=... from {own}, or {PREFIX}NAME with NAME one of "
-        "torchvision's classification networks"
+    return ConfigError(
+        f"{{model}}: {literal(repr(name))} is unknown.{literal(close)} Choose from {own}, or {PREFIX}NAME with NAME "
+        "one of torchvision's classification networks",
+        model=Use("model"),
     )

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hodec.errors import ConfigError
+from hodec.errors import ConfigError, Use
 
 # what a builder must be told beside the number of classes: one output tensor, and no warning about its init
 EXTRA_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -99,8 +99,12 @@ def _size_error(name: str, image_size: int | None, model: nn.Module | None) -> C
     """The error for a size that does not fit, with one that does; ``model`` as for ``_would_fit``."""
     larger = [size for size in CANDIDATE_SIZES if size > (image_size or 0)]
     fit = next((size for size in larger if _would_fit(name, size, model)), None)
-    remedy = f"set data.image_size={fit}" if fit else "choose another model=..."
-    return ConfigError(f"torchvision/{name} does not take images of {image_size}x{image_size}: {remedy}")
+    remedy = "set {size}" if fit else "choose another {model}"
+    return ConfigError(
+        f"torchvision/{name} does not take images of {image_size}x{image_size}: {remedy}",
+        size=Use("data.image_size", fit or ""),
+        model=Use("model"),
+    )
 
 
 def _would_fit(name: str, image_size: int | None, model: nn.Module | None) -> bool:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hodec.errors import CheckpointError
+from hodec.errors import CheckpointError, Use, literal
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = F
         log.info("%s: last layer (%s) starts anew, the file's has other outputs", path, ", ".join(head))
         found = {key: value for key, value in found.items() if key not in head}
     elif fit.differ:
-        raise CheckpointError(_misfit(path, fit, head))
+        raise _misfit(path, fit, head)
     _check_finite(found, path)
     zeros = {key: torch.zeros_like(target[key]) for key in fit.absent_counters}
     model.load_state_dict({**model.state_dict(), **zeros, **found}, strict=True)
@@ -166,18 +166,23 @@ def _head_keys(model: nn.Module) -> list[str]:
     return [name for name in names if name.rpartition(".")[0] == owner]
 
 
-def _misfit(path: Path, fit: _Fit, head: list[str]) -> str:
+def _misfit(path: Path, fit: _Fit, head: list[str]) -> CheckpointError:
     shown = "; ".join(f"{key}: {what}" for key, what in list(fit.differ.items())[:SHOWN])
     if fit.only_head(head):
-        return (
-            f"{path}: the last layer has another number of outputs ({shown}). Build the model with the "
-            "file's num_classes (data=...), or pass allow_new_head=True to start with a new last layer"
+        return CheckpointError(
+            literal(f"{path}: the last layer has another number of outputs ({shown})")
+            + ". Build the model with the file's {classes}; in Python, allow_new_head=True gives it a new one",
+            classes=Use("num_classes"),
         )
     missing = sum(1 for what in fit.differ.values() if what != NOT_IN_MODEL)
     more = f" and {len(fit.differ) - SHOWN} more" if len(fit.differ) > SHOWN else ""
-    return (
-        f"{path}: checkpoint of another model: {fit.total - missing} of {fit.total} tensors fit; differing: "
-        f"{shown}{more}. Choose the model=... which the file was saved from, or its own file"
+    return CheckpointError(
+        literal(
+            f"{path}: checkpoint of another model: {fit.total - missing} of {fit.total} tensors fit; differing: "
+            f"{shown}{more}"
+        )
+        + ". Choose the {model} which the file was saved from, or its own file",
+        model=Use("model"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hodec.errors import HodecError, PlanError
+from hodec.errors import HodecError, PlanError, Use, literal
 from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES
@@ -123,17 +123,19 @@ class LayerPlan:
         try:
             self.format.check_ranks(self.shape, self.modes, self.ranks)
         except HodecError as error:
-            raise PlanError(self._misfit(name, error)) from error
+            raise self._misfit(name, error) from error
         return self
 
-    def _misfit(self, name: str, error: HodecError) -> str:
+    def _misfit(self, name: str, error: HodecError) -> PlanError:
         kernel = "x".join(map(str, self.shape[2:]))
         fit = self.format.fit_ranks(self.shape, self.modes, self.format.max_ranks(self.shape, self.modes))
-        return (
+        layer = (
             f"{name} ({self.layer_type} {self.shape[1]}->{self.shape[0]}{', ' + kernel if kernel else ''}, method "
-            f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)}): {error}. "
-            f"The override that mends it: 'tt_ranks={{{name}:{list(fit)}}}' with ranks up to these, or one "
-            f"number, which is clipped to fit"
+            f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)}): {error}"
+        )
+        return PlanError(
+            literal(layer) + ". It takes {ranks} with ranks up to these, or one number, which is clipped to fit",
+            ranks=Use("tt_ranks", f"{{{name}:{list(fit)}}}"),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_rows_1_and_2_check_finite_counts_and_names(bad: float):
     x = torch.ones(4, 5)
     check_finite(x, "layer conv1")
     x[1, 2] = x[3, 4] = bad
-    with pytest.raises(TrainingError, match="layer conv1: 2 of 20 weights are NaN or Inf.*lower optimizer.lr"):
+    with pytest.raises(TrainingError, match="layer conv1: 2 of 20 weights are NaN or Inf.*lower the learning rate"):
         check_finite(x, "layer conv1")
 
 

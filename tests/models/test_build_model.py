@@ -35,7 +35,7 @@ def test_unknown_name_suggests_near_ones(given, suggested):
     with pytest.raises(ConfigError) as error:
         build(given)
     assert suggested in str(error.value)
-    assert "model=" in str(error.value)
+    assert str(error.value).startswith("model: ")
 
 
 @pytest.mark.parametrize(

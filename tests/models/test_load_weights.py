@@ -157,7 +157,9 @@ def test_file_without_named_tensors(tmp_path, refused, content):
 
 def test_another_model_says_how_many_fit_and_which_differ(tmp_path, refused):
     torch.save(net("resnet20").state_dict(), tmp_path / "w.pt")
-    refused(net("resnet32"), tmp_path / "w.pt", "another model", " of ", "layer1.3", "not in the file", "model=")
+    refused(
+        net("resnet32"), tmp_path / "w.pt", "another model", " of ", "layer1.3", "not in the file", "Choose the model "
+    )
     torch.save(small(width=6).state_dict(), tmp_path / "w.pt")
     refused(small(), tmp_path / "w.pt", "1 of 8 tensors fit", "0.weight: (6, 1, 3, 3) in the file, (4, 1, 3, 3)")
     torch.save({**small().state_dict(), "extra": torch.ones(1)}, tmp_path / "w.pt")

@@ -240,7 +240,7 @@ def test_weights_protect_layers():
             sum(9 * 16 * 32 * 16 * 16 for n in plan.skipped if n.startswith("layer2"))
             for k, plan in (("plain", plain), ("guarded", guarded))}  # fmt: skip
     assert cost["guarded"] > cost["plain"]
-    with pytest.raises(PlanError, match=r"ranks\.weights: 'laier2\.\*' matches no layer"):
+    with pytest.raises(PlanError, match=r"weights: 'laier2\.\*' matches no layer"):
         budget(model, PICTURE, {"macs": 0.4, "weights": {"laier2.*": 2}})
 
 

@@ -59,7 +59,7 @@ def test_a_list_is_a_demand():
 
 
 def test_a_list_that_one_layer_cannot_take_is_an_error_naming_the_layer_and_the_most():
-    with pytest.raises(PlanError, match=r"conv1 .*ranks \[3, 3, 3, 2\] do not fit.*\[2, 3, 3, 2\].*'tt_ranks=\{conv1:"):
+    with pytest.raises(PlanError, match=r"conv1 .*ranks \[3, 3, 3, 2\] do not fit.*\[2, 3, 3, 2\].*tt_ranks=\{conv1:"):
         planned([3, 3, 3, 2])
 
 
