@@ -366,8 +366,9 @@ class Phases:
 
 def command() -> str:
     """The command of this run, as a shell reads it."""
-    program = Path(sys.argv[0]).name
-    return shlex.join([*(("hodec", "train") if program == "__main__.py" else ("python", program)), *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    words = ("hodec", "train") if program == Path(__file__).with_name("__main__.py") else ("python", program.name)
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def versions() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from onnx import helper
 from torch import nn
 
 from hodec.cost.count import Cost
-from hodec.errors import PlanError, near_matches
+from hodec.errors import PlanError, Use, near_matches
 from hodec.methods import Method, get_method
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
@@ -185,8 +185,11 @@ def _bind(rule: NeedsModel, facts: GraphFacts, sites: Mapping[str, GraphSite], m
 def _bind_budget(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
     if rule.latency_ms is not None:
         raise PlanError(
-            f"ranks.latency_ms={rule.latency_ms} is no target for a model file: milliseconds are measured on PyTorch "
-            "layers; give ranks.macs=0.4 or ranks.params=0.4, and measure the result with hodec bench"
+            "{time} is no target for a model file: milliseconds are measured on PyTorch layers; give {macs} or {params}, "
+            "and measure the result with hodec bench",
+            time=Use("ranks.latency_ms", rule.latency_ms),
+            macs=Use("ranks.macs", 0.4),
+            params=Use("ranks.params", 0.4),
         )
     rule.bind_cost(facts.cost)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from hodec.errors import ConfigError, Use, literal, near_matches
+from hodec.errors import ConfigError, Use
 from hodec.experiment.config.values import bad_modes, bad_names, bad_ranks
 from hodec.options import Option, Settings, setting
 
@@ -62,12 +62,6 @@ class ModelSettings(Settings):
         super().__post_init__()
         if self.source == "torchvision":
             object.__setattr__(self, "name", TORCHVISION + self.name.removeprefix(TORCHVISION))
-        elif self.name not in CIFAR_RESNETS and not self.name.startswith(TORCHVISION):
-            raise ConfigError(
-                f"{{name}}: {literal(repr(self.name))} given; allowed: {' | '.join(CIFAR_RESNETS)}, or a net of "
-                f"torchvision: torchvision/resnet50.{literal(near_matches(self.name, CIFAR_RESNETS))}",
-                name=Use("model.name"),
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

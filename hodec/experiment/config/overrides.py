@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import ConfigError, Use
 from hodec.experiment.config.groups import groups, not_among, settings_by_key, unknown
+from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
 from hodec.experiment.config.schema import read_config, refuse
 from hodec.options import Setting
 
@@ -248,9 +249,18 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
         return [f"{next(iter(files), 'experiment')}: the first line must be '# @package _global_'"]
     config, errors = read_config(tree)
     problems = [_located(error.told(Use.in_hydra), files, lines) for error in errors]
+    problems += _unknown_model(tree.get("model"))
     if config and menu.multirun and config.trainer.devices > 1:
         problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
     return [_explain(refusal)] if refusal is not None and not problems else problems
+
+
+def _unknown_model(model: object) -> list[str]:
+    """A name that is no net of hodec; those of torchvision are known to torchvision alone."""
+    name = model.get("name") if isinstance(model, dict) and model.get("source") == "hodec" else TORCHVISION
+    if name in CIFAR_RESNETS or str(name).startswith(TORCHVISION):
+        return []
+    return [not_among("model.name", name, [*CIFAR_RESNETS, f"{TORCHVISION}NAME"])]
 
 
 def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[str, str]]:

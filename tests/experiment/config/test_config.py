@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from hodec.errors import ConfigError, Use
 from hodec.experiment.config import write
 from hodec.experiment.config.groups import CONF, default_option, groups, kinds_of, settings_by_key
-from hodec.experiment.config.options import CIFAR_RESNETS, ModelSettings
+from hodec.experiment.config.options import CIFAR_RESNETS
 from hodec.experiment.config.options_of_admm import AdmmOptions
 from hodec.experiment.config.options_of_rules import RULES
 from hodec.experiment.config.overrides import check_overrides, plain
@@ -55,7 +55,7 @@ def test_files_and_classes_have_the_same_defaults():
 
 def test_every_method_rule_and_net_has_its_option():
     assert groups()["method"].keys() == METHODS.keys()
-    assert set(DEPTHS) == set(CIFAR_RESNETS)
+    assert set(DEPTHS) >= set(CIFAR_RESNETS)
     split = {name for name, kind in kinds_of("method").items() if "n_modes" in settings_of(kind)}
     assert split == {"tt", "tt_classical"}
 
@@ -111,8 +111,6 @@ def test_every_setting_is_explained_and_says_what_it_allows():
 def test_torchvision_models_get_their_full_name_once():
     for name in ("resnet50", "torchvision/resnet50"):
         assert composed("model=torchvision", f"model.name={name}").model.name == "torchvision/resnet50"
-    with pytest.raises(ConfigError, match="^name: 'resnet21' given; allowed: resnet20 "):
-        ModelSettings("resnet21")
 
 
 def test_config_is_frozen():
