@@ -10,7 +10,8 @@ from onnx import helper
 from torch import nn
 
 from hodec.cost.count import Cost
-from hodec.errors import PlanError, Use, near_matches
+from hodec.errors import PlanError, near_matches
+from hodec.errors import Use as Named
 from hodec.methods import Method, get_method
 from hodec.onnx_graph.constants import Constants
 from hodec.onnx_graph.graph_cost import graph_cost
@@ -185,11 +186,11 @@ def _bind(rule: NeedsModel, facts: GraphFacts, sites: Mapping[str, GraphSite], m
 def _bind_budget(rule: Any, facts: GraphFacts, sites: Mapping[str, GraphSite], method: str) -> None:
     if rule.latency_ms is not None:
         raise PlanError(
-            "{time} is no target for a model file: milliseconds are measured on PyTorch layers; give {macs} or {params}, "
-            "and measure the result with hodec bench",
-            time=Use("ranks.latency_ms", rule.latency_ms),
-            macs=Use("ranks.macs", 0.4),
-            params=Use("ranks.params", 0.4),
+            "{time} is no target for a model file: milliseconds are measured on PyTorch layers; give {macs} or "
+            "{params}, and measure the result with hodec bench",
+            time=Named("ranks.latency_ms", rule.latency_ms),
+            macs=Named("ranks.macs", 0.4),
+            params=Named("ranks.params", 0.4),
         )
     rule.bind_cost(facts.cost)
 
