@@ -30,6 +30,18 @@ from hodec.experiment.config.schema import read_config, refuse
 from hodec.options import Setting
 
 EXAMPLE = "'tt_ranks={layer1.*:8}'"
+# options that start no run
+INFORM = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+    "--experimental-rerun",
+}
 # beginnings of lines of Hydra's messages that say nothing to a user
 NOISE = ("full_key:", "object_type=", "reference_type=", "See http", "Config search", "provider=", "To append")
 
@@ -52,9 +64,9 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
     Raises:
         ConfigError: with every problem found: what was given, what is allowed, and what was perhaps meant.
     """
-    arguments, unread = _parser().parse_known_args(list(argv))
-    if arguments.help or arguments.only_informs or arguments.experimental_rerun is not None:
+    if any(word.partition("=")[0] in INFORM for word in argv):
         return
+    arguments, unread = _parser().parse_known_args(list(argv))
     flags = [word for word in unread if word.startswith("-")]
     stray = [word for word in unread if word not in flags]
     problems = [f"{flag}: no such option; a setting has no dashes: tt_ranks=8" for flag in flags]
@@ -82,25 +94,15 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The options of a program with ``hydra.main``, as Hydra documents them."""
+    """The options of a program with ``hydra.main`` that do not only inform, as Hydra documents them."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--help", "-h", action="store_true")
-    for flag in ("--hydra-help", "--version", "-sc", "--shell-completion"):
-        parser.add_argument(flag, action="store_true", dest="only_informs")
-    parser.add_argument("--info", "-i", nargs="?", const="all", dest="only_informs")
-    for flag in ("--resolve", "--run", "-r"):
-        parser.add_argument(flag, action="store_true", dest="ignored")
-    parser.add_argument("--multirun", "-m", action="store_true")
-    for names in (
-        ("--cfg", "-c"),
-        ("--package", "-p"),
-        ("--config-path", "-cp"),
-        ("--config-name", "-cn"),
-        ("--config-dir", "-cd"),
-        ("--experimental-rerun",),
-    ):
-        parser.add_argument(*names)
+    for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
+        parser.add_argument(*names, action="store_true")
+    for name, short in (("dir", "cd"), ("path", "cp"), ("name", "cn")):
+        parser.add_argument(f"--config-{name}", f"-{short}")
+    for name in ("cfg", "package"):
+        parser.add_argument(f"--{name}", f"-{name[0]}")
     return parser
 
 
