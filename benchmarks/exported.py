@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime
 import torch
 import yaml
-from omegaconf import OmegaConf
 from torch import nn
 
 import hodec
-from hodec.experiment.config.schema import Config, open_schema, to_config
+from hodec.experiment.config.schema import Config
+from hodec.experiment.config.schema import config_of as read
 from hodec.experiment.data.images import ImageData, build_data
 from hodec.experiment.data.loaders import test_loader, train_loader
 from hodec.experiment.lit import evaluate
@@ -32,8 +32,9 @@ SECONDS = 8.0  # of measuring a pair
 def config_of(run: Path, root: str | None) -> Config:
     """The settings of a run, its data perhaps moved."""
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config = OmegaConf.merge(open_schema(), settings, {"data": {"root": root}} if root else {})
-    return to_config(config)  # type: ignore[arg-type]
+    if root:
+        settings["data"]["root"] = root
+    return read(settings)
 
 
 def dense_of(run: Path, facts: dict[str, object]) -> nn.Module:

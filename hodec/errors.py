@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,36 @@ class Use:
 
     def in_python(self) -> str:
         """``macs=0.4``: the argument of a constructor or function."""
-        name = self.setting.rpartition(".")[2]
+        name = PYTHON.get(self.setting, self.setting.rpartition(".")[2])
         return name if self.value == "" else f"{name}={self.value}"
 
     def in_hydra(self) -> str:
         """``ranks.macs=0.4``: an override of the experiment; quoted where a shell would take it apart."""
-        text = self.setting if self.value == "" else f"{self.setting}={self.value}"
-        return f"'{text}'" if any(c in text for c in "[]{}*, ") else text
+        return quoted(self.setting if self.value == "" else f"{self.setting}={self.value}")
 
     def in_flags(self) -> str:
         """``--macs 0.4``: a flag of the command line; quoted where a shell would take the value apart."""
         if self.flags:
             return self.flags
-        flag, value = f"--{self.setting.rpartition('.')[2].replace('_', '-')}", str(self.value)
-        return f"{flag} '{value}'" if any(c in value for c in "[]{}*, ") else f"{flag} {value}".rstrip()
+        flag, value = flag_of(self.setting), str(self.value)
+        if flag in ("--include", "--exclude"):  # which take one glob each
+            value = value.strip("[]")
+        return f"{flag} {quoted(value)}" if value else flag
+
+
+# Settings that go by another name: a choice of rule, and the ranks given by hand.
+PYTHON = {"ranks": "rule"}
+FLAGS = {"ranks": "rule", "tt_ranks": "ranks"}
+
+
+def flag_of(key: str) -> str:
+    """``--round-to`` for the setting ``ranks.round_to``."""
+    return f"--{FLAGS.get(key, key.rpartition('.')[2]).replace('_', '-')}"
+
+
+def quoted(text: str) -> str:
+    """``text`` as a shell has to read it."""
+    return f"'{text}'" if any(c in text for c in "[]{}*, ") else text
 
 
 def literal(value: object) -> str:
@@ -60,6 +77,10 @@ class HodecError(Exception):
         if not self.uses:
             return self.message
         return self.message.format(**{name: words(use) for name, use in self.uses.items()})
+
+    def prefixed(self, text: str) -> Self:
+        """The same error with ``text`` before its message."""
+        return type(self)(f"{literal(text) if self.uses else text}{self.message}", **self.uses)
 
 
 class RankError(HodecError):

@@ -16,19 +16,21 @@ class Method:
     Attributes:
         layers: kind of dense layer (``conv2d``, ``linear``, ..) -> the factorized layer; its ``form`` is the format.
         source: where the method comes from.
+        summary: the layers that stand in for a dense one, in one sentence.
     """
 
     name: str
     layers: dict[str, type[FactorizedLayer]]
     source: str
+    summary: str = ""
 
     def format(self, layer_type: str) -> Format:
         """The format's mathematics for a kind of layer."""
         return self.layers[layer_type].format
 
 
-def _method(name: str, source: str, *layers: type[FactorizedLayer]) -> Method:
-    return Method(name, {layer.layer_type.name: layer for layer in layers}, source)
+def _method(name: str, summary: str, source: str, *layers: type[FactorizedLayer]) -> Method:
+    return Method(name, {layer.layer_type.name: layer for layer in layers}, source, summary)
 
 
 METHODS: dict[str, Method] = {
@@ -36,6 +38,7 @@ METHODS: dict[str, Method] = {
     for method in (
         _method(
             "tt",
+            "Tensor train, the kernel in the middle: contract channels in, convolve, contract channels out.",
             "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015; "
             "Hrinchuk et al., Tensorized Embedding Layers, EMNLP 2020",
             tt.TTConv1d,
@@ -49,6 +52,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "tt_classical",
+            "Tensor train of the weight with kernel and channels in one chain of cores.",
             "Garipov et al., Ultimate Tensorization, 2016",
             tt_classical.ClassicalTTConv1d,
             tt_classical.ClassicalTTConv2d,
@@ -56,6 +60,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "tucker",
+            "Tucker-2: 1x1 to the input rank, the kernel on the core, 1x1 to the outputs.",
             "Kim et al., Compression of Deep CNNs, ICLR 2016",
             tucker.TuckerConv1d,
             tucker.TuckerConv2d,
@@ -67,6 +72,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "cp",
+            "CP: 1x1 to the rank, one depthwise convolution along each kernel axis, 1x1 to the outputs.",
             "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015",
             cp.CPConv1d,
             cp.CPConv2d,
@@ -78,6 +84,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "cp3",
+            "CP with the kernel in one piece: 1x1 to the rank, depthwise K x K, 1x1 to the outputs.",
             "Astrid and Lee, CP-decomposition with Tensor Power Method for CNNs Compression, BigComp 2017",
             cp.CP3Conv2d,
             cp.CP3ConvTranspose2d,
@@ -85,6 +92,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "svd",
+            "SVD: the kernel to the rank, 1x1 to the outputs.",
             "Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016",
             svd.SVDConv1d,
             svd.SVDConv2d,
@@ -97,6 +105,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "weight_svd",
+            "Weight SVD: 1x1 to the rank, the kernel to the outputs.",
             "AIMET user guide, weight SVD",
             svd.WeightSVDConv1d,
             svd.WeightSVDConv2d,
@@ -108,6 +117,7 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "spatial_svd",
+            "Spatial SVD: K x 1 to the rank, 1 x K to the outputs, or the orientation that costs less.",
             "Jaderberg et al., Speeding up CNNs with Low Rank Expansions, BMVC 2014",
             svd.SpatialSVDConv2d,
             svd.SpatialSVDConvTranspose2d,

@@ -8,18 +8,19 @@ torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from types import NoneType
-from typing import Any, ClassVar, cast, get_args, get_type_hints
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from hodec.errors import ConfigError, Use, literal
+from hodec.errors import ConfigError, HodecError, Use, literal
 
+T = TypeVar("T")
 BadParts = Iterator[tuple[str, object]]
 """(where, value) for each wrong part of a value; ``where`` is empty for the whole, ``'[fc]'`` for an entry."""
-
-TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list[float]: "a list of numbers"}
-INSTANCES: dict[object, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Allowed:
     below: float | None = None
     choices: tuple[str, ...] = ()
     words: str = ""  # said instead of type and limits
-    check: Callable[[Any], BadParts] | None = None
+    example: str = ""  # a value that is said beside the words, quoted for the shell where that is read
+    check: Callable[..., BadParts] | None = None
 
     def bad_parts(self, value: object) -> BadParts:
         """What is wrong in ``value``; None is never out of range."""
@@ -55,9 +57,7 @@ class Allowed:
         )
 
     def limits(self) -> str:
-        """Words for the range or the choices: ``' above 0 and below 1'``, ``': sgd | adamw'`` or ``''``."""
-        if self.choices:
-            return f": {' | '.join(self.choices)}"
+        """Words for the range: ``' above 0 and below 1'``, or ``''``."""
         bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
         given = [f"{word} {bound:.10g}" for word, bound in bounds.items() if bound is not None]
         return f" {' and '.join(given)}" if given else ""
@@ -84,71 +84,186 @@ def argument(default: Any = None, **allowed: Any) -> Any:
     return field(default=default, metadata={"python_only": True, "allowed": Allowed(**allowed)})
 
 
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _int(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError
+    return int(value)
+
+
+def _float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError
+    return float(value)
+
+
+def _str(value: object) -> str:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise ValueError
+    return str(value)
+
+
+def _list(read: Callable[[object], T]) -> Callable[[object], list[T]]:
+    def read_all(value: object) -> list[T]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError
+        return [read(one) for one in value]
+
+    return read_all
+
+
+# Type of a setting -> how a value is read, ValueError where it is not of that type, and the type in words.
+READERS: dict[object, tuple[Callable[[object], object], str]] = {
+    bool: (_bool, "true or false"),
+    int: (_int, "a whole number"),
+    float: (_float, "a number"),
+    str: (_str, "text"),
+    list[float]: (_list(_float), "a list of numbers"),
+    list[str]: (_list(_str), "a list of names"),
+    object: (lambda value: value, "a value"),
+}
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One setting of an option: its type without null, whether it may be null, its default and what it may hold."""
+    """One setting of an option: its key among all settings, its type without null and what it may hold."""
 
     name: str
-    type: Any
+    key: str
+    type: object
     optional: bool
     default: object
     doc: str
     allowed: Allowed
 
-    def words(self) -> str:
-        """What may be given, in words: ``'a number above 0 and below 1'``."""
-        if self.allowed.words:
-            return self.allowed.words
-        return f"{'null or ' if self.optional else ''}{TYPES.get(self.type, 'a value')}{self.allowed.limits()}"
+    def read(self, value: object) -> object:
+        """``value`` in the type of the setting: 1 becomes 1.0 for a number.
+
+        Raises:
+            ValueError: it is not of that type.
+        """
+        if value is None:
+            if not self.optional:
+                raise ValueError
+            return None
+        return READERS[self.type][0](value)
 
     def bad_parts(self, value: object) -> BadParts:
         """The wrong parts of ``value``: of another type, None where that is not allowed, or out of range."""
-        if value is None:
-            wrong = not self.optional
-        else:
-            wrong = self.type in INSTANCES and not isinstance(value, INSTANCES[self.type])
-        if wrong or (isinstance(value, bool) and self.type in (int, float)):  # true is no 1
+        try:
+            read = self.read(value)
+        except ValueError:
             yield "", value
         else:
-            yield from self.allowed.bad_parts(value)
+            for where, part in self.allowed.bad_parts(read):
+                yield where, part if where or part != read else value
+
+    def errors(self, value: object) -> Iterator[ConfigError]:
+        """One error for each wrong part of ``value``."""
+        uses = {"setting": Use(self.key)}
+        example = ""
+        if self.allowed.example:
+            example, uses["example"] = ": {example}", Use(self.key, self.allowed.example)
+        for where, part in self.bad_parts(value):
+            text = f"{literal(where)}: {literal(repr(part))} given; allowed: {literal(self.words())}{example}"
+            yield ConfigError(f"{{setting}}{text}", **uses)
+
+    def words(self, *, null: bool = True) -> str:
+        """What may be given, in words: ``'a number above 0 and below 1'``; ``null`` too where that is told."""
+        words = self.allowed.words.removeprefix("null or ") or " | ".join(self.allowed.choices)
+        words = words or READERS[self.type][1] + self.allowed.limits()
+        return f"null or {words}" if self.optional and null else words
 
 
 def settings_of(option: type) -> dict[str, Setting]:
     """The settings that every surface can give, by name, in the order of the constructor."""
+    return _settings_of(option)
+
+
+@cache
+def _settings_of(option: Any) -> dict[str, Setting]:
     hints, found = get_type_hints(option), {}
-    for one in sorted(fields(option), key=lambda each: bool(each.kw_only)):
+    group = getattr(option, "group", "")
+    for one in sorted(fields(option), key=lambda one: bool(one.kw_only)):  # as in the constructor
         if one.metadata.get("python_only"):
             continue
         hint, default = hints[one.name], None if one.default is MISSING else one.default
-        optional = NoneType in get_args(hint)
-        kind = next(part for part in get_args(hint) if part is not NoneType) if optional else hint
-        allowed = one.metadata.get("allowed", Allowed())
-        found[one.name] = Setting(one.name, kind, optional, default, one.metadata.get("doc", ""), allowed)
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [part for part in parts if part is not NoneType]
+        kind: object = kinds[0] if len(kinds) == 1 else object
+        if get_origin(kind) in (list, tuple, Sequence):
+            kind = list[get_args(kind)[0]]  # type: ignore[misc]
+        found[one.name] = Setting(
+            one.name,
+            f"{group}.{one.name}" if group else one.name,
+            kind if kind in READERS else object,
+            len(kinds) < len(parts),
+            default,
+            one.metadata.get("doc", ""),
+            one.metadata.get("allowed", Allowed()),
+        )
     return found
 
 
-class Option:
-    """Base of all options: a frozen dataclass that refuses what is out of range when it is made.
+class Settings:
+    """Base of dataclasses of settings: refuses what is out of range when it is made.
 
     Attributes:
-        group: where its settings stand among all, ``ranks`` for ``ranks.macs``.
-        name: what chooses it: ``ranks=budget``.
+        group: where its settings stand among all, ``ranks`` for ``ranks.macs``; empty for those of the top level.
     """
 
     group: ClassVar[str] = ""
-    name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        settings = settings_of(type(self))
+        for one in settings_of(type(self)).values():
+            given = getattr(self, one.name)
+            for error in one.errors(given):
+                raise error
+            value = one.read(given)
+            if type(value) is not type(given) and not isinstance(given, tuple):  # 1 for a number, a Path for text
+                object.__setattr__(self, one.name, value)
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Refuse what only Python gives where it is not what its ``Allowed`` says."""
         for one in fields(self):  # type: ignore[arg-type]  # each option is a dataclass
-            value, known = getattr(self, one.name), settings.get(one.name)
             allowed = one.metadata.get("allowed", Allowed())
-            for where, part in known.bad_parts(value) if known else allowed.bad_parts(value):
-                key = f"{self.group}.{one.name}" if known and self.group else one.name
-                words = literal(known.words() if known else allowed.words)
-                raise ConfigError(
-                    f"{{key}}{literal(where)}: {literal(repr(part))} given; allowed: {words}", key=Use(key)
-                )
+            for where, part in allowed.bad_parts(getattr(self, one.name)) if one.metadata.get("python_only") else ():
+                text = f"{where}: {part!r} given; allowed: {allowed.words}"
+                raise ConfigError("{key}" + literal(text), key=Use(one.name))
+
+    def values(self) -> dict[str, Any]:
+        """Its settings by name, without what only Python gives."""
+        return {name: getattr(self, name) for name in settings_of(type(self))}
+
+
+class Option(Settings):
+    """Base of all options: settings that are chosen by a name.
+
+    Attributes:
+        name: what chooses it: ``ranks=budget``.
+    """
+
+    name: ClassVar[str] = ""
+
+
+def values_or_errors(option: type[Settings], given: dict[str, object]) -> tuple[Settings | None, list[HodecError]]:
+    """The option with these settings, or every error: of each setting, else of what does not go together."""
+    settings = settings_of(option)
+    errors: list[HodecError] = [error for name, value in given.items() for error in settings[name].errors(value)]
+    if errors:
+        return None, errors
+    try:
+        return cast(Callable[..., Settings], option)(**given), []
+    except HodecError as error:
+        return None, [error]
 
 
 def bad_function(value: object) -> BadParts:

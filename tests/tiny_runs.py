@@ -8,49 +8,46 @@ from typing import Any
 
 from torch import nn
 
-from hodec.experiment.config.schema import (
-    AdmmConfig,
-    Config,
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainerConfig,
-)
+from hodec.experiment.config.groups import default_option, kinds_of
+from hodec.experiment.config.options import ModelSettings, SgdSettings, TrainerSettings, method_settings
+from hodec.experiment.config.schema import Config
+from hodec.experiment.data.options import Fake
 from hodec.models import build_model, resnet_cifar
+from hodec.options import Settings
 
 # The smallest of the CIFAR family, of one block a stage: less than half the time of resnet20.
 resnet_cifar.DEPTHS["resnet8"] = 1
 
-DATA = DataConfig(
-    name="fake",
-    fake_size=64,
-    fake_classes=4,
-    image_size=8,
-    batch_size=16,
-    val_fraction=0.25,
-    augment=True,
-    crop_padding=1,
-)
+DATA = Fake(fake_size=64, fake_classes=4, image_size=8, batch_size=16, val_fraction=0.25, augment=True, crop_padding=1)
 
 
 def tiny(**changes: Any) -> Config:
-    """Settings of a tiny run, some changed; a dict changes some of a group: ``admm={"enabled": False}``."""
-    config = Config(
-        model=ModelConfig(name="resnet8"),
-        data=DATA,
-        dense_epochs=2,
-        retrain_epochs=2,
-        tt_ranks=4,
-        method=MethodConfig(n_modes=1),
-        admm=AdmmConfig(),
-        optimizer=OptimizerConfig(lr=0.05),
-        trainer=TrainerConfig(threads=1, accelerator="cpu"),
-        bn_batches=2,
-        report=False,
-    )
-    groups = {key: replace(getattr(config, key), **value) for key, value in changes.items() if isinstance(value, dict)}
-    return replace(config, **{**changes, **groups})
+    """Settings of a tiny run, some changed.
+
+    A dict changes some of a group, ``admm={"pull": 0.5}``, or chooses its option, ``ranks={"name": "energy"}``.
+    """
+    config: dict[str, Any] = {
+        "model": ModelSettings(name="resnet8"),
+        "data": DATA,
+        "dense_epochs": 2,
+        "retrain_epochs": 2,
+        "tt_ranks": 4,
+        "method": method_settings("tt", uses_modes=True)(n_modes=1),
+        "optimizer": SgdSettings(lr=0.05),
+        "trainer": TrainerSettings(threads=1, accelerator="cpu"),
+        "bn_batches": 2,
+        "report": False,
+    }
+    for key, value in changes.items():
+        config[key] = _option(key, config.get(key), value) if isinstance(value, dict) and key != "tt_ranks" else value
+    return Config(**config)
+
+
+def _option(group: str, present: Settings | None, values: dict[str, Any]) -> Settings:
+    kinds = kinds_of(group)
+    if "" not in kinds and "name" in values:
+        return kinds[values["name"]](**{key: value for key, value in values.items() if key != "name"})
+    return replace(present or default_option(group), **values)
 
 
 # Of the run that the fixture ``finished`` makes, which has every phase.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hodec import Plan, convert
-from hodec.experiment.config.schema import DataConfig
 from hodec.experiment.data import build_data, train_loader
+from hodec.experiment.data.options import ImageFolder
 from hodec.models import build_model, load_weights
 
 LEARNING_RATE = 1e-3
@@ -50,7 +50,7 @@ def main() -> None:
     truncated = copy.deepcopy(dense)
     for name, weight in dense_weights(small, plan).items():
         truncated.get_submodule(name).weight.data.copy_(weight)
-    settings = DataConfig(name="image_folder", root=sys.argv[2], batch_size=512, mean=MEAN, std=STD)
+    settings = ImageFolder(root=sys.argv[2], batch_size=512, mean=MEAN, std=STD)
     images, labels = next(iter(train_loader(build_data(settings), settings, seed=0)))
     slow, fast = (step_sizes(net, plan, images, labels) for net in (truncated, small))
     ratios = {name: fast[name] / slow[name] for name in plan}

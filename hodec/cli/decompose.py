@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
 from hodec.cli.rule_options import (
-    METHOD,
-    N_MODES,
-    SETTINGS,
     add_method_options,
     add_rule_options,
-    errors_in_flags,
+    decided_flags,
     method_from,
     rule_from,
 )
@@ -26,10 +23,7 @@ if TYPE_CHECKING:
 HELP = "make an ONNX model file smaller by decomposing its layers"
 
 # What stands for a usual choice of method and rule.
-PRESETS = {"ascend": {"method": "spatial_svd", "rule": "amct"}}
-# Options that say what a given plan says already.
-DECIDED = (*(setting.flag for setting in (METHOD, N_MODES, *SETTINGS)), "--rule", "--preset", "--include", "--exclude",
-           "--allow-larger")  # fmt: skip
+PRESETS = {"amct": {"method": "spatial_svd", "rule": "amct"}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
     add_method_options(parser)
     add_rule_options(parser)
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="ascend: spatial_svd at Ascend's own ranks")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="amct: spatial_svd at the ranks of Ascend's AMCT")
     parser.add_argument("--allow-larger", action="store_true", help="keep layers that cost more than they do dense")
     parser.add_argument("--plan", metavar="PLAN", help="a plan.json to follow, made by --plan-out and perhaps edited")
     parser.add_argument("--plan-out", metavar="PLAN", help="where to write the plan; replaced if it is there")
@@ -65,9 +59,7 @@ def run(options: argparse.Namespace) -> Answer:
     """
     _check_plan_options(options)
     _apply_preset(options)
-    work = _work(options)
-    with errors_in_flags():
-        outcome = work()
+    outcome = _work(options)()
     if options.plan_out:
         with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
             outcome.plan.save(options.plan_out)
@@ -95,7 +87,7 @@ def _check_plan_options(options: argparse.Namespace) -> None:
         check_place(Path(options.plan_out), ConfigError, "--plan-out: ")
         if Path(options.plan_out).resolve() in {Path(one).resolve() for one in (options.path, options.output)}:
             raise ConfigError(f"--plan-out: {options.plan_out} is one of the models; name another file")
-    for flag in DECIDED if options.plan else ():
+    for flag in (*decided_flags(), "--preset", "--allow-larger") if options.plan else ():
         if getattr(options, flag.strip("-").replace("-", "_")):
             raise ConfigError(f"{flag} and --plan: the plan says that already; edit the plan, or leave it out")
 

@@ -13,7 +13,7 @@ from hodec.errors import HodecError, Use, near_matches
 
 # What the shell knows a program by that a closed pipe has ended: 128 + SIGPIPE.
 OK, FAILED, NO_READER = 0, 2, 141
-VERBS = ("show", "report", "plan", "export", "decompose", "bench")
+VERBS = ("train", "show", "report", "plan", "export", "decompose", "bench")
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,15 +52,20 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 with one line on stderr when it could not, 141 when nobody reads its output."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = parser().parse_args(argv)
+        if words[:1] == ["train"]:  # Hydra reads what follows
+            options = argparse.Namespace(verb="train", overrides=words[1:], json=False)
+        else:
+            options = parser().parse_args(words)
     except SystemExit as stop:  # after --help, or a line on stderr
         raise SystemExit(_say("", sys.stdout) or stop.code) from None
     try:
         answer = verb_module(options.verb).run(options)
     except HodecError as error:
         return _say(f"hodec {options.verb}: {error.told(Use.in_flags)}\n", sys.stderr) or FAILED
-    return _say(f"{json.dumps(answer.value, indent=1) if options.json else answer.text}\n", sys.stdout)
+    text = json.dumps(answer.value, indent=1) if options.json else answer.text
+    return _say(f"{text}\n" if text else "", sys.stdout)
 
 
 def _say(text: str, stream: TextIO | None) -> int:

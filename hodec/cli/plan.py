@@ -2,15 +2,16 @@
 
 import argparse
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hodec.cli import Answer
-from hodec.cli.rule_options import add_method_options, add_rule_options, errors_in_flags, method_from, rule_from
-from hodec.errors import CheckpointError, ConfigError, PlanError
+from hodec.cli.rule_options import add_method_options, add_rule_options, method_from, read, rule_from
+from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
+from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
+from hodec.options import Settings, setting, settings_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,22 +23,19 @@ log = logging.getLogger(__name__)
 
 HELP = "plan a network by its name: which layers become what, at which ranks and cost"
 
-PREFIX = "torchvision/"
 SEED = 0  # of untrained weights and the image: the same command makes the same plan
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """What a net is built for: side of its square images in pixels, their channels, and classes."""
+class ImageSpec(Settings):
+    """What a net is built for; the defaults are those of CIFAR-10."""
 
-    image_size: int
-    in_channels: int
-    num_classes: int
+    image_size: int = setting(32, "side of the square images in pixels", low=1)
+    in_channels: int = setting(3, "channels of an image", low=1)
+    num_classes: int = setting(10, "classes", low=1)
 
 
-# Of CIFAR-10 and of ImageNet.
-CIFAR, IMAGENET = ImageSpec(32, 3, 10), ImageSpec(224, 3, 1000)
-SIZES = ("image_size", "in_channels", "num_classes")
+IMAGENET = {"image_size": 224, "num_classes": 1000}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,20 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     net = parser.add_argument_group("network")
     net.add_argument("--model", required=True, metavar="NAME", help="resnet32, torchvision/resnet50, ..")
     net.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .ckpt, .pt or .pth")
-    for name in SIZES:
-        cifar, imagenet = getattr(CIFAR, name), getattr(IMAGENET, name)
-        numbers = f"{cifar}" if cifar == imagenet else f"{cifar} for CIFAR ResNets, {imagenet} for torchvision's"
-        flag, text = flag_of(name), name.replace("_", " ")
-        net.add_argument(flag, metavar="N", help=f"{text}; a whole number from 1 (default: {numbers})")
+    for name, one in settings_of(ImageSpec).items():
+        other = f" for CIFAR ResNets, {IMAGENET[name]} for torchvision's" if name in IMAGENET else ""
+        text = f"{one.doc}; {one.words()} (default: {one.default}{other})"
+        net.add_argument(flag_of(name), metavar="N", help=text)
     add_method_options(parser)
     add_rule_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="write the plan there as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
-
-
-def flag_of(name: str) -> str:
-    """in_channels -> --in-channels."""
-    return f"--{name.replace('_', '-')}"
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -87,14 +79,13 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def planned(model: "nn.Module", rule: "RankRule", how: Mapping[str, Any], images: ImageSpec) -> "Plan":
-    """The plan for one image, its errors in the words of the command line."""
+    """The plan for one image."""
     import torch
 
     from hodec.ranks import make_plan
 
     side = images.image_size
-    with errors_in_flags():
-        return make_plan(model, rule, example_input=torch.zeros(1, images.in_channels, side, side), **how)
+    return make_plan(model, rule, example_input=torch.zeros(1, images.in_channels, side, side), **how)
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:
@@ -123,21 +114,10 @@ def image_spec_from(options: argparse.Namespace) -> ImageSpec:
     Raises:
         ConfigError: no whole number from 1.
     """
-    usual = CIFAR if is_cifar(options.model) else IMAGENET
-    numbers = {}
-    for name in SIZES:
-        text = getattr(options, name)
-        if text is not None and (not text.isdecimal() or int(text) < 1):
-            raise ConfigError(f"{flag_of(name)}: {text!r} given; allowed: a whole number from 1")
-        numbers[name] = getattr(usual, name) if text is None else int(text)
-    return ImageSpec(**numbers)
-
-
-def is_cifar(model: str) -> bool:
-    """Whether it is one of hodec's own nets."""
-    from hodec.models.resnet_cifar import DEPTHS
-
-    return model in DEPTHS
+    usual = {} if options.model in CIFAR_RESNETS else IMAGENET
+    texts = {name: (one, getattr(options, name)) for name, one in settings_of(ImageSpec).items()}
+    given = {name: read(flag_of(name), one, text) for name, (one, text) in texts.items() if text is not None}
+    return ImageSpec(**{**usual, **given})  # type: ignore[arg-type]
 
 
 def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
@@ -151,7 +131,7 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
 
     from hodec.models import build_model, load_weights
 
-    with errors_in_flags(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = build_model(
             name,
@@ -160,26 +140,19 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
             image_size=images.image_size,
         )
         if weights is not None:
-            with named("--weights"):
+            try:
                 load_weights(model, weights)
+            except CheckpointError as error:
+                raise error.prefixed("--weights: ") from error
     return model
-
-
-@contextmanager
-def named(flag: str) -> Iterator[None]:
-    """Put a flag before the message of what cannot be read."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{flag}: {error.message}", **error.uses) from error
 
 
 def next_steps(model: str, images: ImageSpec, path: Path) -> str:
     """How the plan is applied, as commands."""
-    bare = model.removeprefix(PREFIX)
-    net = f"model={model}" if is_cifar(model) else f"model=torchvision model.name={bare}"
+    bare = model.removeprefix(TORCHVISION)
+    net = f"model={model}" if model in CIFAR_RESNETS else f"model=torchvision model.name={bare}"
     return (
         f"written to {path}; edit its ranks, delete layers from it, then apply it:\n"
-        f"  python train.py {net} data.image_size={images.image_size} plan={path} init=WEIGHTS\n"
+        f"  hodec train {net} data.image_size={images.image_size} plan={path} init=WEIGHTS\n"
         f'  small = hodec.convert(model, hodec.Plan.load("{path}"))'
     )

@@ -1,158 +1,54 @@
-"""Rule options of the command line: what verbs that make a plan share.
+"""Flags of rank rules and methods: what verbs that make a plan share.
 
-Types, ranges and defaults are those of ``conf/``, as ``hodec.experiment.config.schema`` has them;
-SETTINGS only gives them flags. Nothing here imports torch before a rule is built: ``hodec --help`` must
-not wait for it.
+They are made from the classes of the rules and methods, which need neither torch nor Hydra: ``hodec --help`` must not
+wait for them.
 """
+
+from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hodec.errors import ConfigError, flag_of, near_matches
+from hodec.experiment.config.groups import kinds_of
+from hodec.experiment.config.options import RunSettings
+from hodec.options import Setting, settings_of, values_or_errors
+from hodec.ranks import RULES, Manual, RankRule
 
-from hodec.errors import ConfigError, HodecError, Use, near_matches
-from hodec.experiment.config.schema import RULE_NAMES, Config, Leaf, schema_leaves
-
-if TYPE_CHECKING:
-    from hodec.ranks import RankRule
+OFFERED = tuple(name for name, rule in RULES.items() if not rule.runs_net)
+RANKS = settings_of(RunSettings)["tt_ranks"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A flag and the setting of ``conf/`` that it gives."""
-
-    flag: str
-    key: str
-    help: str
-    metavar: str = "N"
-    words: str = ""  # what is allowed, where that is not what conf/ says
-
-    @property
-    def name(self) -> str:
-        """The setting's name within its group."""
-        return self.key.rpartition(".")[2]
-
-    @property
-    def leaf(self) -> Leaf:
-        """Its type and range."""
-        return schema_leaves()[self.key]
-
-    @property
-    def default(self) -> Any:
-        """Its value where nothing is given."""
-        return reduce(getattr, self.key.split("."), Config())
-
-    @property
-    def allowed(self) -> str:
-        """What it may be, in words, without the null that no flag can give."""
-        words = self.words or re.sub(r"^(null(, | or )|text(: |$))", "", self.leaf.words())
-        return in_flags(words)
-
-    def given_in(self, options: argparse.Namespace) -> str | None:
-        """What was given for it, as text; None for nothing."""
-        text: str | None = getattr(options, self.flag.strip("-").replace("-", "_"))
-        return text
-
-    def read(self, text: str) -> Any:
-        """The value that ``text`` stands for.
-
-        Raises:
-            ConfigError: it stands for none that is allowed.
-        """
-        value = self._typed(text)
-        if value is None or list(self.leaf.allowed.bad_parts(value)):
-            raise ConfigError(f"{self.flag}: {text!r} given; allowed: {self.allowed}")
-        return value
-
-    def _typed(self, text: str) -> Any:
-        """``text`` in the setting's type, None when it is not of that type."""
-        try:
-            return READERS[self.leaf.kind](text)
-        except (ValueError, HydraException):
-            return None
+Flags = dict[str, Setting]
+"""Flag -> the setting that it gives."""
 
 
-def _free_form(text: str) -> Any:
-    """A number, list or mapping, written as for train.py; several values of a sweep are none of these."""
-    override = OverridesParser.create().parse_override(f"value={text}")
-    return None if override.is_sweep_override() else override.value()
+def rule_flags() -> dict[str, Flags]:
+    """The flags of each rule that can be had without training."""
+    by_rule = {name: settings_of(RULES[name]).values() for name in OFFERED}
+    return {name: _flags([RANKS] if name == "manual" else settings) for name, settings in by_rule.items()}
 
 
-def _names(text: str) -> list[str]:
-    """Names with commas between them, in brackets or not."""
-    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+def method_flags() -> dict[str, Flags]:
+    """The flags of each method; the split of channels by layer has none: it is edited in the plan."""
+    kinds = kinds_of("method")
+    return {name: _flags(one for one in settings_of(kinds[name]).values() if one.name != "modes") for name in kinds}
 
 
-READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, list[str]: _names, Any: _free_form}
-
-METHOD_LIST = Setting(
-    "--methods", "ranks.methods", "instead of --method: each layer takes what loses least", "NAMES", "tt,spatial_svd,.."
-)
-SETTINGS = (
-    Setting("--ranks", "tt_ranks", "ranks by hand", "RANKS"),
-    Setting("--target", "ranks.target", "share of each layer's cost to keep"),
-    Setting("--metric", "ranks.metric", "the cost that --target is a share of", "NAME", "macs | params"),
-    Setting("--keep", "ranks.keep", "share of each unfolding's squared norm to keep"),
-    Setting(
-        "--recommendation-ratio", "ranks.recommendation_ratio", "share of the cut that is given back; below 0 cuts more"
-    ),
-    Setting("--macs", "ranks.macs", "share of the whole net's multiply-adds to keep"),
-    Setting("--params", "ranks.params", "share of the whole net's parameters to keep"),
-    Setting("--latency-ms", "ranks.latency_ms", "milliseconds of the whole net for one image on this machine"),
-    METHOD_LIST,
-    Setting("--tolerance", "ranks.tolerance", "how far below the targets the net may stay, as a share of them"),
-    Setting("--round-to", "ranks.round_to", "ranks become multiples of this, rounded up"),
-    Setting("--min-rank", "ranks.min_rank", "least rank"),
-    Setting("--max-rank", "ranks.max_rank", "greatest rank"),
-)
-METHOD = Setting("--method", "method.name", "how layers are factorized: tt, tucker, spatial_svd, ..", "NAME")
-N_MODES = Setting("--n-modes", "method.n_modes", "modes a side that channels split into")
-
-_TRAIN = "it {}; python train.py ranks={} does, with a data set and trained weights (init=FILE)"
-REFUSED = {
-    "greedy": _TRAIN.format("evaluates the net on a validation split", "greedy"),
-    "equal_residual": _TRAIN.format("evaluates the net on a validation split", "equal_residual"),
-    "learned": _TRAIN.format("finds its ranks while ADMM trains the net", "learned"),
-}
-OFFERED = tuple(name for name in RULE_NAMES if name not in REFUSED)
-
-# How messages name settings, and how the command line does.
-_WORDS = (
-    *((rf"'{re.escape(s.key)}=", f"{s.flag} '") for s in SETTINGS),
-    *((rf"(?<![\w.]){re.escape(s.key)}=", f"{s.flag} ") for s in SETTINGS),
-    *((rf"(?<![\w.]){re.escape(s.key)}\b(?!\()", s.flag) for s in SETTINGS),
-    (r"(?<![\w.])(?:data\.)?image_size=", "--image-size "),
-    (r"(?<![\w.])in_channels=", "--in-channels "),
-    (r"num_classes \(data=\.\.\.\), or pass allow_new_head=True.*", "--num-classes"),
-    (r"(?<![\w.])num_classes=", "--num-classes "),
-    (r"(?<![\w.])model=\.\.\.", "--model"),
-    (r"(?<![\w.])(model|method)=", r"--\1 "),
-    (r"(?<![\w.])ranks=", "--rule "),
-    (r"\b(in|ex)clude=\[\.\.\]", r"--\1clude GLOB"),
-    (r"(?<![-\w])(in|ex)clude '", r"--\1clude '"),
-)
+def _flags(settings: Iterable[Setting]) -> Flags:
+    return {flag_of(one.key): one for one in settings}
 
 
-def in_flags(text: str) -> str:
-    """A message about settings of ``conf/``, as one about flags: ``ranks.macs=0.4`` becomes ``--macs 0.4``."""
-    for pattern, flag in _WORDS:
-        text = re.sub(pattern, flag, text)
-    return text
+def _all(flags: Mapping[str, Flags]) -> Flags:
+    return {flag: one for own in flags.values() for flag, one in own.items()}
 
 
-@contextmanager
-def errors_in_flags() -> Iterator[None]:
-    """Raise HodecErrors of what runs within with the names of flags in their message."""
-    try:
-        yield
-    except HodecError as error:
-        raise type(error)(in_flags(error.told(Use.in_hydra))) from error
+def decided_flags() -> tuple[str, ...]:
+    """Every flag whose answer stands in a plan."""
+    return ("--rule", "--method", "--include", "--exclude", *_all(method_flags()), *_all(rule_flags()))
 
 
 def add_rule_options(parser: argparse.ArgumentParser) -> None:
@@ -163,27 +59,29 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"what chooses ranks: {' | '.join(OFFERED)} (default: manual with --ranks, else budget)",
     )
-    for setting in SETTINGS:
-        _add(group, setting)
+    _add(group, rule_flags())
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--method``, ``--n-modes``, ``--include`` and ``--exclude``: those of ``method_from``."""
+    """Add ``--method``, its settings, ``--include`` and ``--exclude``: those of ``method_from``."""
     group = parser.add_argument_group("layers")
-    for setting in (METHOD, N_MODES):
-        _add(group, setting)
+    names = " | ".join(groups()["method"])
+    group.add_argument("--method", metavar="NAME", help=f"how layers are factorized: {names} (default: tt)")
+    _add(group, method_flags())
     for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
         group.add_argument(flag, metavar="GLOB", action="append", help=f"{what}; can be given several times")
 
 
-def _add(group: argparse._ArgumentGroup, setting: Setting) -> None:
-    """One flag. Values are read in ``rule_from``: argparse would say less, in two lines."""
-    default = "" if setting.default is None else f" (default: {setting.default})"
-    text = "; ".join(filter(None, (setting.help, setting.allowed)))
-    group.add_argument(setting.flag, metavar=setting.metavar, help=text + default)
+def _add(group: argparse._ArgumentGroup, flags: Mapping[str, Flags]) -> None:
+    """Add flags. Values are read in ``rule_from``: argparse would say less, in two lines."""
+    for flag, one in _all(flags).items():
+        owners = ", ".join(name for name, own in flags.items() if flag in own)
+        default = "" if one.default is None else f" (default: {one.default})"
+        doc = one.doc.replace("null:", "without it:").replace("%", "%%")
+        group.add_argument(flag, metavar="VALUE", help=f"{owners}: {doc}; {one.words(null=False)}{default}")
 
 
-def rule_from(options: argparse.Namespace) -> "RankRule":
+def rule_from(options: argparse.Namespace) -> RankRule:
     """The rank rule that the options ask for.
 
     Args:
@@ -193,65 +91,134 @@ def rule_from(options: argparse.Namespace) -> "RankRule":
         ConfigError: an unknown rule or one that needs training; a setting out of range, or one the rule has not.
     """
     name = _rule_name(options)
-    from hodec.options import settings_of
-    from hodec.ranks import get_rule
+    given = _given(options, rule_flags(), "--rule", name)
+    ranks = given.pop("tt_ranks", None)
+    if name == "manual" and ranks is None:
+        raise ConfigError(f"--ranks: missing with --rule manual; allowed: {RANKS.words(null=False)}")
+    made, errors = values_or_errors(RULES[name], given)
+    if made is None:
+        raise errors[0]
+    rule = cast(RankRule, made)
+    return replace(rule, tt_ranks=ranks) if isinstance(rule, Manual) else rule
 
-    rule = get_rule(name)
-    takes = ("tt_ranks",) if name == "manual" else tuple(settings_of(rule))
-    given = _given(options, name, takes)
-    if name == "manual" and "tt_ranks" not in given:
-        raise ConfigError(f"--ranks: missing with --rule manual; allowed: {SETTINGS[0].allowed}")
-    with errors_in_flags():
-        return rule(**given)
 
-
-def _given(options: argparse.Namespace, rule: str, takes: Sequence[str]) -> dict[str, Any]:
-    """Settings that were given, read; all of them are the rule's."""
-    given = {}
-    for setting in SETTINGS:
-        text = setting.given_in(options)
+def _given(options: argparse.Namespace, flags: Mapping[str, Flags], chooser: str, name: str) -> dict[str, Any]:
+    """Settings that were given, by name, read; all of them are those of the rule or method that was chosen."""
+    given, own = {}, flags[name]
+    for flag in _all(flags):
+        text = getattr(options, flag.strip("-").replace("-", "_"))
         if text is None:
             continue
-        if setting.name not in takes:
-            own = ", ".join(s.flag for s in SETTINGS if s.name in takes) or "no settings"
-            raise ConfigError(f"{setting.flag} does not go with --rule {rule}, which takes {own}")
-        given[setting.name] = setting.read(text)
+        if flag not in own:
+            owners = " | ".join(other for other, settings in flags.items() if flag in settings)
+            takes = ", ".join(own) or "no settings"
+            raise ConfigError(
+                f"{flag} does not go with {chooser} {name}, which takes {takes}; {chooser} {owners} has it"
+            )
+        given[own[flag].name] = read(flag, own[flag], text)
     return given
+
+
+def read(flag: str, one: Setting, text: str) -> object:
+    """The value that ``text`` stands for.
+
+    Raises:
+        ConfigError: it stands for none that is allowed.
+    """
+    try:
+        value = READERS[one.type](text)
+        if value is not None and not list(one.bad_parts(value)):
+            return value
+    except ValueError:
+        pass
+    raise ConfigError(f"{flag}: {text!r} given; allowed: {one.words(null=False)}")
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them, in brackets or not."""
+    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+
+
+def parse(text: str) -> object:
+    """A number, a word, a list or a mapping, as on the command line of ``hodec train``: ``{layer1.*:9,fc:[3,4]}``.
+
+    Raises:
+        ValueError: brackets that do not match, or an entry of a mapping without a value.
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] == "[]":
+        return [parse(part) for part in _split(text[1:-1], ",")]
+    if text[:1] + text[-1:] == "{}":
+        pairs = [_split(part, ":") for part in _split(text[1:-1], ",")]
+        return {key.strip().strip("'\""): parse(value) for key, value in pairs}
+    for number in (int, float):
+        if re.fullmatch(r"[-+.\deE]+", text):
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    if not text or len(_split(text, ",")) > 1 or text == "null":
+        raise ValueError(text)
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _split(text: str, at: str) -> list[str]:
+    """The parts of ``text`` between the characters ``at`` that stand in no brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for one in text:
+        quote = "" if one == quote else quote or (one if one in "'\"" else "")
+        depth += 0 if quote else (one in "[{") - (one in "]}")
+        if one == at and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += one
+    if depth or quote:
+        raise ValueError(text)
+    return parts if text.strip() else []
+
+
+READERS: dict[object, Callable[[str], object]] = {
+    int: int,
+    float: float,
+    str: str,
+    bool: parse,
+    list[str]: _names,
+    object: parse,
+}
 
 
 def _rule_name(options: argparse.Namespace) -> str:
     name = options.rule or ("manual" if options.ranks is not None else "budget")
-    if name in REFUSED:
-        raise ConfigError(f"--rule: {name} is not possible here: {REFUSED[name]}. Allowed: {' | '.join(OFFERED)}")
-    if name not in OFFERED:
+    if name in RULES and name not in OFFERED:
         raise ConfigError(
-            f"--rule: {name!r} given; allowed: {' | '.join(OFFERED)}.{near_matches(name, OFFERED)}".removesuffix(".")
+            f"--rule: {name} is not possible here: it {RULES[name].runs_net}; hodec train ranks={name} does, with a "
+            f"data set and trained weights (init=FILE). Allowed: {' | '.join(OFFERED)}"
         )
-    return str(name)
+    return _known("--rule", name, OFFERED)
+
+
+def _known(flag: str, name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        close = near_matches(name, names)
+        raise ConfigError(f"{flag}: {name!r} given; allowed: {' | '.join(names)}.{close}".removesuffix("."))
+    return name
 
 
 def method_from(options: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of ``make_plan``: ``method``, ``n_modes``, ``include``, ``exclude``.
+    """Keyword arguments of ``make_plan``: ``method``, its settings, ``include``, ``exclude``.
 
     Args:
         options: parsed by a parser with ``add_method_options``.
 
     Raises:
-        ConfigError: an unknown method, or a number out of range.
+        ConfigError: an unknown method, a setting that it does not have, or one out of range.
     """
-    from hodec.methods import METHODS
-
-    method = given if (given := METHOD.given_in(options)) is not None else METHOD.default
-    if given is not None and METHOD_LIST.given_in(options) is not None:
+    names = tuple(groups()["method"])
+    method, several = options.method, getattr(options, "methods", None)
+    if method is not None and several is not None:
         raise ConfigError(f"--method: {method!r} given together with --methods; allowed: one of the two")
-    for setting, name in [
-        (METHOD, method),
-        *((METHOD_LIST, name) for name in _names(METHOD_LIST.given_in(options) or "")),
-    ]:
-        if name not in METHODS:
-            close = near_matches(name, tuple(METHODS))
-            allowed = " | ".join(METHODS)
-            raise ConfigError(f"{setting.flag}: {name!r} given; allowed: {allowed}.{close}".removesuffix("."))
-    modes = N_MODES.given_in(options)
-    n_modes = N_MODES.default if modes is None else N_MODES.read(modes)
-    return {"method": method, "n_modes": n_modes, "include": options.include, "exclude": options.exclude}
+    method = _known("--method", names[0] if method is None else method, names)
+    for name in _names(several or ""):
+        _known("--methods", name, names)
+    how = _given(options, method_flags(), "--method", method)
+    return {"method": method, **how, "include": options.include, "exclude": options.exclude}

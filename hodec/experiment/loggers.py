@@ -11,14 +11,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from hodec.errors import ConfigError
+from hodec.experiment.config.options import WandbSettings
 from hodec.experiment.config.schema import Config
 from hodec.io.atomic import write_text
 
@@ -89,7 +89,7 @@ class WandbLogger:
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb
 
-        settings = config.logger
+        settings = cast(WandbSettings, config.logger)
         mode = settings.mode
         if mode == "auto":
             mode = "online" if _has_wandb_key() else "offline"
@@ -102,7 +102,7 @@ class WandbLogger:
                     group=folder.parent.name,
                     name=folder.name,
                     dir=str(folder),
-                    config=asdict(config),
+                    config=config.to_dict(),
                     reinit="finish_previous",
                     settings=wandb.Settings(init_timeout=settings.init_timeout, silent=True),
                 )

@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from hodec.errors import HodecError
-from hodec.experiment.config.overrides import check_overrides
-from hodec.experiment.config.schema import to_config
+from hodec.errors import HodecError, Use
+from hodec.experiment.config.groups import CONF, groups
+from hodec.experiment.config.overrides import check_overrides, plain
+from hodec.experiment.config.schema import config_of, job_folder
 
 log = logging.getLogger("hodec")
 
-# In the wheel the settings are part of this package; in a checkout they stand beside train.py.
-PACKAGED = Path(__file__).parent / "conf"
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "conf"
-
 started: list[str] = []  # folders of the jobs that came so far as to run
+
+
+# At import, not in a function: the workers of a parallel launcher import this module and call run_job alone.
+OmegaConf.register_new_resolver("hodec.job_folder", job_folder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -32,10 +34,10 @@ def run_job(cfg: DictConfig) -> float:
     try:
         from hodec.experiment.pipeline import run  # here: mistakes in the settings show before torch is imported
 
-        result = run(to_config(cfg), Path(job.runtime.output_dir))
+        result = run(config_of(plain(cfg)), Path(job.runtime.output_dir))
     except Exception as error:
         known = isinstance(error, HodecError)
-        log.error("%s: %s", type(error).__name__, error, exc_info=not known)
+        log.error("%s: %s", type(error).__name__, in_words(error), exc_info=not known)
         if job.mode is RunMode.MULTIRUN:
             raise  # this job has failed; the others of the sweep go on
         sys.exit(2 if known else 1)
@@ -45,15 +47,29 @@ def run_job(cfg: DictConfig) -> float:
 def main() -> None:
     """Run the command line's job, or its sweep; exit code 2 for what the user can mend, 1 for what he cannot."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below as they are
+    store_presets()
     try:
         check_overrides(sys.argv[1:], CONF)
         run_job()
     except HodecError as error:
-        _refuse(f"{type(error).__name__}: {error}")
+        _refuse(f"{type(error).__name__}: {in_words(error)}")
     except OSError as error:
         if started:
             raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one
         _refuse(f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH")
+
+
+def store_presets() -> None:
+    """Offer Hydra the presets that have no file in ``conf/``: those of other packages."""
+    for group, presets in groups().items():
+        for name, preset in presets.items():
+            if name and not (CONF / group / f"{name}.yaml").exists():
+                ConfigStore.instance().store(name, preset.tree(), group=group)
+
+
+def in_words(error: Exception) -> str:
+    """The message of an error, its settings as overrides."""
+    return error.told(Use.in_hydra) if isinstance(error, HodecError) else str(error)
 
 
 def _refuse(text: str) -> NoReturn:

@@ -4,13 +4,14 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hodec.admm.lightning import AdmmCallback
+from hodec.admm.options import AdmmOff
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
@@ -26,9 +27,8 @@ from hodec.formats.modes import Modes
 from hodec.io.atomic import JsonObject
 from hodec.layers.base import randomize_factors
 from hodec.models import build_model, load_weights
-from hodec.options import settings_of
 from hodec.plan.plan import Plan
-from hodec.ranks import Learned, RankRule, get_rule
+from hodec.ranks import Learned, RankRule
 from hodec.ranks import make_plan as plan_by_rule
 
 log = logging.getLogger(__name__)
@@ -62,16 +62,14 @@ def rank_rule(config: Config, data: ImageData) -> RankRule | None:
         device = device_of(config)
         loader = val_loader(data, device=device)
         if loader is None:
-            rule = config.ranks.rule
+            rule = config.ranks.name
             raise ConfigError(f"ranks={rule} evaluates nets on a validation split, give one: data.val_fraction=0.1")
         return evaluate(net, loader, device)
 
     if config.plan:
         return None
-    rule = get_rule(config.ranks.rule)
     arguments = {"tt_ranks": config.tt_ranks, "evaluate": validation_accuracy}
-    given = {key: value for key, value in arguments.items() if hasattr(rule, key)}
-    return rule(**{key: getattr(config.ranks, key) for key in settings_of(rule)}, **given)
+    return replace(config.ranks, **{key: value for key, value in arguments.items() if hasattr(config.ranks, key)})
 
 
 def dense_net(run: RunContext) -> nn.Module:
@@ -107,7 +105,9 @@ def make_plan(run: RunContext, dense: nn.Module) -> Plan:
             if not plan:
                 raise PlanError(f"plan={config.plan} has no layers to factorize; with plan=null one is made")
         else:
-            modes = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in (config.method.modes or {}).items()}
+            how = config.method.values()
+            if how.get("modes"):
+                how["modes"] = {g: Modes(tuple(m["in"]), tuple(m["out"])) for g, m in how["modes"].items()}
             plan = plan_by_rule(
                 dense,
                 run.rule,
@@ -115,9 +115,7 @@ def make_plan(run: RunContext, dense: nn.Module) -> Plan:
                 example_input=run.example,
                 include=config.include,
                 exclude=config.exclude,
-                n_modes=config.method.n_modes,
-                modes=modes,
-                execution=config.method.execution,
+                **how,
             )
         log.info("the plan, before any training:\n%s", plan)
         convert(dense, plan, decompose=False)  # a layer that cannot be swapped shows now, not after hours
@@ -137,7 +135,7 @@ def pretrain(run: RunContext, dense: nn.Module) -> nn.Module:
 def train(run: RunContext, dense: nn.Module, plan: Plan, *, teacher: nn.Module) -> Trained:
     """Return the dense net, trained under ADMM; with ``admm=off`` it is just trained: the control."""
     taught_by = teacher if run.config.distill.dense else None
-    if not run.config.admm.enabled:
+    if isinstance(run.config.admm, AdmmOff):
         return Trained(_trained(run, "dense", dense, teacher=taught_by).net, plan, {})
     outcome = _trained(run, "admm", dense, teacher=taught_by, admm=lambda: _admm(run, dense, plan))
     if learned := outcome.facts.get("plan"):
@@ -184,22 +182,17 @@ def _trained(
 
 
 def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
-    settings = asdict(run.config.admm)
-    del settings["enabled"]
-    settings["distribute_projection"] = settings.pop("spread")
     learner = run.rule if isinstance(run.rule, Learned) else None
     # The inputs of layers of a net that is not trained yet say nothing.
     covariances = _covariances(run, dense, plan) if run.trained_before else None
-    return AdmmCallback(plan, **settings, learner=learner, covariances=covariances, root="net")
+    return AdmmCallback(plan, **run.config.admm.values(), learner=learner, covariances=covariances, root="net")
 
 
 def _module(run: RunContext, phase: str, net: nn.Module, teacher: nn.Module | None) -> LitClassifier:
     config, optimizer = run.config, run.config.optimizer
-    options = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    options = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay} | optimizer.torch_arguments()
     if phase == "retrain" and optimizer.retrain_lr is not None:
         options["lr"] = optimizer.retrain_lr
-    if optimizer.name == "sgd":
-        options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
     return LitClassifier(
         net,
         optimizer=optimizer.name,

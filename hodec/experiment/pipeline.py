@@ -17,7 +17,7 @@ from torch import nn
 
 from hodec.errors import CheckpointError
 from hodec.experiment import phases
-from hodec.experiment.config.schema import Config, differences, refuse, to_yaml, validate
+from hodec.experiment.config.schema import Config, completed, differences, to_yaml
 from hodec.experiment.context import RunContext, device_of
 from hodec.experiment.data.images import build_data
 from hodec.experiment.loggers import Loggers, loggers_of
@@ -47,7 +47,6 @@ def run(config: Config, run_dir: Path) -> JsonObject:
     Raises:
         HodecError: bad settings or data, broken files, training that broke down; one message each.
     """
-    refuse(validate(config))
     folder = open_folder(config, Path(run_dir))
     if folder.done("evaluate"):
         log.info("this run is finished; results are in %s", folder.path)
@@ -96,21 +95,8 @@ def open_folder(config: Config, path: Path) -> RunFolder:
             theirs = yaml.safe_load(stored.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
-    stored_settings = _completed(theirs if isinstance(theirs, dict) else {}, mine, yaml.safe_load(to_yaml(Config())))
-    return RunFolder.open(
-        path, to_yaml(config), differences(stored_settings, mine, ignore=FREE_SETTINGS), writes=is_first_process()
-    )
-
-
-def _completed(stored: JsonObject, mine: JsonObject, defaults: JsonObject) -> JsonObject:
-    """Return a run's stored settings, where those that are newer than the run have their defaults."""
-    completed = dict(stored)
-    for key, value in mine.items():
-        if isinstance(value, dict) and isinstance(stored.get(key), dict):
-            completed[key] = _completed(stored[key], value, defaults.get(key) or {})
-        elif key not in stored and key in defaults:
-            completed[key] = defaults[key]
-    return completed
+    keys = differences(completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
+    return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
 
 
 def prepare(config: Config) -> None:

@@ -66,13 +66,14 @@ def naming(what: str) -> Iterator[None]:
     try:
         yield
     except TrainingError as error:
-        raise error if what in str(error) else TrainingError(f"{what}: {error}") from error
+        raise error if what in str(error) else error.prefixed(f"{what}: ") from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"{what}: too little memory to factorize it ({str(error).splitlines()[0]}); leave it dense "
-            "with exclude=[..], or free memory"
+            f"{literal(what)}: too little memory to factorize it ({literal(str(error).splitlines()[0])}); leave it "
+            "dense with {exclude}, or free memory",
+            exclude=Use("exclude", "[LAYER]"),
         ) from error
 
 

@@ -27,6 +27,7 @@ class Choice:
     method: str = ""
 
 
+@dataclass(frozen=True)
 class RankRule(Option):
     """Base of all rank rules. A rule chooses layer by layer (``choose_layer``) or for the whole net (``choose``).
 

@@ -151,6 +151,33 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch, model_file):
     assert capsys.readouterr().err == "hodec: the output could not be written: No space left on device\n"
 
 
+def test_help_and_flags_need_neither_torch_nor_hydra():
+    code = (
+        "import sys; from hodec.cli.main import parser, main; parser().parse_args(['plan', '--model', 'x']); "
+        "code = main(['plan', '--model', 'resnet20', '--rule', 'vbmf', '--macs', '0.3']); "
+        "print(code, {'torch', 'hydra', 'omegaconf', 'yaml', 'pytorch_lightning'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 set()\n", done.stderr
+
+
+def test_train_hands_its_arguments_to_the_experiment(monkeypatch):
+    seen = []
+    monkeypatch.setattr("hodec.experiment.main.main", lambda: seen.append(sys.argv))
+    monkeypatch.setattr("sys.argv", ["hodec"])
+    assert cli.main(["train", "-m", "seed=1,2", "--cfg", "job"]) == 0
+    assert seen[0][1:] == ["-m", "seed=1,2", "--cfg", "job"]
+    assert seen[0][0].endswith("hodec/experiment/__main__.py")
+
+
+def test_train_without_the_packages_of_the_experiment_says_how_to_get_them(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "hodec.experiment.main", raising=False)
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    code, out, err = call(capsys, "train", "seed=1")
+    assert (code, out) == (2, "")
+    assert err == "hodec train: hydra is missing; pip install 'hodec[experiment]'\n"
+
+
 def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])

@@ -24,7 +24,7 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("how", [
-    ["--method", "tucker", "--rule", "vbmf", "--calibration", "0.5"],
+    ["--method", "tucker", "--rule", "vbmf", "--recommendation-ratio", "0.5"],
     ["--method", "spatial_svd", "--rule", "energy", "--keep", "0.5"],
     ["--method", "svd", "--rule", "ratio", "--target", "0.5", "--metric", "params"],
     ["--method", "tucker", "--rule", "budget", "--macs", "0.6"],
@@ -73,12 +73,12 @@ def test_the_plan_goes_out_and_comes_back(capsys, tmp_path, source):
     assert "second" not in json.loads(text)["changes"]
 
 
-def test_the_ascend_preset(capsys, tmp_path):
+def test_the_amct_preset(capsys, tmp_path):
     nodes = [node("Conv", "x w", name="wide"), node("Conv", "y v", "z", name="pointwise")]
     weights = {"w": numbers(64, 64, 3, 3), "v": numbers(64, 64, 1, 1)}
     source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 64, 9, 9)}, outputs=("z",))
     out = tmp_path / "out.onnx"
-    code, text, _ = call(capsys, "decompose", source, "-o", out, "--preset", "ascend", "--json")
+    code, text, _ = call(capsys, "decompose", source, "-o", out, "--preset", "amct", "--json")
     value = json.loads(text)
     assert code == 0
     assert value["changes"]["wide"]["ranks"] == [32]
@@ -93,7 +93,7 @@ def test_the_ascend_preset(capsys, tmp_path):
     (["--rule", "ratio", "--keep", "0.5"], "--keep does not go with --rule ratio"),
     (["--method", "tuckr"], "Did you mean: tucker"),
     (["--rule", "energy", "--keep", "2"], "--keep: '2' given"),
-    (["--preset", "ascend", "--method", "tucker"], "--preset ascend stands for --method spatial_svd"),
+    (["--preset", "amct", "--method", "tucker"], "--preset amct stands for --method spatial_svd"),
     (["--plan", "plan.json", "--ranks", "4"], "--ranks and --plan: the plan says that already"),
     (["--plan", "missing.json"], "missing.json does not exist"),
     (["--plan-out", "nowhere/plan.json"], "folder nowhere does not exist"),
@@ -159,10 +159,10 @@ def test_a_plan_that_cannot_be_written_says_that_the_model_is(capsys, tmp_path, 
     assert f"plan.json could not be written: there is no space left; the model {out} is written" in err
 
 
-def test_rules_that_need_training_name_train_py_with_its_own_words(capsys, tmp_path, source):
+def test_rules_that_need_training_name_the_verb_that_has_them(capsys, tmp_path, source):
     code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--rule", "greedy")
     assert code == 2
-    assert "python train.py ranks=greedy does" in err
+    assert "hodec train ranks=greedy does" in err
 
 
 def test_milliseconds_are_no_target_for_a_file(capsys, tmp_path, source):

@@ -12,7 +12,8 @@ import pytest
 
 from hodec.errors import ConfigError
 from hodec.experiment import loggers
-from hodec.experiment.config.schema import Config, LoggerConfig
+from hodec.experiment.config.groups import kinds_of
+from hodec.experiment.config.schema import Config
 from hodec.experiment.loggers import CsvLogger, Loggers, WandbLogger, flat, loggers_of
 
 
@@ -48,7 +49,7 @@ def test_rows_are_flattened_to_numbers():
 
 
 def config(name, **settings):
-    return Config(logger=LoggerConfig(name=name, **settings))
+    return Config(logger=kinds_of("logger")[name](**settings))
 
 
 def test_the_setting_chooses_the_logger(tmp_path):

@@ -136,7 +136,7 @@ LEARNING = tiny(
     dense_epochs=2,
     retrain_epochs=0,
     tt_ranks=None,
-    ranks={"rule": "learned", "macs": 0.9, "max_rank": 12},
+    ranks={"name": "learned", "macs": 0.9, "max_rank": 12},
     method={"name": "cp"},
     include=["layer1.0.conv1"],
 )

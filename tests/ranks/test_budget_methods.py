@@ -13,7 +13,6 @@ from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.errors import ConfigError, PlanError
 from hodec.experiment import pipeline
-from hodec.experiment.config.schema import MethodConfig, RanksConfig
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.models import build_model
@@ -215,8 +214,8 @@ def test_a_mixed_plan_is_saved_read_and_converted(tmp_path):
 
 
 def test_a_run_with_several_methods(tmp_path):
-    ranks = RanksConfig(rule="budget", macs=0.4, methods=["spatial_svd", "svd"])
-    pipeline.run(tiny(tt_ranks=None, ranks=ranks, method=MethodConfig(name="tt"), report=True), tmp_path / "run")
+    ranks = {"name": "budget", "macs": 0.4, "methods": ["spatial_svd", "svd"]}
+    pipeline.run(tiny(tt_ranks=None, ranks=ranks, method={"name": "tt"}, report=True), tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert {layer["method"] for layer in plan["layers"].values()} <= {"spatial_svd", "svd"}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

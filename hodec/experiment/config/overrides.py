@@ -1,7 +1,7 @@
 """Reads the command line before Hydra does and lists everything that is wrong with it, in one error.
 
-Hydra stops at the first mistake and words it in its own terms. Here each override is parsed, looked up and
-typed by itself; then what is left is composed, once per value of a sweep, and checked as a whole.
+Hydra stops at the first mistake and words it in its own terms. Here each override is parsed by itself; then all are
+composed, once per value of a sweep, and the values that come out are read as the options that they are of.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,10 +23,25 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hodec.errors import near_matches
-from hodec.experiment.config.schema import Config, open_schema, problem, refuse, schema_leaves, to_config, validate
+from hodec.errors import ConfigError, Use
+from hodec.experiment.config.groups import groups, not_among, settings_by_key, unknown
+from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
+from hodec.experiment.config.schema import read_config, refuse
+from hodec.options import Setting
 
 EXAMPLE = "'tt_ranks={layer1.*:8}'"
+# options that start no run
+INFORM = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+    "--experimental-rerun",
+}
 # beginnings of lines of Hydra's messages that say nothing to a user
 NOISE = ("full_key:", "object_type=", "reference_type=", "See http", "Config search", "provider=", "To append")
 
@@ -39,27 +52,25 @@ class Menu:
 
     folder: Path
     config_name: str
-    groups: dict[str, list[str]]
-    search: list[str] = field(default_factory=list)  # override that adds the folder of --config-dir
-    multirun: bool = False
-    sweeper: bool = False  # whether another sweeper than Hydra's own was chosen
+    presets: dict[str, list[str]]
+    search: list[str]  # override that adds the folder of --config-dir
+    multirun: bool
+    sweeper: bool  # whether another sweeper than Hydra's own was chosen
 
 
 def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
-    """Check the arguments of `train.py` against the files of `conf_dir`; those that only ask for help pass.
+    """Check the arguments of `hodec train` against the files of `conf_dir`; those that only ask for help pass.
 
     Raises:
         ConfigError: with every problem found: what was given, what is allowed, and what was perhaps meant.
     """
-    arguments, unknown = get_args_parser().parse_known_args(list(argv))
-    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info is not None:
+    if any(word.partition("=")[0] in INFORM for word in argv):
         return
-    if arguments.experimental_rerun is not None:
-        return
-    options = [option for option in unknown if option.startswith("-")]
-    stray = [line for line in unknown if line not in options]
-    problems = [f"{option}: no such option; a setting has no dashes: tt_ranks=8" for option in options]
-    if stray and not options:
+    arguments, unread = _parser().parse_known_args(list(argv))
+    flags = [word for word in unread if word.startswith("-")]
+    stray = [word for word in unread if word not in flags]
+    problems = [f"{flag}: no such option; a setting has no dashes: tt_ranks=8" for flag in flags]
+    if stray and not flags:
         problems.append(f"{' '.join(stray)}: options such as -m stand before or after all settings, not between them")
     folder = (conf_dir.parent / (arguments.config_path or conf_dir)).resolve()
     with initialize_config_dir(str(folder), version_base="1.3"):
@@ -67,17 +78,32 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
         menu = _menu(arguments, folder, loader)
         problems += _repeated(arguments.overrides)
         own: list[list[str]] = []
-        of_hydra: list[list[str]] = []
+        of_hydra: list[str] = []
         for line in [*arguments.overrides, *stray]:
             good, bad = _inspect(line, menu, loader)
             problems += bad
-            (of_hydra if line.lstrip("+~").startswith("hydra") else own).append(good)
-        for lines in _variants([good for good in own if good]):
+            if line.lstrip("+~").startswith("hydra"):
+                of_hydra += good
+            elif good:
+                own.append(good)
+        for lines in _variants(own):
             problems += _composed(lines, menu)
-        lines = [line for good in of_hydra for line in good]
-        if lines:  # Hydra's own settings last and alone, so that a mistake in them hides no other
-            problems += _composed(lines, menu, of_hydra=True)
+        if of_hydra:  # last and alone, so that a mistake in them hides no other
+            problems += _composed(of_hydra, menu, of_hydra=True)
     refuse(problems)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The options of a program with ``hydra.main`` that do not only inform, as Hydra documents them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
+        parser.add_argument(*names, action="store_true")
+    for name, short in (("dir", "cd"), ("path", "cp"), ("name", "cn")):
+        parser.add_argument(f"--config-{name}", f"-{short}")
+    for name in ("cfg", "package"):
+        parser.add_argument(f"--{name}", f"-{name[0]}")
+    return parser
 
 
 def _menu(arguments: argparse.Namespace, folder: Path, loader: ConfigLoader) -> Menu:
@@ -87,14 +113,12 @@ def _menu(arguments: argparse.Namespace, folder: Path, loader: ConfigLoader) -> 
         if not extra.is_dir():
             refuse([f"--config-dir: {arguments.config_dir!r} given; allowed: a folder that exists"])
         search = [f"hydra.searchpath=['file://{extra}']"]
-    groups = {
-        group: loader.get_group_options(group, overrides=search) for group in loader.list_groups("") if group != "hydra"
-    }
+    names = [group for group in loader.list_groups("") if group != "hydra"]
     lines = arguments.overrides
     return Menu(
         folder=folder,
         config_name=arguments.config_name or "config",
-        groups=groups,
+        presets={group: loader.get_group_options(group, overrides=search) for group in names},
         search=search,
         multirun=arguments.multirun or "hydra.mode=MULTIRUN" in lines,
         sweeper=any(line.startswith("hydra/sweeper=") for line in lines),
@@ -133,13 +157,14 @@ def _inspect(line: str, menu: Menu, loader: ConfigLoader) -> tuple[list[str], li
     wrong = _wrong_form(override, line, menu)
     if wrong:
         return [], [wrong]
-    good, bad = [], []
+    key, good, bad = override.key_or_group, [], []
     for single, value in _expand(override):
-        found = _value_problems(override.key_or_group, value, menu)
-        bad += found
-        good += [] if found else [single]
+        presets = menu.presets.get(key, [])
+        if presets and not isinstance(value, dict) and value not in presets and (key, value) != ("experiment", None):
+            bad.append(not_among(key, value, presets))
+        else:
+            good.append(single)
     if override.is_sweep_override() and not menu.multirun:
-        key = override.key_or_group
         bad.append(f"{line}: several values need -m, which makes it a sweep; a list is written {key}=[...]")
     return good, bad
 
@@ -151,11 +176,11 @@ def _unreadable(line: str, menu: Menu) -> str:
         if line.count(opening) != line.count(closing):
             return f"{line}: {opening} and {closing} do not match; quote the argument for the shell: {EXAMPLE}"
     if not equals:
-        choices = [f"{group}={line}" for group, options in menu.groups.items() if line in options]
+        choices = [f"{group}={line}" for group, presets in menu.presets.items() if line in presets]
         hint = f". Did you mean: {', '.join(choices)}?" if choices else f", quoted for the shell: {EXAMPLE}"
         return f"{line}: a setting is written KEY=VALUE{hint}"
     if not re.fullmatch(r"[+~]{0,2}[\w./@]*\w", key):
-        return _unknown(key, menu)
+        return _no_key(key)
     reason = "holds '='" if "=" in value else "cannot be read"
     return f"""{line}: the value {reason}; quote it twice: '{key}="{value.strip(chr(34) + chr(39))}"'"""
 
@@ -163,13 +188,15 @@ def _unreadable(line: str, menu: Menu) -> str:
 def _wrong_form(override: Override, line: str, menu: Menu) -> str:
     """What is wrong with the left side of an override, or with sweeping over it; empty when nothing is."""
     key = override.key_or_group
-    known = key in menu.groups or key in schema_leaves() or _is_section(key)
-    if override.package is not None or not known:
-        return _unknown(override.get_key_element().lstrip("+~"), menu)
+    group, _, last = key.rpartition(".")
+    if last == "name" and group in menu.presets and key not in settings_by_key():
+        return f"{key}: an option is chosen by its group: {group}={override.value()}"
+    if override.package is not None or key not in {*menu.presets, *groups(), *settings_by_key()}:
+        return _no_key(override.get_key_element().lstrip("+~").rstrip("="))
     if override.is_delete():
         return f"{line}: a setting cannot be removed; give it a value, such as {key}=null"
-    mapping = isinstance(override.value(), (dict, list)) and key not in menu.groups
-    if (override.is_add() and not mapping) or (override.is_force_add() and key in menu.groups):
+    mapping = isinstance(override.value(), dict | list) and key not in menu.presets
+    if (override.is_add() and not mapping) or (override.is_force_add() and key in menu.presets):
         return f"{line}: {key} is there already; write {key}=... without '+'"
     if override.is_interval_sweep() and not menu.sweeper:
         return f"{line}: an interval needs a sweeper that draws from it: hydra/sweeper=optuna"
@@ -178,25 +205,21 @@ def _wrong_form(override: Override, line: str, menu: Menu) -> str:
     return ""
 
 
-def _unknown(key: str, menu: Menu) -> str:
-    """A key that does not exist, with the keys that were perhaps meant."""
-    for name, leaf in schema_leaves().items():
-        if key.startswith(f"{name}.") and leaf.kind is Any:
-            return f"{key}: entries are given as a mapping: '{name}={{{key[len(name) + 1 :]}: ...}}'"
-
-    def likeness(known: str) -> tuple[float, float]:
-        """Of the last words or of the whole keys, whichever is more; then of the whole keys."""
-        ends = SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
-        whole = SequenceMatcher(None, key, known).ratio()
-        return max(ends, whole), ends + whole
-
-    scores = {known: likeness(known) for known in [*menu.groups, *schema_leaves()]}
-    close = sorted((known for known in scores if scores[known][0] >= 0.6), key=lambda known: -scores[known][1])[:3]
-    hint = f"Did you mean: {', '.join(close)}?" if close else "All settings: --cfg job"
-    return f"{key}: no such setting. {hint}"
+def _no_key(key: str) -> str:
+    """A key that does not exist, or that is an entry of a mapping."""
+    owner = _mapping(key)
+    if owner is not None:
+        return f"{key}: entries are given as a mapping: '{owner.key}={{{key[len(owner.key) + 1 :]}: ...}}'"
+    return unknown(key)
 
 
-def _expand(override: Override) -> Iterator[tuple[str, Any]]:
+def _mapping(key: str) -> Setting | None:
+    """The setting that holds a mapping of which ``key`` is an entry."""
+    settings = (next(iter(owners.values())) for owners in settings_by_key().values())
+    return next((one for one in settings if one.type is object and key.startswith(f"{one.key}.")), None)
+
+
+def _expand(override: Override) -> Iterator[tuple[str, object]]:
     """Each value of an override, as an override of its own and as a value; of an interval, both ends."""
     key, value = override.get_key_element(), override.value()
     if not override.is_sweep_override():
@@ -208,100 +231,97 @@ def _expand(override: Override) -> Iterator[tuple[str, Any]]:
         yield single, OverridesParser.create().parse_override(single).value()
 
 
-def _value_problems(key: str, value: Any, menu: Menu) -> list[str]:
-    """Problems of a value by itself: an option that does not exist, keys in a mapping, types."""
-    if key in menu.groups and not isinstance(value, dict):
-        options = menu.groups[key]
-        if value in options or (key == "experiment" and value is None):
-            return []
-        return [_not_among(key, value, options)]
-    return [found for name, one in _settings({key: value}) for found in _type_problems(name, one, menu)]
-
-
-def _not_among(key: str, value: Any, options: list[str]) -> str:
-    return f"{key}: {value!r} given; allowed: {' | '.join(options)}.{near_matches(str(value), options)}"
-
-
-def _settings(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of each setting in a tree; free-form mappings such as tt_ranks stay whole."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and _is_section(name):
-            yield from _settings(value, f"{name}.")
-        else:
-            yield name, value
-
-
-def _is_section(name: str) -> bool:
-    return any(leaf.startswith(f"{name}.") for leaf in schema_leaves())
-
-
-def _type_problems(key: str, value: Any, menu: Menu) -> list[str]:
-    if key not in schema_leaves():
-        return [_unknown(key, menu)]
-    try:
-        OmegaConf.update(open_schema(), key, value)
-    except OmegaConfBaseException:
-        return [problem(key, value)]
-    return []
-
-
 def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> list[str]:
-    """Problems of the settings as a whole: ranges, combinations, files that do not fit the schema."""
+    """Problems of the settings as a whole: keys that an option does not have, types, ranges, combinations."""
+    refusal: HydraException | None = None
     try:
-        config = to_config(compose(menu.config_name, overrides=[*menu.search, *lines]))
-        if of_hydra:
-            return []
+        try:
+            tree, files = _compose(lines, menu)
+        except HydraException as error:
+            if of_hydra:
+                raise
+            # A key that the chosen files do not have: added by force, so that all such keys are seen at once.
+            refusal = error
+            tree, files = _compose([_forced(line, menu) for line in lines], menu)
     except Exception as error:  # composing reads nothing but settings, so whatever it raises is about them
-        return _explain(error, menu)
-    problems = validate(config) + _name_problems(config, menu)
-    if menu.multirun and config.trainer.devices > 1:
+        return [str(error) if isinstance(error, ConfigError) else _explain(error)]
+    if of_hydra:
+        return []
+    if "experiment" in tree:
+        return [f"{next(iter(files), 'experiment')}: the first line must be '# @package _global_'"]
+    config, errors = read_config(tree)
+    problems = [_located(error.told(Use.in_hydra), files, lines) for error in errors]
+    problems += _unknown_model(tree.get("model"))
+    if config and menu.multirun and config.trainer.devices > 1:
         problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
-    return problems
+    return [_explain(refusal)] if refusal is not None and not problems else problems
 
 
-def _name_problems(config: Config, menu: Menu) -> list[str]:
-    """Names of models and methods; those that exist are those that the files of the group name."""
-    problems = []
-    for group, name in (("model", config.model.name), ("method", config.method.name)):
-        files = [cast(DictConfig, OmegaConf.load(path)) for path in sorted((menu.folder / group).glob("*.yaml"))]
-        known = [str(file.get("name")) for file in files if file.get("source") != "torchvision"]
-        if name not in known and not name.startswith("torchvision/"):
-            problems.append(_not_among(f"{group}.name", name, known))
-    problems += [_not_among("ranks.methods", name, known) for name in config.ranks.methods or () if name not in known]
-    return problems
+def _unknown_model(model: object) -> list[str]:
+    """A name that is no net of hodec; those of torchvision are known to torchvision alone."""
+    name = model.get("name") if isinstance(model, dict) and model.get("source") == "hodec" else TORCHVISION
+    if name in CIFAR_RESNETS or str(name).startswith(TORCHVISION):
+        return []
+    return [not_among("model.name", name, [*CIFAR_RESNETS, f"{TORCHVISION}NAME"])]
 
 
-def _explain(error: Exception, menu: Menu) -> list[str]:
-    """The problems behind an error of Hydra or OmegaConf, in words of this module where there are any."""
-    source = re.search(r"In '([^']+)'", str(error))
-    path = menu.folder / f"{source[1]}.yaml" if source else menu.folder
-    if path.is_file():
-        found = list(_file_problems(path, menu))
-        if found:
-            return found
+def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[str, str]]:
+    """The settings that Hydra puts together as plain values, and the text of files of one's own among them."""
+    cfg = compose(menu.config_name, overrides=[*menu.search, *lines], return_hydra_config=True)
+    choices = dict(cfg.hydra.runtime.choices)
+    tree = plain(cfg)
+    folders = [*(Path(line[len("hydra.searchpath=['file://") : -2]) for line in menu.search), menu.folder]
+    files = {}
+    for group, choice in choices.items():
+        path = Path(group, f"{choice}.yaml")
+        for folder in folders if group in menu.presets else ():
+            if (group == "experiment" or folder != menu.folder) and (folder / path).is_file():
+                files[str(path)] = (folder / path).read_text("utf-8")
+    return tree, files
+
+
+def plain(cfg: DictConfig) -> dict[str, object]:
+    """The settings that Hydra composed as plain values, without Hydra's own.
+
+    Raises:
+        ConfigError: an interpolation that cannot be resolved.
+    """
+    try:
+        own = OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), resolve=True
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from None
+    return cast(dict[str, object], own)
+
+
+def _forced(line: str, menu: Menu) -> str:
+    """An override that adds its key where there is none; the choice of a preset stays as it is."""
+    key, _, value = line.lstrip("+").partition("=")
+    return line if key in menu.presets and not value.startswith("{") else f"++{key}={value}"
+
+
+def _located(problem: str, files: dict[str, str], lines: Sequence[str]) -> str:
+    """A problem with the name of the file that it is in; of the command line's own, without."""
+    key = problem.split(":")[0].split("[")[0]
+    given = [line.lstrip("+").partition("=") for line in lines]
+    if any(name == key or (key.startswith(f"{name}.") and value.startswith("{")) for name, _, value in given):
+        return problem
+    group, _, last = key.rpartition(".")
+    for name, text in files.items():
+        if Path(name).parent.name in ("experiment", group) and re.search(rf"\b{re.escape(last)}\s*:", text):
+            return f"{name}: {problem}"
+    return problem
+
+
+def _explain(error: Exception) -> str:
+    """The problem behind an error of Hydra or OmegaConf, in words of this module where there are any."""
     cause = error.__cause__ or error
-    key = str(getattr(cause, "full_key", None) or "")
-    for name, leaf in schema_leaves().items():
-        if key.startswith(f"{name}.") and leaf.kind is Any:
-            entry = key[len(name) + 1 :]
-            return [f"{name}: the chosen files give no {entry!r} to change; to add it: '++{name}={{{entry}: ...}}'"]
+    lost = re.search(r"full_key: (\S+)", str(cause))
+    owner = _mapping(lost[1]) if lost else None
+    if owner is not None and lost is not None:
+        entry = lost[1][len(owner.key) + 1 :]
+        return f"{owner.key}: the chosen files give no {entry!r} to change; to add it: '++{owner.key}={{{entry}: ...}}'"
     parts = [part.strip() for part in f"{error}\n{cause}".splitlines()]
-    return [" ".join(dict.fromkeys(part for part in parts if part and not part.startswith(NOISE)))]
-
-
-def _file_problems(path: Path, menu: Menu) -> Iterator[str]:
-    """Unknown keys and wrong types in one file of settings."""
-    relative = path.relative_to(menu.folder)
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    is_global = "@package _global_" in path.read_text() or len(relative.parts) == 1
-    if relative.parts[0] == "experiment" and not is_global:
-        yield f"{relative}: the first line must be '# @package _global_'"
-        return
-    if not isinstance(content, dict):
-        yield f"{relative}: a list given; allowed: lines of KEY: VALUE"
-        return
-    own = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
-    for key, value in _settings(own if is_global else {relative.parts[0]: own}):
-        for found in _type_problems(key, value, menu):
-            yield f"{relative}: {found}"
+    text = " ".join(dict.fromkeys(part for part in parts if part and not part.startswith(NOISE)))
+    return f"{lost[1]}: {text}" if lost and isinstance(error, OmegaConfBaseException) else text

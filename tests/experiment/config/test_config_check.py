@@ -4,29 +4,28 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from hodec.errors import ConfigError
-from hodec.experiment.config.overrides import check_overrides
-from hodec.experiment.config.schema import Config, to_config
+from hodec.experiment.config.groups import groups
+from hodec.experiment.config.overrides import check_overrides, plain
+from hodec.experiment.config.schema import Config, config_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
 EXPERIMENT = "experiment=resnet32_cifar10_65_60"
-GROUPS = ("model", "data", "method", "ranks", "admm", "optimizer", "trainer", "logger", "experiment")
+GROUPS = [*(group for group in groups() if group != "distill"), "experiment"]
 
 # Runs train.py in a process where the pipeline only writes down what it was given; seeds 7 and 8 fail.
 STUB = """
 import json, runpy, sys, types
-from dataclasses import asdict
 from hodec.errors import TrainingError
 
 def run(config, run_dir):
-    (run_dir / "seen.json").write_text(json.dumps({"torch": "torch" in sys.modules, "config": asdict(config)}))
+    (run_dir / "seen.json").write_text(json.dumps({"torch": "torch" in sys.modules, "config": config.to_dict()}))
     if config.seed == 7:
         raise TrainingError("NaN in layer1")
     if config.seed == 8:
@@ -49,7 +48,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def composed(*overrides: str) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(compose("config", overrides=list(overrides)))
+        return config_of(plain(compose("config", overrides=list(overrides))))
 
 
 def problems(*argv: str, conf: Path = CONF) -> list[str]:
@@ -120,13 +119,13 @@ BAD_ARGUMENTS = {
     "experiment=resnet32": "experiment: 'resnet32' given; allowed: ",
     "admm=false": "admm: False given; allowed: default | off | paper",
     "model.name=resnet21": "model.name: 'resnet21' given; allowed: ",
-    "method.name=ttt": "method.name: 'ttt' given; allowed: ",
+    "method.name=ttt": "method.name: an option is chosen by its group: method=ttt",
     "seed=abc": "seed: 'abc' given; allowed: a whole number at least 0",
     "bn_batches=1.5": "bn_batches: 1.5 given; allowed: a whole number",
     "report=maybe": "report: 'maybe' given; allowed: true or false",
     "admm.pull=null": "admm.pull: None given; allowed: a number above 0",
     "include=conv1": "include: 'conv1' given; allowed: null or a list",
-    "tt_ranks=0": "tt_ranks: 0 given; allowed: null, a whole number",
+    "tt_ranks=0": "tt_ranks: 0 given; allowed: null or a whole number",
     "method.modes=[8,8": "method.modes=[8,8: [ and ] do not match; quote",
     "admm.rho={layer1.*:": "admm.rho={layer1.*:: { and } do not match",
     "init=a=b": "init=a=b: the value holds '='; quote it twice: 'init=\"a=b\"'",
@@ -160,9 +159,9 @@ def test_bad_values_each_name_their_key():
 def test_methods_to_choose_among_have_to_exist():
     assert problems("ranks=budget", "ranks.methods=[tt,spatial_svd]") == []
     (text,) = problems("ranks=budget", "ranks.methods=[tt,spatial_sdv]")
-    assert text.startswith("ranks.methods: 'spatial_sdv' given; allowed: ")
+    assert text.startswith("ranks.methods: a name that is no method; allowed: methods among tt | ")
     (text,) = problems("ranks=budget", "ranks.methods=[]")
-    assert text == "ranks.methods: [] given; allowed: null or a list of methods: [tt,spatial_svd]"
+    assert text == "ranks.methods: [] given; allowed: null or a list of methods: 'ranks.methods=[tt,spatial_svd]'"
 
 
 def test_row_23_all_mistakes_are_listed_at_once_and_in_plain_words():
@@ -180,13 +179,22 @@ def test_row_23_all_mistakes_are_listed_at_once_and_in_plain_words():
         (["seed=1", "-m", "admm.pull=0.1,0.2"], ["admm.pull=0.1,0.2: options such as -m stand"]),
         (["-m", "seed=interval(0,3)"], ["seed=interval(0,3): an interval needs a sweeper"]),
         (["-m", "model=glob(vgg*)"], ["model=glob(vgg*): no value matches"]),
-        (["-m", "admm.pull=0.5,1.5,abc"], ["admm.pull: 'abc' given", "admm.pull: 1.5 given"]),
+        (["-m", "admm.pull=0.5,1.5,abc"], ["admm.pull: 1.5 given", "admm.pull: 'abc' given"]),
         (["-m", "model=resnet20,resnet21,resnet22"], ["model: 'resnet21' given", "model: 'resnet22' given"]),
         (["-m", "trainer.devices=2"], ["trainer.devices: 2 given with -m"]),
         (["-m", "hydra.verbose=true,false"], ["hydra.verbose=true,false: a setting of Hydra takes one value"]),
         (["admm.rho=1e-3", "admm.rho=1e-2"], ["admm.rho: given 2 times; allowed: once"]),
         (["seed=${nothing}"], ["seed: Interpolation key 'nothing' not found"]),
-        (["data=image_folder"], ["data.root: missing; data=image_folder needs"]),
+        (["data=image_folder"], ["data.root: missing; image_folder needs"]),
+        (["ranks=budget", "ranks.target=0.3"], ["ranks.target: ranks=budget has no such setting; ranks=ratio, "]),
+        (
+            ["ranks.macs=0.4", "admm=off", "admm.rho=1"],
+            ["ranks.macs: ranks=manual has no", "admm.rho: admm=off has no"],
+        ),
+        (["-m", "ranks=ratio,vbmf", "ranks.target=0.3"], ["ranks.target: ranks=vbmf has no such setting"]),
+        (["-m", "data=fake,digits", "data.fake_size=9"], ["data.fake_size: data=digits has no such setting"]),
+        (["ranks=learned", "ranks.metric=latency_ms"], ["ranks.metric: 'latency_ms' given; allowed: macs | params"]),
+        (["ranks.name=budget"], ["ranks.name: an option is chosen by its group: ranks=budget"]),
         (["--config-dir", "/nowhere/at/all"], ["--config-dir: '/nowhere/at/all' given; allowed: a folder"]),
         ([EXPERIMENT, "tt_ranks={fc:5}"], ["tt_ranks: the chosen files give no 'fc' to change"]),
     ],
@@ -209,14 +217,27 @@ def test_a_faulty_experiment_file_is_named_with_all_its_faults(tmp_path):
     folder.joinpath("lost.yaml").write_text("seed: 3\n")
     folder.joinpath("broken.yaml").write_text("# @package _global_\nseed: [3\n")
     folder.joinpath("range.yaml").write_text("# @package _global_\nadmm: {pull: 3}\n")
-    assert [text.split(";")[0].split(". ")[0] for text in problems("experiment=typo", conf=tmp_path)] == [
+    folder.joinpath("foreign.yaml").write_text("# @package _global_\nranks: {macs: 0.4}\n")
+    assert {text.split(";")[0].split(". ")[0] for text in problems("experiment=typo", conf=tmp_path)} == {
         "experiment/typo.yaml: sede: no such setting",
         "experiment/typo.yaml: admm.pull: 'much' given",
         "experiment/typo.yaml: admm.rhoo: no such setting",
-    ]
+    }
     assert "first line must be '# @package _global_'" in problems("experiment=lost", conf=tmp_path)[0]
     assert "broken.yaml" in problems("experiment=broken", conf=tmp_path)[0]
-    assert problems("experiment=range", conf=tmp_path)[0].startswith("admm.pull: 3.0 given")
+    assert problems("experiment=range", conf=tmp_path)[0].startswith("experiment/range.yaml: admm.pull: 3 given")
+    (text,) = problems("experiment=foreign", conf=tmp_path)
+    assert text.startswith("experiment/foreign.yaml: ranks.macs: ranks=manual has no such setting; ranks=budget, ")
+
+
+def test_a_file_of_ones_own_chooses_an_option_by_its_name(tmp_path):
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "mine.yaml").write_text("name: budget\nparams: 0.3\n")
+    mine = ["--config-dir", str(tmp_path), "ranks=mine"]
+    assert problems(*mine) == []
+    assert problems(*mine, "ranks.target=0.5")[0].startswith("ranks.target: ranks=budget has no such setting")
+    (tmp_path / "ranks" / "mine.yaml").write_text("name: bugdet\n")
+    assert problems(*mine)[0].startswith("ranks/mine.yaml: ranks.name: 'bugdet' given; allowed: manual | ")
 
 
 # --- train.py
@@ -226,7 +247,7 @@ def test_a_single_run_from_another_folder(tmp_path):
     done = train(tmp_path, "seed=3", "tt_ranks={layer1.*:9}")
     assert (done.returncode, done.stderr) == (0, "")
     (record,) = seen(tmp_path / "outputs")
-    assert record["config"] == asdict(composed("seed=3", "tt_ranks={layer1.*:9}"))
+    assert record["config"] == composed("seed=3", "tt_ranks={layer1.*:9}").to_dict()
     assert record["torch"] is False, "torch was imported before the pipeline"
     (run_dir,) = (tmp_path / "outputs").glob("*/*")
     assert {path.name for path in run_dir.iterdir()} == {".hydra", "train.log", "seen.json"}
@@ -275,7 +296,7 @@ def test_help_names_groups_keys_and_examples(tmp_path):
     assert done.returncode == 0
     assert all(group in done.stdout for group in GROUPS)
     assert "tt_ranks" in done.stdout
-    assert "python train.py -m" in done.stdout
+    assert "hodec train -m" in done.stdout
     assert "Hydra" not in done.stdout
 
 

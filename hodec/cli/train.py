@@ -1,0 +1,33 @@
+"""hodec train: run the experiment; what follows the verb is read by Hydra, ``key=value`` and ``-m``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hodec.cli import Answer
+from hodec.errors import ConfigError
+
+HELP = "train under ADMM, convert, retrain, report: all settings of an experiment; see hodec train --help"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name what follows the verb; ``hodec.cli.main`` hands it to Hydra unread."""
+    parser.add_argument("overrides", nargs="*", metavar="[group=option] [key=value]", help="settings")
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Run the experiment, or its sweep; it ends the program itself where something is wrong.
+
+    Raises:
+        ConfigError: the packages of the experiment are not installed.
+    """
+    try:
+        from hodec.experiment.main import main
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "hodec":
+            raise
+        raise ConfigError(f"{error.name} is missing; pip install 'hodec[experiment]'") from error
+    # Lightning starts the further processes of a run by this name.
+    sys.argv = [str(Path(__file__).parents[1] / "experiment" / "__main__.py"), *options.overrides]
+    main()
+    return Answer("", None)

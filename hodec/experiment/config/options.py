@@ -1,0 +1,248 @@
+"""The settings of the experiment's own options: network, method, optimizer, distillation, machine, logger."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from hodec.errors import ConfigError, Use
+from hodec.experiment.config.values import bad_modes, bad_names, bad_ranks
+from hodec.options import Option, Settings, setting
+
+TORCHVISION = "torchvision/"
+CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
+GLOBS: dict[str, Any] = {
+    "words": "a list of layer globs",
+    "example": "[layer1.*,layer2.0.conv1]",
+    "check": bad_names,
+}
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """The settings of a run that belong to no group."""
+
+    seed: int = setting(0, "of weights, order of the data and every other random draw", low=0, high=2**32 - 1)
+    init: str | None = setting(None, "file with trained dense weights to start from; null: random weights")
+    tt_ranks: object | None = setting(
+        None,
+        "16: at most 16 everywhere; [8, 12, 8, 8]: these, for every layer; {layer1.*: 9, layer2.*: [4, 8, 8, 4]}: by "
+        "layer glob; null: the number of ranks.default",
+        words="a whole number from 1, a list of them, or {layer glob: number or list}",
+        example="{layer1.*:8}",
+        check=bad_ranks,
+    )
+    plan: str | None = setting(None, "a plan.json to obey, made and edited before; null: the rank rule decides")
+    pretrain_epochs: int = setting(0, "training of the dense net before the plan is made, without ADMM; epochs", low=0)
+    dense_epochs: int = setting(15, "training of the dense net under ADMM; epochs, 0: no ADMM either", low=0)
+    retrain_epochs: int = setting(10, "training of the factorized net; epochs", low=0)
+    include: list[str] | None = setting(None, "layers that may be factorized; null: all that can be", **GLOBS)
+    exclude: list[str] | None = setting(None, "layers that stay dense; null: none", **GLOBS)
+    bn_batches: int = setting(
+        100, "training batches that re-estimate BatchNorm after conversion; 0: keep its statistics", low=0
+    )
+    calibration_batches: int = setting(
+        0, "training batches whose layer inputs weigh the projection (data-aware); 0: weights alone", low=0
+    )
+    random_factors: bool = setting(
+        False, "true: the factors start from random numbers instead of the dense weights: the control"
+    )
+    report: bool = setting(True, "write report.html and report.md into the run folder")
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """Which network is trained; a net of torchvision has the name ``torchvision/resnet18``."""
+
+    group: ClassVar[str] = "model"
+
+    name: str = setting("resnet20", "the network")
+    source: str = setting("hodec", "where the name is looked up", choices=("hodec", "torchvision"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source == "torchvision":
+            object.__setattr__(self, "name", TORCHVISION + self.name.removeprefix(TORCHVISION))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Option):
+    """The learning rate over time, in every phase of training."""
+
+    group: ClassVar[str] = "optimizer"
+
+    schedule: str = setting("cosine", "over each phase of training", choices=("cosine", "linear", "step", "constant"))
+    warmup_epochs: int = setting(0, "epochs in which the rate rises from 0", low=0)
+    joint_schedule: bool = setting(
+        False, "true: one schedule over ADMM and retraining together, its later part as high as retrain_lr says"
+    )
+    label_smoothing: float = setting(0.0, "share of the label spread over all classes", low=0, below=1)
+
+    def torch_arguments(self) -> dict[str, object]:
+        """What torch's optimizer is given besides the rate and the decay."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SgdSettings(OptimizerSettings):
+    """Stochastic gradient descent with momentum."""
+
+    name: ClassVar[str] = "sgd"
+
+    lr: float = setting(0.1, "learning rate at its highest", above=0)
+    retrain_lr: float | None = setting(
+        0.02, "highest rate when the factorized net is retrained; null: the same as lr", above=0
+    )
+    weight_decay: float = setting(5e-4, "added to the gradient, times the weight", low=0)
+    momentum: float = setting(0.9, "decay of the mean gradient", low=0, below=1)
+    nesterov: bool = setting(True, "look ahead along the momentum")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError(
+                "{momentum}: 0 given; allowed: above 0, or {plain}",
+                momentum=Use("optimizer.momentum"),
+                plain=Use("optimizer.nesterov", "false"),
+            )
+
+    def torch_arguments(self) -> dict[str, object]:
+        return {"momentum": self.momentum, "nesterov": self.nesterov}
+
+
+@dataclass(frozen=True)
+class AdamWSettings(OptimizerSettings):
+    """Adam with decoupled weight decay."""
+
+    name: ClassVar[str] = "adamw"
+
+    lr: float = setting(1e-3, "learning rate at its highest", above=0)
+    retrain_lr: float | None = setting(
+        5e-4, "highest rate when the factorized net is retrained; null: the same as lr", above=0
+    )
+    weight_decay: float = setting(0.05, "decoupled from the gradient", low=0)
+    beta1: float = setting(0.9, "decay of the mean gradient", low=0, below=1)
+    beta2: float = setting(0.999, "decay of the mean squared gradient", low=0, below=1)
+
+    def torch_arguments(self) -> dict[str, object]:
+        return {"betas": (self.beta1, self.beta2)}
+
+
+@dataclass(frozen=True)
+class DistillSettings(Settings):
+    """A trained dense net teaches the factorized one while it is retrained."""
+
+    group: ClassVar[str] = "distill"
+
+    weight: float = setting(0.0, "share of the teacher in the loss; 0: off", low=0, high=1)
+    temperature: float = setting(4.0, "softens both outputs", above=0)
+    dense: bool = setting(False, "true: it teaches the dense net during dense_epochs too")
+    model: str | None = setting(
+        None, "another net that teaches, resnet56 or torchvision/resnet50; null: one like the net that is trained"
+    )
+    init: str | None = setting(None, "its trained weights; null: the dense net itself teaches, as it was before ADMM")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.init and not self.weight) or (self.model and not self.init):
+            raise ConfigError(
+                "{init}: another net that teaches needs its weights, {file}, and a share, {share}",
+                init=Use("distill.init"),
+                file=Use("distill.init", "FILE"),
+                share=Use("distill.weight", 0.8),
+            )
+
+
+@dataclass(frozen=True)
+class TrainerSettings(Settings):
+    """The hardware and the arithmetic."""
+
+    group: ClassVar[str] = "trainer"
+
+    accelerator: str = setting(
+        "auto", "what computes; auto: what there is", choices=("auto", "cpu", "gpu", "cuda", "mps")
+    )
+    devices: int = setting(1, "how many; one in a sweep", low=1)
+    precision: str = setting("32-true", "ADMM itself is always 32", choices=("32-true", "bf16-mixed", "16-mixed"))
+    channels_last: bool = setting(False, "memory order of images, faster with reduced precision")
+    compile: bool = setting(False, "train through torch.compile: first step slow, then faster where kernels are many")
+    gradient_clip_val: float | None = setting(None, "largest norm of the gradient; null: no limit", above=0)
+    accumulate_grad_batches: int = setting(1, "batches per optimizer step", low=1)
+    deterministic: bool = setting(False, "only operations that give the same bits each time; slower")
+    threads: int | None = setting(None, "CPU threads; null: as torch chooses", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision == "16-mixed" and self.accelerator == "cpu":
+            raise ConfigError(
+                "{precision}: '16-mixed' given; allowed on a cpu: 32-true | bf16-mixed",
+                precision=Use("trainer.precision"),
+            )
+
+
+@dataclass(frozen=True)
+class CsvSettings(Option):
+    """metrics.jsonl and metrics.csv in the run folder, nothing else."""
+
+    group: ClassVar[str] = "logger"
+    name: ClassVar[str] = "csv"
+
+
+@dataclass(frozen=True)
+class WandbSettings(Option):
+    """Weights & Biases; without a key or a network the run goes on offline."""
+
+    group: ClassVar[str] = "logger"
+    name: ClassVar[str] = "wandb"
+
+    project: str = setting("hodec", "name under which runs are gathered")
+    mode: str = setting(
+        "auto",
+        "auto: online with a key, else offline",
+        choices=("auto", "online", "offline", "disabled"),
+    )
+    init_timeout: int = setting(20, "seconds to wait for its server before going offline", low=1)
+
+
+@dataclass(frozen=True)
+class TensorBoardSettings(Option):
+    """Event files in the run folder; needs the extra: pip install 'hodec[tensorboard]'."""
+
+    group: ClassVar[str] = "logger"
+    name: ClassVar[str] = "tensorboard"
+
+
+@dataclass(frozen=True)
+class MethodSettings(Option):
+    """A method that leaves channels whole."""
+
+    group: ClassVar[str] = "method"
+
+    execution: str = setting("auto", "how inference runs it; auto: the cheaper", choices=("auto", "chain", "merged"))
+
+
+@dataclass(frozen=True)
+class ModesMethodSettings(Option):
+    """A method that splits channel counts into modes."""
+
+    group: ClassVar[str] = "method"
+
+    n_modes: int = setting(2, "modes a channel count splits into, 64 -> 8 x 8 for 2; 1 is Tucker-2", low=1, high=4)
+    modes: object | None = setting(
+        None,
+        "the split by layer; null: as even as it goes",
+        words="{layer glob: {in: counts, out: counts}}",
+        example="{layer1.*:{in:[4,4],out:[8,4]}}",
+        check=bad_modes,
+    )
+    execution: str = setting(
+        "auto",
+        "chain: one contraction per core; merged: three convolutions; auto: the cheaper",
+        choices=("auto", "chain", "merged"),
+    )
+
+
+@cache
+def method_settings(name: str, *, uses_modes: bool) -> type[MethodSettings] | type[ModesMethodSettings]:
+    """The settings of the method ``name``; the same class each time."""
+    kind = type(name, (ModesMethodSettings if uses_modes else MethodSettings,), {"name": name})
+    return dataclass(frozen=True)(kind)
