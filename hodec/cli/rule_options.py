@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from hodec.errors import ConfigError, flag_of, near_matches
-from hodec.experiment.config.groups import kinds_of
+from hodec.experiment.config.groups import groups, kinds_of
 from hodec.experiment.config.options import RunSettings
 from hodec.options import Setting, settings_of, values_or_errors
 from hodec.ranks import RULES, Manual, RankRule
