@@ -5,9 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
-from hodec.errors import PlanError, TrainingError, near_matches
+from hodec.errors import PlanError, TrainingError, Use, near_matches
 from hodec.plan.layer import LayerPlan
+
+# Strategies that split single weights over devices, so that no process can project a whole one.
+SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
 
 def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None) -> str:
@@ -59,9 +63,7 @@ def _plain(name: str) -> str:
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
-def trainable(
-    weights: Mapping[str, Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Parameter], list[str]]:
+def trainable(weights: Mapping[str, Parameter], optimizer: Optimizer) -> tuple[dict[str, Parameter], list[str]]:
     """The weights that the optimizer changes, and the names of those it does not.
 
     Raises:
@@ -78,3 +80,26 @@ def trainable(
             f"({', '.join(frozen[:3])}, ..), so ADMM has nothing to train: unfreeze them, or leave ADMM out"
         )
     return trained, frozen
+
+
+def the_optimizer(strategy: str, optimizers: list[Optimizer], precision: str) -> Optimizer:
+    """The one optimizer ADMM works with.
+
+    Raises:
+        TrainingError: sharded weights, several optimizers, or fp16 scaling inside a fused optimizer.
+    """
+    if strategy in SHARDED:
+        raise TrainingError(f"{strategy} splits weights over devices; ADMM projects whole ones: use strategy='ddp'")
+    if len(optimizers) != 1:
+        raise TrainingError(
+            f"ADMM works with one optimizer, this module has {len(optimizers)}: put the planned layers and the rest "
+            "into param groups of one optimizer"
+        )
+    optimizer: Optimizer = getattr(optimizers[0], "optimizer", optimizers[0])
+    if precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise TrainingError(
+            "a fused optimizer with precision=16-mixed keeps gradients scaled when the pull is added: use {bf16}, or "
+            "the optimizer with fused=False",
+            bf16=Use("trainer.precision", "bf16-mixed"),
+        )
+    return optimizer

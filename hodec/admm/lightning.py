@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("hodec.AdmmCallback needs Lightning: pip install 'hodec[lightning]'") from error
 
+from hodec.admm.binding import the_optimizer
 from hodec.admm.core import Admm
 from hodec.admm.options import AdmmOptions, AdmmSettings
 from hodec.admm.penalty import make_penalty
@@ -24,9 +25,6 @@ from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import TrainingError, Use
 from hodec.inference import Batch
 from hodec.plan.plan import Plan
-
-# Strategies that split single weights over devices, so that no process can project a whole one.
-SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 
 
 class AdmmCallback(Callback):
@@ -151,26 +149,3 @@ class AdmmCallback(Callback):
 
     def load_state_dict(self, state_dict: State) -> None:
         self._restored = state_dict
-
-
-def the_optimizer(strategy: str, optimizers: list[Optimizer], precision: str) -> Optimizer:
-    """The one optimizer ADMM works with.
-
-    Raises:
-        TrainingError: sharded weights, several optimizers, or fp16 scaling inside a fused optimizer.
-    """
-    if strategy in SHARDED:
-        raise TrainingError(f"{strategy} splits weights over devices; ADMM projects whole ones: use strategy='ddp'")
-    if len(optimizers) != 1:
-        raise TrainingError(
-            f"ADMM works with one optimizer, this module has {len(optimizers)}: put the planned layers and the rest "
-            "into param groups of one optimizer"
-        )
-    optimizer: Optimizer = getattr(optimizers[0], "optimizer", optimizers[0])
-    if precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise TrainingError(
-            "a fused optimizer with precision=16-mixed keeps gradients scaled when the pull is added: use {bf16}, or "
-            "the optimizer with fused=False",
-            bf16=Use("trainer.precision", "bf16-mixed"),
-        )
-    return optimizer

@@ -21,7 +21,8 @@ from hodec.plan.layer import LayerPlan
 
 Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
-# Small layers of one shape are projected together: up to this many channels that is faster than one by one.
+# Channels up to which layers of one shape are projected together, which saves a call per layer; wider ones fill the
+# cores by themselves.
 BATCH_CHANNELS = 128
 
 # Where W needs no dual (its ranks suffice), U is rounding: less than this share of W counts as this share.

@@ -8,8 +8,8 @@ import torch
 from admm_fits import LAYERS, Users, admm, batches, fit, new_net, plan_of, sgd
 from torch import nn
 
-from hodec.admm.binding import find_root, planned_weights
-from hodec.admm.lightning import AdmmCallback, the_optimizer
+from hodec.admm.binding import find_root, planned_weights, the_optimizer
+from hodec.admm.lightning import AdmmCallback
 from hodec.errors import PlanError, TrainingError
 
 

@@ -95,6 +95,16 @@ def test_resume_within_an_epoch_is_exact(tmp_path, every, optimizer):
         assert_same(whole, run(tmp_path / f"from{step}", resume=tmp_path / f"whole/{step}.ckpt", **settings))
 
 
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(tmp_path):
+    """hodec 0.1.0 left steps and epochs to Lightning."""
+    whole = run(tmp_path / "whole")
+    content = torch.load(tmp_path / "whole/8.ckpt", weights_only=True)
+    for key in ("steps", "epoch", "epoch_began", "steps_per_epoch"):
+        del content["callbacks"]["AdmmCallback"][key]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert_same(whole, run(tmp_path / "again", resume=tmp_path / "old.ckpt"))
+
+
 def test_resume_when_every_epoch_is_done_leaves_all_as_it_is(tmp_path):
     whole = run(tmp_path / "whole")
     assert_same(whole, run(tmp_path / "again", resume=tmp_path / f"whole/{4 * EPOCHS}.ckpt"))
