@@ -45,13 +45,14 @@ def written(graph: OnnxGraph, out: Path) -> Iterator[list[Path]]:
         ConvertError: no space left, or the folder cannot be written to.
     """
     total = sum(tensor.nbytes for tensor in tensors_of(graph.model))
-    data = [out.with_name(_free_name(out))] if graph.data_files or total >= MAX_BYTES else []
+    movable = _movable(graph.model) if graph.data_files or total >= MAX_BYTES else []
+    data = [out.with_name(_free_name(out))] if movable else []
     earlier = [path for path in _data_files(out) if path not in graph.data_files]
     moved = False
     try:
         with writing(out, ConvertError, "nothing was changed"), replacing(out) as path:
             for one in data:
-                _move_out(graph.model, one)
+                _move_out(movable, one)
             path.write_bytes(ir.to_proto(graph.model).SerializeToString())
             yield [path, *data]
         moved = True
@@ -69,23 +70,27 @@ def _free_name(out: Path) -> str:
     return name
 
 
-def _move_out(model: ir.Model, data: Path, *, least: int = 1024, page: int = 4096) -> None:
-    """Write initializers of ``least`` bytes and more, and those from other files, from a ``page`` on."""
+def _movable(model: ir.Model, *, least: int = 1024) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    """Initializers of ``least`` bytes and more, and those in other files; tensors of attributes there are read."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                 node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
     values = [one for graph in model.graphs() for one in graph.initializers.values()]
-    large = [
-        (value, one)
-        for value in values
-        if isinstance(one := value.const_value, ir.ExternalTensor)
-        or (one is not None and one.nbytes >= least and one.dtype != ir.DataType.STRING)
+    held = [(value, tensor) for value in values if (tensor := value.const_value) is not None]
+    return [
+        (value, tensor)
+        for value, tensor in held
+        if isinstance(tensor, ir.ExternalTensor) or (tensor.nbytes >= least and tensor.dtype != ir.DataType.STRING)
     ]
+
+
+def _move_out(movable: list[tuple[ir.Value, ir.TensorProtocol]], data: Path, *, page: int = 4096) -> None:
+    """Write initializers into a file, each from a ``page`` on, and let them refer to it."""
     tensors = ir.external_data.convert_tensors_to_external(
-        [one for _, one in large], data.parent, data.name, alignment=page, align_threshold=0
+        [tensor for _, tensor in movable], data.parent, data.name, alignment=page, align_threshold=0
     )
-    for (value, _), tensor in zip(large, tensors, strict=True):
+    for (value, _), tensor in zip(movable, tensors, strict=True):
         value.const_value = tensor
     with data.open("rb+") as stream:
         os.fsync(stream.fileno())

@@ -20,8 +20,8 @@ from hodec.ranks import Manual
 from small_graphs import answer, conv_net, node, numbers, relative, save  # isort: skip
 
 
-def decompose(source, out, **options):
-    return decompose_file(source, out, method="tucker", rule=Manual(5), **options)
+def decompose(source, out, rank=5, **options):
+    return decompose_file(source, out, method="tucker", rule=Manual(rank), **options)
 
 
 def external(path: Path) -> Path:
@@ -159,21 +159,39 @@ def test_no_space_left_is_one_line_and_nothing_is_left_behind(tmp_path):
 def test_tensors_outside_of_the_file_stay_outside(tmp_path):
     source, out = external(tmp_path / "in.onnx"), tmp_path / "out.onnx"
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    outcome = decompose(source, out)
+    outcome = decompose(source, out, 8)
     assert sorted(path.name for path in tmp_path.iterdir()) == [*sorted(before), "out.onnx", "out.onnx.data"]
     assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
     assert outcome.bytes_after == out.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size
     assert all(one.name.startswith(("w", "b")) for one in onnx.load(str(out)).graph.initializer)
     plain = tmp_path / "plain.onnx"
-    decompose(conv_net(tmp_path / "same.onnx"), plain)
+    decompose(conv_net(tmp_path / "same.onnx"), plain, 8)
     x = np.random.default_rng(0).standard_normal((2, 8, 10, 12)).astype("float32")
     assert relative(answer(out, x=x)[0], answer(plain, x=x)[0]) < 1e-6
+
+
+def test_tensors_in_attributes_are_kept_and_no_empty_file_is_left(tmp_path):
+    nodes = [
+        onnx.helper.make_node("Constant", [], ["k"], value=onnx.numpy_helper.from_array(numbers(1, 8, 1, 1), "k")),
+        node("Mul", "x k", "g"),
+        node("Conv", "g w", name="c"),
+    ]
+    source, out = save(tmp_path / "in.onnx", nodes, {"w": numbers(16, 8, 3, 3)}), tmp_path / "out.onnx"
+    whole, model = tmp_path / "whole.onnx", onnx.load(str(source))
+    whole.write_bytes(source.read_bytes())
+    options = {"location": "in.w", "size_threshold": 0, "convert_attribute": True}
+    onnx.save(model, str(source), save_as_external_data=True, **options)
+    decompose(source, out)
+    assert not (tmp_path / "out.onnx.data").exists()  # factors of a few hundred bytes stay in the file
+    decompose(whole, tmp_path / "plain.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 8, 10, 12)).astype("float32")
+    assert relative(answer(out, x=x)[0], answer(tmp_path / "plain.onnx", x=x)[0]) < 1e-6
 
 
 def test_replacing_a_model_replaces_its_data_and_no_other(tmp_path):
     source, out = external(tmp_path / "in.onnx"), tmp_path / "out.onnx"
     for _ in range(3):
-        decompose(source, out, force=True)
+        decompose(source, out, 8, force=True)
         data = [path.name for path in tmp_path.iterdir() if path.suffix == ".data"]
         assert len(data) == 1
         x = np.zeros((1, 8, 10, 12), np.float32)
@@ -203,7 +221,7 @@ def test_missing_and_foreign_data_files_are_refused(tmp_path):
 def test_models_too_large_for_one_file_get_a_second_one(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "MAX_BYTES", 1000)
     source, out = conv_net(tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    decompose_file(source, out, method="tucker", rule=Manual(8))
+    decompose(source, out, 8)
     model = onnx.load(str(out), load_external_data=False)
     assert (tmp_path / "out.onnx.data").stat().st_size > 4096
     large = [one for one in model.graph.initializer if one.external_data]
