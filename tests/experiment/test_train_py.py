@@ -47,7 +47,7 @@ def test_row_23_every_mistake_in_the_settings_is_listed_at_once(tmp_path):
     code, text = train(tmp_path, "tt_rank=8", "admm.pull=3", "optimizer.nme=adam", f"hydra.run.dir={tmp_path / 'run'}")
     assert code == 2
     assert text.startswith("ConfigError: 3 problems")
-    for word in ("tt_ranks", "admm.pull", "optimizer.name"):
+    for word in ("tt_ranks", "admm.pull", "optimizer.nme: no such setting"):
         assert word in text
     assert "Traceback" not in text
     assert not (tmp_path / "run").exists()
