@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hodec import Plan, convert
 from hodec.experiment.config.schema import DataConfig
-from hodec.experiment.data import build_data, train_loader
+from hodec.experiment.data.images import build_data
+from hodec.experiment.data.loaders import train_loader
 from hodec.models import build_model, load_weights
 
 LEARNING_RATE = 1e-3
@@ -51,7 +52,7 @@ def main() -> None:
     for name, weight in dense_weights(small, plan).items():
         truncated.get_submodule(name).weight.data.copy_(weight)
     settings = DataConfig(name="image_folder", root=sys.argv[2], batch_size=512, mean=MEAN, std=STD)
-    images, labels = next(iter(train_loader(build_data(settings), settings, seed=0)))
+    images, labels = next(iter(train_loader(build_data(settings), seed=0)))
     slow, fast = (step_sizes(net, plan, images, labels) for net in (truncated, small))
     ratios = {name: fast[name] / slow[name] for name in plan}
     lines = [f"{name:20} {ratio:.2f}" for name, ratio in ratios.items()]
