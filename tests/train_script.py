@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hodec.experiment.main  # noqa: F401  (with Hydra: once, before any fork)
 from hodec.models import resnet_cifar
 
 ROOT = Path(__file__).parent.parent

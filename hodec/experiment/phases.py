@@ -162,9 +162,9 @@ def _trained(
 
     def compute() -> Outcome:
         callback = admm() if admm else None
-        module = _module(run, phase, copy.deepcopy(net), teacher)
+        module = _module(run, phase, copy.deepcopy(net), teacher=teacher)
         began = time.perf_counter()
-        fit_phase(run, phase, module, callback)
+        fit_phase(run, phase, module, admm=callback)
         facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
         if callback is None:
             return Outcome(module.net.cpu(), facts)
@@ -188,7 +188,7 @@ def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
     return AdmmCallback(plan, **run.config.admm.values(), learner=learner, covariances=covariances, root="net")
 
 
-def _module(run: RunContext, phase: str, net: nn.Module, teacher: nn.Module | None) -> LitClassifier:
+def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> LitClassifier:
     config, optimizer = run.config, run.config.optimizer
     options = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay} | optimizer.torch_arguments()
     if phase == "retrain" and optimizer.retrain_lr is not None:
@@ -231,9 +231,8 @@ def compress(run: RunContext, trained: Trained) -> nn.Module:
             randomize_factors(net, seed=run.config.seed)
         errors = conversion_errors(dense, plan, net)
         batches = reestimate_batchnorm(net.to(run.device), run.training_images(run.config.bn_batches))
-        mean = sum(errors.values()) / len(errors)
         words = "converted %d layers, relative error %.3g on average; BatchNorm from %d batches"
-        log.info(words, len(errors), mean, batches)
+        log.info(words, len(errors), sum(errors.values()) / len(errors), batches)
         return Outcome(net.cpu(), {"errors": errors})
 
     return run.folder.memo("truncated", lambda: convert(dense, plan, decompose=False), compute).net

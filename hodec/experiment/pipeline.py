@@ -82,7 +82,7 @@ def compute(run: RunContext) -> JsonObject:
     }
     metrics = measure(run, {name: net for name, net in nets.items() if net is not None})
     if run.folder.writes:
-        finish(run, compressed, trained.plan, metrics)
+        finish(run, compressed, trained.plan, metrics=metrics)
     return metrics
 
 
@@ -116,7 +116,7 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def finish(run: RunContext, compressed: nn.Module, plan: Plan, metrics: JsonObject) -> None:
+def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonObject) -> None:
     """Write what outlives the run: the compressed model, the numbers, the report."""
     path, data = run.folder.path, run.data
     facts = {

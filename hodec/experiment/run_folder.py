@@ -42,7 +42,7 @@ class RunFolder:
     """The files of one run; see ``open``."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+        self.path, self.writes, self.metrics_path = path, writes, path / "metrics.jsonl"
         self.phases: dict[str, JsonObject] = {}
 
     @classmethod
@@ -123,9 +123,9 @@ class RunFolder:
         if self.writes:
             if outcome.factors:
                 named = {f"{layer}:{i}": f for layer, each in outcome.factors.items() for i, f in enumerate(each)}
-                save_tensors(self._factors_path(phase), named)
-            save_tensors(self._weights_path(phase), outcome.net.state_dict())
-            kept = {"sha256": sha256(self._weights_path(phase))}
+                save_tensors(self._tensors(f"{phase}_factors"), named)
+            save_tensors(self._tensors(phase), outcome.net.state_dict())
+            kept = {"sha256": sha256(self._tensors(phase))}
         self.finish(phase, kept | outcome.facts)
         return outcome
 
@@ -149,7 +149,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is missing or altered.
         """
-        path = self._weights_path(phase)
+        path = self._tensors(phase)
         if not path.exists() or sha256(path) != self.phases[phase]["sha256"]:
             raise CheckpointError(
                 f"{path} is missing or was altered since it was written; remove its entry {phase!r} from "
@@ -158,17 +158,14 @@ class RunFolder:
         net.load_state_dict(load_tensors(path))
 
     def _load_factors(self, phase: str) -> dict[str, list[Tensor]]:
-        path, factors = self._factors_path(phase), dict[str, list[Tensor]]()
+        path, factors = self._tensors(f"{phase}_factors"), dict[str, list[Tensor]]()
         named = load_tensors(path) if path.exists() else {}
         for key in sorted(named, key=lambda key: int(key.rpartition(":")[2])):
             factors.setdefault(key.rpartition(":")[0], []).append(named[key])
         return factors
 
-    def _weights_path(self, phase: str) -> Path:
-        return self.path / "phases" / f"{phase}.safetensors"
-
-    def _factors_path(self, phase: str) -> Path:
-        return self.path / "phases" / f"{phase}_factors.safetensors"
+    def _tensors(self, name: str) -> Path:
+        return self.path / "phases" / f"{name}.safetensors"
 
     # -- checkpoints of the phase under way ----------------------------------------------------------------------
 
@@ -195,10 +192,6 @@ class RunFolder:
         return None
 
     # -- rows per epoch ------------------------------------------------------------------------------------------
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
 
     def append_row(self, row: JsonObject) -> None:
         """Add one row and flush it to the disk: a killed run keeps every finished epoch."""

@@ -361,7 +361,7 @@ def test_loggers_are_closed_whatever_happens(tmp_path, monkeypatch):
 
     monkeypatch.setitem(loggers.LOGGERS, "csv", lambda config, folder: Logger())
     pipeline.run(tiny(dense_epochs=0, retrain_epochs=0), tmp_path / "good")
-    monkeypatch.setattr(phases, "fit_phase", lambda *a: (_ for _ in ()).throw(TrainingError("broke")))
+    monkeypatch.setattr(phases, "fit_phase", lambda *a, **k: (_ for _ in ()).throw(TrainingError("broke")))
     with pytest.raises(TrainingError):
         pipeline.run(tiny(), tmp_path / "bad")
     assert closed == ["success", "failed"]

@@ -167,7 +167,7 @@ def teachers_of(monkeypatch):
     """Phase -> the teachers that it will have had; instead of training, each phase moves the weights a little."""
     teachers = {}
 
-    def fit_phase(run, phase, module, admm):
+    def fit_phase(run, phase, module, *, admm):
         teachers[phase] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
         with torch.no_grad():
             for parameter in module.net.parameters():
