@@ -29,12 +29,6 @@ def start_values(tensor: Tensor) -> Tensor:
     return torch.linalg.svdvals(slices).flatten().sort(descending=True).values
 
 
-def recoverable(sides: Sequence[int], rank: int) -> bool:
-    """Whether a tensor of these sides that is exactly of this rank is recovered, coincidences aside."""
-    longest_first = sorted((n for n in sides if n > 1), reverse=True)
-    return len(longest_first) <= 2 or _split(longest_first, rank) is not None
-
-
 def orthogonal_start(tensors: Tensor, rank: int) -> Components:
     """The ``rank`` largest singular triplets of all slices (n_1, n_2), after turning the other sides to their axes.
 

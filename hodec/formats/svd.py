@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hodec.formats.base import Ranks, Shape
-from hodec.formats.calls import CallSites
+from hodec.formats.base import Ranks, channels_and_kernel
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedFormat, channels_and_kernel, pointwise, spatial_axes
+from hodec.formats.ops import Op, Shape, pointwise, spatial_axes
+from hodec.formats.staged import StagedFormat
 from hodec.linalg.svd import truncated_svd
 
 
@@ -25,25 +25,25 @@ class MatrixSplit(StagedFormat):
         """Weight (O, I, K..) -> matrix (rows, cols)."""
         raise NotImplementedError
 
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+    def from_sides(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
         """left (rows, r) and right (r, cols) -> kernels of the two convolutions."""
         raise NotImplementedError
 
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        """Inverse of ``kernels``."""
+    def sides(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        """Inverse of ``from_sides``."""
         raise NotImplementedError
 
     def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
         """Inverse of ``matrix``."""
         raise NotImplementedError
 
-    def most(self, shape: Shape) -> Ranks:
+    def max_ranks(self, shape: Shape, modes: Modes) -> Ranks:
         rows, cols = self.matrix(torch.empty(tuple(shape), device="meta")).shape
         return (min(rows, cols),)
 
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
         left, right = truncated_svd(self.matrix(weight), ranks[0])
-        return self.kernels(left, right, weight.shape)
+        return self.from_sides(left, right, weight.shape)
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
         left, right = self.sides(factors, shape)
@@ -63,9 +63,9 @@ class OutputSplit(MatrixSplit):
     Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.
     """
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         (r,), (out, inp, *kernel) = ranks, shape
-        return [Stage((r, inp, *kernel), spatial_axes(shape)), pointwise(out, r, shape)]
+        return [Op((r, inp, *kernel), spatial_axes(shape)), pointwise(out, r, shape)]
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
@@ -73,11 +73,11 @@ class OutputSplit(MatrixSplit):
     def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
         return matrix.reshape(tuple(shape))
 
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+    def from_sides(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
         return [right.reshape(-1, *shape[1:]), left.reshape(*left.shape, *(1 for _ in shape[2:]))]
 
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        first, second = kernels
+    def sides(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        first, second = factors
         return second.flatten(1), first.flatten(1)
 
     def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
@@ -87,8 +87,9 @@ class OutputSplit(MatrixSplit):
 class LookupSplit(OutputSplit):
     """Matrix (width, entries) of an embedding: a narrow table is looked up, then mapped to the full width."""
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
-        return call_sites.out_positions * ranks[0] * shape[0]
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
+        (r,), (width, entries) = ranks, shape
+        return [Op((r, 1), entries=entries), pointwise(width, r, shape)]
 
 
 class InputSplit(MatrixSplit):
@@ -97,9 +98,9 @@ class InputSplit(MatrixSplit):
     Source: AIMET user guide, weight SVD.
     """
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         (r,), (out, inp, *kernel) = ranks, shape
-        return [pointwise(r, inp, shape), Stage((out, r, *kernel), spatial_axes(shape))]
+        return [pointwise(r, inp, shape), Op((out, r, *kernel), spatial_axes(shape))]
 
     def matrix(self, weight: Tensor) -> Tensor:
         return torch.einsum("oi...->o...i", weight).flatten(0, -2)
@@ -108,13 +109,13 @@ class InputSplit(MatrixSplit):
         out, inp, *kernel = shape
         return torch.einsum("o...i->oi...", matrix.reshape(out, *kernel, inp)).contiguous()
 
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+    def from_sides(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
         out, inp, *kernel = shape
         second = torch.einsum("o...r->or...", left.reshape(out, *kernel, left.shape[1]))
         return [right.reshape(-1, inp, *(1 for _ in kernel)), second.contiguous()]
 
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        first, second = kernels
+    def sides(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        first, second = factors
         return torch.einsum("or...->o...r", second).flatten(0, -2), first.flatten(1)
 
     def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
@@ -138,11 +139,11 @@ class SpatialSplit(MatrixSplit):
         out, inp, height, width = shape
         return 0 if (out >= inp) == (height <= width) else 1
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         (r,), (out, inp, *kernel), first = ranks, shape, self.first_axis(shape)
         one, two = [1, 1], [1, 1]
         one[first], two[1 - first] = kernel[first], kernel[1 - first]
-        return [Stage((r, inp, *one), (first,)), Stage((out, r, *two), (1 - first,))]
+        return [Op((r, inp, *one), (first,)), Op((out, r, *two), (1 - first,))]
 
     def matrix(self, weight: Tensor) -> Tensor:
         pattern = "oihw->owih" if self.first_axis(weight.shape) == 0 else "oihw->ohiw"
@@ -157,18 +158,18 @@ class SpatialSplit(MatrixSplit):
         split = matrix.reshape(out, kernel[1 - first], inp, kernel[first])
         return torch.einsum("owih->oihw" if first == 0 else "ohiw->oihw", split).contiguous()
 
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
+    def from_sides(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
         (out, inp, *kernel), first = shape, self.first_axis(shape)
         one = right.reshape(-1, inp, kernel[first])
         two = left.reshape(out, kernel[1 - first], -1).transpose(1, 2).contiguous()
         return [one.unsqueeze(3 - first), two.unsqueeze(2 + first)]
 
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        return self._sides(kernels, self.first_axis(shape))
+    def sides(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        return self._sides(factors, self.first_axis(shape))
 
     @staticmethod
-    def _sides(kernels: Sequence[Tensor], first: int) -> tuple[Tensor, Tensor]:
-        one, two = kernels[0].squeeze(3 - first), kernels[1].squeeze(2 + first)
+    def _sides(factors: Sequence[Tensor], first: int) -> tuple[Tensor, Tensor]:
+        one, two = factors[0].squeeze(3 - first), factors[1].squeeze(2 + first)
         return two.transpose(1, 2).flatten(0, 1), one.flatten(1)
 
     def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
