@@ -145,6 +145,18 @@ class Format(ABC):
         )
         return self.executions[-1] if last < self.rate * first else self.executions[0]
 
+    def tensorly_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
+        """The shape of the tensorly tensor of a weight, whose type is ``tensorly_type``."""
+        return tuple(shape)
+
+    def to_tensorly(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor | None, list[Tensor]]:
+        """The parts of the tensorly tensor: core (Tucker), weights (CP) or None (TT), and its factors."""
+        return None, list(factors)
+
+    def from_tensorly(self, first: Tensor | None, factors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+        """Inverse of ``to_tensorly``."""
+        return list(factors)
+
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         """Project a batch of equal-shaped weights, (B, O, I, ...), each on its own."""
         shape = weights.shape[1:]

@@ -69,23 +69,32 @@ class CP(StagedFormat):
         return (math.prod(sides) // max(sides),)
 
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
-        return self._as_ops(self._factors(weight[None], ranks), weight, ranks)
+        return self._as_ops(self._factors(weight[None], ranks), weight)
 
     def refine(
         self, weight: Tensor, ranks: Sequence[int], modes: Modes, init_factors: Sequence[Tensor]
     ) -> list[Tensor]:
         near = [f[None] for f in _sides(init_factors)]
-        return self._as_ops(self._factors(weight[None], ranks, near), weight, ranks)
+        return self._as_ops(self._factors(weight[None], ranks, near), weight)
 
-    def _as_ops(self, factors: Sequence[Tensor], weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    def _as_ops(self, factors: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
         """Factors (1, n, R) of O, I and each depthwise op -> kernels in the order of the ops."""
-        outer, inner, *spatial = (f[0].to(weight.dtype) for f in factors)
-        in_order = [inner.mT, *(s.mT for s in spatial), outer]
-        ops = self.chain(weight.shape, ranks)
-        return [f.reshape(op.kernel) for f, op in zip(in_order, ops, strict=True)]
+        return self.from_tensorly(None, [f[0].to(weight.dtype) for f in factors], weight.shape)
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
         return _sum_of_products(_sides(factors), shape)
+
+    def tensorly_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
+        return self.sides(shape)
+
+    def to_tensorly(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor | None, list[Tensor]]:
+        sides = _sides(factors)
+        return sides[0].new_ones(sides[0].shape[1]), sides
+
+    def from_tensorly(self, first: Tensor | None, factors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+        outer, inner, *spatial = factors
+        in_order = [inner.mT, *(s.mT for s in spatial), outer if first is None else outer * first]
+        return [f.reshape(op.kernel) for f, op in zip(in_order, self.chain(shape, [outer.shape[1]]), strict=True)]
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         tensor = weight.reshape(self.sides(weight.shape))

@@ -148,6 +148,9 @@ class TTFormat(Format):
         cores = _decompose_many(self.tensorize(weights, modes), ranks, orthonormal=False)
         return self.to_weight(_reconstruct_many(cores), weights.shape[1:], modes)
 
+    def tensorly_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
+        return self.tensor_shape(shape, modes)
+
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
         return tuple(core.shape[-1] for core in factors[:-1])
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -62,6 +63,18 @@ class Tucker2(StagedFormat):
 
     def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
         return channels_and_kernel(shape)
+
+    def to_tensorly(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor | None, list[Tensor]]:
+        inner, core, outer = factors
+        whole_axes = [torch.eye(n, dtype=core.dtype, device=core.device) for n in shape[2:]]
+        return core, [outer.flatten(1), inner.flatten(1).mT, *whole_axes]
+
+    def from_tensorly(self, first: Tensor | None, factors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+        core, (outer, inner, *kernel) = cast(Tensor, first), factors
+        for axis, factor in enumerate(kernel, start=2):
+            core = torch.movedim(torch.tensordot(core, factor, dims=([axis], [1])), -1, axis)
+        ones = [1] * len(kernel)
+        return [inner.mT.reshape(*inner.mT.shape, *ones), core, outer.reshape(*outer.shape, *ones)]
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         return self._expand(*self._factor(weights, ranks))

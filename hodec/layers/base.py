@@ -15,6 +15,7 @@ from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
+from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
 
 
 class FactorizedLayer(nn.Module):
@@ -162,6 +163,42 @@ class FactorizedLayer(nn.Module):
         """Overwrite the parameters by factors in the format's order and shapes."""
         for view, factor in zip(self.views(), factors, strict=True):
             view.copy_(factor.reshape(view.shape))
+
+    def to_tensorly(self) -> TensorlyTensor:
+        """The weight as a ``TTTensor``, ``TuckerTensor`` or ``CPTensor`` of tensorly, in its active backend.
+
+        A ``TuckerTensor`` has the shape (O, I, K_1, ..), with identities for the kernel's axes; a ``CPTensor`` leaves
+        out axes of size 1 (and has K_1 K_2 for ``cp3``); a ``TTTensor`` has the modes that the format reads the weight
+        as, see ``format.tensor_shape``. Under the backends pytorch and numpy (on the CPU) it shares the memory of the
+        layer's factors wherever the layer stores them as tensorly does.
+
+        Raises:
+            ConvertError: tensorly is not installed or has no type for this format.
+        """
+        return to_tensorly(self.format, self.factors(), self.shape)
+
+    @classmethod
+    def from_tensorly(
+        cls, module: nn.Module, tensor: object, *, modes: Modes | None = None, execution: str = ""
+    ) -> Self:
+        """The layer that stands in for ``module`` with the weight of a tensorly tensor, as ``to_tensorly`` gives it.
+
+        Args:
+            module: the dense layer, which gives bias, settings, type and device; its weight is not read.
+            tensor: a tensorly tensor of this format, of any backend.
+            modes: how channels split; by default evenly, into as many modes as the tensor has.
+            execution: one of the format's executions, by default its first.
+
+        Raises:
+            ConvertError: tensorly is not installed, it has no type for this format, or the tensor does not fit.
+            RankError: ranks that are larger than the shape allows.
+        """
+        weight = cast(Tensor, module.weight).detach()
+        shape = tuple(cls.layer_type.to_oihw(weight).shape)
+        factors, modes = from_tensorly(cls.format, tensor, shape, modes)
+        layer = cls.like(module, cls.format.ranks(factors), modes=modes, execution=execution)
+        layer.load_factors(equalize_norms(factors))
+        return layer.adopt(module)
 
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""

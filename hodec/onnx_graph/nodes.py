@@ -101,6 +101,8 @@ class Writer:
         """The replaced node's settings along the axes of this step, and none along the others."""
         dims = step.kernel.ndim - 2
         settings: dict[str, Any] = {"kernel_shape": list(step.kernel.shape[2:])}
+        if step.depthwise:
+            settings["group"] = step.kernel.shape[0]
         if not step.axes:
             return settings
         given = attributes(self.use.node)
@@ -111,8 +113,6 @@ class Writer:
             settings["pads"] = [int(n) if k % dims in step.axes else 0 for k, n in enumerate(given["pads"])]
         if given.get("auto_pad", "NOTSET") != "NOTSET":
             settings["auto_pad"] = given["auto_pad"]
-        if step.depthwise:
-            settings["group"] = step.kernel.shape[0]
         return settings
 
     def _multiply(self, data: str, weight: str, *, bias: str, final: bool) -> str:

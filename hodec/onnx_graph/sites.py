@@ -14,7 +14,6 @@ from hodec.conversion.eligibility import LayerSite
 from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.formats.staged import StagedFormat
 from hodec.linalg.svd import largest_magnitude
 from hodec.methods import Method
 from hodec.onnx_graph.constants import FLOATS, Constants
@@ -229,7 +228,7 @@ def _settings_refusal(use: Use, fmt: Format, method: str, shape: Size) -> str:
         plain = (given.get("alpha", 1.0), given.get("beta", 1.0)) == (1.0, 1.0)
         return (
             ""
-            if plain or isinstance(fmt, StagedFormat)
+            if plain or not fmt.uses_modes
             else f"method {method} has no place for a Gemm's alpha and beta"
         )
     if given.get("group", 1) != 1:
