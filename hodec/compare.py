@@ -1,7 +1,6 @@
 """Whether an exported net still does what it did."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +10,12 @@ from hodec.errors import ConvertError
 from hodec.inference import inference
 
 
-def tensors_in(output: Any) -> list[Tensor]:
+def tensors_in(output: object) -> list[Tensor]:
     """All tensors of an output, however nested."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def distance(made: Any, expected: Any) -> float:
+def distance(made: object, expected: object) -> float:
     """Largest relative distance norm(made - expected) / norm(expected) of any tensor; infinite where shapes differ."""
     pairs = tensors_in(made), tensors_in(expected)
     if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:

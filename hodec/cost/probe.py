@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -10,15 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hodec.formats.calls import CallSites, Size
-from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES
 from hodec.formats.ops import Op, dense_op
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
-
-CONVS: dict[tuple[int, bool], Callable[..., nn.Module]] = {
-    (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,
-    (1, True): nn.ConvTranspose1d, (2, True): nn.ConvTranspose2d, (3, True): nn.ConvTranspose3d,
-}  # fmt: skip
 
 # Channel counts at which convolutions are measured: kernels work on 8 or 16 channels at a time.
 GRID = [1, 4, 8, *range(16, 129, 16), *range(192, 513, 64), *range(640, 2049, 128), *range(2560, 16385, 512)]
@@ -84,13 +79,10 @@ class Probe:
             execution = layer.resolved_execution
             return cls.like(dense, layer.ranks, modes=layer.modes, execution=execution, initialize=True)
         out, inp, *kernel = self.op.kernel
-        layer_type = LAYER_TYPES[self.layer_type]
-        if layer_type.is_embedding:
-            return nn.Embedding(inp, out)
-        if not layer_type.dims:
-            return nn.Linear(inp, out)
-        settings = moves(kernel, self.in_size, self.out_size, transposed=layer_type.transposed)
-        make = CONVS[layer_type.dims, layer_type.transposed]
+        make, transposed = DENSE_CLASSES[self.layer_type], LAYER_TYPES[self.layer_type].transposed
+        if not kernel:
+            return make(inp, out)
+        settings = moves(kernel, self.in_size, self.out_size, transposed=transposed)
         return make(self.op.channels, out, kernel, groups=self.op.groups, **settings)
 
 

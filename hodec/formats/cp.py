@@ -20,9 +20,10 @@ class CP(StagedFormat):
 
     Axes of size 1 need no op of their own. The largest rank, min_k prod_{j != k} n_j over the sides n of the
     tensor, is exact for every weight. Below it a CP is found by iteration: a local optimum, orthogonal to what it
-    drops, whose error may grow by up to 0.02 of the weight from one rank to the next. A weight of exactly rank R is found again where R
-    is at most the longest side, and at most a product of others that leaves a side out (up to coincidences of measure
-    zero); at other ranks, decomposing a projection anew is another iteration, which may end some percent away from it.
+    drops, whose error may grow by up to 0.02 of the weight from one rank to the next. A weight of exactly rank R is
+    found again where R is at most the longest side, and at most a product of others that leaves a side out, up to
+    coincidences of measure zero. At other ranks, decomposing a projection anew is another iteration, which may end some
+    percent away from it.
 
     Args:
         joint: whether the spatial axes are one side of the tensor: one depthwise K_1 x K_2 x .. convolution.

@@ -9,11 +9,6 @@ from torch import Tensor
 from hodec.formats.cp_components import Components, unit
 from hodec.linalg.svd import leading_vectors, truncated_svd
 
-# What a tensor may have outside of its leading ``rank`` directions to be tried as one of exactly that rank.
-OUTSIDE = 1e-4
-# The start is moved by this share of a unit vector: exactly symmetric tensors have saddle points there.
-MOVED = 0.02
-
 
 def start_values(tensor: Tensor) -> Tensor:
     """Norms of all components of the orthogonal start, largest first, float64.
@@ -57,13 +52,17 @@ def _turned_slices(tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
     return (turned.flatten(3).movedim(3, 1) if small else turned[:, None]), turns
 
 
-def moved(start: Components) -> Components:
-    """A start near this one, by numbers that are the same every time."""
+def moved(start: Components, *, size: float = 0.02) -> Components:
+    """A start near this one, moved by seeded numbers: exactly symmetric tensors have saddle points there.
+
+    Args:
+        size: norm of the move of each column, which is a unit vector.
+    """
     generator = torch.Generator().manual_seed(0)
     columns = []
     for c in start.columns:
         noise = torch.randn(c.shape[1:], generator=generator, dtype=c.dtype).to(c.device)
-        moved = c + MOVED * noise / c.shape[1] ** 0.5
+        moved = c + size * noise / c.shape[1] ** 0.5
         columns.append(unit(moved, moved.norm(dim=1)))
     return Components(columns, start.weights)
 
@@ -90,15 +89,15 @@ def _split(shape: Sequence[int], rank: int) -> int | None:
     return fits[0] if fits else None
 
 
-def of_this_rank(tensors: Tensor, rank: int) -> Tensor:
-    """Whether each tensor could be exactly of this rank and recovered, (B,)."""
+def of_this_rank(tensors: Tensor, rank: int, *, tol: float) -> Tensor:
+    """Whether each unit tensor is of this rank but for ``tol`` of it, and could be recovered, (B,)."""
     split = _split(tensors.shape[1:], rank)
     if split is None:
         return torch.zeros(len(tensors), dtype=torch.bool, device=tensors.device)
     rows = tensors.flatten(2)
     cols = tensors.flatten(split + 1).flatten(2, split).permute(0, 2, 1, 3).flatten(2)
-    kept = [truncated_svd(m, rank)[1].flatten(1).square().sum(1) for m in (rows, cols)]
-    return (1 - torch.minimum(*kept)) < OUTSIDE**2
+    retained = [truncated_svd(m, rank)[1].flatten(1).square().sum(1) for m in (rows, cols)]
+    return (1 - torch.minimum(*retained)) < tol**2
 
 
 def eigen_start(tensors: Tensor, rank: int) -> Components:

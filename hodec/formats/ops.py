@@ -1,7 +1,8 @@
 """Op: one convolution or matrix product of a factorized layer.
 
-A format lists the ops of its layer once for each execution. Parameters and multiply-adds (here), the forward pass
-(``layers``), plain modules (``fusion``), latency probes (``cost``) and ONNX nodes (``onnx_graph``) follow from that list.
+A format lists the ops of its layer once for each execution. From that list follow its parameters and multiply-adds
+(here), the forward pass (``layers``), plain modules (``fusion``), latency probes (``cost``) and ONNX nodes
+(``onnx_graph``).
 """
 
 import math

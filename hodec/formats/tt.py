@@ -24,7 +24,7 @@ def max_ranks(shape: Shape) -> Ranks:
 
 
 def fit_ranks(shape: Shape, ranks: Sequence[int]) -> Ranks:
-    """Lower ``ranks`` until each is at most its neighbour times the mode between them (so that no element is useless)."""
+    """Lower ``ranks`` until each is at most its neighbour times the mode between them: no element is useless then."""
     fit = [1, *ranks, 1]
     for k in range(1, len(fit) - 1):
         fit[k] = min(fit[k], fit[k - 1] * shape[k - 1])

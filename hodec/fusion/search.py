@@ -202,7 +202,7 @@ class _Work:
 
 
 def _fastest(work: _Work, memory_format: str) -> nn.Module:
-    """Memory format by the whole net, then each layer by itself, then the whole net against the net with dense layers."""
+    """Memory format by the whole net, then each layer by itself, then the whole net against one of dense layers."""
     first = work.choose(_fewest_macs)
     work.difference(work.build(first))  # a net that does not run is named before it is measured
     layout, net_ms = _layout(work, first, memory_format)

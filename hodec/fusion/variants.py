@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import cast
@@ -11,17 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import DENSE_CLASSES
 from hodec.formats.ops import Op, dense_op, total_macs
 from hodec.fusion.batchnorm import Call, scale_and_shift, scaled_last
 from hodec.layers.base import FactorizedLayer
 from hodec.layers.conv import FactorizedConv
 
 DENSE, CHAIN, MERGED = "dense", "chain", "merged"
-
-CONVS: dict[tuple[int, bool], Callable[..., nn.Module]] = {
-    (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,
-    (1, True): nn.ConvTranspose1d, (2, True): nn.ConvTranspose2d, (3, True): nn.ConvTranspose3d,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -209,7 +205,7 @@ def _conv(layer: FactorizedConv, op: Op, transposed: bool, bias: bool) -> nn.Mod
         settings["output_padding"] = along(layer.output_padding, 0)
     elif op.axes:
         settings["padding_mode"] = layer.padding_mode
-    make = CONVS[layer.layer_type.dims, transposed]
+    make = DENSE_CLASSES[f"conv{'_transpose' * transposed}{layer.layer_type.dims}d"]
     return make(op.channels, op.kernel[0], op.kernel[2:], groups=op.groups, bias=bias, device="meta", **settings)
 
 

@@ -5,7 +5,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,28 @@ from hodec.formats.ops import Op, Shape
 from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
 
 
+class LayerOptions(TypedDict, total=False):
+    """The arguments that all factorized layers share, beside the settings of their dense layer.
+
+    Attributes:
+        ranks: the format's ranks.
+        modes: how channels split; by default evenly, into two modes a side.
+        bias: whether there is a bias, one number an output channel; by default there is.
+        execution: how inference computes it, one of ``format.executions``; training always uses the first, the default.
+        initialize: whether to draw random factors, as by default. Otherwise they are zero, to be loaded, and nothing
+            is drawn.
+        device, dtype: of the parameters.
+    """
+
+    ranks: Required[Sequence[int]]
+    modes: Modes | None
+    bias: bool
+    execution: str
+    initialize: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 class FactorizedLayer(nn.Module):
     """Base of the factorized layers.
 
@@ -26,12 +48,7 @@ class FactorizedLayer(nn.Module):
 
     Args:
         shape: shape of the dense weight with output channels first, (O, I, K_1, ..) or (O, I).
-        ranks: the format's ranks.
-        modes: how channels split; by default evenly, into two modes a side.
-        execution: how inference computes it, one of ``format.executions``; training always uses the first, the default.
-        bias: whether there is a bias, one number an output channel.
-        initialize: whether to draw random factors. Otherwise they are zero, to be loaded, and nothing is drawn.
-        device, dtype: of the parameters.
+        options: see ``LayerOptions``.
 
     Raises:
         RankError: ranks that do not fit.
@@ -43,39 +60,27 @@ class FactorizedLayer(nn.Module):
     #: attributes of the dense layer that go over to this one
     settings: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        shape: Shape,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None,
-        execution: str,
-        bias: bool,
-        initialize: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
+    def __init__(self, shape: Shape, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
         self.shape = tuple(shape)
         default = max(2, self.format.min_modes) if self.format.uses_modes else 1
-        self.modes = modes or Modes.split(shape[1], shape[0], default)
+        self.modes = options.get("modes") or Modes.split(shape[1], shape[0], default)
         self.modes.check(shape[1], shape[0])
-        self.ranks = self.format.check_ranks(self.shape, self.modes, ranks)
+        self.ranks = self.format.check_ranks(self.shape, self.modes, options["ranks"])
         executions = self.format.executions
-        execution = execution or executions[0]
-        if execution not in executions:
-            raise ConvertError(f"execution {execution!r} is not one of {', '.join(executions)}")
-        self.execution = execution
+        self.execution = options.get("execution") or executions[0]
+        if self.execution not in executions:
+            raise ConvertError(f"execution {self.execution!r} is not one of {', '.join(executions)}")
         self.ops: dict[str, list[Op]] = {e: self.format.ops(self.shape, self.ranks, self.modes, e) for e in executions}
         # merged kernels, the stamp of the weights that they were made from, and those weights
         self._merged: tuple[object, tuple[Tensor, ...], list[Tensor]] | None = None
 
         def zeros(*sizes: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(sizes, device=device, dtype=dtype))
+            return nn.Parameter(torch.zeros(sizes, device=options.get("device"), dtype=options.get("dtype")))
 
         self.build_factors(zeros)
-        self.bias = zeros(self.shape[0]) if bias else None
-        if initialize:
+        self.bias = zeros(self.shape[0]) if options.get("bias", True) else None
+        if options.get("initialize", True):
             self.reset_parameters()
 
     @abstractmethod
@@ -270,7 +275,7 @@ class FactorizedLayer(nn.Module):
 def layer_class(
     base: type[FactorizedLayer], name: str, fmt: Format, layer_type: LayerType, *, module: str
 ) -> type[FactorizedLayer]:
-    """A subclass of ``base`` for one format and layer type, put under its name into ``module``, where pickle finds it."""
+    """A subclass of ``base`` for a format and layer type, put under its name into ``module``, where pickle finds it."""
     words = f"``{type(fmt).__name__}`` of a layer of type ``{layer_type.name}``; see ``{base.__name__}``."
     made = type(name, (base,), {"format": fmt, "layer_type": layer_type, "__module__": module, "__doc__": words})
     setattr(sys.modules[module], name, made)
@@ -285,7 +290,7 @@ def conv_classes(
     *,
     dims: Sequence[int] = (1, 2, 3),
 ) -> dict[str, type[FactorizedLayer]]:
-    """Classes ``{prefix}1d``, .. and ``{prefix}Transpose1d``, .. in the module of ``base``, by name of the layer type."""
+    """Classes ``{prefix}1d``, ``{prefix}Transpose1d``, .. in the module of ``base``, by name of the layer type."""
     made = {}
     for words, stem, fmt in (("", "conv", plain), ("Transpose", "conv_transpose", transposed)):
         for n in dims if fmt is not None else ():

@@ -1,16 +1,14 @@
 """FactorizedConv: the settings of a convolution, and its ops as torch runs them, for every format and dimension."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
-from hodec.formats.modes import Modes
 from hodec.formats.ops import Op
-from hodec.layers.base import FactorizedLayer
+from hodec.layers.base import FactorizedLayer, LayerOptions
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -22,7 +20,7 @@ class FactorizedConv(FactorizedLayer):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, output_padding: as in
             torch's layer of the same type.
-        ranks, modes, bias, execution, initialize, device, dtype: as of ``FactorizedLayer``.
+        options: see ``LayerOptions``.
     """
 
     layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
@@ -33,36 +31,21 @@ class FactorizedConv(FactorizedLayer):
         "padding_mode",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
         *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] | str = 0,
         dilation: int | Sequence[int] = 1,
         output_padding: int | Sequence[int] = 0,
-        bias: bool = True,
         padding_mode: str = "zeros",
-        execution: str = "",
-        initialize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         kernel = self._each_axis(kernel_size)
-        super().__init__(
-            (out_channels, in_channels, *kernel),
-            ranks=ranks,
-            modes=modes,
-            execution=execution,
-            bias=bias,
-            initialize=initialize,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__((out_channels, in_channels, *kernel), **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation = kernel, self._each_axis(stride), self._each_axis(dilation)
         self.padding = padding if isinstance(padding, str) else self._each_axis(padding)

@@ -1,7 +1,7 @@
 """Factorized embeddings: a narrow table with a linear map, and a tensor train whose table is never built."""
 
 from collections.abc import Callable, Sequence
-from typing import Self, cast
+from typing import Self, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hodec.formats import svd, tt
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
-from hodec.layers.base import FactorizedLayer
+from hodec.layers.base import FactorizedLayer, LayerOptions
 
 
 class FactorizedEmbedding(FactorizedLayer):
@@ -18,7 +18,7 @@ class FactorizedEmbedding(FactorizedLayer):
 
     Args:
         num_embeddings, embedding_dim, padding_idx: as in ``nn.Embedding``.
-        ranks, modes, execution, initialize, device, dtype: as of ``FactorizedLayer``.
+        options: see ``LayerOptions``; there is no bias.
     """
 
     layer_type = LAYER_TYPES["embedding"]
@@ -29,26 +29,13 @@ class FactorizedEmbedding(FactorizedLayer):
         num_embeddings: int,
         embedding_dim: int,
         *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
         padding_idx: int | None = None,
-        execution: str = "",
-        initialize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         # before the factors, which depend on the padding
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        super().__init__(
-            (embedding_dim, num_embeddings),
-            ranks=ranks,
-            modes=modes,
-            execution=execution,
-            bias=False,
-            initialize=initialize,
-            device=device,
-            dtype=dtype,
-        )
+        options["bias"] = False
+        super().__init__((embedding_dim, num_embeddings), **options)
 
 
 class SVDEmbedding(FactorizedEmbedding):

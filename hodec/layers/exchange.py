@@ -4,9 +4,9 @@ tensorly's backend is read and never changed: tensors go out as those of the bac
 any backend. tensorly is imported when it is asked for, and nowhere else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,8 @@ def from_tensorly(fmt: Format, tensor: object, shape: Shape, modes: Modes | None
     kind = getattr(make, "__name__", "")
     if type(tensor).__name__ != kind:
         raise ConvertError(f"from_tensorly: a {type(tensor).__name__} was given; {type(fmt).__name__} takes a {kind}")
-    first, parts = (None, list(tensor)) if fmt.tensorly_type == "tt" else tensor  # type: ignore[call-overload,misc]
+    parts = list(cast(Iterable[object], tensor))
+    first, parts = (None, parts) if fmt.tensorly_type == "tt" else (parts[0], cast(list[object], parts[1]))
     factors = [_as_torch(tl, part) for part in parts]
     given = tuple(factor.shape[1 if factor.ndim == 3 else 0] for factor in factors)
     for split in [modes] if modes else _splits(fmt, shape, len(factors)):

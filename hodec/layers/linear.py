@@ -1,15 +1,14 @@
 """FactorizedLinear: the settings of a linear layer, and its ops as torch runs them, for every format."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.formats.modes import Modes
 from hodec.formats.ops import Op
-from hodec.layers.base import FactorizedLayer
+from hodec.layers.base import FactorizedLayer, LayerOptions
 
 
 class FactorizedLinear(FactorizedLayer):
@@ -17,35 +16,14 @@ class FactorizedLinear(FactorizedLayer):
 
     Args:
         in_features, out_features: as in ``nn.Linear``.
-        ranks, modes, bias, execution, initialize, device, dtype: as of ``FactorizedLayer``.
+        options: see ``LayerOptions``.
     """
 
     layer_type = LAYER_TYPES["linear"]
     settings = ("in_features", "out_features")
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
-        bias: bool = True,
-        execution: str = "",
-        initialize: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            (out_features, in_features),
-            ranks=ranks,
-            modes=modes,
-            execution=execution,
-            bias=bias,
-            initialize=initialize,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, in_features: int, out_features: int, **options: Unpack[LayerOptions]) -> None:
+        super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:

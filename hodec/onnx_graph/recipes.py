@@ -165,7 +165,7 @@ def _ops(layer: LayerPlan) -> list[Op]:
 
 
 def _conv_chain(layer: LayerPlan, pairs: Sequence[tuple[Op, Tensor]]) -> Recipe:
-    """Contractions as 1x1 convolutions; pending inputs lengthen the first spatial axis, done outputs are in the batch."""
+    """Contractions as 1x1 convolutions: pending inputs are along the first spatial axis, done outputs in the batch."""
     steps, rest = list[Step](), [0] * (len(layer.shape) - 3)
     now, done = (1, layer.shape[1], 1), (1, layer.shape[0], 1)  # outputs done, channels, inputs pending
     for op, kernel in pairs:

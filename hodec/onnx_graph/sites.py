@@ -226,11 +226,7 @@ def _settings_refusal(use: Use, fmt: Format, method: str, shape: Size) -> str:
     given, dims = attributes(use.node), LAYER_TYPES[use.layer_type].dims
     if not dims:
         plain = (given.get("alpha", 1.0), given.get("beta", 1.0)) == (1.0, 1.0)
-        return (
-            ""
-            if plain or not fmt.uses_modes
-            else f"method {method} has no place for a Gemm's alpha and beta"
-        )
+        return "" if plain or not fmt.uses_modes else f"method {method} has no place for a Gemm's alpha and beta"
     if given.get("group", 1) != 1:
         return f"grouped convolution (group={given['group']})"
     for key, count in COUNTS.items():

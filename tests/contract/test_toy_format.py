@@ -1,7 +1,7 @@
 """A new format in three small pieces (mathematics, layer, table entry) does all that the others do.
 
-It obeys the laws of ``tests/contract``, is planned, converted, counted, timed, fused, and goes into ONNX files, while no
-file of hodec knows of it.
+It obeys the laws of ``tests/contract``, is planned, converted, counted, timed and fused, and goes into ONNX files,
+while no file of hodec knows of it.
 """
 
 import inspect
@@ -206,7 +206,9 @@ def test_it_is_exported(planned, tmp_path):
 def test_a_taken_name_and_a_wrong_layer_are_refused():
     with pytest.raises(PlanError, match=r"hodec.methods.register: there is a method 'toy' already"):
         register(TOY)
-    with pytest.raises(PlanError, match="ToyConv2d stands in for layers of type 'conv2d', but method odd has it for 'lin"):
+    with pytest.raises(
+        PlanError, match="ToyConv2d stands in for layers of type 'conv2d', but method odd has it for 'lin"
+    ):
         register(Method("odd", {"linear": ToyConv2d}, ""))
     assert "odd" not in METHODS
 
@@ -242,7 +244,10 @@ def test_installed_packages_bring_methods(monkeypatch):
 @pytest.mark.parametrize(
     ("loaded", "message"),
     [
-        (Method("svd", {}, ""), "entry point 'one' = package:one of group hodec.methods: there is a method 'svd' already"),
+        (
+            Method("svd", {}, ""),
+            "entry point 'one' = package:one of group hodec.methods: there is a method 'svd' already",
+        ),
         (ImportError("no torch"), r"package:one .* cannot be loaded \(ImportError: no torch\)"),
         (ToyConv2d, "is a type; a hodec.methods.Method is needed"),
     ],

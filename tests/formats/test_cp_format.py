@@ -10,7 +10,7 @@ from hodec.formats import cp
 from hodec.formats.base import project_batch
 from hodec.formats.calls import CallSites
 from hodec.formats.cp import CONV, CONV_TRANSPOSED, JOINT
-from hodec.formats.cp_als import LIMIT, factorize
+from hodec.formats.cp_als import Als, factorize
 from hodec.formats.modes import Modes
 
 ONE = Modes((1,), (1,))  # CP splits no channels
@@ -163,15 +163,14 @@ def degenerate() -> Tensor:
 def test_components_that_cancel_are_bounded():
     w = degenerate()
     factors = [f[0] for f in factorize(torch.stack([w, 1e6 * w]), 2)]
-    assert growth(factors) < LIMIT * float(w.norm())
+    assert growth(factors) < Als().max_norm * float(w.norm())
     assert float((cp._sum_of_products(factors, w.shape) - w).norm() / w.norm()) < 0.3
 
 
-def test_a_weaker_damping_is_not_followed_beyond_the_limit(monkeypatch: pytest.MonkeyPatch):
+def test_a_weaker_damping_is_not_followed_beyond_the_limit():
     w = degenerate() / 3**0.5
     assert growth([f[0] for f in factorize(w[None], 2)]) > 3
-    monkeypatch.setattr("hodec.formats.cp_als.LIMIT", 3.0)
-    factors = [f[0] for f in factorize(w[None], 2)]
+    factors = [f[0] for f in Als(max_norm=3.0).factorize(w[None], 2)]
     assert growth(factors) < 3
     z = cp._sum_of_products(factors, w.shape)
     torch.testing.assert_close(z.square().sum() + (w - z).square().sum(), torch.tensor(1.0, dtype=w.dtype))
@@ -184,36 +183,39 @@ def test_factors_given_that_cancel_beyond_the_limit_are_not_kept():
     near = torch.stack([a + b / far, a], 1)
     start = [near * torch.tensor([far, -far], dtype=w.dtype), near, near]
     assert float((cp._sum_of_products(start, w.shape) - w).norm()) < 1e-3 < 1e3 < growth(start)
-    assert growth([f[0] for f in factorize(w[None], 2, [f[None] for f in start])]) < LIMIT * float(w.norm())
+    assert growth([f[0] for f in factorize(w[None], 2, [f[None] for f in start])]) < Als().max_norm * float(w.norm())
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0])
 @pytest.mark.parametrize("rank", [8, 14])
-def test_components_are_small_and_the_sum_as_near(rank: int, decay: float, monkeypatch: pytest.MonkeyPatch):
+def test_components_are_small_and_the_sum_as_near(rank: int, decay: float):
     """Without damping they come out several times as large, and hardly nearer, if at all."""
     w = kernel((16, 16, 3, 3), decay=decay, seed=rank)
 
-    def fit() -> tuple[float, float]:
-        factors = [f[0] for f in factorize(w[None], rank)]
+    def fit(als: Als) -> tuple[float, float]:
+        factors = [f[0] for f in als.factorize(w[None], rank)]
         return growth(factors), float((cp._sum_of_products(factors, w.shape) - w).norm())
 
-    size, left = fit()
-    monkeypatch.setattr("hodec.formats.cp_als.DAMPINGS", ((0.0, 15),))
-    free_size, free_left = fit()
+    size, left = fit(Als())
+    free_size, free_left = fit(Als(dampings=((0.0, 15),)))
     assert left < 1.02 * free_left
     assert size < free_size / 2
 
 
-def test_a_strong_component_is_not_split_at_the_price_of_weak_ones(monkeypatch: pytest.MonkeyPatch):
+def test_a_strong_component_is_not_split_at_the_price_of_weak_ones():
     """Copies of one have a smaller norm than the one, but a weak component would be missing for each."""
     shape, generator = (16, 12, 3, 3), torch.Generator().manual_seed(0)
     bases = [torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0] for n in shape]
     parts = [basis[:, torch.arange(8) % len(basis)] for basis in bases]
     sizes = torch.tensor([1.0] + [0.2] * 7, dtype=torch.float64)
     w = torch.einsum("r,ir,jr,kr,lr->ijkl", sizes, *parts) + 0.02 * kernel(shape)
-    assert error(w, 8) < 0.02
-    monkeypatch.setattr("hodec.formats.cp_als.COPIES", 2.0)  # no cosine is: copies are left as they are
-    assert error(w, 8) > 0.2
+
+    def left(als: Als) -> float:
+        factors = [f[0] for f in als.factorize(w[None], 8)]
+        return float((cp._sum_of_products(factors, shape) - w).norm() / w.norm())
+
+    assert left(Als()) < 0.02
+    assert left(Als(max_congruence=2.0)) > 0.2  # no cosine is: copies are left as they are
 
 
 @every_format
