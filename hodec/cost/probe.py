@@ -61,7 +61,7 @@ class Probe:
         for picks in product(*near):
             channels = [n for _, n in picks] if len(picks) == 2 else [picks[0][1], 1]
             weight = math.prod(part for part, _ in picks)
-            yield weight, replace(self, op=replace(self.op, kernel=(*channels, *kernel[2:])))
+            yield weight, replace(self, op=self.op._replace(kernel=(*channels, *kernel[2:])))
 
     def example(self, batch: int) -> Tensor:
         """An input for it: random, or ones where it looks something up."""
@@ -113,7 +113,7 @@ def _of_one_call(layer: LayerPlan, in_size: Size, out_size: Size, *, dense: bool
 
 def probed_ops(layer: LayerPlan) -> list[Op]:
     """The ops that a planned layer runs one after another; none where it has to be measured as it is."""
-    ops = layer.format.ops(layer.shape, layer.ranks, layer.modes, layer.resolved_execution)
+    ops = layer.format.ops(layer.shape, layer.ranks, layer.modes, execution=layer.resolved_execution)
     as_it_is = LAYER_TYPES[layer.layer_type].is_embedding or any(op.contracts for op in ops)
     return [] if as_it_is else ops
 

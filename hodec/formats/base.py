@@ -90,7 +90,7 @@ class Format(ABC):
         return [(position, singular_values(matrix)) for position, matrix in self.unfoldings(weight, modes)]
 
     @abstractmethod
-    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, execution: str) -> list[Op]:
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         """The ops that an execution runs, in order; in the last execution, op k runs factor k."""
 
     def kernel(self, factor: Tensor, op: Op) -> Tensor:
@@ -103,13 +103,13 @@ class Format(ABC):
             return factor
         return factor.reshape(factor.shape[0], max(1, op.gives), max(1, op.takes), factor.shape[-1])
 
-    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, execution: str) -> list[Tensor]:
+    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, *, execution: str) -> list[Tensor]:
         """The kernels of the ops of an execution; by default each op has one factor.
 
         Args:
             factors: as ``decompose`` gives them; axes that it flattens may be unflattened.
         """
-        ops = self.ops(shape, self.ranks(factors), modes, execution)
+        ops = self.ops(shape, self.ranks(factors), modes, execution=execution)
         return [self.kernel(factor, op) for factor, op in zip(factors, ops, strict=True)]
 
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
@@ -118,11 +118,11 @@ class Format(ABC):
 
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         """Elements of the factors; a bias is not counted."""
-        return total_params(self.ops(shape, ranks, modes, self.executions[-1]))
+        return total_params(self.ops(shape, ranks, modes, execution=self.executions[-1]))
 
     def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
         """Multiply-adds of one image that calls the layer at ``call_sites``."""
-        return total_macs(self.ops(shape, ranks, modes, execution), call_sites, transposed=self.transposed)
+        return total_macs(self.ops(shape, ranks, modes, execution=execution), call_sites, transposed=self.transposed)
 
     def unsuitable(self, shape: Shape, modes: Modes) -> str:
         """Why a layer of this shape should stay dense at these modes; empty where there is no reason."""

@@ -7,19 +7,18 @@ A format lists the ops of its layer once for each execution. From that list foll
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hodec.formats.calls import CallSites
 
 Shape = Sequence[int]
 
-# Multiply-adds per second of a chain of small contractions, relative to merged convolutions, on a CPU
-# (benchmarks/kernels.py): a chain is chosen only where it saves more multiply-adds than that.
+# Multiply-adds per second of a chain of small contractions, relative to merged convolutions, on a CPU: a chain is
+# chosen only where it saves more multiply-adds than that. ``fuse`` measures both.
 CHAIN_RATE = 0.75
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(NamedTuple):
     """One convolution, or one matrix product where the weight has no spatial axes.
 
     An op of a chain contracts one input mode, makes one output mode, or does both: it reads r i channels and writes

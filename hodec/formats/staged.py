@@ -3,8 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from hodec.formats.base import Format, Ranks
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
@@ -14,21 +12,13 @@ class StagedFormat(Format):
     """A format without channel modes and with one execution: factor k is the kernel of op k."""
 
     uses_modes = False
-    #: whether each row of the last factor belongs to one output, whatever the number of outputs
-    by_rows = False
 
     @abstractmethod
     def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         """The ops in the order they run."""
 
-    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, execution: str) -> list[Op]:
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         return self.chain(shape, ranks)
 
     def fit_ranks(self, shape: Shape, modes: Modes, ranks: Sequence[int]) -> Ranks:
         return tuple(min(r, most) for r, most in zip(ranks, self.max_ranks(shape, modes), strict=True))
-
-    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
-        if not self.by_rows:
-            return None
-        *inner, last = factors
-        return self.reconstruct([*inner, last[:count]], (len(last[:count]), *shape[1:]), modes)

@@ -222,7 +222,7 @@ class TTConv(TTFormat):
         rest = rest.reshape(head[-1].shape[2], -1, 1)
         return self.reconstruct([*head, rest], (first.shape[1] * others, *shape[1:]), modes)
 
-    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, execution: str) -> list[Op]:
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         (out, inp, *kernel), d, r = shape, len(modes.inputs), (1, *ranks, 1)
         core = Op((r[d + 1], r[d], *kernel), tuple(range(len(kernel))))
         if execution == "merged":
@@ -238,11 +238,11 @@ class TTConv(TTFormat):
         ]
         return [*contract_in, core, *contract_out]
 
-    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, execution: str) -> list[Tensor]:
+    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, *, execution: str) -> list[Tensor]:
         if execution != "merged":
-            return super().kernels(factors, shape, modes, execution)
+            return super().kernels(factors, shape, modes, execution=execution)
         d = len(modes.inputs)
-        inner, core, outer = self.ops(shape, self.ranks(factors), modes, execution)
+        inner, core, outer = self.ops(shape, self.ranks(factors), modes, execution=execution)
         first, last = merged_cores(factors[:d]), merged_cores(factors[d + 1 :])
         middle = self.kernel(factors[d], core)
         return [first[0].mT.reshape(inner.kernel), middle, last[..., 0].mT.reshape(outer.kernel)]
@@ -272,13 +272,13 @@ class TTMatrix(TTFormat):
         split = tensors.reshape(len(tensors), *pairs)
         return split.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)).reshape(len(tensors), *shape)
 
-    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, execution: str) -> list[Op]:
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         # merged: the weight is rebuilt once, then used as a dense one
         return [dense_op(shape)] if execution == "merged" else paired_ops(shape, (1, *ranks, 1), modes)
 
-    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, execution: str) -> list[Tensor]:
+    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, *, execution: str) -> list[Tensor]:
         if execution != "merged":
-            return super().kernels(factors, shape, modes, execution)
+            return super().kernels(factors, shape, modes, execution=execution)
         return [self.reconstruct([core.flatten(1, -2) for core in factors], shape, modes)]
 
 
@@ -302,7 +302,7 @@ class TTLookup(TTMatrix):
             "it unused entries up to a number that has, or choose fewer modes or method svd"
         )
 
-    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, execution: str) -> list[Op]:
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         r, pairs = (1, *ranks, 1), zip(modes.outputs, modes.inputs, strict=True)
         return [
             Op((o * r[k + 1], r[k]), gives=o, done=math.prod(modes.outputs[:k]), entries=i)

@@ -43,7 +43,7 @@ class ClassicalTTConv(TTFormat):
         order = (0, *range(3, 2 * d + 2, 2), *range(2, 2 * d + 2, 2), 1)
         return split.permute(*order).reshape(len(tensors), *shape)
 
-    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, execution: str) -> list[Op]:
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         out, inp, *kernel = shape
         convolution = Op((ranks[0], 1, *kernel), spatial_axes(shape), pending=inp)
         return [convolution, *paired_ops(shape, (*ranks, 1), modes)]

@@ -54,9 +54,9 @@ def variants_of(layer: FactorizedLayer, calls: Sequence[Call], norm: nn.Module |
     offered, lengths = list[Variant](), set[int]()
     for execution, ops in layer.ops.items():
         if not any(op.contracts for op in ops):
-            offered += _rows(layer, execution, call_sites, norm)
+            offered += _rows(layer, execution, call_sites, norm=norm)
         elif len(ops) not in lengths and not unbatched:  # of one mode a side, a chain is what is merged
-            offered.append(_chain(layer, execution, call_sites, norm))
+            offered.append(_chain(layer, execution, call_sites, norm=norm))
         lengths.add(len(ops))
     return {one.name: one for one in offered if one.macs < dense.macs} | {DENSE: dense}
 
@@ -76,12 +76,12 @@ def _dense(layer: FactorizedLayer, call_sites: CallSites, norm: nn.Module | None
 
     def build() -> nn.Module:
         weight = layer.layer_type.to_oihw(layer.dense_weight().detach())
-        return _folded(plain(layer, [op], [weight], _bias(layer)), norm)
+        return _folded(plain(layer, [op], [weight], bias=_bias(layer)), norm)
 
     return Variant(DENSE, _macs(layer, [op], call_sites), build)
 
 
-def _rows(layer: FactorizedLayer, execution: str, call_sites: CallSites, norm: nn.Module | None) -> list[Variant]:
+def _rows(layer: FactorizedLayer, execution: str, call_sites: CallSites, *, norm: nn.Module | None) -> list[Variant]:
     """The ops one after another, neighbours multiplied with each other in all ways but to one (which is dense)."""
     ops, result = layer.ops[execution], []
     for cut in partitions(len(ops)):
@@ -92,17 +92,17 @@ def _rows(layer: FactorizedLayer, execution: str, call_sites: CallSites, norm: n
         def build(cut: list[range] = cut, merged: list[Op] = merged) -> nn.Module:
             kernels = [kernel.detach() for kernel in layer.op_kernels(execution)]
             products = [multiplied([ops[k] for k in run], [kernels[k] for k in run]) for run in cut]
-            return _folded(plain(layer, merged, products, _bias(layer)), norm)
+            return _folded(plain(layer, merged, products, bias=_bias(layer)), norm)
 
         name = MERGED if len(cut) == len(ops) else sizes(merged)
         result.append(Variant(name, _macs(layer, merged, call_sites), build))
     return result
 
 
-def _chain(layer: FactorizedLayer, execution: str, call_sites: CallSites, norm: nn.Module | None) -> Variant:
+def _chain(layer: FactorizedLayer, execution: str, call_sites: CallSites, *, norm: nn.Module | None) -> Variant:
     def build() -> nn.Module:
         kernels = [kernel.detach() for kernel in layer.op_kernels(execution)]
-        return Chain(layer, layer.ops[execution], kernels, _affine(layer, norm)).eval()
+        return Chain(layer, layer.ops[execution], kernels, affine=_affine(layer, norm)).eval()
 
     return Variant(CHAIN, _macs(layer, layer.ops[execution], call_sites), build)
 
@@ -170,18 +170,18 @@ def sizes(ops: Sequence[Op]) -> str:
 # -- modules -------------------------------------------------------------------------------------------------------
 
 
-def plain(layer: FactorizedLayer, ops: Sequence[Op], kernels: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+def plain(layer: FactorizedLayer, ops: Sequence[Op], kernels: Sequence[Tensor], *, bias: Tensor | None) -> nn.Module:
     """Ops as torch's own modules, the last one with the bias; several stand in a Sequential."""
     biases = [None] * (len(ops) - 1) + [bias]
-    modules = [module_of(layer, *each) for each in zip(ops, kernels, biases, strict=True)]
+    modules = [module_of(layer, op, kernel, bias=b) for op, kernel, b in zip(ops, kernels, biases, strict=True)]
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
-def module_of(layer: FactorizedLayer, op: Op, kernel: Tensor, bias: Tensor | None) -> nn.Module:
+def module_of(layer: FactorizedLayer, op: Op, kernel: Tensor, *, bias: Tensor | None) -> nn.Module:
     """One op as a torch module, with the settings that the layer has along its axes."""
     if isinstance(layer, FactorizedConv):
         transposed = layer.layer_type.transposed and bool(op.axes)
-        made = _conv(layer, op, transposed, bias is not None)
+        made = _conv(layer, op, transposed=transposed, bias=bias is not None)
         kernel = kernel.transpose(0, 1) if transposed and not op.depthwise else kernel
     else:
         made = nn.Linear(op.kernel[1], op.kernel[0], bias is not None, device="meta")
@@ -192,7 +192,7 @@ def module_of(layer: FactorizedLayer, op: Op, kernel: Tensor, bias: Tensor | Non
     return made.requires_grad_(False).eval()
 
 
-def _conv(layer: FactorizedConv, op: Op, transposed: bool, bias: bool) -> nn.Module:
+def _conv(layer: FactorizedConv, op: Op, *, transposed: bool, bias: bool) -> nn.Module:
     def along(values: Sequence[int], rest: int) -> tuple[int, ...]:
         return tuple(n if axis in op.axes else rest for axis, n in enumerate(values))
 
@@ -226,11 +226,12 @@ class Chain(nn.Module):
         layer: FactorizedLayer,
         ops: Sequence[Op],
         kernels: Sequence[Tensor],
+        *,
         affine: tuple[Tensor | None, Tensor | None],
     ) -> None:
         super().__init__()
         self.dims, self.outputs, self.ops = layer.layer_type.dims, layer.shape[0], tuple(ops)
-        self.steps = nn.ModuleList(module_of(layer, op, k, None) for op, k in zip(ops, kernels, strict=True))
+        self.steps = nn.ModuleList(module_of(layer, op, k, bias=None) for op, k in zip(ops, kernels, strict=True))
         ones = [1] * self.dims
         self.scale, self.shift = (
             None if each is None else nn.Parameter(each.reshape(-1, *ones), requires_grad=False) for each in affine

@@ -71,7 +71,9 @@ class FactorizedLayer(nn.Module):
         self.execution = options.get("execution") or executions[0]
         if self.execution not in executions:
             raise ConvertError(f"execution {self.execution!r} is not one of {', '.join(executions)}")
-        self.ops: dict[str, list[Op]] = {e: self.format.ops(self.shape, self.ranks, self.modes, e) for e in executions}
+        self.ops: dict[str, list[Op]] = {
+            e: self.format.ops(self.shape, self.ranks, self.modes, execution=e) for e in executions
+        }
         # merged kernels, the stamp of the weights that they were made from, and those weights
         self._merged: tuple[object, tuple[Tensor, ...], list[Tensor]] | None = None
 
@@ -200,7 +202,7 @@ class FactorizedLayer(nn.Module):
         """
         weight = cast(Tensor, module.weight).detach()
         shape = tuple(cls.layer_type.to_oihw(weight).shape)
-        factors, modes = from_tensorly(cls.format, tensor, shape, modes)
+        factors, modes = from_tensorly(cls.format, tensor, shape, modes=modes)
         layer = cls.like(module, cls.format.ranks(factors), modes=modes, execution=execution)
         layer.load_factors(equalize_norms(factors))
         return layer.adopt(module)
@@ -234,7 +236,7 @@ class FactorizedLayer(nn.Module):
         if execution == self.format.executions[-1]:
             return [self.format.kernel(view, op) for view, op in zip(self.views(), self.ops[execution], strict=True)]
         return self.once_per_weights(
-            lambda: tuple(self.format.kernels(self.views(), self.shape, self.modes, execution))
+            lambda: tuple(self.format.kernels(self.views(), self.shape, self.modes, execution=execution))
         )
 
     def contract(self, y: Tensor, op: Op, view: Tensor) -> Tensor:
@@ -273,7 +275,7 @@ class FactorizedLayer(nn.Module):
 
 
 def layer_class(
-    base: type[FactorizedLayer], name: str, fmt: Format, layer_type: LayerType, *, module: str
+    base: type[FactorizedLayer], name: str, fmt: Format, *, layer_type: LayerType, module: str
 ) -> type[FactorizedLayer]:
     """A subclass of ``base`` for a format and layer type, put under its name into ``module``, where pickle finds it."""
     words = f"``{type(fmt).__name__}`` of a layer of type ``{layer_type.name}``; see ``{base.__name__}``."
@@ -286,8 +288,8 @@ def conv_classes(
     base: type[FactorizedLayer],
     prefix: str,
     plain: Format,
-    transposed: Format | None = None,
     *,
+    transposed: Format | None = None,
     dims: Sequence[int] = (1, 2, 3),
 ) -> dict[str, type[FactorizedLayer]]:
     """Classes ``{prefix}1d``, ``{prefix}Transpose1d``, .. in the module of ``base``, by name of the layer type."""
@@ -296,7 +298,9 @@ def conv_classes(
         for n in dims if fmt is not None else ():
             layer_type = LAYER_TYPES[f"{stem}{n}d"]
             name = f"{prefix}{words}{n}d"
-            made[layer_type.name] = layer_class(base, name, cast(Format, fmt), layer_type, module=base.__module__)
+            made[layer_type.name] = layer_class(
+                base, name, cast(Format, fmt), layer_type=layer_type, module=base.__module__
+            )
     return made
 
 

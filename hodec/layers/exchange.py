@@ -40,7 +40,7 @@ def to_tensorly(fmt: Format, factors: Sequence[Tensor], shape: Shape) -> Tensorl
     return make(parts) if first is None else make((convert(first), parts))
 
 
-def from_tensorly(fmt: Format, tensor: object, shape: Shape, modes: Modes | None) -> tuple[list[Tensor], Modes]:
+def from_tensorly(fmt: Format, tensor: object, shape: Shape, *, modes: Modes | None) -> tuple[list[Tensor], Modes]:
     """The factors of a format, and its modes, from a tensorly tensor of the weight (O, I, K_1, ..).
 
     Args:

@@ -39,9 +39,11 @@ class SVDLinear(StagedLinear):
     format = svd.SVD
 
 
-TUCKER = conv_classes(StagedConv, "TuckerConv", tucker.CONV, tucker.CONV_TRANSPOSED)
-CP = conv_classes(StagedConv, "CPConv", cp.CONV, cp.CONV_TRANSPOSED)
-CP3 = conv_classes(StagedConv, "CP3Conv", cp.JOINT, cp.JOINT_TRANSPOSED, dims=(2,))
-SVD = conv_classes(StagedConv, "SVDConv", svd.SVD, svd.SVD_TRANSPOSED)
-WEIGHT_SVD = conv_classes(StagedConv, "WeightSVDConv", svd.WEIGHT_SVD, svd.WEIGHT_SVD_TRANSPOSED)
-SPATIAL_SVD = conv_classes(StagedConv, "SpatialSVDConv", svd.SPATIAL_SVD, svd.SPATIAL_SVD_TRANSPOSED, dims=(2,))
+TUCKER = conv_classes(StagedConv, "TuckerConv", tucker.CONV, transposed=tucker.CONV_TRANSPOSED)
+CP = conv_classes(StagedConv, "CPConv", cp.CONV, transposed=cp.CONV_TRANSPOSED)
+CP3 = conv_classes(StagedConv, "CP3Conv", cp.JOINT, transposed=cp.JOINT_TRANSPOSED, dims=(2,))
+SVD = conv_classes(StagedConv, "SVDConv", svd.SVD, transposed=svd.SVD_TRANSPOSED)
+WEIGHT_SVD = conv_classes(StagedConv, "WeightSVDConv", svd.WEIGHT_SVD, transposed=svd.WEIGHT_SVD_TRANSPOSED)
+SPATIAL_SVD = conv_classes(
+    StagedConv, "SpatialSVDConv", svd.SPATIAL_SVD, transposed=svd.SPATIAL_SVD_TRANSPOSED, dims=(2,)
+)

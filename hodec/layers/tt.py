@@ -76,5 +76,5 @@ class ClassicalTTConv(_Cores, FactorizedConv):
         return [self.kernel.movedim(0, -1), *self.cores]
 
 
-TT = conv_classes(TTConv, "TTConv", tt.CONV, tt.CONV_TRANSPOSED)
+TT = conv_classes(TTConv, "TTConv", tt.CONV, transposed=tt.CONV_TRANSPOSED)
 CLASSICAL = conv_classes(ClassicalTTConv, "ClassicalTTConv", tt_classical.CONV)

@@ -14,7 +14,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-# All of these are sides of a matrix or ratios of them, measured on a CPU by benchmarks/decompose.py.
+# All of these are the side of a symmetric matrix, on a CPU; benchmarks/decompose.py and big.py time what they lead to.
 # From this side on OpenBLAS' half product (SYRK) is 1.9 times as fast as torch's whole one.
 SYRK_SIDE = 256
 # From this side on, and up to a quarter of the vectors, the tridiagonal form is faster than torch's eigh.

@@ -15,8 +15,8 @@ from hodec.linalg import eigh
 
 log = logging.getLogger(__name__)
 
-# Up to this side the float64 Gram matrix costs 1.3x the float32 one and spares every accuracy check. All figures here
-# are of benchmarks/decompose.py, on a CPU.
+# Sides of a Gram matrix, on a CPU; benchmarks/decompose.py and big.py time what they lead to.
+# Up to this side the float64 Gram matrix costs 1.3x the float32 one and spares every accuracy check.
 FLOAT64_SIDE = 128
 # From this side on all singular values of a float32 matrix come from its own type: twice as fast, half the memory.
 FLOAT32_SIDE = 4096

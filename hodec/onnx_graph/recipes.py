@@ -132,7 +132,7 @@ def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
     if reason := no_recipe(layer.format):
         raise ConvertError(f"method {layer.method} for {layer.layer_type}: {reason}")
     ops = _ops(layer)
-    kernels = layer.format.kernels(factors, layer.shape, layer.modes, layer.resolved_execution)
+    kernels = layer.format.kernels(factors, layer.shape, layer.modes, execution=layer.resolved_execution)
     pairs = list(zip(ops, kernels, strict=True))
     if any(op.contracts for op in ops):
         return _conv_chain(layer, pairs) if layer.shape[2:] else _linear_chain(layer, pairs)
@@ -157,11 +157,11 @@ def movers(fmt: Format, shape: Sequence[int], kind: str) -> int:
         return 1
     modes = Modes.split(shape[1], shape[0], fmt.min_modes)
     ones = [1] * len(fmt.max_ranks(shape, modes))
-    return sum(bool(op.axes) for op in fmt.ops(shape, ones, modes, fmt.executions[0]))
+    return sum(bool(op.axes) for op in fmt.ops(shape, ones, modes, execution=fmt.executions[0]))
 
 
 def _ops(layer: LayerPlan) -> list[Op]:
-    return layer.format.ops(layer.shape, layer.ranks, layer.modes, layer.resolved_execution)
+    return layer.format.ops(layer.shape, layer.ranks, layer.modes, execution=layer.resolved_execution)
 
 
 def _conv_chain(layer: LayerPlan, pairs: Sequence[tuple[Op, Tensor]]) -> Recipe:

@@ -42,8 +42,6 @@ from small_nets import SmallResNet  # isort: skip
 class ToyFormat(StagedFormat):
     """An SVD whose singular values are a factor of their own: K x K to the rank, a depthwise 1x1, 1x1."""
 
-    by_rows = True
-
     def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         (out, inp, *kernel), (r,) = shape, ranks
         ones = [1] * len(kernel)

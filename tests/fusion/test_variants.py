@@ -143,7 +143,7 @@ def test_rows_are_cut_in_every_way():
 
 def test_plain_modules_share_nothing_with_the_layer_and_take_no_gradients():
     layer = made("tucker", "conv2d")
-    module = plain(layer, layer.ops["merged"], layer.op_kernels("merged"), layer.bias)
+    module = plain(layer, layer.ops["merged"], layer.op_kernels("merged"), bias=layer.bias)
     assert [type(m) for m in module] == [nn.Conv2d] * 3
     assert not any(p.requires_grad for p in module.parameters())
     mine = {p.data_ptr() for p in layer.parameters()}
