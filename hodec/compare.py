@@ -30,7 +30,7 @@ def _relative(made: Tensor, expected: Tensor) -> float:
 
 
 def outputs_of(net: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What a net puts out in evaluation mode."""
+    """All tensors that a net returns in evaluation mode."""
     with inference(net):
         return tensors_in(net(*inputs))
 

@@ -153,7 +153,7 @@ def register(method: Method) -> ExitStack:
 
 
 def any_of(names: Sequence[str]) -> Method:
-    """What is eligible for at least one of these methods; of a type that several know, the first one's layer.
+    """A method with the layers of all of these; of a type that several have, the first one's layer.
 
     Raises:
         PlanError: no such method.

@@ -1,8 +1,8 @@
-"""Milliseconds of layers on this device, measured once and kept: what ``budget`` and ``greedy`` spend.
+"""LatencyTable: milliseconds of layers on this device, measured once and stored, for ``budget`` and ``greedy``.
 
-A factorized layer that runs as a row of convolutions takes the sum of their times. Those are measured at channel
-counts on a grid, and read off between them by straight lines, so that hundreds of ranks cost a few dozen measurements.
-What runs in another way (the chain, a rebuilt weight) is measured as it is.
+The time of a factorized layer that runs one op after another is the sum of their times. Ops are measured at channel
+counts on a grid and interpolated linearly between them, so that hundreds of ranks cost a few dozen measurements. A
+layer that runs in another way (a chain of contractions, an embedding) is measured as it is.
 """
 
 import copy
@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a time holds for; another one has its own file."""
+    """The device, torch version and threads that a time holds for; others have files of their own."""
 
     device: str
     version: str

@@ -89,7 +89,7 @@ def _wait(device: torch.device | None) -> None:
 
 
 def device_name(device: torch.device | None = None) -> str:
-    """What times depend on: ``AMD EPYC 9R45, 1 thread`` or ``NVIDIA H200``."""
+    """The name of the device that times depend on: ``AMD EPYC 9R45, 1 thread`` or ``NVIDIA H200``."""
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

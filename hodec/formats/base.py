@@ -82,7 +82,7 @@ class Format(ABC):
         """
 
     def spectra(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
-        """What ranks lose: (position in ranks, singular values, largest first) each.
+        """The losses of ranks: (position in ranks, singular values, largest first) each.
 
         Squares cut off by a rank are what it loses of the weight's squared norm, at the most; exactly so where there
         is one spectrum and the format is not ``iterative``.

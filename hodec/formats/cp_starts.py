@@ -1,4 +1,4 @@
-"""Where a CP begins: components that are orthogonal, exact, or moved a little; and what they tell beforehand."""
+"""Starts of a CP: components that are orthogonal, exact, or moved a little, and the spectrum that they give."""
 
 import math
 from collections.abc import Sequence

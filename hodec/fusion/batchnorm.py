@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Folds:
-    """What can be folded.
+    """The batch norms that can be folded, and those that stay.
 
     Attributes:
         norms: layer name -> name of the norm behind it.

@@ -1,4 +1,4 @@
-"""What ``fuse`` chose for each layer, and why."""
+"""FuseReport: the variant that ``fuse`` chose for each layer, and why."""
 
 from collections import Counter
 from collections.abc import Mapping
