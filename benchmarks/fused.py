@@ -235,7 +235,7 @@ def layers(names: list[str], given: argparse.Namespace) -> None:
         small = hodec.convert(net, plan_of(net, given.macs or 0.33, given.round_to))
         report = hodec.fuse(small, example_input=torch.randn(1, 3, SIZE, SIZE)).fuse_report
         speedups = [one.speedup or 1.0 for one in report.layers.values()]
-        dense = sum(one.format == "dense" for one in report.layers.values())
+        dense = sum(one.variant == "dense" for one in report.layers.values())
         whole = report.whole_ms["dense"] / report.whole_ms["fused"] if "fused" in report.whole_ms else 1.0
         print(f"| {name} | {len(speedups)} | {dense} | {min(speedups):.2f} | {whole:.2f} |", flush=True)
 

@@ -40,7 +40,7 @@ def slowest(name: str, settings: Settings) -> Row:
     fused = hodec.fuse(hodec.convert(net, plan_of(net, KEPT, MULTIPLE)), example_input=x)
     report = fused.fuse_report
     dense = hodec.fuse(net, example_input=x, memory_format=report.memory_format)
-    changed = [layer for layer, choice in report.layers.items() if choice.format != "dense"]
+    changed = [layer for layer, choice in report.layers.items() if choice.variant != "dense"]
     found = {layer: _again(fused, dense, layer, given, settings) for layer, given in _inputs(fused, changed, x).items()}
     told = f"{len(changed)} of {len(report.layers)} planned layers are fused, the others stay dense"
     if not found:
@@ -50,7 +50,7 @@ def slowest(name: str, settings: Settings) -> Row:
     spread = times.spread("dense", "fused") or 0.0
     return Row(
         GROUP,
-        f"slowest fused layer of {name} ({worst}, {report.layers[worst].format})",
+        f"slowest fused layer of {name} ({worst}, {report.layers[worst].variant})",
         "dense",
         ours=times.median("fused"),
         theirs=times.median("dense"),

@@ -11,12 +11,12 @@ from hodec.errors import ConvertError
 from hodec.inference import inference
 
 
-def tensors_in(output: Any) -> list[Tensor]:
+def tensors_in(output: object) -> list[Tensor]:
     """All tensors of an output, however nested."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def distance(made: Any, expected: Any) -> float:
+def distance(made: object, expected: object) -> float:
     """Largest relative distance norm(made - expected) / norm(expected) of any tensor; infinite where shapes differ."""
     pairs = tensors_in(made), tensors_in(expected)
     if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
@@ -31,7 +31,7 @@ def _relative(made: Tensor, expected: Tensor) -> float:
 
 
 def outputs_of(net: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What a net puts out in evaluation mode."""
+    """All tensors that a net returns in evaluation mode."""
     with inference(net):
         return tensors_in(net(*inputs))
 

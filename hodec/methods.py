@@ -1,134 +1,181 @@
 """METHODS: every way to factorize a layer. The only table of methods; plans, conversion and tests read it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from hodec.errors import PlanError, near_matches
 from hodec.formats.base import Format
-from hodec.layers import cp, svd, tt, tt_classical, tt_embedding, tucker
+from hodec.formats.layer_types import LAYER_TYPES
+from hodec.layers import embedding, staged, tt
 from hodec.layers.base import FactorizedLayer
+
+GROUP = "hodec.methods"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to factorize: which layer stands in for which kind of dense layer.
+    """A way to factorize: which layer stands in for which type of dense layer.
 
     Attributes:
-        layers: kind of dense layer (``conv2d``, ``linear``, ..) -> the factorized layer; its ``form`` is the format.
+        layers: type of dense layer (``conv2d``, ``linear``, ..) -> the factorized layer; its ``format`` is the format.
         source: where the method comes from.
         summary: the layers that stand in for a dense one, in one sentence.
     """
 
     name: str
-    layers: dict[str, type[FactorizedLayer]]
+    layers: Mapping[str, type[FactorizedLayer]]
     source: str
     summary: str = ""
 
     def format(self, layer_type: str) -> Format:
-        """The format's mathematics for a kind of layer."""
+        """The format's mathematics for a type of layer."""
         return self.layers[layer_type].format
 
 
-def _method(name: str, summary: str, source: str, *layers: type[FactorizedLayer]) -> Method:
-    return Method(name, {layer.layer_type.name: layer for layer in layers}, source, summary)
+class Methods(Mapping[str, Method]):
+    """Methods by name: hodec's own, those that ``register`` added, and those of installed packages.
+
+    A package offers a method by an entry point of the group ``hodec.methods`` that names a ``Method``. Entry points
+    are loaded once, when the table is first read.
+
+    Raises:
+        PlanError: at the first reading, an entry point that cannot be loaded or whose name is taken.
+    """
+
+    def __init__(self, own: Sequence[Method]) -> None:
+        self._methods = {method.name: method for method in own}
+        self._loaded = False
+
+    def add(self, method: Method, origin: str) -> None:
+        """Add a method; ``origin`` says in a message where it comes from.
+
+        Raises:
+            PlanError: its name is taken, or its layers are of other types than it says.
+        """
+        table = self._table()
+        _check(method, table, origin)
+        table[method.name] = method
+
+    def remove(self, name: str) -> None:
+        """Take a method out of the table."""
+        del self._table()[name]
+
+    def _table(self) -> dict[str, Method]:
+        if not self._loaded:
+            found: dict[str, Method] = {}
+            for point in entry_points(group=GROUP):
+                origin = f"entry point {point.name!r} = {point.value} of group {GROUP}"
+                try:
+                    method = point.load()
+                except Exception as error:  # whatever an import raises
+                    raise PlanError(
+                        f"{origin} cannot be loaded ({type(error).__name__}: {error}); mend or uninstall its package"
+                    ) from error
+                _check(method, {**self._methods, **found}, origin)
+                found[method.name] = method
+            self._methods |= found
+            self._loaded = True
+        return self._methods
+
+    def __getitem__(self, name: str) -> Method:
+        return self._table()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table())
+
+    def __len__(self) -> int:
+        return len(self._table())
 
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        _method(
+def _check(method: object, table: Mapping[str, Method], origin: str) -> None:
+    if not isinstance(method, Method):
+        raise PlanError(f"{origin} is a {type(method).__name__}; a hodec.methods.Method is needed")
+    if method.name in table:
+        raise PlanError(f"{origin}: there is a method {method.name!r} already; give this one another name")
+    for name, layer in method.layers.items():
+        if layer.layer_type.name != name or name not in LAYER_TYPES:
+            raise PlanError(
+                f"{origin}: {layer.__name__} stands in for layers of type {layer.layer_type.name!r}, but method "
+                f"{method.name} has it for {name!r}; the types are {', '.join(LAYER_TYPES)}"
+            )
+
+
+_LINEAR = {"linear": staged.SVDLinear}
+
+METHODS = Methods(
+    [
+        Method(
             "tt",
-            "Tensor train, the kernel in the middle: contract channels in, convolve, contract channels out.",
+            {**tt.TT, "linear": tt.TTLinear, "embedding": embedding.TTEmbedding},
             "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015; "
             "Hrinchuk et al., Tensorized Embedding Layers, EMNLP 2020",
-            tt.TTConv1d,
-            tt.TTConv2d,
-            tt.TTConv3d,
-            tt.TTConvTranspose1d,
-            tt.TTConvTranspose2d,
-            tt.TTConvTranspose3d,
-            tt.TTLinear,
-            tt_embedding.TTEmbedding,
+            "Tensor train, the kernel in the middle: contract channels in, convolve, contract channels out.",
         ),
-        _method(
+        Method(
             "tt_classical",
-            "Tensor train of the weight with kernel and channels in one chain of cores.",
+            tt.CLASSICAL,
             "Garipov et al., Ultimate Tensorization, 2016",
-            tt_classical.ClassicalTTConv1d,
-            tt_classical.ClassicalTTConv2d,
-            tt_classical.ClassicalTTConv3d,
+            "Tensor train of the weight with kernel and channels in one chain of cores.",
         ),
-        _method(
+        Method(
             "tucker",
-            "Tucker-2: 1x1 to the input rank, the kernel on the core, 1x1 to the outputs.",
+            {**staged.TUCKER, **_LINEAR},
             "Kim et al., Compression of Deep CNNs, ICLR 2016",
-            tucker.TuckerConv1d,
-            tucker.TuckerConv2d,
-            tucker.TuckerConv3d,
-            tucker.TuckerConvTranspose1d,
-            tucker.TuckerConvTranspose2d,
-            tucker.TuckerConvTranspose3d,
-            svd.SVDLinear,
+            "Tucker-2: 1x1 to the input rank, the kernel on the core, 1x1 to the outputs.",
         ),
-        _method(
+        Method(
             "cp",
-            "CP: 1x1 to the rank, one depthwise convolution along each kernel axis, 1x1 to the outputs.",
+            {**staged.CP, **_LINEAR},
             "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015",
-            cp.CPConv1d,
-            cp.CPConv2d,
-            cp.CPConv3d,
-            cp.CPConvTranspose1d,
-            cp.CPConvTranspose2d,
-            cp.CPConvTranspose3d,
-            svd.SVDLinear,
+            "CP: 1x1 to the rank, one depthwise convolution along each kernel axis, 1x1 to the outputs.",
         ),
-        _method(
+        Method(
             "cp3",
-            "CP with the kernel in one piece: 1x1 to the rank, depthwise K x K, 1x1 to the outputs.",
+            {**staged.CP3, **_LINEAR},
             "Astrid and Lee, CP-decomposition with Tensor Power Method for CNNs Compression, BigComp 2017",
-            cp.CP3Conv2d,
-            cp.CP3ConvTranspose2d,
-            svd.SVDLinear,
+            "CP with the kernel in one piece: 1x1 to the rank, depthwise K x K, 1x1 to the outputs.",
         ),
-        _method(
+        Method(
             "svd",
-            "SVD: the kernel to the rank, 1x1 to the outputs.",
+            {**staged.SVD, **_LINEAR, "embedding": embedding.SVDEmbedding},
             "Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016",
-            svd.SVDConv1d,
-            svd.SVDConv2d,
-            svd.SVDConv3d,
-            svd.SVDConvTranspose1d,
-            svd.SVDConvTranspose2d,
-            svd.SVDConvTranspose3d,
-            svd.SVDLinear,
-            svd.SVDEmbedding,
+            "SVD: the kernel to the rank, 1x1 to the outputs.",
         ),
-        _method(
+        Method(
             "weight_svd",
-            "Weight SVD: 1x1 to the rank, the kernel to the outputs.",
+            {**staged.WEIGHT_SVD, **_LINEAR},
             "AIMET user guide, weight SVD",
-            svd.WeightSVDConv1d,
-            svd.WeightSVDConv2d,
-            svd.WeightSVDConv3d,
-            svd.WeightSVDConvTranspose1d,
-            svd.WeightSVDConvTranspose2d,
-            svd.WeightSVDConvTranspose3d,
-            svd.SVDLinear,
+            "Weight SVD: 1x1 to the rank, the kernel to the outputs.",
         ),
-        _method(
+        Method(
             "spatial_svd",
-            "Spatial SVD: K x 1 to the rank, 1 x K to the outputs, or the orientation that costs less.",
+            {**staged.SPATIAL_SVD, **_LINEAR},
             "Jaderberg et al., Speeding up CNNs with Low Rank Expansions, BMVC 2014",
-            svd.SpatialSVDConv2d,
-            svd.SpatialSVDConvTranspose2d,
-            svd.SVDLinear,
+            "Spatial SVD: K x 1 to the rank, 1 x K to the outputs, or the orientation that costs less.",
         ),
-    )
-}
+    ]
+)
+
+
+def register(method: Method) -> ExitStack:
+    """Add a method of one's own to ``METHODS``, for this process.
+
+    Returns:
+        A context that takes it out again: ``with register(method): ..``. Without ``with``, the method stays.
+
+    Raises:
+        PlanError: the name is taken, or its layers are of other types than it says.
+    """
+    METHODS.add(method, "hodec.methods.register")
+    undo = ExitStack()
+    undo.callback(METHODS.remove, method.name)
+    return undo
 
 
 def any_of(names: Sequence[str]) -> Method:
-    """What is eligible for at least one of these methods; of a kind that several know, the first one's layer.
+    """A method with the layers of all of these; of a type that several have, the first one's layer.
 
     Raises:
         PlanError: no such method.

@@ -53,7 +53,7 @@ def convert(
     Args:
         model: the dense model the plan was made for (names and weight shapes must agree).
         plan: which layers, at which ranks.
-        decompose: False builds the structure only, with random factors, to load saved ones into.
+        decompose: False builds the structure only, with factors of zero, to load saved ones into.
         covariances: of the layers' inputs, see ``collect_covariances``: these layers lose least of their outputs
             instead of least of their weights.
         init_factors: layer -> factors to start from, ``Admm.projection.factors``: formats that are found by iteration

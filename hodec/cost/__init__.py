@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-adds, and later milliseconds."""
+"""The cost of a model: parameters, multiply-adds and milliseconds."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,7 +18,7 @@ Inputs = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Cost:
-    """``params``: numbers that training changes; ``macs``: multiply-adds of one image (1 MAC = 2 FLOPs)."""
+    """``params``: elements of all parameters; ``macs``: multiply-adds of one image (1 MAC = 2 FLOPs)."""
 
     params: int
     macs: int
@@ -62,7 +61,7 @@ def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallS
     batch = len(inputs[0])
 
     def remember(
-        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor, *, name: str
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor, *, name: str
     ) -> None:
         call = _call(module, args[0] if args else kwargs["input"], output, batch)
         seen[name] = seen[name].also(call) if name in seen else call
@@ -76,8 +75,8 @@ def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallS
     return seen
 
 
-def _call(module: Any, given: Tensor, output: Tensor, batch: int) -> CallSites:
-    """One call: linear layers and embeddings visit positions, convolutions have sizes (and may see more images)."""
+def _call(module: nn.Module, given: Tensor, output: Tensor, batch: int) -> CallSites:
+    """One call: linear layers and embeddings visit positions, convolutions have sizes, and may run on more images."""
     if isinstance(module, nn.modules.conv._ConvNd):
         dims = len(module.kernel_size)
         images = given.shape[0] if given.ndim == dims + 2 else 1

@@ -1,8 +1,8 @@
-"""Milliseconds of layers on this device, measured once and kept: what ``budget`` and ``greedy`` spend.
+"""LatencyTable: milliseconds of layers on this device, measured once and stored, for ``budget`` and ``greedy``.
 
-A factorized layer that runs as a row of convolutions takes the sum of their times. Those are measured at channel
-counts on a grid, and read off between them by straight lines, so that hundreds of ranks cost a few dozen measurements.
-What runs in another way (the chain, a rebuilt weight) is measured as it is.
+The time of a factorized layer that runs one op after another is the sum of their times. Ops are measured at channel
+counts on a grid and interpolated linearly between them, so that hundreds of ranks cost a few dozen measurements. A
+layer that runs in another way (a chain of contractions, an embedding) is measured as it is.
 """
 
 import copy
@@ -11,13 +11,13 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.cost.count import Inputs, as_inputs
 from hodec.cost.probe import Probe, probes_of
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "hodec-latency", 1
 
-# Seconds for one entry, and for a whole net.
-ENTRY_SECONDS, NET_SECONDS = 0.02, 2.0
+
+Placed = TypeVar("Placed", nn.Module, Tensor)
 
 
 def cache_folder() -> Path:
-    """Where measured times are kept: ``HODEC_CACHE``, or ``hodec`` in the user's folder of caches."""
+    """The folder of measured times: ``HODEC_CACHE``, or ``hodec`` in the user's folder of caches."""
     given = os.environ.get("HODEC_CACHE")
     if given:
         return Path(given)
@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a time holds for; another one has its own file."""
+    """The device, torch version and threads that a time holds for; others have files of their own."""
 
     device: str
     version: str
@@ -86,7 +86,7 @@ class LatencyTable:
         self.path = (cache_folder() if folder is None else Path(folder)) / self.machine.file
         self.measured = 0
         self._times: dict[str, float] = _read(self.path, self.machine)
-        self._known: dict[tuple[Any, ...], float] = {}
+        self._known: dict[Hashable, float] = {}
         # written when the table is given up, or at the end of the process
         self._finalizer = weakref.finalize(self, _write, self.path, self.machine, self._times)
 
@@ -116,7 +116,7 @@ class LatencyTable:
         net = self._placed(copy.deepcopy(model))
         given = [self._placed(x) for x in inputs]
         with inference(net):
-            return medians_ms({"": lambda: net(*given)}, device=self.device, seconds=NET_SECONDS)[""]
+            return medians_ms({"": lambda: net(*given)}, device=self.device, seconds=2.0)[""]
 
     def save(self) -> None:
         """Write what was measured now, not only at the end of the process."""
@@ -139,7 +139,7 @@ class LatencyTable:
 
     def _probe_ms(self, probe: Probe) -> float:
         """Milliseconds of one probe: between its neighbours on the grid, of which there are one, two or four."""
-        return sum(share * self._entry(corner) for share, corner in probe.corners())
+        return sum(weight * self._entry(corner) for weight, corner in probe.corners())
 
     def _entry(self, probe: Probe) -> float:
         key = f"batch {self.batch}: {probe.key}"
@@ -153,14 +153,15 @@ class LatencyTable:
             module, x = probe.build(), probe.example(self.batch)
         module, x = self._placed(module).eval(), self._placed(x)
         with torch.inference_mode():
-            ms = medians_ms({"": lambda: module(x)}, device=self.device, seconds=ENTRY_SECONDS)[""]
+            ms = medians_ms({"": lambda: module(x)}, device=self.device, seconds=0.02)[""]
         log.debug("measured %s at batch %d: %.4g ms", probe.key, self.batch, ms)
         return ms
 
-    def _placed(self, what: Any) -> Any:
+    def _placed(self, what: Placed) -> Placed:
         """A module or tensor on the device, in the memory order that is fast there."""
         last = self.device.type == "cpu" and (isinstance(what, nn.Module) or what.ndim == 4)
-        return what.to(self.device, memory_format=torch.channels_last if last else torch.preserve_format)
+        layout = torch.channels_last if last else torch.preserve_format
+        return what.to(self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def _usable(device: torch.device | str) -> torch.device:

@@ -4,16 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
-# A sample shorter than this is mostly the timer and the interpreter: short work is repeated within it.
-SAMPLE_MS = 1.0
-
 
 def medians_ms(
-    works: Mapping[str, Callable[[], Any]],
+    works: Mapping[str, Callable[[], object]],
     *,
     device: torch.device | None = None,
     seconds: float = 1.0,
@@ -34,12 +30,12 @@ def medians_ms(
 
 
 def samples_ms(
-    works: Mapping[str, Callable[[], Any]],
+    works: Mapping[str, Callable[[], object]],
     *,
     device: torch.device | None = None,
     seconds: float = 1.0,
     rounds: tuple[int, int] = (5, 60),
-    between: Callable[[], Any] | None = None,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of each piece of work, one number a round.
 
@@ -64,13 +60,14 @@ def samples_ms(
     return samples
 
 
-def _repeats(work: Callable[[], Any], device: torch.device | None) -> int:
+def _repeats(work: Callable[[], object], device: torch.device | None) -> int:
     work()  # the first call allocates and compiles
     took = _sample_ms(work, 1, device)
-    return max(1, math.ceil(SAMPLE_MS / max(took, 1e-3)))
+    # a sample below a millisecond is mostly the timer and the interpreter: short work is repeated within it
+    return max(1, math.ceil(1.0 / max(took, 1e-3)))
 
 
-def _sample_ms(work: Callable[[], Any], repeats: int, device: torch.device | None) -> float:
+def _sample_ms(work: Callable[[], object], repeats: int, device: torch.device | None) -> float:
     now = clock(device)
     _wait(device)
     began = now()
@@ -92,7 +89,7 @@ def _wait(device: torch.device | None) -> None:
 
 
 def device_name(device: torch.device | None = None) -> str:
-    """What times depend on: ``AMD EPYC 9R45, 1 thread`` or ``NVIDIA H200``."""
+    """The name of the device that times depend on: ``AMD EPYC 9R45, 1 thread`` or ``NVIDIA H200``."""
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Where a layer runs: the spatial sizes of its input and output, call by call, for one image."""
+"""CallSites: the spatial sizes of a layer's input and output, call by call, for one image."""
 
 import math
 from collections.abc import Iterable

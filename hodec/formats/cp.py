@@ -6,21 +6,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hodec.formats.base import Ranks, Shape
+from hodec.formats.base import Ranks
 from hodec.formats.cp_als import factorize
 from hodec.formats.cp_components import khatri_rao
-from hodec.formats.cp_starts import recoverable, start_values
+from hodec.formats.cp_starts import start_values
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedFormat, spatial_axes
+from hodec.formats.ops import Op, Shape, spatial_axes
+from hodec.formats.staged import StagedFormat
 
 
 class CP(StagedFormat):
     """One rank R: kernels (R, I, 1, ..), (R, 1, K_1, 1, ..), (R, 1, 1, K_2, ..), .., (O, R, 1, ..).
 
-    Axes of size 1 need no stage of their own. The largest rank, min_k prod_{j != k} n_j over the sides n of the
+    Axes of size 1 need no op of their own. The largest rank, min_k prod_{j != k} n_j over the sides n of the
     tensor, is exact for every weight. Below it a CP is found by iteration: a local optimum, orthogonal to what it
-    drops, whose error may grow by a little from one rank to the next. Beyond the ranks that ``recovers`` allows,
-    decomposing a projection anew is another iteration, which may end some percent away from it.
+    drops, whose error may grow by up to 0.02 of the weight from one rank to the next. A weight of exactly rank R is
+    found again where R is at most the longest side, and at most a product of others that leaves a side out, up to
+    coincidences of measure zero. At other ranks, decomposing a projection anew is another iteration, which may end some
+    percent away from it.
 
     Args:
         joint: whether the spatial axes are one side of the tensor: one depthwise K_1 x K_2 x .. convolution.
@@ -30,65 +33,69 @@ class CP(StagedFormat):
     """
 
     iterative = True
-    rank_slack = 0.02
+    tensorly_type = "cp"
 
     def __init__(self, *, joint: bool = False, transposed: bool = False) -> None:
         super().__init__(transposed=transposed)
         self.joint = joint
 
     def groups(self, shape: Shape) -> list[tuple[int, ...]]:
-        """The spatial axes of each depthwise stage."""
+        """The spatial axes of each depthwise op."""
         moving = [axis for axis in spatial_axes(shape) if shape[2 + axis] > 1]
         if self.joint:
             return [tuple(moving)] if moving else []
         return [(axis,) for axis in moving]
 
     def sides(self, shape: Shape) -> tuple[int, ...]:
-        """Sides of the tensor that is decomposed: O, I, and one per depthwise stage."""
+        """Sides of the tensor that is decomposed: O, I, and one per depthwise op."""
         return (*shape[:2], *(math.prod(shape[2 + axis] for axis in group) for group in self.groups(shape)))
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         (out, inp, *kernel), (r,) = shape, ranks
         ones = (1,) * len(kernel)
         middle = [
-            Stage((r, 1, *(n if axis in group else 1 for axis, n in enumerate(kernel))), group)
+            Op((r, 1, *(n if axis in group else 1 for axis, n in enumerate(kernel))), group, depthwise=r > 1)
             for group in self.groups(shape)
         ]
         # axes of size 1 have strides and padding too: where fewest positions are visited
         still = tuple(axis for axis, n in enumerate(kernel) if n == 1)
         first, last = ((), still) if self.transposed else (still, ())
-        return [Stage((r, inp, *ones), first), *middle, Stage((out, r, *ones), last)]
+        return [Op((r, inp, *ones), first), *middle, Op((out, r, *ones), last)]
 
-    def most(self, shape: Shape) -> Ranks:
+    def ranks(self, factors: Sequence[Tensor]) -> Ranks:
+        return (factors[0].shape[0],)
+
+    def max_ranks(self, shape: Shape, modes: Modes) -> Ranks:
         sides = self.sides(shape)
         return (math.prod(sides) // max(sides),)
 
-    def recovers(self, shape: Shape, ranks: Sequence[int]) -> bool:
-        """Whether a weight of exactly these ranks is found again, so that a second projection changes nothing.
-
-        It is where R is at most the longest side, and at most a product of others that leaves a side out; up to
-        coincidences of measure zero, such as two components equal along all of the sides left out.
-        """
-        return recoverable(self.sides(shape), ranks[0])
-
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
-        return self._kernels(self._factors(weight[None], ranks), weight, ranks)
+        return self._as_ops(self._factors(weight[None], ranks), weight)
 
     def refine(
         self, weight: Tensor, ranks: Sequence[int], modes: Modes, init_factors: Sequence[Tensor]
     ) -> list[Tensor]:
         near = [f[None] for f in _sides(init_factors)]
-        return self._kernels(self._factors(weight[None], ranks, near), weight, ranks)
+        return self._as_ops(self._factors(weight[None], ranks, near), weight)
 
-    def _kernels(self, factors: Sequence[Tensor], weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        """Factors (1, n, R) of O, I and each depthwise stage -> kernels of the stages, in their order."""
-        outer, inner, *spatial = (f[0].to(weight.dtype) for f in factors)
-        in_order = [inner.mT, *(s.mT for s in spatial), outer]
-        stages = self.stages(weight.shape, ranks)
-        return [f.reshape(stage.kernel) for f, stage in zip(in_order, stages, strict=True)]
+    def _as_ops(self, factors: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+        """Factors (1, n, R) of O, I and each depthwise op -> kernels in the order of the ops."""
+        return self.from_tensorly(None, [f[0].to(weight.dtype) for f in factors], weight.shape)
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
-        return _whole(_sides(factors), shape)
+        return _sum_of_products(_sides(factors), shape)
+
+    def tensorly_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
+        return self.sides(shape)
+
+    def to_tensorly(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor | None, list[Tensor]]:
+        sides = _sides(factors)
+        return sides[0].new_ones(sides[0].shape[1]), sides
+
+    def from_tensorly(self, first: Tensor | None, factors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+        outer, inner, *spatial = factors
+        in_order = [inner.mT, *(s.mT for s in spatial), outer if first is None else outer * first]
+        return [f.reshape(op.kernel) for f, op in zip(in_order, self.chain(shape, [outer.shape[1]]), strict=True)]
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         tensor = weight.reshape(self.sides(weight.shape))
@@ -104,20 +111,20 @@ class CP(StagedFormat):
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         shape, factors = weights.shape[1:], self._factors(weights, ranks)
-        return torch.stack([_whole(list(one), shape) for one in zip(*factors, strict=True)]).to(weights.dtype)
+        return torch.stack([_sum_of_products(list(one), shape) for one in zip(*factors, strict=True)]).to(weights.dtype)
 
     def _factors(self, weights: Tensor, ranks: Sequence[int], near: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Weights (B, O, I, K..) -> (B, n, R) for O, I and each depthwise stage, float64."""
+        """Weights (B, O, I, K..) -> (B, n, R) for O, I and each depthwise op, float64."""
         return factorize(weights.reshape(len(weights), *self.sides(weights.shape[1:])), ranks[0], near)
 
 
 def _sides(kernels: Sequence[Tensor]) -> list[Tensor]:
-    """Kernels of the stages -> (n, R) for O, I and each depthwise stage."""
+    """Kernels of the ops -> (n, R) for O, I and each depthwise op."""
     inner, *spatial, outer = (f.flatten(1) for f in kernels)
     return [outer, inner.mT, *(s.mT for s in spatial)]
 
 
-def _whole(factors: list[Tensor], shape: Shape) -> Tensor:
+def _sum_of_products(factors: list[Tensor], shape: Shape) -> Tensor:
     """(n_k, R) each -> their sum of outer products, as a weight."""
     first, *rest = factors
     # components may cancel: they must not overflow on the way to a sum that does not

@@ -35,12 +35,12 @@ class Components:
         first, *rest = self.columns
         return [first * share[:, None], *(c * others[:, None] for c in rest)]
 
-    def growth(self) -> Tensor:
+    def weights_norm(self) -> Tensor:
         """Norm of the weights, (B,): at most 1 for orthogonal components of a unit tensor."""
         return self.weights.norm(dim=1)
 
-    def closest(self) -> Tensor:
-        """Cosine of the two components that are most alike, (B,); -1 where there is one only."""
+    def congruence(self) -> Tensor:
+        """Largest congruence (cosine) of two components, (B,), after Tucker; -1 where there is one only."""
         cosines = torch.stack([c.mT @ c for c in self.columns]).prod(0)
         same = torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
         return cosines.masked_fill(same, -1).flatten(1).amax(1)

@@ -1,4 +1,4 @@
-"""Where a CP begins: components that are orthogonal, exact, or moved a little; and what they tell beforehand."""
+"""Starts of a CP: components that are orthogonal, exact, or moved a little, and the spectrum that they give."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,6 @@ from torch import Tensor
 
 from hodec.formats.cp_components import Components, unit
 from hodec.linalg.svd import leading_vectors, truncated_svd
-
-# What a tensor may have outside of its leading ``rank`` directions to be tried as one of exactly that rank.
-OUTSIDE = 1e-4
-# The start is moved by this share of a unit vector: exactly symmetric tensors have saddle points there.
-MOVED = 0.02
 
 
 def start_values(tensor: Tensor) -> Tensor:
@@ -27,12 +22,6 @@ def start_values(tensor: Tensor) -> Tensor:
     rest = [k for k in range(1, work.ndim) if k not in sides]
     slices, _ = _turned_slices(work.permute(0, *sides, *rest).flatten(len(sides)))
     return torch.linalg.svdvals(slices).flatten().sort(descending=True).values
-
-
-def recoverable(sides: Sequence[int], rank: int) -> bool:
-    """Whether a tensor of these sides that is exactly of this rank is recovered, coincidences aside."""
-    longest_first = sorted((n for n in sides if n > 1), reverse=True)
-    return len(longest_first) <= 2 or _split(longest_first, rank) is not None
 
 
 def orthogonal_start(tensors: Tensor, rank: int) -> Components:
@@ -63,13 +52,17 @@ def _turned_slices(tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
     return (turned.flatten(3).movedim(3, 1) if small else turned[:, None]), turns
 
 
-def moved(start: Components) -> Components:
-    """A start near this one, by numbers that are the same every time."""
+def moved(start: Components, *, size: float = 0.02) -> Components:
+    """A start near this one, moved by seeded numbers: exactly symmetric tensors have saddle points there.
+
+    Args:
+        size: norm of the move of each column, which is a unit vector.
+    """
     generator = torch.Generator().manual_seed(0)
     columns = []
     for c in start.columns:
         noise = torch.randn(c.shape[1:], generator=generator, dtype=c.dtype).to(c.device)
-        moved = c + MOVED * noise / c.shape[1] ** 0.5
+        moved = c + size * noise / c.shape[1] ** 0.5
         columns.append(unit(moved, moved.norm(dim=1)))
     return Components(columns, start.weights)
 
@@ -96,15 +89,15 @@ def _split(shape: Sequence[int], rank: int) -> int | None:
     return fits[0] if fits else None
 
 
-def of_this_rank(tensors: Tensor, rank: int) -> Tensor:
-    """Whether each tensor could be exactly of this rank and recovered, (B,)."""
+def of_this_rank(tensors: Tensor, rank: int, *, tol: float) -> Tensor:
+    """Whether each unit tensor is of this rank but for ``tol`` of it, and could be recovered, (B,)."""
     split = _split(tensors.shape[1:], rank)
     if split is None:
         return torch.zeros(len(tensors), dtype=torch.bool, device=tensors.device)
     rows = tensors.flatten(2)
     cols = tensors.flatten(split + 1).flatten(2, split).permute(0, 2, 1, 3).flatten(2)
-    kept = [truncated_svd(m, rank)[1].flatten(1).square().sum(1) for m in (rows, cols)]
-    return (1 - torch.minimum(*kept)) < OUTSIDE**2
+    retained = [truncated_svd(m, rank)[1].flatten(1).square().sum(1) for m in (rows, cols)]
+    return (1 - torch.minimum(*retained)) < tol**2
 
 
 def eigen_start(tensors: Tensor, rank: int) -> Components:

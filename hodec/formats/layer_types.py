@@ -1,5 +1,6 @@
-"""Kinds of dense layers: how each stores its weight, and along which axes it moves."""
+"""Types of dense layers: how each stores its weight, and along which axes it moves."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -7,16 +8,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LayerType:
-    """A kind of dense layer.
+    """A type of dense layer.
 
     Formats see every weight as (O, I, K_1, .., K_dims), output channels first; a transposed convolution stores
     (I, O, ..) and an embedding (entries, width) stands for a linear map from entries to width.
 
     Attributes:
         dims: spatial axes of its kernel, 0 for linear layers and embeddings.
-        swapped: whether the first two axes of the stored weight are (input, output).
+        in_first: whether the first two axes of the stored weight are (input, output).
         transposed: whether it is a transposed convolution.
-        lookup: whether its weight is looked up and not multiplied by.
+        is_embedding: whether its weight is looked up and not multiplied by.
     """
 
     name: str
@@ -47,7 +48,10 @@ _TYPES: dict[type[nn.Module], LayerType] = {
 
 LAYER_TYPES: dict[str, LayerType] = {layer_type.name: layer_type for layer_type in _TYPES.values()}
 
+# Name of a layer type -> the class of its dense layers.
+DENSE_CLASSES: dict[str, Callable[..., nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
+
 
 def layer_type_of(module: nn.Module) -> LayerType | None:
-    """The kind of a layer; None for other modules, and for subclasses, which may use their weight differently."""
+    """The type of a layer; None for other modules, and for subclasses, which may use their weight differently."""
     return _TYPES.get(type(module))

@@ -1,60 +1,95 @@
 """Splits of a weight into two factors by a truncated SVD of one of its unfoldings."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hodec.formats.base import Ranks, Shape
-from hodec.formats.calls import CallSites
+from hodec.formats.base import Ranks
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedFormat, channels_and_kernel, pointwise, spatial_axes
+from hodec.formats.ops import Op, Shape, pointwise, spatial_axes
+from hodec.formats.staged import StagedFormat
 from hodec.linalg.svd import truncated_svd
 
 
 class MatrixSplit(StagedFormat):
-    """A weight read as one matrix (rows, cols); the layer's first factor applies cols -> rank, its second rank -> rows.
+    """A weight read as one matrix: rows are O with some axes of the kernel, columns are I with the others.
 
-    Factors are in the layer's order: first (rank, ..), second (O, rank, ..). The error is the norm of the dropped
-    singular values, the least possible.
+    The layer's first op maps columns -> rank, its second rank -> rows; each moves along its own axes. The error is the
+    norm of the dropped singular values, the least possible.
     """
 
-    orthogonal = by_rows = True
+    orthogonal = True
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        """Weight (O, I, K..) -> matrix (rows, cols)."""
-        raise NotImplementedError
+    @abstractmethod
+    def first_axes(self, shape: Shape) -> tuple[int, ...]:
+        """The spatial axes of the first op, ascending; the second one has the others."""
 
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
-        """left (rows, r) and right (r, cols) -> kernels of the two convolutions."""
-        raise NotImplementedError
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
+        (r,), (out, inp, *kernel), first = ranks, shape, self.first_axes(shape)
+        second = _others(shape, first)
+        one, two = ([n if axis in axes else 1 for axis, n in enumerate(kernel)] for axes in (first, second))
+        return [Op((r, inp, *one), first), Op((out, r, *two), second)]
 
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        """Inverse of ``kernels``."""
-        raise NotImplementedError
-
-    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        """Inverse of ``matrix``."""
-        raise NotImplementedError
-
-    def most(self, shape: Shape) -> Ranks:
+    def max_ranks(self, shape: Shape, modes: Modes) -> Ranks:
         rows, cols = self.matrix(torch.empty(tuple(shape), device="meta")).shape
         return (min(rows, cols),)
 
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Weight (O, I, K..) -> matrix (rows, cols)."""
+        first = self.first_axes(weight.shape)
+        order, rows = _order(weight.shape, first)
+        sorted_axes = weight.permute(order)
+        return sorted_axes.flatten(rows).flatten(0, rows - 1)
+
+    def to_weight(self, matrix: Tensor, shape: Shape, first: tuple[int, ...]) -> Tensor:
+        """Inverse of ``matrix`` for a split whose first op moves along ``first``."""
+        order, _ = _order(shape, first)
+        split = matrix.reshape([shape[axis] for axis in order])
+        return split.permute([order.index(axis) for axis in range(len(order))]).contiguous()
+
     def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
         left, right = truncated_svd(self.matrix(weight), ranks[0])
-        return self.kernels(left, right, weight.shape)
+        one, two = self.chain(weight.shape, ranks)
+        if two.axes:  # (O K_b, r) -> (O, r, K_b)
+            left = left.unflatten(0, (weight.shape[0], -1)).transpose(1, 2).contiguous()
+        return [right.reshape(one.kernel), left.reshape(two.kernel)]
 
     def reconstruct(self, factors: Sequence[Tensor], shape: Shape, modes: Modes) -> Tensor:
-        left, right = self.sides(factors, shape)
-        return self.to_weight(left @ right, shape)
+        return self._product(factors, shape, self.first_axes(shape))
+
+    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
+        (one, two), first = factors, self.first_axes(shape)  # of the whole weight: fewer rows might have other axes
+        return self._product([one, two[:count]], (len(two[:count]), *shape[1:]), first)
+
+    def _product(self, factors: Sequence[Tensor], shape: Shape, first: tuple[int, ...]) -> Tensor:
+        one, two = factors
+        left = two.flatten(2).transpose(1, 2).flatten(0, 1) if two.ndim > 2 else two
+        return self.to_weight(left @ one.flatten(1), shape, first)
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return [(0, self.matrix(weight))]
 
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         left, right = truncated_svd(torch.stack([self.matrix(w) for w in weights]), ranks[0], orthonormal=False)
-        return torch.stack([self.to_weight(m, weights.shape[1:]) for m in left @ right])
+        shape = weights.shape[1:]
+        return torch.stack([self.to_weight(m, shape, self.first_axes(shape)) for m in left @ right])
+
+    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
+        first = self.first_axes(shape)
+        second = tuple(1 + axis for axis in _others(shape, first))
+        return [(0, *(1 + axis for axis in first)), *([second] if second else [])]
+
+
+def _others(shape: Shape, first: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in spatial_axes(shape) if axis not in first)
+
+
+def _order(shape: Shape, first: tuple[int, ...]) -> tuple[list[int], int]:
+    """The axes of a weight in the order of the matrix, (O, K_b.., I, K_a..), and how many of them are rows."""
+    rows, cols = [0, *(2 + axis for axis in _others(shape, first))], [1, *(2 + axis for axis in first)]
+    return rows + cols, len(rows)
 
 
 class OutputSplit(MatrixSplit):
@@ -63,32 +98,20 @@ class OutputSplit(MatrixSplit):
     Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.
     """
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
-        (r,), (out, inp, *kernel) = ranks, shape
-        return [Stage((r, inp, *kernel), spatial_axes(shape)), pointwise(out, r, shape)]
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight.flatten(1)
-
-    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        return matrix.reshape(tuple(shape))
-
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
-        return [right.reshape(-1, *shape[1:]), left.reshape(*left.shape, *(1 for _ in shape[2:]))]
-
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        first, second = kernels
-        return second.flatten(1), first.flatten(1)
-
-    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
-        return [tuple(range(len(shape) - 1))]
+    def first_axes(self, shape: Shape) -> tuple[int, ...]:
+        return spatial_axes(shape)
 
 
 class LookupSplit(OutputSplit):
     """Matrix (width, entries) of an embedding: a narrow table is looked up, then mapped to the full width."""
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
-        return call_sites.out_positions * ranks[0] * shape[0]
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
+        (r,), (width, entries) = ranks, shape
+        return [Op((r, 1), entries=entries), pointwise(width, r, shape)]
+
+    def decompose(self, weight: Tensor, ranks: Sequence[int], modes: Modes) -> list[Tensor]:
+        left, right = truncated_svd(weight, ranks[0])
+        return [right, left]
 
 
 class InputSplit(MatrixSplit):
@@ -97,28 +120,8 @@ class InputSplit(MatrixSplit):
     Source: AIMET user guide, weight SVD.
     """
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
-        (r,), (out, inp, *kernel) = ranks, shape
-        return [pointwise(r, inp, shape), Stage((out, r, *kernel), spatial_axes(shape))]
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        return torch.einsum("oi...->o...i", weight).flatten(0, -2)
-
-    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        out, inp, *kernel = shape
-        return torch.einsum("o...i->oi...", matrix.reshape(out, *kernel, inp)).contiguous()
-
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
-        out, inp, *kernel = shape
-        second = torch.einsum("o...r->or...", left.reshape(out, *kernel, left.shape[1]))
-        return [right.reshape(-1, inp, *(1 for _ in kernel)), second.contiguous()]
-
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        first, second = kernels
-        return torch.einsum("or...->o...r", second).flatten(0, -2), first.flatten(1)
-
-    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
-        return channels_and_kernel(shape)
+    def first_axes(self, shape: Shape) -> tuple[int, ...]:
+        return ()
 
 
 class SpatialSplit(MatrixSplit):
@@ -132,54 +135,9 @@ class SpatialSplit(MatrixSplit):
     BMVC 2014: scheme 2; orientations: Ascend AMCT documentation, tensor decomposition.
     """
 
-    @staticmethod
-    def first_axis(shape: Shape) -> int:
-        """The spatial axis (0: rows, 1: columns) of the first convolution."""
+    def first_axes(self, shape: Shape) -> tuple[int, ...]:
         out, inp, height, width = shape
-        return 0 if (out >= inp) == (height <= width) else 1
-
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
-        (r,), (out, inp, *kernel), first = ranks, shape, self.first_axis(shape)
-        one, two = [1, 1], [1, 1]
-        one[first], two[1 - first] = kernel[first], kernel[1 - first]
-        return [Stage((r, inp, *one), (first,)), Stage((out, r, *two), (1 - first,))]
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        pattern = "oihw->owih" if self.first_axis(weight.shape) == 0 else "oihw->ohiw"
-        return torch.einsum(pattern, weight).flatten(2).flatten(0, 1)
-
-    def to_weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        return self._unsplit(matrix, shape, self.first_axis(shape))
-
-    @staticmethod
-    def _unsplit(matrix: Tensor, shape: Shape, first: int) -> Tensor:
-        out, inp, *kernel = shape
-        split = matrix.reshape(out, kernel[1 - first], inp, kernel[first])
-        return torch.einsum("owih->oihw" if first == 0 else "ohiw->oihw", split).contiguous()
-
-    def kernels(self, left: Tensor, right: Tensor, shape: Shape) -> list[Tensor]:
-        (out, inp, *kernel), first = shape, self.first_axis(shape)
-        one = right.reshape(-1, inp, kernel[first])
-        two = left.reshape(out, kernel[1 - first], -1).transpose(1, 2).contiguous()
-        return [one.unsqueeze(3 - first), two.unsqueeze(2 + first)]
-
-    def sides(self, kernels: Sequence[Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
-        return self._sides(kernels, self.first_axis(shape))
-
-    @staticmethod
-    def _sides(kernels: Sequence[Tensor], first: int) -> tuple[Tensor, Tensor]:
-        one, two = kernels[0].squeeze(3 - first), kernels[1].squeeze(2 + first)
-        return two.transpose(1, 2).flatten(0, 1), one.flatten(1)
-
-    def leading(self, factors: Sequence[Tensor], count: int, shape: Shape, modes: Modes) -> Tensor | None:
-        one, two = factors
-        first = self.first_axis(shape)  # of the whole weight: fewer rows alone would have another order
-        left, right = self._sides([one, two[:count]], first)
-        return self._unsplit(left @ right, (len(two[:count]), *shape[1:]), first)
-
-    def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
-        first = self.first_axis(shape)
-        return [(0, 1 + first), (2 - first,)]
+        return (0,) if (out >= inp) == (height <= width) else (1,)
 
 
 SVD, SVD_TRANSPOSED, LOOKUP = OutputSplit(), OutputSplit(transposed=True), LookupSplit()

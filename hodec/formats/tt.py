@@ -12,15 +12,10 @@ import torch
 from torch import Tensor
 
 from hodec.errors import RankError
-from hodec.formats.base import Format, Ranks, Shape
-from hodec.formats.calls import CallSites
+from hodec.formats.base import Format, Ranks, channels_and_kernel
 from hodec.formats.modes import Modes
-from hodec.formats.staged import channels_and_kernel
+from hodec.formats.ops import CHAIN_RATE, Op, Shape, dense_op, pointwise
 from hodec.linalg.svd import truncated_svd
-
-# Measured on CPU: the chain of small contractions runs at about three quarters of the rate of the merged
-# convolutions, so it is chosen only where it saves more multiply-adds than that.
-CHAIN_RATE = 0.75
 
 
 def max_ranks(shape: Shape) -> Ranks:
@@ -29,7 +24,7 @@ def max_ranks(shape: Shape) -> Ranks:
 
 
 def fit_ranks(shape: Shape, ranks: Sequence[int]) -> Ranks:
-    """Lower ``ranks`` until each is at most its neighbour times the mode between them (no dead numbers)."""
+    """Lower ``ranks`` until each is at most its neighbour times the mode between them: no element is useless then."""
     fit = [1, *ranks, 1]
     for k in range(1, len(fit) - 1):
         fit[k] = min(fit[k], fit[k - 1] * shape[k - 1])
@@ -94,12 +89,6 @@ def _reconstruct_many(cores: Sequence[Tensor]) -> Tensor:
     return full.reshape(batch, *(core.shape[2] for core in cores))
 
 
-def params(shape: Shape, ranks: Sequence[int]) -> int:
-    """Numbers in the cores of a tensor train with these modes and inner ranks."""
-    r = (1, *ranks, 1)
-    return sum(r[k] * n * r[k + 1] for k, n in enumerate(shape))
-
-
 def project(weight: Tensor, ranks: Sequence[int], modes: Modes | None = None) -> Tensor:
     """Dense weight of a convolution (O, I, K_h, K_w) or linear layer (O, I) whose tensor train has these ranks.
 
@@ -111,17 +100,18 @@ def project(weight: Tensor, ranks: Sequence[int], modes: Modes | None = None) ->
     Raises:
         RankError: ranks of the wrong number or size.
     """
-    fmt: TTForm = LINEAR if weight.ndim == 2 else CONV
+    fmt: TTFormat = LINEAR if weight.ndim == 2 else CONV
     if modes is None:
         count = len(ranks) + 1 if weight.ndim == 2 else max(1, len(ranks) // 2)
         modes = Modes.split(weight.shape[1], weight.shape[0], count)
     return fmt.project(weight, fmt.check_ranks(weight.shape, modes, ranks), modes)
 
 
-class TTForm(Format):
+class TTFormat(Format):
     """A weight read as a tensor by ``tensorize``, undone by ``to_weight``, and trained as its tensor train."""
 
     orthogonal = True
+    tensorly_type = "tt"
 
     @abstractmethod
     def tensor_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
@@ -158,31 +148,58 @@ class TTForm(Format):
         cores = _decompose_many(self.tensorize(weights, modes), ranks, orthonormal=False)
         return self.to_weight(_reconstruct_many(cores), weights.shape[1:], modes)
 
-    def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
-        return params(self.tensor_shape(shape, modes), ranks)
+    def tensorly_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
+        return self.tensor_shape(shape, modes)
 
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
-        if self.executions == ("chain",):
-            return "chain"
-        chain, merged = (
-            self.macs(shape, ranks, modes, call_sites=call_sites, execution=e) for e in ("chain", "merged")
-        )
-        return "chain" if chain < CHAIN_RATE * merged else "merged"
+    def ranks(self, factors: Sequence[Tensor]) -> Ranks:
+        return tuple(core.shape[-1] for core in factors[:-1])
+
+    def kernel(self, factor: Tensor, op: Op) -> Tensor:
+        if op.contracts:
+            return self.core(factor, op).permute(1, 3, 0, 2).reshape(op.kernel)
+        # the core of the kernel: (r, K_1 K_2 .., s) or, already split, (r, K_1, K_2, .., s)
+        split = factor if factor.ndim == len(op.kernel) else factor.unflatten(1, op.kernel[2:])
+        return split.movedim(-1, 0)
 
 
-class TTConv(TTForm):
-    """HODEC's order (I_1..I_d, K_h*K_w, O_1..O_d); d = 1 is Tucker-2.
+def paired_ops(shape: Shape, ranks: Sequence[int], modes: Modes) -> list[Op]:
+    """Contractions that each turn one input mode into one output mode.
 
     Args:
-        transposed: whether the dense layer is a transposed convolution, whose kernel visits input positions.
+        ranks: (r_0, .., r_d), the ranks at the border among them.
+    """
+    ones = [1] * (len(shape) - 2)
+    return [
+        Op(
+            (o * ranks[k + 1], ranks[k] * i, *ones),
+            takes=i,
+            gives=o,
+            pending=math.prod(modes.inputs[k + 1 :]),
+            done=math.prod(modes.outputs[:k]),
+        )
+        for k, (o, i) in enumerate(zip(modes.outputs, modes.inputs, strict=True))
+    ]
+
+
+def merged_cores(cores: Sequence[Tensor]) -> Tensor:
+    """Cores (r_0, n_1, r_1), (r_1, n_2, r_2), .. contracted with each other, (r_0, n_1 n_2 .., r_d)."""
+    merged = cores[0]
+    for core in cores[1:]:
+        merged = torch.einsum("aib,bjc->aijc", merged, core).flatten(1, 2)
+    return merged
+
+
+class TTConv(TTFormat):
+    """HODEC's order (I_1..I_d, K_h*K_w, O_1..O_d); d = 1 is Tucker-2.
+
+    ``chain`` contracts one input mode at a time, convolves at the inner ranks, and makes one output mode at a time;
+    ``merged`` contracts the cores of each side with each other first and runs three convolutions.
 
     Source: Yin, Sui, Yang, Zang, Gong, Yuan, HODEC, CVPR 2022.
     """
 
     executions = ("merged", "chain")
-
-    def __init__(self, *, transposed: bool = False) -> None:
-        self.transposed = transposed
+    rate = CHAIN_RATE
 
     def tensor_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
         return (*modes.inputs, math.prod(shape[2:]), *modes.outputs)
@@ -205,20 +222,33 @@ class TTConv(TTForm):
         rest = rest.reshape(head[-1].shape[2], -1, 1)
         return self.reconstruct([*head, rest], (first.shape[1] * others, *shape[1:]), modes)
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
-        d, before, after = len(modes.inputs), call_sites.in_positions, call_sites.out_positions
-        r = (1, *ranks, 1)
-        core = (before if self.transposed else after) * math.prod(shape[2:]) * r[d] * r[d + 1]
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
+        (out, inp, *kernel), d, r = shape, len(modes.inputs), (1, *ranks, 1)
+        core = Op((r[d + 1], r[d], *kernel), tuple(range(len(kernel))))
         if execution == "merged":
-            return before * shape[1] * r[d] + core + after * r[d + 1] * shape[0]
-        contract_in = sum(r[j] * n * r[j + 1] * math.prod(modes.inputs[j + 1 :]) for j, n in enumerate(modes.inputs))
-        contract_out = sum(
-            math.prod(modes.outputs[:j]) * r[d + 1 + j] * n * r[d + 2 + j] for j, n in enumerate(modes.outputs)
-        )
-        return before * contract_in + core + after * contract_out
+            return [pointwise(r[d], inp, shape), core, pointwise(out, r[d + 1], shape)]
+        ones = [1] * len(kernel)
+        first, rest = modes.inputs, r[d + 1 :]
+        contract_in = [
+            Op((r[k + 1], r[k] * n, *ones), takes=n, pending=math.prod(first[k + 1 :])) for k, n in enumerate(first)
+        ]
+        contract_out = [
+            Op((n * rest[k + 1], rest[k], *ones), gives=n, done=math.prod(modes.outputs[:k]))
+            for k, n in enumerate(modes.outputs)
+        ]
+        return [*contract_in, core, *contract_out]
+
+    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, *, execution: str) -> list[Tensor]:
+        if execution != "merged":
+            return super().kernels(factors, shape, modes, execution=execution)
+        d = len(modes.inputs)
+        inner, core, outer = self.ops(shape, self.ranks(factors), modes, execution=execution)
+        first, last = merged_cores(factors[:d]), merged_cores(factors[d + 1 :])
+        middle = self.kernel(factors[d], core)
+        return [first[0].mT.reshape(inner.kernel), middle, last[..., 0].mT.reshape(outer.kernel)]
 
 
-class TTLinearForm(TTForm):
+class TTMatrix(TTFormat):
     """Paired modes (O_1 I_1, .., O_d I_d): the TT-matrix of a linear layer's (O, I) weight.
 
     Source: Novikov, Podoprikhin, Osokin, Vetrov, Tensorizing Neural Networks, NeurIPS 2015: section 3.
@@ -242,21 +272,17 @@ class TTLinearForm(TTForm):
         split = tensors.reshape(len(tensors), *pairs)
         return split.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)).reshape(len(tensors), *shape)
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
-        if execution == "merged":  # the weight is rebuilt once, then used as a dense one
-            return call_sites.in_positions * math.prod(shape)
-        r = (1, *ranks, 1)
-        return call_sites.in_positions * sum(
-            math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])
-            for k, (o, i) in enumerate(zip(modes.outputs, modes.inputs, strict=True))
-        )
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
+        # merged: the weight is rebuilt once, then used as a dense one
+        return [dense_op(shape)] if execution == "merged" else paired_ops(shape, (1, *ranks, 1), modes)
 
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
-        chain = self.macs(shape, ranks, modes, call_sites=call_sites, execution="chain")
-        return "chain" if chain < call_sites.in_positions * math.prod(shape) else "merged"
+    def kernels(self, factors: Sequence[Tensor], shape: Shape, modes: Modes, *, execution: str) -> list[Tensor]:
+        if execution != "merged":
+            return super().kernels(factors, shape, modes, execution=execution)
+        return [self.reconstruct([core.flatten(1, -2) for core in factors], shape, modes)]
 
 
-class TTLookup(TTLinearForm):
+class TTLookup(TTMatrix):
     """The TT-matrix of an embedding: both its width and its vocabulary are split, and a row is a product of slices.
 
     The vocabulary is split by its own factors and never padded.
@@ -276,15 +302,13 @@ class TTLookup(TTLinearForm):
             "it unused entries up to a number that has, or choose fewer modes or method svd"
         )
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
-        r = (1, *ranks, 1)
-        # the first slice is looked up, which costs nothing
-        products = (math.prod(modes.outputs[: k + 1]) * r[k] * r[k + 1] for k in range(1, len(modes.outputs)))
-        return call_sites.out_positions * sum(products)
-
-    def choose_execution(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites) -> str:
-        return "chain"
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
+        r, pairs = (1, *ranks, 1), zip(modes.outputs, modes.inputs, strict=True)
+        return [
+            Op((o * r[k + 1], r[k]), gives=o, done=math.prod(modes.outputs[:k]), entries=i)
+            for k, (o, i) in enumerate(pairs)
+        ]
 
 
 CONV, CONV_TRANSPOSED = TTConv(), TTConv(transposed=True)
-LINEAR, LOOKUP = TTLinearForm(), TTLookup()
+LINEAR, LOOKUP = TTMatrix(), TTLookup()

@@ -1,6 +1,6 @@
 """The classical tensor train of a convolution: kernel core first, then paired channel modes.
 
-It stores few numbers but costs more multiply-adds than the dense layer at useful ranks; it is the baseline that
+It stores few elements but costs more multiply-adds than the dense layer at useful ranks; it is the baseline that
 HODEC's order is measured against.
 """
 
@@ -9,19 +9,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hodec.formats.base import Shape
-from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
-from hodec.formats.tt import TTForm
+from hodec.formats.ops import Op, Shape, spatial_axes
+from hodec.formats.tt import TTFormat, paired_ops
 
 
-class ClassicalTTConv(TTForm):
+class ClassicalTTConv(TTFormat):
     """Order (K_h*K_w, I_1 O_1, .., I_d O_d).
+
+    The kernel's core convolves every input channel on its own; then each core turns one input mode into one output
+    mode.
 
     Source: Garipov, Podoprikhin, Novikov, Vetrov, Ultimate Tensorization, arXiv 1611.03214, 2016: section 3.
     """
 
     executions = ("chain",)
+    in_graphs = False  # it convolves while input modes are pending, which takes a transposition
 
     def tensor_shape(self, shape: Shape, modes: Modes) -> tuple[int, ...]:
         pairs = (i * o for i, o in zip(modes.inputs, modes.outputs, strict=True))
@@ -40,13 +43,14 @@ class ClassicalTTConv(TTForm):
         order = (0, *range(3, 2 * d + 2, 2), *range(2, 2 * d + 2, 2), 1)
         return split.permute(*order).reshape(len(tensors), *shape)
 
-    def macs(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, call_sites: CallSites, execution: str) -> int:
-        r = (*ranks, 1)
-        channels = sum(
-            math.prod(modes.outputs[:k]) * r[k] * i * o * r[k + 1] * math.prod(modes.inputs[k + 1 :])
-            for k, (i, o) in enumerate(zip(modes.inputs, modes.outputs, strict=True))
-        )
-        return call_sites.out_positions * (math.prod(shape[2:]) * r[0] * shape[1] + channels)
+    def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
+        out, inp, *kernel = shape
+        convolution = Op((ranks[0], 1, *kernel), spatial_axes(shape), pending=inp)
+        return [convolution, *paired_ops(shape, (*ranks, 1), modes)]
+
+    def core(self, factor: Tensor, op: Op) -> Tensor:
+        # the modes are paired (I_k, O_k)
+        return (factor if factor.ndim == 4 else factor.unflatten(1, (op.takes, op.gives))).transpose(1, 2)
 
 
 CONV = ClassicalTTConv()

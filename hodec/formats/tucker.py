@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from hodec.formats.base import Ranks, Shape
+from hodec.formats.base import Ranks, channels_and_kernel
 from hodec.formats.modes import Modes
-from hodec.formats.staged import Stage, StagedFormat, channels_and_kernel, pointwise, spatial_axes
+from hodec.formats.ops import Op, Shape, pointwise, spatial_axes
+from hodec.formats.staged import StagedFormat
 from hodec.linalg.svd import leading_vectors, truncated_svd
 
 
@@ -23,13 +25,14 @@ class Tucker2(StagedFormat):
     """
 
     orthogonal = True
+    tensorly_type = "tucker"
 
-    def stages(self, shape: Shape, ranks: Sequence[int]) -> list[Stage]:
+    def chain(self, shape: Shape, ranks: Sequence[int]) -> list[Op]:
         (out, inp, *kernel), (r_in, r_out) = shape, ranks
-        middle = Stage((r_out, r_in, *kernel), spatial_axes(shape))
-        return [pointwise(r_in, inp, shape), middle, pointwise(out, r_out, shape)]
+        core = Op((r_out, r_in, *kernel), spatial_axes(shape))
+        return [pointwise(r_in, inp, shape), core, pointwise(out, r_out, shape)]
 
-    def most(self, shape: Shape) -> Ranks:
+    def max_ranks(self, shape: Shape, modes: Modes) -> Ranks:
         out, inp, *kernel = shape
         area = math.prod(kernel)
         return min(inp, out * area), min(out, inp * area)
@@ -61,6 +64,18 @@ class Tucker2(StagedFormat):
     def mixable(self, shape: Shape, modes: Modes) -> list[tuple[int, ...]]:
         return channels_and_kernel(shape)
 
+    def to_tensorly(self, factors: Sequence[Tensor], shape: Shape) -> tuple[Tensor | None, list[Tensor]]:
+        inner, core, outer = factors
+        whole_axes = [torch.eye(n, dtype=core.dtype, device=core.device) for n in shape[2:]]
+        return core, [outer.flatten(1), inner.flatten(1).mT, *whole_axes]
+
+    def from_tensorly(self, first: Tensor | None, factors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+        core, (outer, inner, *kernel) = cast(Tensor, first), factors
+        for axis, factor in enumerate(kernel, start=2):
+            core = torch.movedim(torch.tensordot(core, factor, dims=([axis], [1])), -1, axis)
+        ones = [1] * len(kernel)
+        return [inner.mT.reshape(*inner.mT.shape, *ones), core, outer.reshape(*outer.shape, *ones)]
+
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         return self._expand(*self._factor(weights, ranks))
 
@@ -68,23 +83,23 @@ class Tucker2(StagedFormat):
         """Weights (B, O, I, K..) -> inner (B, I, r_in), core (B, r_out, r_in, K..), outer (B, O, r_out)."""
         (r_in, r_out), (out, *rest) = ranks, weights.shape[1:]
         half = truncated_svd(weights.flatten(2), r_out)[1]
-        inner = leading_vectors(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
+        inner = leading_vectors(_transposed(half.unflatten(2, rest)).flatten(2), r_in)
         del half  # of the largest kernels each of these is gigabytes
-        half = inner.mT @ _swapped(weights).flatten(2)
-        outer = leading_vectors(_swapped(half.unflatten(2, (out, *rest[1:]))).flatten(2), r_out)
+        half = inner.mT @ _transposed(weights).flatten(2)
+        outer = leading_vectors(_transposed(half.unflatten(2, (out, *rest[1:]))).flatten(2), r_out)
         half = outer.mT @ weights.flatten(2)
-        inner, core = truncated_svd(_swapped(half.unflatten(2, rest)).flatten(2), r_in)
-        return inner, _swapped(core.unflatten(2, (r_out, *rest[1:]))).contiguous(), outer
+        inner, core = truncated_svd(_transposed(half.unflatten(2, rest)).flatten(2), r_in)
+        return inner, _transposed(core.unflatten(2, (r_out, *rest[1:]))).contiguous(), outer
 
     @staticmethod
     def _expand(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
         """Inverse of ``_factor``: whole matrix products, with the kernel's axes last throughout."""
-        half = inner @ _swapped(core).flatten(2)
-        half = _swapped(half.unflatten(2, (core.shape[1], *core.shape[3:])))
+        half = inner @ _transposed(core).flatten(2)
+        half = _transposed(half.unflatten(2, (core.shape[1], *core.shape[3:])))
         return (outer @ half.flatten(2)).unflatten(2, half.shape[2:])
 
 
-def _swapped(tensors: Tensor) -> Tensor:
+def _transposed(tensors: Tensor) -> Tensor:
     """(B, x, y, ..) -> (B, y, x, ..)."""
     return tensors.transpose(1, 2)
 

@@ -1,35 +1,32 @@
 """BatchNorm in inference is one factor and one offset a channel: which layer it can be folded into, and how.
 
-A pair is folded only when all that the layer puts out goes into that norm and nothing else reads it. That is read off
-the traced graph; a forward pass that cannot be traced is watched while it runs instead.
+A pair is folded only when all that the layer puts out goes into that norm and nothing else reads it. That is seen while
+the model runs: every torch function that is given the layer's output is a reader.
 """
 
 import copy
-import inspect
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from hodec.conversion.eligibility import READS_WEIGHTS
 from hodec.conversion.swap import HOOKS
-from hodec.formats.layer_types import layer_type_of
+from hodec.errors import ConvertError
+from hodec.formats.layer_types import LayerType, layer_type_of
 from hodec.layers.base import FactorizedLayer
-
-log = logging.getLogger(__name__)
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
 class Call:
-    """Shapes of what one call of a layer was given and has made."""
+    """The shapes of a layer's input and output in one call."""
 
     given: tuple[int, ...]
     made: tuple[int, ...]
@@ -37,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Folds:
-    """What can be folded.
+    """The batch norms that can be folded, and those that stay.
 
     Attributes:
         norms: layer name -> name of the norm behind it.
@@ -48,9 +45,22 @@ class Folds:
     kept: Mapping[str, str]
 
 
-def is_norm(module: nn.Module) -> bool:
-    """A batch norm whose inference is known: no subclass."""
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+def is_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
+    """Whether it is a batch norm whose inference is known: no subclass."""
     return type(module) in NORMS
+
+
+def foldable(module: nn.Module) -> bool:
+    """Whether a factor and an offset a channel can be multiplied into it."""
+    layer_type = _layer_type(module)
+    return layer_type is not None and not layer_type.is_embedding
+
+
+def _layer_type(module: nn.Module) -> LayerType | None:
+    return module.layer_type if isinstance(module, FactorizedLayer) else layer_type_of(module)
 
 
 def find_folds(model: nn.Module, inputs: Sequence[Tensor], calls: Mapping[str, Sequence[Call]]) -> Folds:
@@ -77,8 +87,7 @@ def find_folds(model: nn.Module, inputs: Sequence[Tensor], calls: Mapping[str, S
 
 def _refusal(model: nn.Module, name: str, source: str, calls: Mapping[str, Sequence[Call]]) -> str:
     """Why a norm cannot be folded into the layer before it, or an empty string."""
-    norm: Any = model.get_submodule(name)
-    layer: Any = model.get_submodule(source)
+    norm, layer = cast(BatchNorm, model.get_submodule(name)), model.get_submodule(source)
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics: it normalizes by each batch even in evaluation"
     for what, module in ((name, norm), (source, layer)):
@@ -90,66 +99,15 @@ def _refusal(model: nn.Module, name: str, source: str, calls: Mapping[str, Seque
             return f"{what or 'the model'} is parametrized"
     if isinstance(model.get_submodule(source.rpartition(".")[0]), READS_WEIGHTS):
         return f"the parent of {source} reads its weights directly"
-    return _misfit(layer, norm, calls[source][0].made)
-
-
-def _misfit(layer: Any, norm: Any, made: tuple[int, ...]) -> str:
-    layer_type: Any = layer.layer_type if isinstance(layer, FactorizedLayer) else layer_type_of(layer)
+    made = calls[source][0].made
     # a norm of 2-d input takes axis 1 for channels, which an unbatched convolution's output has elsewhere
-    if len(made) != layer_type.dims + 2 or made[1] != norm.num_features:
+    if len(made) != cast(LayerType, _layer_type(layer)).dims + 2 or made[1] != norm.num_features:
         return f"the {len(made)}-d output before it has its channels on another axis"
     return ""
 
 
-def sources_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
-    """Norm name -> name of the layer whose output it alone reads."""
-    try:
-        return _traced(model, len(inputs))
-    except Exception as error:  # whatever a forward pass does with a stand-in for its input
-        log.debug("the forward pass cannot be traced (%s: %s): watched instead", type(error).__name__, error)
-        return _watched(model, inputs)
-
-
-# -- by tracing -----------------------------------------------------------------------------------------------------
-
-
-class _Tracer(fx.Tracer):
-    """Takes factorized layers for one step, like torch's own."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FactorizedLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced(model: nn.Module, given: int) -> dict[str, str]:
-    if foldable(model):  # a model that is one layer has no norm in it
-        return {}
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    # what is not given has its default: traced as a stand-in, `mask is None` would come out wrong
-    fixed = {p.name: p.default for p in parameters[given:] if p.default is not inspect.Parameter.empty}
-    graph = _Tracer().trace(model, concrete_args=fixed or None)
-    sources: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op != "call_module" or not is_norm(model.get_submodule(node.target)):
-            continue
-        before = node.args[0] if node.args else node.kwargs.get("input")
-        if isinstance(before, fx.Node) and before.op == "call_module" and set(before.users) == {node}:
-            layer = model.get_submodule(str(before.target))
-            if foldable(layer):
-                sources[str(node.target)] = str(before.target)
-    return sources
-
-
-def foldable(module: nn.Module) -> bool:
-    """Layers that a factor and an offset a channel can be multiplied into."""
-    layer_type = module.layer_type if isinstance(module, FactorizedLayer) else layer_type_of(module)
-    return layer_type is not None and not layer_type.is_embedding  # type: ignore[union-attr]
-
-
-# -- by watching ----------------------------------------------------------------------------------------------------
-
-
 class _Readers(TorchFunctionMode):
-    """Who reads the layers' outputs: every torch function that is given one, by the norm it runs in."""
+    """The readers of the layers' outputs: every torch function that is given one, by the norm that it runs in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,21 +115,28 @@ class _Readers(TorchFunctionMode):
         self.outputs: dict[int, tuple[str, Tensor]] = {}  # holding them keeps their ids from being used again
         self.readers: dict[str, set[str]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         self.saw((args, kwargs))
         return func(*args, **(kwargs or {}))
 
-    def saw(self, values: Any) -> None:
+    def saw(self, values: object) -> None:
         for value in tree_leaves(values):
             if id(value) in self.outputs:
                 self.readers.setdefault(self.outputs[id(value)][0], set()).add(self.inside)
 
 
 @torch.no_grad()
-def _watched(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
+def sources_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
+    """Norm name -> name of the layer whose output it alone reads, while the model runs on these inputs."""
     readers, hooks = _Readers(), []
 
-    def made(name: str, output: Any) -> None:
+    def made(name: str, output: object) -> None:
         if isinstance(output, Tensor):
             readers.outputs[id(output)] = (name, output)
 
@@ -199,8 +164,10 @@ def _watched(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
 # -- folding --------------------------------------------------------------------------------------------------------
 
 
-def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """The factor and the offset of each channel, float64 where the device has it: y = scale * x + shift."""
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The factor and the offset of each channel of a batch norm, float64 where the device has it."""
+    if not is_norm(norm) or norm.running_mean is None or norm.running_var is None:
+        raise ConvertError(f"{type(norm).__name__} has no running statistics to fold")
     wide = torch.float32 if norm.running_mean.device.type == "mps" else torch.float64
     mean, var = norm.running_mean.to(wide), norm.running_var.to(wide)
     scale = torch.rsqrt(var + norm.eps)
@@ -215,12 +182,11 @@ def scaled_last(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     A bias that there is must be multiplied too; the shift joins it.
     """
     module = copy.deepcopy(module)
-    last: Any = module[-1] if isinstance(module, nn.Sequential) else module
+    last = cast(nn.Linear, module[-1] if isinstance(module, nn.Sequential) else module)
     layer_type = layer_type_of(last)
-    swapped, groups = bool(layer_type and layer_type.in_first), getattr(last, "groups", 1)
-    sides = [1] * (last.weight.ndim - 2)
+    groups, sides = getattr(last, "groups", 1), [1] * (last.weight.ndim - 2)
     weight = last.weight.detach().to(scale)
-    if swapped:  # (in, out / groups, ..), the groups' outputs one after another
+    if layer_type is not None and layer_type.in_first:  # (in, out / groups, ..), the groups' outputs one after another
         each = scale.reshape(groups, 1, -1, *sides)
         weight = (weight.unflatten(0, (groups, -1)) * each).flatten(0, 1)
     else:

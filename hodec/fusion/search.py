@@ -1,11 +1,11 @@
-"""fuse: a compressed model as plain layers, each in the form that runs fastest on this device."""
+"""fuse: a compressed model as plain layers, each as the variant that runs fastest on this device."""
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from hodec.conversion.swap import HOOKS
 from hodec.cost.count import Inputs, as_inputs
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import ConvertError, near_matches
-from hodec.formats.tt import CHAIN_RATE
+from hodec.formats.ops import CHAIN_RATE
 from hodec.fusion.batchnorm import Call, Folds, find_folds, foldable, is_norm, scale_and_shift, scaled_last
 from hodec.fusion.report import FuseReport, LayerChoice
 from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
@@ -27,15 +27,11 @@ log = logging.getLogger(__name__)
 TARGETS = ("latency", "macs")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# Another form than dense must win by this much: less is within what repeated measuring of the same work differs by.
+# A variant must be faster than dense by this ratio: repeated measurements of the same work differ by less.
 MARGIN = 0.03
 
-# Seconds spent on the forms of one layer, and on the whole net.
+# Seconds of measuring: the variants of one layer, and the whole net.
 LAYER_SECONDS, NET_SECONDS = 0.5, 3.0
-
-# How far outputs may be from those of the given net, relative to their norm.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-LOOSE = 5e-2
 
 Choose = Callable[[str, Mapping[str, Variant]], LayerChoice]
 
@@ -50,7 +46,7 @@ def fuse(
 ) -> nn.Module:
     """A copy of a model for inference, made of torch's own layers; the given model is left as it was.
 
-    Each factorized layer becomes the fastest of its forms: its stages as they are, neighbouring stages multiplied
+    Each factorized layer becomes the fastest of its variants: its ops as they are, neighbouring ops multiplied
     into one, the chain of contractions, or the dense layer. Batch norms are folded into the layer before them, and
     the memory format is chosen for the whole net. The result runs on the device of ``model``, in evaluation mode.
     ``result.fuse_report`` says what was chosen and why; print it.
@@ -61,7 +57,7 @@ def fuse(
     Args:
         model: what ``convert`` or ``load`` made; any other net too, whose batch norms are folded.
         example_input: a tensor (or several) as the model takes, batch first, on its device.
-        target: ``latency`` measures every form on this device; ``macs`` measures nothing and counts multiply-adds.
+        target: ``latency`` measures every variant on this device; ``macs`` measures nothing and counts multiply-adds.
         fold_batchnorm: False leaves the norms alone.
         memory_format: ``channels_last``, ``contiguous``, or ``auto``: by measuring (``contiguous`` for ``macs``).
 
@@ -132,7 +128,7 @@ class _Work:
         found = self.base.named_modules()
         return {name: m for name, m in found if isinstance(m, FactorizedLayer) and self.calls.get(name)}
 
-    def norm(self, name: str) -> Any:
+    def norm(self, name: str) -> nn.Module | None:
         return self.base.get_submodule(self.folds.norms[name]) if name in self.folds.norms else None
 
     def variants(self, name: str, layer: FactorizedLayer) -> dict[str, Variant]:
@@ -143,10 +139,10 @@ class _Work:
         return {name: how(name, self.variants(name, layer)) for name, layer in self.factorized().items()}
 
     def build(self, choices: Mapping[str, LayerChoice], layout: str = "contiguous") -> nn.Module:
-        """The net with these forms and with norms folded."""
+        """The net with these variants and with norms folded."""
         net = copy.deepcopy(self.base)
         for name, layer in self.factorized().items():
-            made = self.variants(name, layer)[choices[name].form].build()
+            made = self.variants(name, layer)[choices[name].variant].build()
             for hooks in HOOKS:
                 getattr(made, hooks).update(getattr(layer, hooks))
             net = replaced(net, name, made)
@@ -179,12 +175,12 @@ class _Work:
 
     @property
     def tolerance(self) -> float:
-        kinds = {t.dtype for t in self.expected if t.is_floating_point()}
-        widest = max((TOLERANCE.get(kind, LOOSE) for kind in kinds), default=0.0)
-        return max(widest, LOOSE / 5) if self.device.type == "cuda" and widest > 1e-8 else widest  # TF32
+        """How far outputs may be from the expected ones, relative to their norm, by the widest rounding among them."""
+        by_dtype = {torch.float64: 1e-8, torch.float32: 1e-2 if self.device.type == "cuda" else 1e-3}  # TF32
+        return max((by_dtype.get(t.dtype, 5e-2) for t in self.expected if t.is_floating_point()), default=0.0)
 
     def finish(
-        self, target: str, layout: str, choices: dict[str, LayerChoice], whole: Mapping[str, float]
+        self, target: str, layout: str, choices: dict[str, LayerChoice], net_ms: Mapping[str, float]
     ) -> nn.Module:
         """The net, checked, with its report."""
         net = self.build(choices, layout)
@@ -197,7 +193,7 @@ class _Work:
         folded = {norm: name for name, norm in self.folds.norms.items()}
         shapes = tuple(tuple(x.shape) for x in self.inputs)
         net.fuse_report = FuseReport(  # type: ignore[assignment]
-            target, device_name(self.device), shapes, choices, folded, dict(self.folds.kept), layout, whole, error
+            target, device_name(self.device), shapes, choices, folded, dict(self.folds.kept), layout, net_ms, error
         )
         return net
 
@@ -206,11 +202,11 @@ class _Work:
 
 
 def _fastest(work: _Work, memory_format: str) -> nn.Module:
-    """Memory format by the whole net, then each layer by itself, then the whole net against its dense form."""
+    """Memory format by the whole net, then each layer by itself, then the whole net against one of dense layers."""
     first = work.choose(_fewest_macs)
     work.difference(work.build(first))  # a net that does not run is named before it is measured
-    layout, whole = _layout(work, first, memory_format)
-    measured: dict[tuple[Any, ...], dict[str, float]] = {}
+    layout, net_ms = _layout(work, first, memory_format)
+    measured: dict[Hashable, dict[str, float]] = {}
 
     def pick(name: str, variants: Mapping[str, Variant]) -> LayerChoice:
         key = _signature(work, name)
@@ -219,10 +215,10 @@ def _fastest(work: _Work, memory_format: str) -> nn.Module:
         return _quickest(work, name, variants, measured[key])
 
     choices = work.choose(pick)
-    if any(choice.form != DENSE and DENSE in choice.macs for choice in choices.values()):
-        choices, times = _whole(work, choices, layout)
-        whole |= times
-    return work.finish("latency", layout, choices, whole)
+    if any(choice.variant != DENSE and DENSE in choice.macs for choice in choices.values()):
+        choices, times = _faster_net(work, choices, layout)
+        net_ms |= times
+    return work.finish("latency", layout, choices, net_ms)
 
 
 def _layout(work: _Work, choices: Mapping[str, LayerChoice], asked: str) -> tuple[str, dict[str, float]]:
@@ -235,7 +231,7 @@ def _layout(work: _Work, choices: Mapping[str, LayerChoice], asked: str) -> tupl
     return min(times, key=lambda name: times[name]), times
 
 
-def _whole(
+def _faster_net(
     work: _Work, choices: dict[str, LayerChoice], layout: str
 ) -> tuple[dict[str, LayerChoice], dict[str, float]]:
     """These choices, or dense ones where the whole net is faster so."""
@@ -256,51 +252,51 @@ def _times(work: _Work, nets: Mapping[str, nn.Module]) -> dict[str, float]:
         return medians_ms(works, device=work.device, seconds=NET_SECONDS)
 
 
-def _signature(work: _Work, name: str) -> tuple[Any, ...]:
-    layer: Any = work.base.get_submodule(name)
+def _signature(work: _Work, name: str) -> Hashable:
+    layer = cast(FactorizedLayer, work.base.get_submodule(name))
     return (type(layer), repr(layer), layer.modes, tuple(work.calls[name]), name in work.folds.norms)
 
 
 def _measure(work: _Work, name: str, variants: Mapping[str, Variant], layout: str) -> dict[str, float]:
-    """Median milliseconds of each form of a layer, over all its calls."""
+    """Median milliseconds of each variant of a layer, over all its calls."""
     layer = work.base.get_submodule(name)
     kind = next(layer.parameters()).dtype
     if len(variants) == 1:
         return {}
     given = [torch.randn(call.given, device=work.device, dtype=kind) for call in work.calls[name]]
     given = [x.contiguous(memory_format=FORMATS[layout]) if x.ndim == 4 else x for x in given]
-    modules = {form: laid_out(variant.build(), layout) for form, variant in variants.items()}
+    modules = {variant: laid_out(one.build(), layout) for variant, one in variants.items()}
     with torch.inference_mode():
-        works = {form: lambda m=module: [m(x) for x in given] for form, module in modules.items()}
+        works = {variant: lambda m=module: [m(x) for x in given] for variant, module in modules.items()}
         return medians_ms(works, device=work.device, seconds=LAYER_SECONDS)
 
 
 def _quickest(work: _Work, name: str, variants: Mapping[str, Variant], ms: Mapping[str, float]) -> LayerChoice:
-    macs = {form: variant.macs for form, variant in variants.items()}
+    macs = {variant: one.macs for variant, one in variants.items()}
     norm = work.folds.norms.get(name, "")
     if not ms:
         return _only(variants, macs, norm)
-    best = min(ms, key=lambda form: ms[form])
+    best = min(ms, key=lambda variant: ms[variant])
     if best == DENSE or ms[best] > (1 - MARGIN) * ms[DENSE]:
-        near = min((form for form in ms if form != DENSE), key=lambda form: ms[form])
-        return LayerChoice(DENSE, f"no form is faster: {near} takes {ms[near]:.3g} ms", macs, ms, norm)
-    others = ", ".join(f"{form} {time:.3g}" for form, time in ms.items() if form not in (best, DENSE))
+        near = min((variant for variant in ms if variant != DENSE), key=lambda variant: ms[variant])
+        return LayerChoice(DENSE, f"no variant is faster: {near} takes {ms[near]:.3g} ms", macs, ms, norm)
+    others = ", ".join(f"{variant} {time:.3g}" for variant, time in ms.items() if variant not in (best, DENSE))
     return LayerChoice(best, "fastest" + (f"; {others} ms" if others else ""), macs, ms, norm)
 
 
 def _only(variants: Mapping[str, Variant], macs: Mapping[str, int], norm: str) -> LayerChoice:
-    form = next(iter(variants))
-    reason = "no other form saves multiply-adds" if form == DENSE else "kept for its memory"
-    return LayerChoice(form, reason, macs, {}, norm)
+    variant = next(iter(variants))
+    reason = "no other variant saves multiply-adds" if variant == DENSE else "kept for its memory"
+    return LayerChoice(variant, reason, macs, {}, norm)
 
 
 def _fewest_macs(name: str, variants: Mapping[str, Variant]) -> LayerChoice:
-    """The form of fewest multiply-adds; the chain, whose steps are small, must save more than that."""
-    macs = {form: variant.macs for form, variant in variants.items()}
+    """The variant of fewest multiply-adds; the chain, whose steps are small, must save more than that."""
+    macs = {variant: one.macs for variant, one in variants.items()}
     if len(variants) == 1:
         return _only(variants, macs, "")
-    cost = {form: n / CHAIN_RATE if form == CHAIN else n for form, n in macs.items()}
-    best = min(cost, key=lambda form: cost[form])
+    cost = {variant: n / CHAIN_RATE if variant == CHAIN else n for variant, n in macs.items()}
+    best = min(cost, key=lambda variant: cost[variant])
     return LayerChoice(best, "fewest multiply-adds", macs, {}, "")
 
 
@@ -311,7 +307,7 @@ def observed(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, list
     """The calls of every layer and norm by name, and the tensors that the model puts out."""
     calls: dict[str, list[Call]] = {}
 
-    def remember(name: str, args: Any, kwargs: Any, output: Any) -> None:
+    def remember(name: str, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
         calls.setdefault(name, []).append(Call(tuple(given.shape), tuple(output.shape)))
 

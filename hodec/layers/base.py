@@ -1,56 +1,130 @@
-"""What every factorized layer has: built from a dense layer, and able to show the dense weight it stands for."""
+"""FactorizedLayer: what stands in for a dense layer, and the making of its classes from a table."""
 
+import math
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
-from hodec.formats.layer_types import LayerType
+from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.modes import Modes
+from hodec.formats.ops import Op, Shape
+from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
+
+
+class LayerOptions(TypedDict, total=False):
+    """The arguments that all factorized layers share, beside the settings of their dense layer.
+
+    Attributes:
+        ranks: the format's ranks.
+        modes: how channels split; by default evenly, into two modes a side.
+        bias: whether there is a bias, one number an output channel; by default there is.
+        execution: how inference computes it, one of ``format.executions``; training always uses the first, the default.
+        initialize: whether to draw random factors, as by default. Otherwise they are zero, to be loaded, and nothing
+            is drawn.
+        device, dtype: of the parameters.
+    """
+
+    ranks: Required[Sequence[int]]
+    modes: Modes | None
+    bias: bool
+    execution: str
+    initialize: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class FactorizedLayer(nn.Module):
     """Base of the factorized layers.
 
-    Attributes:
-        form: the format's mathematics for this kind of weight.
-        kind: the kind of dense layer it stands in for.
+    A subclass of this, for a layer type, says how it stores the factors: ``build_factors`` and ``views``. Its class
+    attributes are the format's mathematics and the type of dense layer that it stands in for.
+
+    Args:
         shape: shape of the dense weight with output channels first, (O, I, K_1, ..) or (O, I).
-        modes, ranks: how the weight is split and factorized.
-        execution: how inference computes it, one of ``form.executions``; training always uses the first.
+        options: see ``LayerOptions``.
+
+    Raises:
+        RankError: ranks that do not fit.
+        ConvertError: an execution that the format does not have.
     """
 
     format: ClassVar[Format]
     layer_type: ClassVar[LayerType]
+    #: attributes of the dense layer that go over to this one
+    settings: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, shape: Sequence[int], *, ranks: Sequence[int], modes: Modes | None, execution: str) -> None:
+    def __init__(self, shape: Shape, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
         self.shape = tuple(shape)
         default = max(2, self.format.min_modes) if self.format.uses_modes else 1
-        self.modes = modes or Modes.split(shape[1], shape[0], default)
+        self.modes = options.get("modes") or Modes.split(shape[1], shape[0], default)
         self.modes.check(shape[1], shape[0])
-        self.ranks = self.format.check_ranks(self.shape, self.modes, ranks)
-        execution = execution or self.format.executions[0]
-        if execution not in self.format.executions:
-            raise ConvertError(f"execution {execution!r} is not one of {', '.join(self.format.executions)}")
-        self.execution = execution
-        # what the cores merge to, the stamp of the weights it was made from, and those weights
+        self.ranks = self.format.check_ranks(self.shape, self.modes, options["ranks"])
+        executions = self.format.executions
+        self.execution = options.get("execution") or executions[0]
+        if self.execution not in executions:
+            raise ConvertError(f"execution {self.execution!r} is not one of {', '.join(executions)}")
+        self.ops: dict[str, list[Op]] = {
+            e: self.format.ops(self.shape, self.ranks, self.modes, execution=e) for e in executions
+        }
+        # merged kernels, the stamp of the weights that they were made from, and those weights
         self._merged: tuple[object, tuple[Tensor, ...], list[Tensor]] | None = None
 
-    @classmethod
+        def zeros(*sizes: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(sizes, device=options.get("device"), dtype=options.get("dtype")))
+
+        self.build_factors(zeros)
+        self.bias = zeros(self.shape[0]) if options.get("bias", True) else None
+        if options.get("initialize", True):
+            self.reset_parameters()
+
     @abstractmethod
-    def like(cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = "") -> Self:
-        """The structure that stands in for ``module``, with random factors: enough to load saved ones into."""
+    def build_factors(self, zeros: Callable[..., nn.Parameter]) -> None:
+        """Create the parameters that hold the factors, each by ``zeros(*sizes)``."""
+
+    @abstractmethod
+    def views(self) -> list[Tensor]:
+        """The parameters as views whose axes are those of the factors, in the format's order.
+
+        A view may have the factor's flattened axes one by one, such as (r, K_1, K_2, s) for (r, K_1 K_2, s).
+        """
+
+    @classmethod
+    def like(
+        cls,
+        module: nn.Module,
+        ranks: Sequence[int],
+        *,
+        modes: Modes | None = None,
+        execution: str = "",
+        initialize: bool = False,
+    ) -> Self:
+        """The structure that stands in for the dense layer ``module``, with factors of zero to load others into."""
+        weight = cast(Tensor, module.weight)
+        settings = {name: getattr(module, name) for name in cls.settings}
+        if not cls.layer_type.is_embedding:
+            settings["bias"] = module.bias is not None
+        return cls(
+            **settings,
+            ranks=ranks,
+            modes=modes,
+            execution=execution,
+            initialize=initialize,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
     @classmethod
     def from_dense(
         cls,
-        module: Any,
+        module: nn.Module,
         ranks: Sequence[int],
         *,
         modes: Modes | None = None,
@@ -64,34 +138,74 @@ class FactorizedLayer(nn.Module):
             ranks: ranks in the format's order; see the layer's format for their number and limits.
             modes: how channels split; by default evenly, into two modes a side.
             execution: one of the format's executions, by default its first.
-            start: factors of a weight nearby; formats found by iteration go on from them.
+            init_factors: factors of a weight nearby; formats found by iteration go on from them.
 
         Raises:
             RankError: ranks that do not fit.
             TrainingError: a weight with NaN or Inf.
         """
-        weight = module.weight.detach()
-        with same_random_state([weight]):
-            layer = cls.like(module, ranks, modes=modes, execution=execution)
+        layer = cls.like(module, ranks, modes=modes, execution=execution)
+        weight = cast(Tensor, module.weight).detach()
         with torch.autocast(weight.device.type, enabled=False):
             work = cls.layer_type.to_oihw(working_copy(weight))
             if init_factors is None:
                 factors = cls.format.decompose(work, layer.ranks, layer.modes)
             else:
                 factors = cls.format.refine(work, layer.ranks, layer.modes, init_factors)
-            layer.load_factors(balance(factors))
-        if isinstance(layer.bias, Tensor):
-            layer.bias.data.copy_(module.bias.detach())
-        layer.train(module.training)
-        return layer
+            layer.load_factors(equalize_norms(factors))
+        return layer.adopt(module)
 
-    @abstractmethod
+    def adopt(self, module: nn.Module) -> Self:
+        """This layer, with the bias and the training mode of the dense layer ``module``."""
+        if self.bias is not None:
+            self.bias.data.copy_(cast(Tensor, module.bias).detach())
+        return self.train(module.training)
+
     def factors(self) -> list[Tensor]:
-        """The factors in the format's order and shapes, as views of the parameters."""
+        """The factors in the format's order and shapes, as views of the parameters where that is possible."""
+        return self.views()
 
-    @abstractmethod
+    @torch.no_grad()  # not through .data: the remembered merge must see the change
     def load_factors(self, factors: Sequence[Tensor]) -> None:
         """Overwrite the parameters by factors in the format's order and shapes."""
+        for view, factor in zip(self.views(), factors, strict=True):
+            view.copy_(factor.reshape(view.shape))
+
+    def to_tensorly(self) -> TensorlyTensor:
+        """The weight as a ``TTTensor``, ``TuckerTensor`` or ``CPTensor`` of tensorly, in its active backend.
+
+        A ``TuckerTensor`` has the shape (O, I, K_1, ..), with identities for the kernel's axes; a ``CPTensor`` leaves
+        out axes of size 1 (and has K_1 K_2 for ``cp3``); a ``TTTensor`` has the modes that the format reads the weight
+        as, see ``format.tensor_shape``. Under the backends pytorch and numpy (on the CPU) it shares the memory of the
+        layer's factors wherever the layer stores them as tensorly does.
+
+        Raises:
+            ConvertError: tensorly is not installed or has no type for this format.
+        """
+        return to_tensorly(self.format, self.factors(), self.shape)
+
+    @classmethod
+    def from_tensorly(
+        cls, module: nn.Module, tensor: object, *, modes: Modes | None = None, execution: str = ""
+    ) -> Self:
+        """The layer that stands in for ``module`` with the weight of a tensorly tensor, as ``to_tensorly`` gives it.
+
+        Args:
+            module: the dense layer, which gives bias, settings, type and device; its weight is not read.
+            tensor: a tensorly tensor of this format, of any backend.
+            modes: how channels split; by default evenly, into as many modes as the tensor has.
+            execution: one of the format's executions, by default its first.
+
+        Raises:
+            ConvertError: tensorly is not installed, it has no type for this format, or the tensor does not fit.
+            RankError: ranks that are larger than the shape allows.
+        """
+        weight = cast(Tensor, module.weight).detach()
+        shape = tuple(cls.layer_type.to_oihw(weight).shape)
+        factors, modes = from_tensorly(cls.format, tensor, shape, modes=modes)
+        layer = cls.like(module, cls.format.ranks(factors), modes=modes, execution=execution)
+        layer.load_factors(equalize_norms(factors))
+        return layer.adopt(module)
 
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""
@@ -100,7 +214,7 @@ class FactorizedLayer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Random factors whose dense weight has the variance of Kaiming's initialization, 2 / fan_in."""
-        fan_in = self.shape[1] * _prod(self.shape[2:])
+        fan_in = math.prod(self.shape[1:])
         # half precision could overflow before the gain is known
         factors = [torch.randn_like(f, dtype=torch.promote_types(f.dtype, torch.float32)) for f in self.factors()]
         dense = self.format.reconstruct(factors, self.shape, self.modes)
@@ -117,6 +231,19 @@ class FactorizedLayer(nn.Module):
         """The execution of the next call: training always merges, which is what keeps its steps cheap."""
         return self.format.executions[0] if self.training else self.execution
 
+    def op_kernels(self, execution: str) -> Sequence[Tensor]:
+        """The kernels of ``ops[execution]``; those that are products of factors are remembered in inference."""
+        if execution == self.format.executions[-1]:
+            return [self.format.kernel(view, op) for view, op in zip(self.views(), self.ops[execution], strict=True)]
+        return self.once_per_weights(
+            lambda: tuple(self.format.kernels(self.views(), self.shape, self.modes, execution=execution))
+        )
+
+    def contract(self, y: Tensor, op: Op, view: Tensor) -> Tensor:
+        """One contraction of a chain: (n, p, r, i, ..) -> (n, p o, s, ..), p outputs done; no i where none is taken."""
+        y = y if op.takes else y.unsqueeze(3)
+        return torch.einsum("npri...,rois->npos...", y, self.format.core(view, op)).flatten(1, 2)
+
     def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``merge()``, remembered in inference until a parameter changes, so that serving merges only once."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -132,7 +259,7 @@ class FactorizedLayer(nn.Module):
             self._merged = (stamp, merged, [w.detach() for w in weights])
         return self._merged[1]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_merged": None}  # copies and pickles merge anew
 
     def train(self, mode: bool = True) -> Self:
@@ -144,6 +271,42 @@ class FactorizedLayer(nn.Module):
         return super()._apply(fn, recurse)
 
 
+# -- classes from a table ------------------------------------------------------------------------------------------
+
+
+def layer_class(
+    base: type[FactorizedLayer], name: str, fmt: Format, *, layer_type: LayerType, module: str
+) -> type[FactorizedLayer]:
+    """A subclass of ``base`` for a format and layer type, put under its name into ``module``, where pickle finds it."""
+    words = f"``{type(fmt).__name__}`` of a layer of type ``{layer_type.name}``; see ``{base.__name__}``."
+    made = type(name, (base,), {"format": fmt, "layer_type": layer_type, "__module__": module, "__doc__": words})
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+def conv_classes(
+    base: type[FactorizedLayer],
+    prefix: str,
+    plain: Format,
+    *,
+    transposed: Format | None = None,
+    dims: Sequence[int] = (1, 2, 3),
+) -> dict[str, type[FactorizedLayer]]:
+    """Classes ``{prefix}1d``, ``{prefix}Transpose1d``, .. in the module of ``base``, by name of the layer type."""
+    made = {}
+    for words, stem, fmt in (("", "conv", plain), ("Transpose", "conv_transpose", transposed)):
+        for n in dims if fmt is not None else ():
+            layer_type = LAYER_TYPES[f"{stem}{n}d"]
+            name = f"{prefix}{words}{n}d"
+            made[layer_type.name] = layer_class(
+                base, name, cast(Format, fmt), layer_type=layer_type, module=base.__module__
+            )
+    return made
+
+
+# -- factors ------------------------------------------------------------------------------------------------------
+
+
 def randomize_factors(model: nn.Module, *, seed: int) -> None:
     """Overwrite the factors of all factorized layers by seeded random ones; the global generators do not move."""
     with same_random_state(model.parameters()):
@@ -153,7 +316,7 @@ def randomize_factors(model: nn.Module, *, seed: int) -> None:
                 module.reset_parameters()
 
 
-def balance(factors: Sequence[Tensor]) -> list[Tensor]:
+def equalize_norms(factors: Sequence[Tensor]) -> list[Tensor]:
     """Scale factors to equal root-mean-square entries; their product stays as it is.
 
     A decomposition leaves all of the norm in one factor, which gives the factors gradients of very different
@@ -170,10 +333,3 @@ def same_random_state(tensors: Iterable[Tensor]) -> AbstractContextManager[None]
     """A context whose draws do not move the global generators (of the CPU and of these tensors' devices)."""
     devices = {t.device.index for t in tensors if t.is_cuda}
     return torch.random.fork_rng(devices=sorted(devices))
-
-
-def _prod(numbers: Sequence[int]) -> int:
-    result = 1
-    for n in numbers:
-        result *= n
-    return result

@@ -1,15 +1,14 @@
-"""What a convolution's settings mean to a factorized one: kept in one place for every method and dimension."""
+"""FactorizedConv: the settings of a convolution, and its ops as torch runs them, for every format and dimension."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Unpack
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
-from hodec.formats.modes import Modes
-from hodec.layers.base import FactorizedLayer
+from hodec.formats.ops import Op
+from hodec.layers.base import FactorizedLayer, LayerOptions
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -20,94 +19,85 @@ class FactorizedConv(FactorizedLayer):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, output_padding: as in
-            torch's layer of the same kind.
-        ranks: the format's ranks.
-        modes: how channels split; by default evenly into two modes a side.
-        bias: whether there is a bias.
-        execution: how inference runs, one of ``form.executions``; by default the first.
+            torch's layer of the same type.
+        options: see ``LayerOptions``.
     """
 
     layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
+    #: whether the last op adds the bias; otherwise it is added to its output
+    bias_inside: ClassVar[bool] = True
+    settings = (
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "output_padding",
+        "padding_mode",
+    )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
         *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] | str = 0,
         dilation: int | Sequence[int] = 1,
         output_padding: int | Sequence[int] = 0,
-        bias: bool = True,
         padding_mode: str = "zeros",
-        execution: str = "",
-        device: Any = None,
-        dtype: Any = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         kernel = self._each_axis(kernel_size)
-        super().__init__((out_channels, in_channels, *kernel), ranks=ranks, modes=modes, execution=execution)
+        super().__init__((out_channels, in_channels, *kernel), **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation = kernel, self._each_axis(stride), self._each_axis(dilation)
         self.padding = padding if isinstance(padding, str) else self._each_axis(padding)
         self.output_padding, self.padding_mode = self._each_axis(output_padding), padding_mode
-        self.build_factors(device=device, dtype=dtype)
-        self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
 
-    @classmethod
-    def like(
-        cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = ""
-    ) -> "FactorizedConv":
-        return cls(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            ranks=ranks,
-            modes=modes,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            output_padding=module.output_padding,
-            bias=module.bias is not None,
-            padding_mode=module.padding_mode,
-            execution=execution,
-            device=module.weight.device,
-            dtype=module.weight.dtype,
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, I, ..) -> (N, O, ..)."""
+        execution = self.running_execution()
+        ops = self.ops[execution]
+        if any(op.contracts for op in ops):
+            return self._chain(x, ops)
+        inside = self.bias if self.bias_inside else None
+        biases = [*(None for _ in ops[1:]), inside]
+        for op, kernel, bias in zip(ops, self.op_kernels(execution), biases, strict=True):
+            x = self.convolve(x, op, kernel, bias)
+        return x if self.bias_inside else self._add_bias(x)
 
-    def build_factors(self, *, device: Any, dtype: Any) -> None:
-        """Create the parameters that hold the factors, uninitialized."""
-        raise NotImplementedError
+    def _chain(self, x: Tensor, ops: Sequence[Op]) -> Tensor:
+        dims = self.layer_type.dims
+        batched = x if x.ndim == dims + 2 else x.unsqueeze(0)
+        y = batched.unflatten(1, (1, 1, *self.modes.inputs))  # n p r i1 .. id h w, with p outputs done, rank r
+        for op, view in zip(ops, self.views(), strict=True):
+            y = self.contract(y, op, view) if op.contracts else self._move(y, op, self.format.kernel(view, op))
+        y = self._add_bias(y.squeeze(2))
+        return y if x.ndim == dims + 2 else y.squeeze(0)
 
-    def pointwise(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A 1x1 convolution by a matrix (out, in)."""
-        return CONV[self.layer_type.dims](x, matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel_size)), bias)
+    def _move(self, y: Tensor, op: Op, kernel: Tensor) -> Tensor:
+        """A convolution amid a chain: (n, p, r, i, .., h, w) -> (n, p, s, i, .., h', w')."""
+        last = -1 - self.layer_type.dims
+        y = y.movedim(2, last)
+        return self.convolve(y.flatten(0, last - 1), op, kernel).unflatten(0, y.shape[:last]).movedim(last, 2)
 
-    def spatial_conv(self, x: Tensor, kernel: Tensor, axes: Iterable[int] | None = None) -> Tensor:
-        """The step that moves along ``axes`` (by default all), with their stride, padding and dilation.
-
-        ``kernel`` is (out, in / groups, K_1, ..), with sides of 1 along the other axes; the number of groups follows
-        from its second side.
-        """
-        moving = set(range(self.layer_type.dims) if axes is None else axes)
-        groups = x.shape[-1 - self.layer_type.dims] // kernel.shape[1]
-        stride = self._along(moving, self.stride, 1)
-        dilation = self._along(moving, self.dilation, 1)
-        if self.layer_type.transposed:
-            padding = self._along(moving, self.padding, 0)
-            extra = self._along(moving, self.output_padding, 0)
-            stored = kernel if groups > 1 else kernel.transpose(0, 1)  # grouped ones are depthwise: (r, 1, ..)
-            return CONV_TRANSPOSE[self.layer_type.dims](x, stored, None, stride, padding, extra, groups, dilation)
-        sides = [side if axis in moving else (0, 0) for axis, side in enumerate(self._sides())]
+    def convolve(self, x: Tensor, op: Op, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        """One op, with the layer's stride, padding and dilation along the axes that it moves along."""
+        dims, axes = self.layer_type.dims, op.axes
+        stride = self._along(axes, self.stride, 1)
+        dilation = self._along(axes, self.dilation, 1)
+        if self.layer_type.transposed and axes:
+            padding = self._along(axes, [int(n) for n in self.padding], 0)
+            extra = self._along(axes, self.output_padding, 0)
+            stored = kernel if op.depthwise else kernel.transpose(0, 1)
+            return CONV_TRANSPOSE[dims](x, stored, bias, stride, padding, extra, op.groups, dilation)
+        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(self._sides())]
         padding = [left for left, _ in sides]
-        if self.padding_mode != "zeros" or any(left != right for left, right in sides):
+        if (axes and self.padding_mode != "zeros") or any(left != right for left, right in sides):
             amounts = [n for side in reversed(sides) for n in side]
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, amounts, mode=mode), [0] * self.layer_type.dims
-        return CONV[self.layer_type.dims](x, kernel, None, stride, padding, dilation, groups)
+            x, padding = F.pad(x, amounts, mode=mode), [0] * dims
+        return CONV[dims](x, kernel, bias, stride, padding, dilation, op.groups)
+
+    def _add_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias.reshape(-1, *(1 for _ in self.kernel_size))
 
     def _sides(self) -> list[tuple[int, int]]:
         """Padding before and after, per axis."""
@@ -119,12 +109,8 @@ class FactorizedConv(FactorizedLayer):
         return [(int(n), int(n)) for n in self.padding]
 
     @staticmethod
-    def _along(moving: set[int], values: Any, still: int) -> list[int]:
-        return [int(value) if axis in moving else still for axis, value in enumerate(values)]
-
-    def add_bias(self, y: Tensor) -> Tensor:
-        """Add the bias along the channel axis."""
-        return y if self.bias is None else y + self.bias.reshape(-1, *(1 for _ in self.kernel_size))
+    def _along(axes: Sequence[int], values: Sequence[int], still: int) -> list[int]:
+        return [value if axis in axes else still for axis, value in enumerate(values)]
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]

@@ -1,59 +1,45 @@
-"""What a linear layer's settings mean to a factorized one: kept in one place for every method."""
+"""FactorizedLinear: the settings of a linear layer, and its ops as torch runs them, for every format."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Unpack
 
-import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.formats.modes import Modes
-from hodec.layers.base import FactorizedLayer
+from hodec.formats.ops import Op
+from hodec.layers.base import FactorizedLayer, LayerOptions
 
 
 class FactorizedLinear(FactorizedLayer):
     """Base of the factorized linear layers; input (.., I), output (.., O).
 
     Args:
-        in_features, out_features, bias: as in ``nn.Linear``.
-        ranks: the format's ranks.
-        modes: how the features split; by default evenly into two modes a side.
-        execution: how inference runs, one of ``form.executions``; by default the first.
+        in_features, out_features: as in ``nn.Linear``.
+        options: see ``LayerOptions``.
     """
 
     layer_type = LAYER_TYPES["linear"]
+    settings = ("in_features", "out_features")
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        ranks: Sequence[int],
-        modes: Modes | None = None,
-        bias: bool = True,
-        execution: str = "",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__((out_features, in_features), ranks=ranks, modes=modes, execution=execution)
+    def __init__(self, in_features: int, out_features: int, **options: Unpack[LayerOptions]) -> None:
+        super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features = in_features, out_features
-        self.build_factors(device=device, dtype=dtype)
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
 
-    def build_factors(self, *, device: Any, dtype: Any) -> None:
-        """Create the parameters that hold the factors, uninitialized."""
-        raise NotImplementedError
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., I) -> (.., O)."""
+        execution = self.running_execution()
+        ops = self.ops[execution]
+        if any(op.contracts for op in ops):
+            return self._chain(x, ops)
+        *first, last = self.op_kernels(execution)
+        for kernel in first:
+            x = F.linear(x, kernel)
+        return F.linear(x, last, self.bias)
 
-    @classmethod
-    def like(cls, module: Any, ranks: Sequence[int], *, modes: Modes | None = None, execution: str = "") -> Self:
-        return cls(
-            module.in_features,
-            module.out_features,
-            ranks=ranks,
-            modes=modes,
-            bias=module.bias is not None,
-            execution=execution,
-            device=module.weight.device,
-            dtype=module.weight.dtype,
-        )
+    def _chain(self, x: Tensor, ops: Sequence[Op]) -> Tensor:
+        y = x.reshape(-1, 1, 1, *self.modes.inputs)  # n p r i1 .. id, with p outputs done, rank r
+        for op, view in zip(ops, self.views(), strict=True):
+            y = self.contract(y, op, view)
+        y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias

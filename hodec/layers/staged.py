@@ -1,65 +1,49 @@
-"""Layers that are a short chain of convolutions or linear maps, one parameter a stage."""
+"""Layers of the formats that are stored as they run: CP, Tucker-2 and the SVDs, one parameter for each op.
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+The classes of convolutions are made from a table: ``TuckerConv2d``, ``SVDConvTranspose1d``, ..
+"""
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from hodec.formats.staged import StagedFormat
+from hodec.formats import cp, svd, tucker
+from hodec.layers.base import FactorizedLayer, conv_classes
 from hodec.layers.conv import FactorizedConv
 from hodec.layers.linear import FactorizedLinear
 
 
-class StagedConv(FactorizedConv):
-    """A convolution as the stages its form lists; they are stored as they run."""
+class Staged(FactorizedLayer):
+    """The storage of a format whose factor k is the kernel of op k."""
 
-    format: ClassVar[StagedFormat]
+    def build_factors(self, zeros: Callable[..., nn.Parameter]) -> None:
+        self.kernels = nn.ParameterList(zeros(*op.kernel) for op in self.ops[self.format.executions[-1]])
 
-    def build_factors(self, *, device: Any, dtype: Any) -> None:
-        self.stages = self.format.stages(self.shape, self.ranks)
-        self.kernels = nn.ParameterList(
-            nn.Parameter(torch.empty(stage.kernel, device=device, dtype=dtype)) for stage in self.stages
-        )
-
-    def factors(self) -> list[Tensor]:
+    def views(self) -> list[Tensor]:
         return list(self.kernels)
 
-    @torch.no_grad()
-    def load_factors(self, factors: Sequence[Tensor]) -> None:
-        for mine, given in zip(self.kernels, factors, strict=True):
-            mine.copy_(given.reshape(mine.shape))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, I, ..) -> (N, O, ..)."""
-        for stage, kernel in zip(self.stages, self.kernels, strict=True):
-            x = self.spatial_conv(x, kernel, stage.axes)
-        return self.add_bias(x)
+class StagedConv(Staged, FactorizedConv):
+    """A convolution as the ops that its format lists."""
+
+    bias_inside = False
 
 
-class StagedLinear(FactorizedLinear):
+class StagedLinear(Staged, FactorizedLinear):
     """A linear layer as a product of small ones, input side first."""
 
-    format: ClassVar[StagedFormat]
 
-    def build_factors(self, *, device: Any, dtype: Any) -> None:
-        self.kernels = nn.ParameterList(
-            nn.Parameter(torch.empty(stage.kernel, device=device, dtype=dtype))
-            for stage in self.format.stages(self.shape, self.ranks)
-        )
+class SVDLinear(StagedLinear):
+    """I -> rank -> O."""
 
-    def factors(self) -> list[Tensor]:
-        return list(self.kernels)
+    format = svd.SVD
 
-    @torch.no_grad()
-    def load_factors(self, factors: Sequence[Tensor]) -> None:
-        for mine, given in zip(self.kernels, factors, strict=True):
-            mine.copy_(given)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O)."""
-        *first, last = self.kernels
-        for kernel in first:
-            x = F.linear(x, kernel)
-        return F.linear(x, last, self.bias)
+TUCKER = conv_classes(StagedConv, "TuckerConv", tucker.CONV, transposed=tucker.CONV_TRANSPOSED)
+CP = conv_classes(StagedConv, "CPConv", cp.CONV, transposed=cp.CONV_TRANSPOSED)
+CP3 = conv_classes(StagedConv, "CP3Conv", cp.JOINT, transposed=cp.JOINT_TRANSPOSED, dims=(2,))
+SVD = conv_classes(StagedConv, "SVDConv", svd.SVD, transposed=svd.SVD_TRANSPOSED)
+WEIGHT_SVD = conv_classes(StagedConv, "WeightSVDConv", svd.WEIGHT_SVD, transposed=svd.WEIGHT_SVD_TRANSPOSED)
+SPATIAL_SVD = conv_classes(
+    StagedConv, "SpatialSVDConv", svd.SPATIAL_SVD, transposed=svd.SPATIAL_SVD_TRANSPOSED, dims=(2,)
+)

@@ -5,28 +5,23 @@ then cost little more.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+# All of these are the side of a symmetric matrix, on a CPU; benchmarks/decompose.py and big.py time what they lead to.
 # From this side on OpenBLAS' half product (SYRK) is 1.9 times as fast as torch's whole one.
 SYRK_SIDE = 256
-# Numbers that are converted at a time.
-PIECE = 2**22
-# From this side on, and up to this share of the vectors, the tridiagonal form is faster than torch's eigh.
-PARTIAL_SIDE, PARTIAL_SHARE = 1024, 0.25
-# From this side on, and up to this share of the vectors, iterating on random ones is worth a try: where the spectrum
-# falls it takes a tenth to a third of the time of the tridiagonal form, where it is flat the try costs a third more.
-RANDOM_SIDE, RANDOM_SHARE = 2048, 1 / 32
-# Passes before the try is given up, and what the error may be above the best one, as a share of its square.
-PASSES, EXCESS = 12, 1e-4
-# Captured energies of float32 numbers say nothing of a rest below this share.
-LEAST_REST = 1e-5
+# From this side on, and up to a quarter of the vectors, the tridiagonal form is faster than torch's eigh.
+PARTIAL_SIDE = 1024
+# From this side on, and up to 1/32 of the vectors, subspace iteration is worth a try: where the spectrum falls it takes
+# a tenth to a third of the time of the tridiagonal form, where it is flat the try costs a third more.
+ITERATION_SIDE = 2048
 
 
 def gram(m: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -38,8 +33,8 @@ def gram(m: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     wide = m if m.shape[-2] <= m.shape[-1] else m.mT
     if dtype in (None, m.dtype):
         return _products(wide)
-    # piece by piece: in float64 the largest kernels are gigabytes
-    pieces = wide.split(max(1, PIECE // max(1, math.prod(wide.shape[:-1]))), dim=-1)
+    # 2^22 elements at a time: in float64 the largest kernels are gigabytes
+    pieces = wide.split(max(1, 2**22 // max(1, math.prod(wide.shape[:-1]))), dim=-1)
     total = _products(pieces[0].to(dtype))
     for piece in pieces[1:]:
         total += _products(piece.to(dtype))
@@ -54,7 +49,7 @@ def _products(wide: Tensor) -> Tensor:
         return torch.from_numpy(a @ a.T)
 
 
-def largest(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def eigh_topk(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest eigenvalues (..., count), ascending, and their eigenvectors (..., n, count).
 
     Args:
@@ -65,48 +60,52 @@ def largest(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
         torch.linalg.LinAlgError: no convergence.
     """
     side = symmetric.shape[-1]
-    if side >= PARTIAL_SIDE and count <= PARTIAL_SHARE * side and _is_lapack_matrix(symmetric):
-        return Tridiagonal(symmetric).largest(count)
-    return largest_of_all(symmetric, count)
+    if side >= PARTIAL_SIDE and count <= side / 4 and _is_lapack_matrix(symmetric):
+        return Tridiagonal(symmetric).topk(count)
+    return eigh_all(symmetric, count)
 
 
-def largest_of_all(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``largest`` by way of all eigenvectors."""
+def eigh_all(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``eigh_topk`` by way of all eigenvectors."""
     values, vectors = torch.linalg.eigh(symmetric)
     return values[..., -count:], vectors[..., -count:]
 
 
-def by_iteration(m: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
-    """``largest`` of the Gram matrix of a wide matrix, without forming it, by iterating on random vectors.
-
-    Only where ``count`` is small against the sides, and only as long as it pays: None where it does not, or where the
-    error of truncating to these vectors is not within ``EXCESS`` of the least one by the residuals r of G v = t v:
-    what is missed is at most the sum of |r_i|^2 / (t_i - t_next), for t_next the largest eigenvalue beside them.
+def subspace_iteration(m: Tensor, count: int, *, tol: float = 1e-4, max_iter: int = 12) -> tuple[Tensor, Tensor] | None:
+    """``eigh_topk`` of the Gram matrix of a wide matrix, without forming it, by randomized subspace iteration.
 
     Args:
         m: (rows, cols), rows <= cols, float32 or float64.
+        count: eigenvectors wanted.
+        tol: the squared error of truncating to these vectors may be larger than the least one by this ratio. The
+            residuals r of G v = t v bound it: what is missed is at most the sum of |r_i|^2 / (t_i - t_next), for
+            t_next the largest eigenvalue beside them.
+        max_iter: passes over ``m`` before it is given up.
+
+    Returns:
+        Eigenvalues and vectors; None where it does not pay, or the bound is not reached.
 
     Source: Halko, Martinsson, Tropp, Finding structure with randomness, SIAM Review 53(2), 2011: algorithm 4.4;
     Parlett, The Symmetric Eigenvalue Problem, 1980: section 11.7 (the bound).
     """
-    if m.ndim != 2 or len(m) < RANDOM_SIDE or count > RANDOM_SHARE * len(m):
+    if m.ndim != 2 or len(m) < ITERATION_SIDE or count > len(m) / 32:
         return None
     seeded = torch.Generator().manual_seed(0)
     x = torch.randn(m.shape[1], count + max(16, count // 2), generator=seeded, dtype=m.dtype).to(m.device)
     total, found = float(torch.linalg.vector_norm(m, dtype=torch.float64)) ** 2, None
-    for _ in range(PASSES):
+    for _ in range(max_iter):
         y = m @ x
         if found is not None:
             q, values, turn = found
-            kept, vectors = values[-count:], q @ turn[:, -count:]
-            residuals = y @ turn[:, -count:] - vectors * kept
-            gaps = (kept - values[-count - 1]).clamp_min(torch.finfo(m.dtype).tiny)
+            top, vectors = values[-count:], q @ turn[:, -count:]
+            residuals = y @ turn[:, -count:] - vectors * top
+            gaps = (top - values[-count - 1]).clamp_min(torch.finfo(m.dtype).tiny)
             missed = float((residuals.square().sum(0) / gaps).double().sum())
-            rest = total - float(kept.double().sum())
-            if rest < LEAST_REST * total:
+            rest = total - float(top.double().sum())
+            if rest < 1e-5 * total:  # captured energies of float32 numbers do not tell so small a rest
                 return None
-            if missed <= EXCESS * rest:
-                return kept, vectors
+            if missed <= tol * rest:
+                return top, vectors
         q, _ = torch.linalg.qr(y)
         x = m.mT @ q
         found = (q, *torch.linalg.eigh(x.mT @ x))
@@ -148,7 +147,7 @@ class Tridiagonal:
         with _as_torch_error():
             return torch.from_numpy(eigvalsh_tridiagonal(*self._band))
 
-    def largest(self, count: int) -> tuple[Tensor, Tensor]:
+    def topk(self, count: int) -> tuple[Tensor, Tensor]:
         """The ``count`` largest eigenvalues, ascending, and their eigenvectors (n, count), in the matrix's type."""
         from scipy.linalg import eigh_tridiagonal
 
@@ -169,11 +168,12 @@ def _is_lapack_matrix(m: Tensor) -> bool:
     return m.device.type == "cpu" and m.dtype in (torch.float32, torch.float64) and m.ndim == 2
 
 
-def _routine(name: str, like: np.ndarray) -> Any:
+def _routine(name: str, like: np.ndarray) -> Callable[..., tuple[np.ndarray, ...]]:
     """LAPACK's routine in the precision of an array."""
     from scipy.linalg import lapack
 
-    return getattr(lapack, ("s" if like.dtype == np.float32 else "d") + name)
+    routine: Callable[..., tuple[np.ndarray, ...]] = getattr(lapack, ("s" if like.dtype == np.float32 else "d") + name)
+    return routine
 
 
 @contextmanager
@@ -184,9 +184,8 @@ def _torch_threads() -> Iterator[None]:
 
 
 @cache
-def _thread_pools() -> Any:
+def _thread_pools() -> ThreadpoolController:
     import scipy.linalg  # noqa: F401  so that its BLAS is among the pools found
-    from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 

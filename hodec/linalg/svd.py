@@ -15,16 +15,13 @@ from hodec.linalg import eigh
 
 log = logging.getLogger(__name__)
 
+# Sides of a Gram matrix, on a CPU; benchmarks/decompose.py and big.py time what they lead to.
 # Up to this side the float64 Gram matrix costs 1.3x the float32 one and spares every accuracy check.
 FLOAT64_SIDE = 128
 # From this side on all singular values of a float32 matrix come from its own type: twice as fast, half the memory.
 FLOAT32_SIDE = 4096
-# Numbers whose norm is taken at a time.
-NORM_PIECE = 2**20
-# What ``sharing`` holds at most.
+# Bytes that ``sharing`` holds at most.
 SHARED_BYTES = 2**30
-# Eigenvalues are squared singular values: below this share of the largest a Gram matrix of that type is blurred.
-TAIL = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 _shared: ContextVar[dict[bytes, eigh.Tridiagonal] | None] = ContextVar("shared", default=None)
 
@@ -52,7 +49,7 @@ def largest_magnitude(x: Tensor) -> float:
 
 def norm(x: Tensor) -> float:
     """Frobenius norm, summed in float64: a plain sum over the largest kernels is off by a percent in float32."""
-    pieces = x.detach().reshape(-1).split(NORM_PIECE)
+    pieces = x.detach().reshape(-1).split(2**20)
     return math.sqrt(sum(float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2 for piece in pieces))
 
 
@@ -89,12 +86,12 @@ def truncated_svd(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Te
 
     Args:
         m: matrices, shape (..., rows, cols), float32 or float64, finite.
-        rank: numbers to keep, 1..min(rows, cols).
+        rank: singular values to retain, 1..min(rows, cols).
         orthonormal: whether the left factor must be so; where only the product counts, a QR can be spared.
 
     Returns:
-        ``u`` (..., rows, rank), with orthonormal columns, and ``rest`` (..., rank, cols); ``u @ rest`` is the
-        approximation, and its error is the norm of the dropped singular values.
+        U (..., rows, rank), with orthonormal columns, and S Vh (..., rank, cols); their product is the approximation,
+        and its error is the norm of the dropped singular values.
 
     Source: Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
     """
@@ -104,7 +101,7 @@ def truncated_svd(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Te
 
 
 def leading_vectors(m: Tensor, rank: int) -> Tensor:
-    """The left factor of ``truncate`` alone, (..., rows, rank): up to half of the time is that of the other one."""
+    """U of ``truncated_svd`` alone, (..., rows, rank): up to half of the time is that of S Vh."""
     if rank == min(m.shape[-2:]):
         return _all_of(m, orthonormal=True)[0]
     return _truncate(m, rank, product=False)[0]
@@ -133,9 +130,9 @@ def singular_values(m: Tensor) -> Tensor:
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Within this, what ``singular_values`` found out about a wide matrix on the CPU helps to ``truncate`` it.
+    """Keep the tridiagonal forms that ``singular_values`` makes of wide CPU matrices until ``truncated_svd`` uses them.
 
-    That halves the time of choosing a rank and truncating to it. Held are at most ``SHARED_BYTES``, each until used.
+    That halves the time of choosing a rank and truncating to it. At most ``SHARED_BYTES`` are held.
     """
     token = _shared.set({})
     try:
@@ -145,7 +142,7 @@ def sharing() -> Iterator[None]:
 
 
 def _eigenvalues(m: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of the Gram matrix in this type, ascending."""
+    """Eigenvalues of the Gram matrix in this type, ascending."""
     shared = _shared.get()
     try:
         if shared is None or dtype != m.dtype or not _is_shareable(m):
@@ -159,7 +156,7 @@ def _eigenvalues(m: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _all_of(m: Tensor, orthonormal: bool) -> tuple[Tensor, Tensor]:
-    """Nothing to cut off, so nothing to find out."""
+    """The factorization at full rank, where nothing is cut off."""
     rows, cols = m.shape[-2:]
     if rows > cols and orthonormal:
         return torch.linalg.qr(m)
@@ -177,20 +174,20 @@ def _digest(m: Tensor) -> bytes:
     return digest.digest()
 
 
-def _largest(m: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _topk(m: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues of the Gram matrices in this type, ascending, and their eigenvectors."""
     same, shared = dtype == m.dtype, _shared.get()
     form = shared.pop(_digest(m), None) if shared and same and _is_shareable(m) else None
-    if same and form is None and (found := eigh.by_iteration(m if m.shape[-2] <= m.shape[-1] else m.mT, rank)):
+    if same and form is None and (found := eigh.subspace_iteration(m if m.shape[-2] <= m.shape[-1] else m.mT, rank)):
         return found
     try:
-        return form.largest(rank) if form else eigh.largest(eigh.gram(m, dtype), rank)
+        return form.topk(rank) if form else eigh.eigh_topk(eigh.gram(m, dtype), rank)
     except torch.linalg.LinAlgError:
-        return eigh.largest_of_all(eigh.gram(m, dtype), rank)
+        return eigh.eigh_all(eigh.gram(m, dtype), rank)
 
 
 def _truncate(m: Tensor, rank: int, *, orthonormal: bool = True, product: bool = True) -> tuple[Tensor, Tensor]:
-    """``truncate`` below full rank; where the product with the left factor is not wanted, ``rest`` is empty."""
+    """``truncated_svd`` below full rank; where S Vh is not wanted it is empty."""
     try:
         return _truncate_gram(m, rank, orthonormal, product)
     except torch.OutOfMemoryError:
@@ -207,25 +204,27 @@ def _truncate_gram(m: Tensor, rank: int, orthonormal: bool, product: bool) -> tu
         u, rest = _truncate_gram(m.reshape(m.shape[-2:]), rank, orthonormal, product)
         return u.reshape(*m.shape[:-1], rank), rest.reshape(*m.shape[:-2], rank, -1) if product else rest
     used = torch.float64 if min(m.shape[-2:]) <= FLOAT64_SIDE else m.dtype
-    values, vectors = _largest(m, rank, used)
+    values, vectors = _topk(m, rank, used)
     if _tail_is_blurred(values, m.dtype, used):
         if used == torch.float64:
             return _truncate_svd(m, rank)
-        vectors = _largest(m, rank, torch.float64)[1]
+        vectors = _topk(m, rank, torch.float64)[1]
     basis = vectors.flip(-1).to(m.dtype)
     if m.shape[-2] <= m.shape[-1]:
         return basis, basis.mT @ m if product else m.new_empty(0)
     if not orthonormal:
         return m @ basis, basis.mT
-    u, r = torch.linalg.qr(m @ basis)  # orthonormal even where kept singular values are zero
+    u, r = torch.linalg.qr(m @ basis)  # orthonormal even where retained singular values are zero
     return u, r @ basis.mT if product else m.new_empty(0)
 
 
 def _tail_is_blurred(values: Tensor, wanted: torch.dtype, used: torch.dtype) -> bool:
     if used == torch.float64 and wanted != torch.float64:
-        return False  # float64 resolves all that float32 numbers can say
-    kept = values[..., 0] / values[..., -1].clamp_min(torch.finfo(values.dtype).tiny)
-    return not bool((kept >= TAIL[used]).all())  # so that a Gram matrix that overflowed (NaN) counts too
+        return False  # float64 resolves all that float32 numbers hold
+    ratio = values[..., 0] / values[..., -1].clamp_min(torch.finfo(values.dtype).tiny)
+    # eigenvalues are squared singular values: below this ratio to the largest, a Gram matrix of that type is noise
+    least = 1e-10 if used == torch.float64 else 1e-4
+    return not bool((ratio >= least).all())  # so that a Gram matrix that overflowed (NaN) counts too
 
 
 def _truncate_svd(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -246,7 +245,7 @@ def sqrtm_psd(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 
     Args:
         moment: (n, n), or (n,) for the diagonal of a diagonal one; float64, finite.
-        damping: share of the mean eigenvalue, above 0.
+        damping: ratio to the mean eigenvalue, above 0.
 
     Returns:
         Root and inverse root in the shape of ``moment``, for the matrix scaled to a mean eigenvalue of 1; a zero

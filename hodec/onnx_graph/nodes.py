@@ -91,6 +91,8 @@ class Writer:
         """The replaced node's settings along the axes of this step, and none along the others."""
         one, dims = self.consumer, step.kernel.ndim - 2
         settings: dict[str, Attribute] = {"kernel_shape": list(step.kernel.shape[2:])}
+        if step.depthwise:
+            settings["group"] = step.kernel.shape[0]
         if not step.axes:
             return settings
         for key, still in {"strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 0}.items():
@@ -100,8 +102,6 @@ class Writer:
             settings["pads"] = [n if k % dims in step.axes else 0 for k, n in enumerate(pads)]
         if (auto_pad := one.node.attributes.get_string("auto_pad", "NOTSET")) != "NOTSET":
             settings["auto_pad"] = auto_pad
-        if step.depthwise:
-            settings["group"] = step.kernel.shape[0]
         return settings
 
     def _multiply(self, inputs: list[ir.Value], *, last: bool) -> ir.Value:

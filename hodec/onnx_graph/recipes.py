@@ -1,19 +1,17 @@
-"""What a planned layer is made of in a graph: convolutions, matrix products and reshapes, in order."""
+"""Recipes: the ops of a planned layer as steps of a graph: convolutions, matrix products and reshapes, in order."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch import Tensor
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.formats.staged import StagedFormat
-from hodec.formats.tt import TTConv, TTLinearForm
-from hodec.layers.base import balance
+from hodec.formats.modes import Modes
+from hodec.formats.ops import Op, total_params
+from hodec.layers.base import equalize_norms
 from hodec.linalg.svd import norm
 from hodec.plan.layer import LayerPlan
 
@@ -88,17 +86,9 @@ class Recipe:
         ]
 
 
-@dataclass(frozen=True)
-class Cook:
-    """How a family of formats becomes a recipe, and how many numbers that has."""
-
-    make: Callable[[LayerPlan, Sequence[Tensor]], Recipe]
-    numbers: Callable[[LayerPlan], int]
-
-
 def factors_of(layer: LayerPlan, weight: Tensor) -> list[Tensor]:
     """Factors of a weight (O, I, ..) as the plan says, equally large, in float32 or float64."""
-    return balance(layer.format.decompose(working_copy(weight), layer.ranks, layer.modes))
+    return equalize_norms(layer.format.decompose(working_copy(weight), layer.ranks, layer.modes))
 
 
 def dense_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Tensor:
@@ -134,127 +124,65 @@ def error_of(layer: LayerPlan, factors: Sequence[Tensor], weight: Tensor, dense:
 
 
 def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
-    """The steps that a layer's factors come to.
+    """The steps that a layer's ops come to, with the kernels that its factors give.
 
     Raises:
         ConvertError: a format that has none, see ``no_recipe``.
     """
-    return _known_cook(layer).make(layer, factors)
+    if reason := no_recipe(layer.format):
+        raise ConvertError(f"method {layer.method} for {layer.layer_type}: {reason}")
+    ops = _ops(layer)
+    kernels = layer.format.kernels(factors, layer.shape, layer.modes, execution=layer.resolved_execution)
+    pairs = list(zip(ops, kernels, strict=True))
+    if any(op.contracts for op in ops):
+        return _conv_chain(layer, pairs) if layer.shape[2:] else _linear_chain(layer, pairs)
+    if layer.shape[2:]:
+        return Recipe(tuple(Convolve(kernel, op.axes, op.depthwise) for op, kernel in pairs))
+    return Recipe(tuple(Multiply(kernel) for kernel in kernels))
 
 
 def numbers_of(layer: LayerPlan) -> int:
-    """Numbers in the steps: what a file holds. More than ``params_after`` where factors are merged with each other."""
-    return _known_cook(layer).numbers(layer)
+    """Elements of the kernels in a file. They are more than ``params_after`` where factors are merged."""
+    return total_params(_ops(layer))
 
 
 def no_recipe(fmt: Format) -> str:
-    """Why a format has no form of plain nodes, or an empty string."""
-    return "" if _cook(fmt) else "its layer is no chain of plain convolutions or products"
+    """The reason why a format has no steps, or an empty string."""
+    return "" if fmt.in_graphs else "its layer is no chain of plain convolutions or products"
 
 
 def movers(fmt: Format, shape: Sequence[int], kind: str) -> int:
-    """How many convolutions share the settings of the layer out among them."""
-    if not isinstance(fmt, StagedFormat):
+    """The number of convolutions that share the settings of the layer out among them."""
+    if not LAYER_TYPES[kind].dims:
         return 1
-    return (
-        sum(bool(stage.axes) for stage in fmt.stages(shape, [1] * len(fmt.most(shape))))
-        if LAYER_TYPES[kind].dims
-        else 1
-    )
+    modes = Modes.split(shape[1], shape[0], fmt.min_modes)
+    ones = [1] * len(fmt.max_ranks(shape, modes))
+    return sum(bool(op.axes) for op in fmt.ops(shape, ones, modes, execution=fmt.executions[0]))
 
 
-def _staged(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
-    if not LAYER_TYPES[layer.layer_type].dims:
-        return Recipe(tuple(Multiply(factor) for factor in factors))
-    stages = cast(StagedFormat, layer.format).stages(layer.shape, layer.ranks)
-    steps, channels = list[Step](), layer.shape[1]
-    for factor, stage in zip(factors, stages, strict=True):
-        depthwise = channels > 1 and stage.kernel[1] == 1  # groups are all of the channels, or there are none
-        steps.append(Convolve(factor.reshape(stage.kernel), stage.axes, depthwise))
-        channels = stage.kernel[0]
-    return Recipe(tuple(steps))
+def _ops(layer: LayerPlan) -> list[Op]:
+    return layer.format.ops(layer.shape, layer.ranks, layer.modes, execution=layer.resolved_execution)
 
 
-def _train(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
-    """HODEC's tensor train: in cores (r, I_j, r'), kernel (r_d, K, t), out cores (t, O_j, t')."""
-    d, kernel = len(layer.modes.inputs), layer.shape[2:]
-    middle = torch.einsum("r...t->tr...", factors[d].unflatten(1, kernel)).contiguous()
-    core = Convolve(middle, tuple(range(len(kernel))))
-    if layer.resolved_execution == "chain":
-        last = (Reshape((-1, layer.shape[0], *(0 for _ in kernel))),) if d > 1 else ()
-        steps = (*_chain_in(layer, factors[:d]), core, *_chain_out(layer, factors[d + 1 :]), *last)
-        return Recipe(steps, bias_inside=d == 1)
-    inner, outer = _product(factors[:d]), _product(factors[d + 1 :])
-    return Recipe((_pointwise(inner[0].mT, kernel), core, _pointwise(outer[..., 0].mT, kernel)))
+def _conv_chain(layer: LayerPlan, pairs: Sequence[tuple[Op, Tensor]]) -> Recipe:
+    """Contractions as 1x1 convolutions: pending inputs are along the first spatial axis, done outputs in the batch."""
+    steps, rest = list[Step](), [0] * (len(layer.shape) - 3)
+    now, done = (1, layer.shape[1], 1), (1, layer.shape[0], 1)  # outputs done, channels, inputs pending
+    for op, kernel in pairs:
+        wanted = (op.done, op.channels, op.pending)
+        if wanted != now:
+            steps.append(Reshape((0, op.channels, -1, *rest) if op.takes else (-1, op.channels, 0, *rest)))
+        steps.append(Convolve(kernel, op.axes, op.depthwise))
+        now = (op.done, op.kernel[0], op.pending)
+    if now != done:
+        steps.append(Reshape((-1, layer.shape[0], 0, *rest)))
+    return Recipe(tuple(steps), bias_inside=now == done)
 
 
-def _chain_in(layer: LayerPlan, cores: Sequence[Tensor]) -> list[Step]:
-    """Input modes contracted one at a time; those to come lie along the first spatial axis."""
-    kernel, steps = layer.shape[2:], list[Step]()
-    for core in cores:
-        if len(cores) > 1:
-            steps.append(Reshape((0, core.shape[0] * core.shape[1], -1, *(0 for _ in kernel[1:]))))
-        steps.append(_pointwise(core.flatten(0, 1).mT, kernel))
-    return steps
-
-
-def _chain_out(layer: LayerPlan, cores: Sequence[Tensor]) -> list[Step]:
-    """Output modes expanded one at a time; those that are done lie along the batch axis."""
-    kernel, steps = layer.shape[2:], list[Step]()
-    for core in cores:
-        if steps:
-            steps.append(Reshape((-1, core.shape[0], *(0 for _ in kernel))))
-        steps.append(_pointwise(core.movedim(0, 2).flatten(0, 1), kernel))
-    return steps
-
-
-def _paired(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
-    """Paired cores (r, O_k I_k, s): 1-D convolutions; inputs to come lie along the axis, done outputs in the batch."""
-    inputs, outputs, steps = layer.modes.inputs, layer.modes.outputs, list[Step]()
-    for k, core in enumerate(factors):
-        split = core.unflatten(1, (outputs[k], inputs[k]))  # r o i s
-        r, o, i, s = split.shape
-        to = (r * i, math.prod(inputs[k + 1 :]))
-        steps.append(Flatten(to) if not steps else Reshape((-1, *to)))
-        steps.append(Convolve(split.permute(1, 3, 0, 2).reshape(o * s, r * i, 1)))
+def _linear_chain(layer: LayerPlan, pairs: Sequence[tuple[Op, Tensor]]) -> Recipe:
+    """Contractions as 1-D convolutions; pending inputs lie along the axis, done outputs are in the batch."""
+    steps = list[Step]()
+    for op, kernel in pairs:
+        to = (op.channels, op.pending)
+        steps += [Reshape((-1, *to)) if steps else Flatten(to), Convolve(kernel.unsqueeze(2))]
     return Recipe((*steps, Restore(layer.shape[0])), bias_inside=False)
-
-
-def _product(cores: Sequence[Tensor]) -> Tensor:
-    """Cores (r, n, s) -> (r, n_1 n_2 .., s)."""
-    whole = cores[0]
-    for core in cores[1:]:
-        whole = (whole.flatten(0, 1) @ core.flatten(1)).reshape(whole.shape[0], -1, core.shape[2])
-    return whole
-
-
-def _pointwise(matrix: Tensor, kernel: Sequence[int]) -> Convolve:
-    return Convolve(matrix.reshape(*matrix.shape, *(1 for _ in kernel)))
-
-
-def _train_numbers(layer: LayerPlan) -> int:
-    if layer.resolved_execution == "chain":
-        return layer.params_after
-    d, (out, inp, *kernel) = len(layer.modes.inputs), layer.shape
-    before, after = layer.ranks[d - 1 : d + 1]
-    return inp * before + before * after * math.prod(kernel) + after * out
-
-
-COOKS: dict[type, Cook] = {
-    StagedFormat: Cook(_staged, lambda layer: layer.params_after),
-    TTConv: Cook(_train, _train_numbers),
-    TTLinearForm: Cook(
-        _paired, lambda layer: layer.params_after if layer.resolved_execution == "chain" else layer.params_before
-    ),
-}
-
-
-def _cook(fmt: Format) -> Cook | None:
-    return next((COOKS[base] for base in type(fmt).__mro__ if base in COOKS), None)
-
-
-def _known_cook(layer: LayerPlan) -> Cook:
-    cook = _cook(layer.format)
-    if cook is None:
-        raise ConvertError(f"method {layer.method} for {layer.layer_type}: {no_recipe(layer.format)}")
-    return cook

@@ -14,7 +14,6 @@ from hodec.export.runtime import Array
 from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.formats.staged import StagedFormat
 from hodec.linalg.svd import largest_magnitude
 from hodec.methods import Method
 from hodec.onnx_graph.cost import FLOATS
@@ -189,11 +188,7 @@ def _settings_refusal(one: WeightConsumer, fmt: Format, method: str, shape: Size
     attributes = one.node.attributes
     if not one.dims:
         plain = (attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)) == (1.0, 1.0)
-        return (
-            ""
-            if plain or isinstance(fmt, StagedFormat)
-            else f"method {method} has no place for a Gemm's alpha and beta"
-        )
+        return "" if plain or not fmt.uses_modes else f"method {method} has no place for a Gemm's alpha and beta"
     if attributes.get_int("group", 1) != 1:
         return f"grouped convolution (group={attributes.get_int('group')})"
     for key, count in PER_AXIS.items():

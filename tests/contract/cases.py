@@ -87,7 +87,9 @@ class Case:
 
 
 # A layer that several methods share is tried once.
-FIRST = {layer: (name, layer_type) for name, m in reversed(METHODS.items()) for layer_type, layer in m.layers.items()}
+FIRST = {
+    layer: (name, layer_type) for name, m in reversed(list(METHODS.items())) for layer_type, layer in m.layers.items()
+}
 CASES = [
     Case(name, layer_type, Modes.split(CHANNELS[layer_type][1], CHANNELS[layer_type][0], d))
     for name, layer_type in sorted(FIRST.values())

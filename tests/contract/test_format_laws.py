@@ -52,7 +52,8 @@ def test_error_does_not_grow_with_rank(case: Case, seed: int):
     most = max(case.format.max_ranks(case.shape, case.modes))
     caps = range(1, most + 1) if most <= 40 else [1, 2, 3, 5, 8, 13, 21, most // 2, most - 1, most]
     errors = [relative(case.format.project(w, case.ranks(cap), case.modes), w) for cap in caps]
-    assert all(after <= before + case.format.rank_slack + 1e-12 for before, after in zip(errors, errors[1:]))
+    slack = 0.02 if case.format.iterative else 0  # local optima
+    assert all(after <= before + slack + 1e-12 for before, after in zip(errors, errors[1:]))
     assert errors[-1] < 1e-10 < 0.1 < errors[0] <= 1
 
 
@@ -79,9 +80,8 @@ def test_leading_rows_are_those_of_the_whole(case: Case, count: int):
     factors = case.format.decompose(case.weight(), case.ranks(3), case.modes)
     rows = case.format.leading(factors, count, case.shape, case.modes)
     whole = case.format.reconstruct(factors, case.shape, case.modes)
-    if rows is None:
-        assert case.method in ("cp", "cp3", "tt", "tt_classical")
-    else:
+    assert rows is not None or case.method not in ("svd", "weight_svd", "spatial_svd", "tucker")
+    if rows is not None:
         assert 1 <= len(rows) <= max(count, case.shape[0] // 2)
         assert relative(rows, whole[: len(rows)]) < 1e-12
 

@@ -268,7 +268,7 @@ def test_a_zero_weight_can_still_learn(case: Case):
 
 @every_case
 def test_fresh_factors_have_the_variance_of_kaiming(case: Case):
-    layer = case.cls.like(case.dense(bias=True), case.ranks(4), modes=case.modes)
+    layer = case.cls.like(case.dense(bias=True), case.ranks(4), modes=case.modes, initialize=True)
     fan_in = torch.Size(case.shape[1:]).numel()
     assert float(layer.dense_weight().detach().square().mean()) == pytest.approx(2 / fan_in, rel=1e-5)
     assert layer.bias is None or bool((layer.bias == 0).all())

@@ -9,8 +9,9 @@ from torch import nn
 
 from hodec.cost import latency
 from hodec.cost.latency import LatencyTable, Machine, cache_folder
-from hodec.cost.probe import GRID, Probe, moves, neighbours, probes_of, stages_of
+from hodec.cost.probe import GRID, Probe, moves, neighbours, probed_ops, probes_of
 from hodec.errors import ConfigError
+from hodec.formats.ops import Op
 from hodec.methods import METHODS
 from hodec.ranks import Budget, Greedy, Manual, make_plan
 from hodec.ranks.greedy.stats import GreedyStats
@@ -82,7 +83,7 @@ def test_linear_layers_and_embeddings():
 def test_the_chain_is_measured_as_it_is():
     plan = planned(SmallResNet(), X, 2, n_modes=2, execution="chain")
     layer, table = plan["layer1.conv2"], LatencyTable()
-    assert stages_of(layer) == []
+    assert probed_ops(layer) == []
     assert table.after(layer) == pytest.approx(layer.macs_after / 1e6, rel=1e-6)
     assert table.measured == 1
 
@@ -206,7 +207,7 @@ def test_a_convolution_of_the_same_sizes_is_found(settings, size):
 
 
 def test_a_probe_builds_what_its_key_says():
-    probe = Probe("conv2d", (8, 4, 3, 3), (10, 10), (5, 5))
+    probe = Probe("conv2d", Op((8, 4, 3, 3), (0, 1)), (10, 10), (5, 5))
     made = probe.build()(probe.example(2))
     assert made.shape == (2, 8, 5, 5)
     assert probe.key == "conv2d 8x4x3x3 at 10x10 -> 5x5"

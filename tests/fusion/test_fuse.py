@@ -1,4 +1,4 @@
-"""fuse: the same outputs, plain layers, and never a slower form."""
+"""fuse: the same outputs, plain layers, and never a slower variant."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ from small_nets import SmallResNet, Tokens, Twice, assert_untouched, snapshot  #
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """The least rounds of measuring: which form wins does not matter here."""
+    """The least rounds of measuring: which variant wins does not matter here."""
     monkeypatch.setattr(module, "LAYER_SECONDS", 0.0)
     monkeypatch.setattr(module, "NET_SECONDS", 0.0)
 
@@ -41,7 +41,7 @@ PICTURES = torch.randn(2, 6, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 def slowed(monkeypatch, slow: str) -> None:
-    """Measuring finds this form slowest and all others equal, in the order they are offered."""
+    """Measuring finds this variant slowest and all others equal, in the order they are offered."""
 
     def medians(works, **_):
         return {name: 9.0 if name == slow else 1.0 + 0.1 * at for at, name in enumerate(works)}
@@ -73,7 +73,7 @@ def test_layers_become_plain_and_norms_vanish(monkeypatch):
     assert type(fused) is SmallResNet
     assert [type(m) for m in fused.layer1["conv2"]] == [nn.Conv2d] * 3
     report = fused.fuse_report
-    assert {name: choice.form for name, choice in report.layers.items()}["layer1.conv2"] == "merged"
+    assert {name: choice.variant for name, choice in report.layers.items()}["layer1.conv2"] == "merged"
     assert report.folded == {"bn1": "conv1", "layer1.bn1": "layer1.conv1", "layer1.bn2": "layer1.conv2"}
     assert report.error < 1e-5
     assert report.layers["layer1.conv2"].speedup == 9.0
@@ -85,8 +85,8 @@ def test_dense_wins_where_nothing_is_faster(monkeypatch):
     slowed(monkeypatch, "merged")
     monkeypatch.setattr(module, "MARGIN", 0.5)  # the others are not faster by half
     fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES)
-    assert {choice.form for choice in fused.fuse_report.layers.values()} == {"dense"}
-    assert "no form is faster" in fused.fuse_report.layers["conv1"].reason
+    assert {choice.variant for choice in fused.fuse_report.layers.values()} == {"dense"}
+    assert "no variant is faster" in fused.fuse_report.layers["conv1"].reason
     assert isinstance(fused.layer1["conv2"], nn.Conv2d)
 
 
@@ -97,7 +97,7 @@ def test_the_whole_net_counts_more_than_its_layers(monkeypatch, caplog):
 
     monkeypatch.setattr(module, "medians_ms", medians)
     fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES)
-    assert {choice.form for choice in fused.fuse_report.layers.values()} == {"dense"}
+    assert {choice.variant for choice in fused.fuse_report.layers.values()} == {"dense"}
     assert "the whole net is faster with dense layers" in caplog.text
     assert fused.fuse_report.whole_ms["fused"] == 2.0
 

@@ -1,15 +1,15 @@
-"""Every form that a layer can be given does what the layer does."""
+"""Every variant of a layer does what the layer does."""
 
 import pytest
 import torch
 from torch import nn
 
 from hodec.formats.modes import Modes
+from hodec.formats.ops import Op
 from hodec.fusion.batchnorm import Call
-from hodec.fusion.parts import Part, merged, partitions, parts_of, plain
-from hodec.fusion.variants import CHAIN, DENSE, MERGED, variants_of
+from hodec.fusion.variants import CHAIN, DENSE, MERGED, joined, multiplied, partitions, plain, variants_of
 from hodec.layers.base import FactorizedLayer
-from hodec.layers.svd import SVDEmbedding
+from hodec.layers.embedding import SVDEmbedding
 from hodec.methods import METHODS
 
 LAYERS = {
@@ -59,7 +59,7 @@ def norm_for(layer: FactorizedLayer) -> nn.Module:
     return norm
 
 
-def assert_all_forms(layer: FactorizedLayer, *, folded: bool, least: int = 1) -> set[str]:
+def assert_all_variants(layer: FactorizedLayer, *, folded: bool, least: int = 1) -> set[str]:
     x, norm = given(layer), norm_for(layer) if folded else None
     expected = layer(x) if norm is None else norm(layer(x))
     found = variants_of(layer, [Call(tuple(x.shape), tuple(expected.shape))], norm)
@@ -72,36 +72,28 @@ def assert_all_forms(layer: FactorizedLayer, *, folded: bool, least: int = 1) ->
     return set(found)
 
 
-@pytest.mark.parametrize(("method", "kind"), [c for c in CASES if c[0] != "tt_classical"])
+@pytest.mark.parametrize(("method", "kind"), CASES)
 @pytest.mark.parametrize("folded", [False, True], ids=["bare", "norm"])
-def test_every_form_does_what_the_layer_does(method, kind, folded):
-    assert_all_forms(made(method, kind, cap=2), folded=folded)
+def test_every_variant_does_what_the_layer_does(method, kind, folded):
+    assert_all_variants(made(method, kind, cap=2), folded=folded)
 
 
 PLANAR = [
     (method, kind, setting)
     for method, kind in CASES
     for setting in SETTINGS
-    if method != "tt_classical"  # its chain stays a factorized layer
-    and setting in {"conv2d": set(SETTINGS) - {"output_padding"}, "conv_transpose2d": ONLY_TRANSPOSED}.get(kind, ())
+    if setting in {"conv2d": set(SETTINGS) - {"output_padding"}, "conv_transpose2d": ONLY_TRANSPOSED}.get(kind, ())
 ]
 
 
 @pytest.mark.parametrize(("method", "kind", "setting"), PLANAR)
 def test_with_the_settings_of_a_convolution(method, kind, setting):
-    assert_all_forms(made(method, kind, cap=2, **SETTINGS[setting]), folded=True)
-
-
-def test_the_classical_train_becomes_dense_or_stays_itself():
-    layer = made("tt_classical", "conv2d")
-    x = given(layer)
-    for variant in variants_of(layer, [Call(tuple(x.shape), (2, 8, 6, 5))], norm_for(layer)).values():
-        torch.testing.assert_close(variant.build()(x).shape, torch.Size((2, 8, 6, 5)))
+    assert_all_variants(made(method, kind, cap=2, **SETTINGS[setting]), folded=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_train_has_a_chain_only_with_modes(count):
-    names = assert_all_forms(made("tt", "conv2d", count, cap=1), folded=True, least=2)
+    names = assert_all_variants(made("tt", "conv2d", count, cap=1), folded=True, least=2)
     assert (CHAIN in names) == (count > 1)
     assert MERGED in names
 
@@ -116,12 +108,12 @@ def test_neighbours_are_multiplied_where_that_is_cheaper_than_dense():
     assert found["3x3, 1x1"].macs == (12 * 3 * 9 + 3 * 8) * 30
 
 
-def test_a_form_as_costly_as_dense_is_not_offered():
+def test_a_variant_as_costly_as_dense_is_not_offered():
     layer = made("tucker", "conv2d", cap=12)
     assert list(variants_of(layer, [Call((1, 12, 8, 7), (1, 8, 6, 5))], None)) == [DENSE]
 
 
-def test_an_embedding_keeps_its_form():
+def test_an_embedding_stays_itself():
     layer = SVDEmbedding(50, 16, ranks=(2,))
     found = variants_of(layer, [Call((2, 5), (2, 5, 16))], None)
     assert list(found) == [MERGED]
@@ -130,32 +122,28 @@ def test_an_embedding_keeps_its_form():
 
 
 @pytest.mark.parametrize("method", ["tucker", "spatial_svd", "svd"])
-def test_all_parts_multiplied_are_the_dense_weight(method):
+def test_all_ops_multiplied_are_the_dense_weight(method):
     layer = made(method, "conv2d")
-    whole = parts_of(layer)[0]
-    for part in parts_of(layer)[1:]:
-        whole = merged(whole, part)
-    torch.testing.assert_close(whole.kernel, layer.dense_weight(), rtol=1e-10, atol=1e-10)
-    assert whole.axes == (0, 1)
+    ops = layer.ops["merged"]
+    kernel = multiplied(ops, layer.op_kernels("merged"))
+    torch.testing.assert_close(kernel, layer.dense_weight(), rtol=1e-10, atol=1e-10)
+    assert joined(ops) == Op((8, 12, 3, 3), (0, 1))
 
 
 def test_depthwise_neighbours_stay_depthwise():
-    a = Part(torch.randn(4, 1, 3, 1), (0,), depthwise=True)
-    b = Part(torch.randn(4, 1, 1, 5), (1,), depthwise=True)
-    both = merged(a, b)
-    assert both.depthwise
-    torch.testing.assert_close(both.kernel, a.kernel * b.kernel)
-    assert both.kernel.shape == (4, 1, 3, 5)
+    a, b = torch.randn(4, 1, 3, 1), torch.randn(4, 1, 1, 5)
+    ops = [Op((4, 1, 3, 1), (0,), depthwise=True), Op((4, 1, 1, 5), (1,), depthwise=True)]
+    assert joined(ops) == Op((4, 1, 3, 5), (0, 1), depthwise=True)
+    torch.testing.assert_close(multiplied(ops, [a, b]), a * b)
 
 
 def test_rows_are_cut_in_every_way():
-    parts = [Part(torch.ones(1, 1)) for _ in range(3)]
-    assert sorted([len(run) for run in cut] for cut in partitions(parts)) == [[1, 1, 1], [1, 2], [2, 1], [3]]
+    assert sorted([len(run) for run in cut] for cut in partitions(3)) == [[1, 1, 1], [1, 2], [2, 1], [3]]
 
 
 def test_plain_modules_share_nothing_with_the_layer_and_take_no_gradients():
     layer = made("tucker", "conv2d")
-    module = plain(layer, parts_of(layer), layer.bias)
+    module = plain(layer, layer.ops["merged"], layer.op_kernels("merged"), bias=layer.bias)
     assert [type(m) for m in module] == [nn.Conv2d] * 3
     assert not any(p.requires_grad for p in module.parameters())
     mine = {p.data_ptr() for p in layer.parameters()}

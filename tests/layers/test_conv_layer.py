@@ -6,8 +6,7 @@ from torch import nn
 
 from hodec.errors import PlanError, RankError
 from hodec.formats.modes import Modes
-from hodec.layers.tt import TTConv2d, TTLinear
-from hodec.layers.tt_classical import ClassicalTTConv2d
+from hodec.layers.tt import ClassicalTTConv2d, TTConv2d, TTLinear
 
 
 @pytest.mark.parametrize(("inp", "out"), [(3, 17), (17, 127), (1, 8), (8, 1)])

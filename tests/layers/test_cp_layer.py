@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import RankError
 from hodec.formats.calls import CallSites
-from hodec.layers import cp
+from hodec.layers import staged as cp
 from hodec.layers.staged import StagedConv
 
 LAYERS = [
@@ -57,7 +57,7 @@ def test_equals_the_dense_layer_of_its_weight(cls: type[StagedConv]):
 def test_full_rank_is_the_dense_layer(cls: type[StagedConv]):
     dense, x = dense_layer(cls), image(cls)
     shape = (5, 4, *dense.kernel_size)
-    layer = cls.from_dense(dense, cls.format.most(shape))
+    layer = cls.from_dense(dense, cls.format.max_ranks(shape, None))
     torch.testing.assert_close(layer(x), dense(x), rtol=0, atol=1e-9)
 
 

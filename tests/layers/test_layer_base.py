@@ -6,21 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from hodec.layers.base import balance, same_random_state
+from hodec.formats import tt
+from hodec.layers.base import equalize_norms, same_random_state
 from hodec.layers.tt import TTConv2d, TTLinear
 
 
 class Counted:
     """Counts how often a layer merges."""
 
-    def __init__(self, layer: TTConv2d, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, real = 0, layer.merged_sides
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, real = 0, tt.merged_cores
 
-        def merge() -> tuple[torch.Tensor, ...]:
-            self.count += 1
-            return real()
+        def merge(cores: list[torch.Tensor]) -> torch.Tensor:
+            self.count += 0.5  # once each for inputs and outputs
+            return real(cores)
 
-        monkeypatch.setattr(layer, "merged_sides", merge)
+        monkeypatch.setattr(tt, "merged_cores", merge)
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def layer() -> TTConv2d:
 
 
 def test_serving_merges_once_per_weights(layer: TTConv2d, monkeypatch: pytest.MonkeyPatch):
-    merges, x = Counted(layer, monkeypatch), torch.randn(1, 8, 5, 5)
+    merges, x = Counted(monkeypatch), torch.randn(1, 8, 5, 5)
     with torch.no_grad():
         for _ in range(3):
             layer(x)
@@ -59,7 +60,7 @@ def test_merged_weights_keep_their_address_until_the_next_merge(layer: TTConv2d)
 
 
 def test_training_and_gradients_merge_every_time(layer: TTConv2d, monkeypatch: pytest.MonkeyPatch):
-    merges, x = Counted(layer, monkeypatch), torch.randn(1, 8, 5, 5)
+    merges, x = Counted(monkeypatch), torch.randn(1, 8, 5, 5)
     layer(x)
     layer(x)
     assert merges.count == 2
@@ -72,7 +73,7 @@ def test_training_and_gradients_merge_every_time(layer: TTConv2d, monkeypatch: p
 
 def test_the_chain_never_merges(monkeypatch: pytest.MonkeyPatch):
     layer = TTConv2d(8, 12, 3, ranks=(2, 3, 3, 4), execution="chain")
-    merges, x = Counted(layer, monkeypatch), torch.randn(1, 8, 5, 5)
+    merges, x = Counted(monkeypatch), torch.randn(1, 8, 5, 5)
     layer.eval()(x)
     assert merges.count == 0
     layer.train()(x)  # training runs the format's first execution
@@ -81,7 +82,7 @@ def test_the_chain_never_merges(monkeypatch: pytest.MonkeyPatch):
 
 def test_balance_keeps_the_product_and_equals_the_sizes(generator: torch.Generator):
     factors = [torch.randn(4, 4, generator=generator).double() * scale for scale in (1e-6, 3.0, 1e9)]
-    even = balance(factors)
+    even = equalize_norms(factors)
     torch.testing.assert_close(even[0] @ even[1] @ even[2], factors[0] @ factors[1] @ factors[2])
     sizes = torch.stack([f.square().mean().sqrt() for f in even])
     torch.testing.assert_close(sizes, sizes[:1].expand(3))
@@ -89,7 +90,7 @@ def test_balance_keeps_the_product_and_equals_the_sizes(generator: torch.Generat
 
 def test_balance_leaves_a_zero_product_as_it_is():
     factors = [torch.ones(2, 2), torch.zeros(2, 2)]
-    for given, kept in zip(factors, balance(factors)):
+    for given, kept in zip(factors, equalize_norms(factors)):
         torch.testing.assert_close(kept, given, rtol=0, atol=0)
 
 

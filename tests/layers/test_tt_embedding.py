@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from hodec.conversion.swap import convert
 from hodec.formats.modes import Modes
-from hodec.layers.tt_embedding import TTEmbedding
+from hodec.layers.embedding import TTEmbedding
 
 
 def net(entries: int = 60, width: int = 16, **settings: object) -> nn.Sequential:
