@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hodec.plan.layer import LayerPlan
     from hodec.plan.plan import Plan
     from hodec.ranks.context import LayerContext, NetContext
-    from hodec.ranks.selection.options import CostLimit, LayerOptions
+    from hodec.ranks.selection.options import CostLimit, LayerOptions, RankOption
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,10 @@ class Learned(Targets, RankRule, Limits):
             weights: W + U of the layers that train, in the layout that the dense layer stores.
             rho: penalty of each of them. Where one is 0, as before the first update, the plan stays as it is.
 
+        Returns:
+            The changed plan; full ranks mean that the layer is worth leaving dense. A larger alpha never gives a
+            larger rank.
+
         Raises:
             PlanError: targets that cannot be met.
             TrainingError: NaN or Inf in a weight.
@@ -120,7 +124,11 @@ class Learned(Targets, RankRule, Limits):
             return plan
         for name, weight in weights.items():
             check_finite(weight, f"layer {name}")
-        ranks = self._within_targets(plan, weights, rho) if self.targets else self._at_alpha(plan, weights, rho)
+        limits = [_limit_while_training(name, share, plan, weights) for name, share in self.targets.items()]
+        layers = {name: _context(name, plan[name], weight) for name, weight in weights.items()}
+        options = {name: self._options(layer, limits, rho[name]) for name, layer in layers.items()}
+        best = self._within(options, limits) if limits else {n: self._at_alpha(each) for n, each in options.items()}
+        ranks = {name: option.ranks or layers[name].full_ranks for name, option in best.items()}
         changed = {name: replace(plan[name], ranks=r).check(name) for name, r in ranks.items()}
         return replace(plan, layers={**plan.layers, **changed})
 
@@ -144,23 +152,27 @@ class Learned(Targets, RankRule, Limits):
             )
         return frozen
 
-    def _at_alpha(
-        self, plan: Plan, weights: Mapping[str, Tensor], rho: Mapping[str, float]
-    ) -> dict[str, tuple[int, ...]]:
-        alpha = self.alpha or 0.0
-        return {
-            name: learned_ranks(plan[name], w, alpha=alpha, rho=rho[name], metric=self.metric, limits=self)
-            for name, w in weights.items()
-        }
+    def _options(self, layer: LayerContext, limits: list[CostLimit], rho: float) -> LayerOptions:
+        """Options at nearly all ranks, whose loss is rho/2 times the squared norm that they lose."""
+        from hodec.ranks.selection.options import LayerOptions, MethodOptions
+        from hodec.ranks.spectra import truncation_spectra
 
-    def _within_targets(
-        self, plan: Plan, weights: Mapping[str, Tensor], rho: Mapping[str, float]
-    ) -> dict[str, tuple[int, ...]]:
+        weight = rho / 2 * float(layer.site.weight.double().square().sum())
+        spectra = truncation_spectra(layer)
+        costs = limits or [_priced(self.metric)]  # along one path, a larger alpha never gives a larger rank
+        nested = not limits
+        options = MethodOptions(layer, costs, weight=weight, limits=self, steps=512, spectra=spectra, nested=nested)
+        return LayerOptions([options])
+
+    def _at_alpha(self, options: LayerOptions) -> RankOption:
+        """The option that is least in loss + alpha * cost; dense where that is the least."""
+        multiplier = (self.alpha or 0.0) / MILLION
+        return min(options.options(), key=lambda one: (one.loss + multiplier * one.costs[0], one.costs[0]))
+
+    def _within(self, options: Mapping[str, LayerOptions], limits: list[CostLimit]) -> Mapping[str, RankOption]:
+        """The options that lose least within the targets."""
         from hodec.ranks.selection.select import select
 
-        limits = [_limit_while_training(name, share, plan, weights) for name, share in self.targets.items()]
-        layers = {name: layer_with_weight(name, plan[name], w) for name, w in weights.items()}
-        options = {name: _options(layer, limits, rho[name], self) for name, layer in layers.items()}
         selection = select(options, limits)
         if selection is None:
             uses = {name: Use(f"ranks.{name}", share) for name, share in self.targets.items()}
@@ -170,46 +182,10 @@ class Learned(Targets, RankRule, Limits):
                 **uses,
             )
         log.debug("learned: a million is worth %s", {k: m * MILLION for k, m in selection.multipliers.items()})
-        return {name: one.ranks or layers[name].full_ranks for name, one in selection.options.items()}
+        return selection.options
 
 
-def learned_ranks(
-    layer: LayerPlan,
-    weight: Tensor,
-    *,
-    alpha: float,
-    rho: float,
-    metric: str = "macs",
-    limits: Limits | None = None,
-) -> tuple[int, ...]:
-    """The ranks least in alpha * C + rho/2 * (squared norm lost), along the path of the layer's ranks.
-
-    Args:
-        layer: the planned layer; its own ranks do not matter.
-        weight: W + U, in the layout that the dense layer stores, finite.
-        alpha: loss that a million of ``metric`` are worth, >= 0.
-        rho: ADMM's penalty, > 0: without a pull nothing holds ranks up.
-        metric: cost C: ``macs`` (of one image) or ``params``.
-        limits: limits of the ranks.
-
-    Returns:
-        Ranks; full ones mean that the layer is worth leaving dense (C is then what the dense layer costs). A
-        larger alpha never gives a larger rank.
-
-    Raises:
-        ConfigError: rho is not above 0.
-        TrainingError: NaN or Inf in the weight.
-    """
-    if not 0 < rho < math.inf:
-        raise ConfigError(f"rho={rho!r} is not a number above 0; without a pull nothing holds ranks up")
-    context = layer_with_weight("the layer", layer, weight)
-    options = _options(context, [_priced(metric)], rho, limits, nested=True).options()
-    multiplier = alpha / MILLION
-    best = min(options, key=lambda option: (option.loss + multiplier * option.costs[0], option.costs[0]))
-    return best.ranks or context.full_ranks
-
-
-def layer_with_weight(name: str, layer: LayerPlan, weight: Tensor) -> LayerContext:
+def _context(name: str, layer: LayerPlan, weight: Tensor) -> LayerContext:
     """The context of a planned layer with this weight, which is in the layout that the dense layer stores."""
     from hodec.conversion.eligibility import LayerSite
     from hodec.formats.layer_types import LAYER_TYPES
@@ -218,19 +194,6 @@ def layer_with_weight(name: str, layer: LayerPlan, weight: Tensor) -> LayerConte
     oihw = LAYER_TYPES[layer.layer_type].to_oihw(weight.detach())
     site = LayerSite(layer.layer_type, oihw, layer.call_sites, layer.aliases)
     return LayerContext(name, layer.method, site, layer.format, layer.modes, layer.execution)
-
-
-def _options(
-    layer: LayerContext, costs: list[CostLimit], rho: float, limits: Limits | None, *, nested: bool = False
-) -> LayerOptions:
-    """Options at nearly all ranks, whose loss is rho/2 times the squared norm that they lose."""
-    from hodec.ranks.selection.options import LayerOptions, MethodOptions
-    from hodec.ranks.spectra import truncation_spectra
-
-    loss = rho / 2 * float(layer.site.weight.double().square().sum())
-    spectra = truncation_spectra(layer)
-    options = MethodOptions(layer, costs, weight=loss, limits=limits, steps=512, spectra=spectra, nested=nested)
-    return LayerOptions([options])
 
 
 def _priced(metric: str) -> CostLimit:

@@ -63,7 +63,7 @@ def ranks_for_ratio(layer: LayerContext, ratio: float | Fraction, metric: CostMe
     Returns:
         The ranks; the least ones where even those cost more.
     """
-    limit = ratio * metric.dense(layer.dense)  # type: ignore[operator]
+    limit = ratio * metric.dense(layer.dense)
     for step in range(max(layer.full_ranks), 0, -1):
         ranks = scaled_ranks(layer, step)
         if metric.factorized(layer.planned(ranks)) <= limit:

@@ -87,7 +87,8 @@ def ranks_for_tail(spectra: Sequence[Spectrum], share: float, count: int) -> lis
 def relative_error(spectra: Sequence[Spectrum], ranks: Sequence[int]) -> float:
     """Bound on norm(W - truncated W) / norm(W) from the singular values cut off: exact for one unfolding."""
     lost = sum(float(s.tails[min(ranks[s.position], len(s.energy))]) for s in spectra)
-    return min(1.0, max(0.0, lost)) ** 0.5
+    error: float = min(1.0, max(0.0, lost)) ** 0.5
+    return error
 
 
 class TruncationLoss:
