@@ -5,7 +5,6 @@ stand inside ``run``: ``hodec --help`` must not wait for torch.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,4 +12,4 @@ class Answer:
     """What a verb has to say: to people and, as JSON, to programs."""
 
     text: str
-    value: Any
+    value: object

@@ -69,9 +69,9 @@ class Config(RunSettings):
         """The methods that a layer may take: those among which the rule chooses, or the one of ``method``."""
         return list(getattr(self.ranks, "methods", None) or [self.method.name])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All settings as plain values, as ``config.yaml`` of a run holds them."""
-        tree: dict[str, Any] = self.values()
+        tree: dict[str, object] = self.values()
         for group in groups():
             option: Settings = getattr(self, group)
             tree[group] = ({"name": option.name} if isinstance(option, Option) else {}) | option.values()
@@ -154,13 +154,12 @@ def config_of(tree: Mapping[str, object]) -> Config:
     return config
 
 
-def completed(stored: Mapping[str, object]) -> dict[str, Any]:
+def completed(stored: Mapping[str, object]) -> dict[str, object]:
     """Stored settings of a run, where those that did not exist when it began have their defaults."""
     tree = {**Config().to_dict(), **stored}
     for group in groups():
         node = tree[group]
-        kind = kinds_of(group).get(node.get("name", "")) if isinstance(node, dict) else None
-        if kind is not None:
+        if isinstance(node, dict) and (kind := kinds_of(group).get(node.get("name", ""))):
             tree[group] = {key: one.default for key, one in settings_of(kind).items()} | node
     return tree
 
@@ -181,7 +180,7 @@ def refuse(problems: Sequence[str]) -> None:
         raise ConfigError("\n  ".join([f"{len(unique)} problems in the settings:", *unique]))
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:
+def differences(a: Mapping[str, object], b: Mapping[str, object], ignore: Sequence[str] = ()) -> list[str]:
     """Dotted keys whose values differ between two plain settings; a key in `ignore` hides all below it."""
     flat_a, flat_b = dict(_flatten(a)), dict(_flatten(b))
     absent = object()
@@ -193,7 +192,7 @@ def differences(a: dict[str, Any], b: dict[str, Any], ignore: Sequence[str] = ()
     ]
 
 
-def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """(dotted key, value) of a tree of dicts; keys become text and tuples lists, as JSON would have them."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
