@@ -98,8 +98,8 @@ def bench_files(
         turns=len(pairs),
         difference=difference,
         relative=relative,
-        first_bytes=_bytes(graphs[0]),
-        second_bytes=_bytes(graphs[1]),
+        first_bytes=graphs[0].bytes,
+        second_bytes=graphs[1].bytes,
     )
 
 
@@ -132,7 +132,3 @@ def _differences(first: list[object], second: list[object]) -> tuple[float | Non
     ]
     worst = max((float(np.abs(a.astype(np.float64) - b).max()) for a, b in floats), default=0.0)
     return worst, max((relative_difference(b, a) for a, b in floats), default=0.0)
-
-
-def _bytes(graph: OnnxGraph) -> int:
-    return sum(path.stat().st_size for path in (graph.path, *graph.data_files))

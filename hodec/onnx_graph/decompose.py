@@ -1,7 +1,7 @@
 """The whole way of a model file: read, plan, rewrite, check, write."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.planning import GraphFacts, Options, check_plan, graph_facts, plan_graph
 from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.session import example_feeds, is_finite, relative_difference, run_model
-from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size, shape_words
 from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
@@ -96,34 +95,25 @@ def decompose_file(  # noqa: PLR0913
     """
     graph, out = load_graph(source), Path(out)
     check_target(out, graph, force=force)
-    before = _bytes_of((graph.path, *graph.data_files))
+    before = graph.bytes
     facts = graph_facts(graph, shapes or {})
     feeds = example_feeds(graph, facts.inputs)
     with sharing():
-        plan, sites = _planned(facts, rule, plan, method, options or Options())
+        if plan is not None:
+            sites = check_plan(plan, facts)
+        elif rule is not None:
+            plan, sites = plan_graph(facts, rule, method, options or Options())
+        else:
+            raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts, feeds)
         rewritten = rewrite(facts, sites, plan)
     after = Cost(parameters(graph), rewritten.total_macs // facts.batch)
     with written(graph, out) as files:
         _check_file(files[0])
         difference, more = _check_outputs(files[0], feeds, wanted)
-        size = _bytes_of(files)
+        size = sum(path.stat().st_size for path in files)
     remarks = (*remarks, *more)
     return Outcome(plan, rewritten.changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
-
-
-def _planned(
-    facts: GraphFacts, rule: RankRule | None, plan: Plan | None, method: str, options: Options
-) -> tuple[Plan, dict[str, GraphSite]]:
-    if plan is not None:
-        return plan, check_plan(plan, facts)
-    if rule is None:
-        raise ConvertError("there is neither a rule nor a plan")
-    return plan_graph(facts, rule, method, options)
-
-
-def _bytes_of(files: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in files)
 
 
 def _dense_outputs(facts: GraphFacts, feeds: Mapping[str, Array]) -> tuple[list[object] | None, tuple[str, ...]]:

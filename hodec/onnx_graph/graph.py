@@ -67,6 +67,11 @@ class OnnxGraph:
         """Files beside the model that hold tensors."""
         return sorted({Path(one.path) for one in tensors_of(self.model) if isinstance(one, ir.ExternalTensor)})
 
+    @property
+    def bytes(self) -> int:
+        """Size of the files, data files among them."""
+        return sum(path.stat().st_size for path in (self.path, *self.data_files))
+
     @cached_property
     def node_names(self) -> dict[ir.Node, str]:
         """Node of the main graph -> its name, after its output where it has none, made unique."""
