@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from tiny_runs import FINISHED, stopped_before, tiny
-from train_script import SETTINGS, Forked, Started, finish, kill_within, result, rows
+from train_script import SETTINGS, Forked, StartedSmall, finish, kill_within, result, rows
 
 from hodec.errors import CheckpointError
 from hodec.experiment import pipeline
@@ -54,7 +54,7 @@ def test_killed_in_mid_epoch(whole, tmp_path, phase):
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["admm", "retrain"])
 def test_killed_in_mid_epoch_as_a_new_process(whole, tmp_path, phase):
-    folder, _ = kill_and_go_on(Started, tmp_path, phase)
+    folder, _ = kill_and_go_on(StartedSmall, tmp_path, phase)
     assert result(folder) == result(whole)
     assert numbers(folder) == numbers(whole)
 
