@@ -1,5 +1,6 @@
 """What the Z-update remembers: learned ranks, and factors where a format is found by iteration."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -23,15 +24,31 @@ RANK = 30  # beyond every side: a CP of this rank is not unique to find
 ALONE = Processes()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cp() -> tuple[nn.Module, Plan]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3))
-    for conv in (net[0], net[2]):  # of channels that matter less and less: of white noise a CP is found again
-        for axis, n in enumerate(conv.weight.shape[:2]):
-            basis = torch.linalg.qr(torch.randn(n, n))[0] * torch.arange(1.0, n + 1).rsqrt()
-            conv.weight.data = torch.tensordot(basis, conv.weight.data, ([1], [axis])).movedim(0, axis)
+    net = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU())
+    conv = net[0]  # of channels that matter less and less: of white noise a CP is found again
+    for axis, n in enumerate(conv.weight.shape[:2]):
+        basis = torch.linalg.qr(torch.randn(n, n))[0] * torch.arange(1.0, n + 1).rsqrt()
+        conv.weight.data = torch.tensordot(basis, conv.weight.data, ([1], [axis])).movedim(0, axis)
     return net, make_plan(net, Manual(RANK), method="cp", example_input=torch.zeros(1, 12, 9, 9))
+
+
+@pytest.fixture(scope="module")
+def first_z(cp) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The first Z of ``cp``, and what its projection remembers."""
+    net, plan = cp
+    projection = Projection(plan)
+    return projection.update(weights(net, plan), {}, ALONE), projection.state_dict()
+
+
+@pytest.fixture
+def updated(cp, first_z) -> tuple[Projection, dict[str, Tensor]]:
+    """A projection after its first update, and that Z."""
+    projection = Projection(cp[1])
+    projection.load_state_dict(first_z[1])
+    return projection, first_z[0]
 
 
 def weights(net: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -42,10 +59,9 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().norm() / b.detach().norm())
 
 
-def test_a_second_update_of_the_same_tensor_changes_nothing(cp):
+def test_a_second_update_of_the_same_tensor_changes_nothing(cp, updated):
     net, plan = cp
-    projection = Projection(plan)
-    z = projection.update(weights(net, plan), {}, ALONE)
+    projection, z = updated
     for name, once in z.items():
         assert error(once, weights(net, plan)[name]) > 0.1
         assert error(Projection(plan).update(z, {}, ALONE)[name], once) > 1e-3  # from nothing: another optimum
@@ -54,10 +70,8 @@ def test_a_second_update_of_the_same_tensor_changes_nothing(cp):
         assert error(again[name], once) < 1e-5
 
 
-def test_an_update_is_at_least_as_near_as_the_last_z_was(cp):
-    net, plan = cp
-    projection, w = Projection(plan), weights(net, plan)
-    z = projection.update(w, {}, ALONE)
+def test_an_update_is_at_least_as_near_as_the_last_z_was(updated):
+    projection, z = updated
     noise = torch.Generator().manual_seed(1)
     for _ in range(3):
         moved = {n: t + 0.02 * t.norm() * _unit(torch.randn(t.shape, generator=noise)) for n, t in z.items()}
@@ -71,21 +85,17 @@ def _unit(t: Tensor) -> Tensor:
     return t / t.norm()
 
 
-def test_truncating_remembers_nothing(cp):
+def test_truncating_remembers_nothing(cp, updated):
     net, plan = cp
-    projection = Projection(plan)
-    projection.truncate(weights(net, plan))
-    assert projection.factors == {}
-    projection.update(weights(net, plan), {}, ALONE)
+    projection, _ = updated
     before = {name: [f.clone() for f in factors] for name, factors in projection.factors.items()}
     projection.truncate({name: w + 0.1 for name, w in weights(net, plan).items()})
     assert_close(projection.factors, before, rtol=0, atol=0)
 
 
-def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp):
-    net, plan = cp
-    projection = Projection(plan)
-    z = projection.update(weights(net, plan), {}, ALONE)
+def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp, updated):
+    net, plan = copy.deepcopy(cp[0]), cp[1]
+    projection, z = updated
     for name in plan:
         net.get_submodule(name).weight.data.copy_(z[name])
     near, cold = convert(net, plan, init_factors=projection.factors), convert(net, plan)
@@ -94,20 +104,18 @@ def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp
         assert error(cold.get_submodule(name).dense_weight(), z[name]) > 1e-3
 
 
-def test_factors_of_other_ranks_are_not_started_from(cp):
+def test_factors_of_other_ranks_are_not_started_from(cp, updated):
     net, plan = cp
-    projection = Projection(plan)
-    projection.update(weights(net, plan), {}, ALONE)
+    projection, _ = updated
     projection.plan = with_ranks(plan, {"0": (5,)})
     z = projection.update(weights(net, plan), {}, ALONE)
     fresh = Projection(projection.plan).update(weights(net, plan), {}, ALONE)
     assert_close(z["0"], fresh["0"])
 
 
-def test_state_goes_on_where_it_was(cp):
+def test_state_goes_on_where_it_was(cp, updated):
     net, plan = cp
-    one, two = Projection(plan), Projection(plan)
-    one.update(weights(net, plan), {}, ALONE)
+    one, two = updated[0], Projection(plan)
     two.load_state_dict(one.state_dict())
     moved = {name: w + 0.01 for name, w in weights(net, plan).items()}
     assert_close(one.update(moved, {}, ALONE), two.update(moved, {}, ALONE), rtol=0, atol=0)
