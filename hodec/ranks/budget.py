@@ -82,7 +82,8 @@ class Budget(Targets, RankRule, Limits):
     methods: list[str] | None = setting(
         None,
         "methods of which each layer takes the one that loses least; by default the method of all layers",
-        words="null or a list of methods: [tt,spatial_svd]",
+        words="a list of methods",
+        example="[tt,spatial_svd]",
         check=bad_names,
     )
     tolerance: float = setting(

@@ -96,8 +96,8 @@ def test_settings_arrive_at_the_rule():
         parsed(*["--rule", "ratio", "--target", "0.3", "--metric", "params", "--round-to", "4", "--max-rank", "64"])
     )
     assert (rule.target, rule.metric) == (0.3, "params")
-    assert (rule.rounding.round_to, rule.rounding.min_rank, rule.rounding.max_rank) == (4, 1, 64)
-    assert rule_from(parsed("--rule", "vbmf", "--recommendation-ratio", "-0.5")).calibration == -0.5
+    assert (rule.round_to, rule.min_rank, rule.max_rank) == (4, 1, 64)
+    assert rule_from(parsed("--rule", "vbmf", "--recommendation-ratio", "-0.5")).recommendation_ratio == -0.5
     assert rule_from(parsed("--tolerance", "0.1")).tolerance == 0.1
     for written in ("tt,spatial_svd", "[tt, spatial_svd]"):
         assert rule_from(parsed("--methods", written)).methods == ("tt", "spatial_svd")
@@ -111,7 +111,7 @@ def test_settings_arrive_at_the_rule():
         ("--ranks null", "--ranks: 'null' given"),
         ("--ranks {a:", "--ranks: '{a:' given"),
         ("--rule manual", "--ranks: missing with --rule manual; allowed: a whole number from 1"),
-        ("--macs 2", "--macs: '2' given; allowed: a number above 0 and at most 1"),
+        ("--macs 2", "--macs: '2' given; allowed: a number above 0 and below 1"),
         ("--params nan", "--params: 'nan' given"),
         ("--rule energy --keep x", "--keep: 'x' given; allowed: a number above 0 and at most 1"),
         ("--rule vbmf --recommendation-ratio 2", "--recommendation-ratio: '2' given; allowed: a number at least -1"),

@@ -192,7 +192,7 @@ def test_row_23_all_mistakes_are_listed_at_once_and_in_plain_words():
             ["ranks.macs: ranks=manual has no", "admm.rho: admm=off has no"],
         ),
         (["-m", "ranks=ratio,vbmf", "ranks.target=0.3"], ["ranks.target: ranks=vbmf has no such setting"]),
-        (["-m", "data=fake,digits", "data.fake_size=9"], ["data.fake_size: data=digits has no such setting"]),
+        (["-m", "data=fake,digits", "data.fake_size=90"], ["data.fake_size: data=digits has no such setting"]),
         (["ranks=learned", "ranks.metric=latency_ms"], ["ranks.metric: 'latency_ms' given; allowed: macs | params"]),
         (["ranks.name=budget"], ["ranks.name: an option is chosen by its group: ranks=budget"]),
         (["--config-dir", "/nowhere/at/all"], ["--config-dir: '/nowhere/at/all' given; allowed: a folder"]),
