@@ -100,7 +100,7 @@ def test_settings_arrive_at_the_rule():
     assert rule_from(parsed("--rule", "vbmf", "--recommendation-ratio", "-0.5")).recommendation_ratio == -0.5
     assert rule_from(parsed("--tolerance", "0.1")).tolerance == 0.1
     for written in ("tt,spatial_svd", "[tt, spatial_svd]"):
-        assert rule_from(parsed("--methods", written)).methods == ("tt", "spatial_svd")
+        assert rule_from(parsed("--methods", written)).methods == ["tt", "spatial_svd"]
 
 
 @pytest.mark.parametrize(
