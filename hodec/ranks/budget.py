@@ -39,9 +39,12 @@ class Covariance(Protocol):
 
 def bad_weights(value: object) -> BadParts:
     """Yield what are no weights of layers."""
-    numbers = value.values() if isinstance(value, Mapping) else [0 if value == "norm" else value]
-    of_layers = all(not isinstance(n, bool) and isinstance(n, int | float) and 0 <= n < math.inf for n in numbers)
-    if not of_layers and not isinstance(value, GreedyStats):
+    if isinstance(value, Mapping):
+        numbers = value.values()
+        good = all(not isinstance(n, bool) and isinstance(n, int | float) and 0 <= n < math.inf for n in numbers)
+    else:
+        good = value == "norm" or isinstance(value, GreedyStats)
+    if not good:
         yield "", value
 
 
