@@ -113,7 +113,7 @@ def _split(what: str, fmt: svd.MatrixSplit, weight: Tensor, least: float) -> Cas
         return torch.from_numpy(u[:, :rank]), torch.from_numpy(s[:rank, None] * vh[:rank])
 
     def rebuild(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return fmt.to_weight(pair[0] @ pair[1], weight.shape)
+        return fmt.to_weight(pair[0] @ pair[1], weight.shape, fmt.first_axes(weight.shape))
 
     ours = Way(lambda: fmt.decompose(weight, (rank,), modes), lambda made: fmt.reconstruct(made, weight.shape, modes))
     peers = {"torch compact SVD": Way(by_torch, rebuild), "numpy compact SVD": Way(by_numpy, rebuild)}

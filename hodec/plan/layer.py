@@ -191,12 +191,13 @@ def read_call_sites(value: object, what: str) -> CallSites:
     """Calls of a layer from a file, [times, input size, output size] each; refused as ``what``."""
     if not isinstance(value, list) or not all(isinstance(call, list) and len(call) == 3 for call in value):
         raise PlanError(f"{what}: {value!r} is not a list of [times, input size, output size]")
-    return CallSites(
-        tuple(
-            (read_wholes([times], what)[0], read_wholes(before, what, least=0), read_wholes(after, what, least=0))
-            for times, before, after in value
-        )
+    calls = tuple(
+        (read_wholes([times], what)[0], read_wholes(before, what, least=0), read_wholes(after, what, least=0))
+        for times, before, after in value
     )
+    if any(len(before) != len(after) for _, before, after in calls):
+        raise PlanError(f"{what}: {value!r} has an input size and an output size of different lengths")
+    return CallSites(calls)
 
 
 def read_text(value: object, what: str) -> str:

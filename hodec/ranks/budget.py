@@ -166,7 +166,12 @@ class Budget(Targets, RankRule, Limits):
         """
         from hodec.ranks.selection.options import CostLimit
 
-        model, example_input = net.runnable(f"latency_ms={limit:g} is measured on PyTorch layers")
+        model, example_input = net.runnable(
+            "{latency} is measured on PyTorch layers, for a file give {macs} or {params}",
+            latency=Use("ranks.latency_ms", limit),
+            macs=Use("ranks.macs", 0.4),
+            params=Use("ranks.params", 0.4),
+        )
         dense = [layer.dense for layer in layers.values()]
         metric = latency_metric(self.latency_table, model, example_input, dense)
         taken = metric.whole_net(net.cost, dense)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hodec.conversion.eligibility import LayerSite
 from hodec.cost.count import Cost, Inputs
-from hodec.errors import PlanError
+from hodec.errors import PlanError, Use
 from hodec.formats.base import Format
 from hodec.formats.modes import Modes
 from hodec.plan.layer import LayerPlan
@@ -80,12 +80,12 @@ class NetContext:
     model: nn.Module | None = None
     example_input: Inputs = ()
 
-    def runnable(self, why: str) -> tuple[nn.Module, Inputs]:
+    def runnable(self, why: str, **uses: Use) -> tuple[nn.Module, Inputs]:
         """The net and its input.
 
         Raises:
-            PlanError: there is a model file only; ``why`` says what the net is needed for.
+            PlanError: there is a model file only; ``why`` says what the net is needed for, with the settings it names.
         """
         if self.model is None:
-            raise PlanError(f"{why}: that takes a model with a Python class, and a model file has none")
+            raise PlanError(f"{why}: that takes a model with a Python class, and a model file has none", **uses)
         return self.model, self.example_input

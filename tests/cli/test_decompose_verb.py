@@ -168,5 +168,5 @@ def test_rules_that_need_training_name_the_verb_that_has_them(capsys, tmp_path, 
 def test_milliseconds_are_no_target_for_a_file(capsys, tmp_path, source):
     code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2")
     assert code == 2
-    assert "--latency-ms 2.0 is no target for a model file" in err
+    assert "--latency-ms 2.0 is measured on PyTorch layers, for a file give" in err
     assert "give --macs 0.4 or --params 0.4" in err

@@ -9,7 +9,9 @@ from tiny_runs import dense_net, tiny
 from train_script import rows
 
 from hodec.errors import CheckpointError
-from hodec.experiment import data, phases, pipeline
+from hodec.experiment import phases, pipeline
+from hodec.experiment.data import loaders
+from hodec.experiment.data.images import build_data
 from hodec.experiment.lit import evaluate
 from hodec.io.tensors import load_tensors
 from hodec.models import build_model
@@ -58,7 +60,7 @@ def test_the_raw_accuracy_is_that_of_the_swapped_net_before_its_batchnorm_was_es
     monkeypatch.setattr(phases, "reestimate_batchnorm", reestimate)
     config = tiny(init=given, random_factors=random_factors, **NO_EPOCHS)
     metrics = pipeline.run(config, tmp_path)
-    loader = data.test_loader(data.build_data(config.data), config.data)
+    loader = loaders.test_loader(build_data(config.data))
     assert metrics["truncated"]["test_accuracy_raw"] == evaluate(nets[0], loader)
     assert len(nets) == 1
 
@@ -172,6 +174,8 @@ def teachers_of(monkeypatch):
         with torch.no_grad():
             for parameter in module.net.parameters():
                 parameter.add_(0.01)
+        if admm is not None:  # as Lightning's fit binds it
+            admm._admm = admm._make(module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
 
     monkeypatch.setattr(phases, "fit_phase", fit_phase)
     return teachers

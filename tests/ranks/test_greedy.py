@@ -314,7 +314,7 @@ def test_scalar_tensors_are_scores():
 
 
 BAD = {
-    "evaluate": ({"evaluate": 0.9}, r"^evaluate=0\.9 is not a function"),
+    "evaluate": ({"evaluate": 0.9}, r"^evaluate: 0\.9 given; allowed: a function"),
     "target": ({"target": 0}, "^target: 0 given; allowed: a number above 0 and at most 1"),
     "target_above": ({"target": 1.1}, r"^target: 1\.1 given"),
     "metric": ({"metric": "latency"}, r"^metric: 'latency' given; allowed: .*macs \| params \| latency_ms"),

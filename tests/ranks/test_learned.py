@@ -265,7 +265,7 @@ def test_with_a_target_training_starts_within_it():
         ({"macs": 1.5}, "macs: 1.5 given; allowed: null or a number above 0 and below 1"),
         (
             {"alpha": 1.0, "metric": "mac"},
-            "metric: 'mac' given; allowed: text: macs | params",
+            "metric: 'mac' given; allowed: macs | params",
         ),
         ({"alpha": 1.0, "round_to": 0}, "round_to: 0 given; allowed: a whole number at least 1"),
     ],

@@ -85,7 +85,7 @@ def _cuts(reduction: Mapping[str, float | None]) -> str:
 
 def _latency(run: RunData) -> str:
     ratio = run.latency_ratio
-    if ratio is None:
+    if ratio is None or number(max(ratio, 1 / ratio)) == "1":
         return ""
     return f"{number(max(ratio, 1 / ratio))} x {'lower' if ratio >= 1 else 'higher'} latency"
 

@@ -176,7 +176,7 @@ def test_a_run_that_stopped_before_its_first_epoch_is_listed(copied, tmp_path):
     [
         (
             ["- model=resnet32\n", "[]\n"],
-            ["model=resnet32", "model=resnet20"],
+            ["model=resnet32", "model=resnet8"],
         ),  # the name of a group left at its default
         (["- tt_ranks=[8,8]\n", "- tt_ranks=[4,4]\n"], ["tt_ranks=[8,8]", "tt_ranks=[4,4]"]),
         (["- seed=0\n", "- seed=0\n"], ["0", "1"]),

@@ -89,7 +89,7 @@ def test_the_headline_says_what_was_won_and_lost(folder):
     run = collect(edit(folder / "metrics.json", change))
     cut = run.plan.reduction
     assert words.headline(run) == (
-        f"resnet20 on fake: {cut['params']:.1%} fewer parameters, {cut['macs']:.1%} fewer MACs; "
+        f"resnet8 on fake: {cut['params']:.1%} fewer parameters, {cut['macs']:.1%} fewer MACs; "
         "test accuracy 97.20 % dense → 96.90 % compressed"
     ).replace("% fewer", " % fewer")
 
@@ -130,7 +130,7 @@ def test_html_holds_everything_in_order(run, html):
     assert page.headings == [
         words.headline(run), "Result", verdict, "Curves", "Layers", "Left dense", "Where this comes from",
     ]  # fmt: skip
-    layer = run.plan["layer3.2.conv2"]
+    layer = run.plan["layer3.0.conv2"]
     for part in (
         "truncated, raw",
         accuracy(run.network("truncated").test_accuracy_raw),
@@ -219,7 +219,7 @@ def test_an_unfinished_run_says_so(copied, tmp_path):
     folder = copied(tmp_path / "run", leave_out=("metrics.json",))
     edit(folder / "metrics.jsonl", lambda rows: rows.__delitem__(slice(2, None)))
     page = Page(render_html(collect(folder), []))
-    assert "resnet20 on fake: unfinished, 2 epochs into ADMM training; the plan promises " in page.headings[0]
+    assert "resnet8 on fake: unfinished, 2 epochs into ADMM training; the plan promises " in page.headings[0]
     assert page.headings[1] == "No ADMM verdict yet"
     assert "The status is written when the run ends." in page.text
 
@@ -335,7 +335,7 @@ def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.headings[0] == (
-        "6 runs of resnet20 on fake, 3 finished; "
+        "6 runs of resnet8 on fake, 3 finished; "
         "compressed test accuracy 95.00 % (admm.rho=0.001) to 97.00 % (admm.rho=0.1)"
     )
     assert "unfinished, 1 epoch into ADMM training" in page.text
