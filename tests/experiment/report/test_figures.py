@@ -38,13 +38,9 @@ def test_curves_of_admm_have_a_line_for_each_layer_and_for_all_together(name, ke
     assert total.get_linewidth() > 2 * axes.lines[0].get_linewidth()
 
 
-def test_the_worst_layer_is_named(run):
+def test_each_layer_is_named_where_they_are_few(run):
     (legend,) = DRAW["approximation-error"](run).legends
-    last = run.phase("admm")[-1].layers
-    worst = max(last, key=lambda name: last[name]["primal_residual"])
-    assert any(text.get_text().startswith(f"highest at the end: {worst}, ") for text in legend.get_texts()), [
-        text.get_text() for text in legend.get_texts()
-    ]
+    assert {text.get_text() for text in legend.get_texts()} >= run.phase("admm")[-1].layers.keys()
 
 
 def test_a_wide_range_of_values_is_drawn_logarithmically(folder):
