@@ -50,7 +50,8 @@ def test_decomposing_a_projection_loses_nothing(case: Case, dtype: torch.dtype):
 def test_error_does_not_grow_with_rank(case: Case, seed: int):
     w = case.weight(seed=seed)
     most = max(case.format.max_ranks(case.shape, case.modes))
-    caps = range(1, most + 1) if most <= 40 else [1, 2, 3, 5, 8, 13, 21, most // 2, most - 1, most]
+    every = most <= 40 and not case.format.iterative  # iterating to the end takes its time
+    caps = range(1, most + 1) if every else sorted({1, 2, 3, 5, 8, most // 2, most - 1, most})
     errors = [relative(case.format.project(w, case.ranks(cap), case.modes), w) for cap in caps]
     slack = 0.02 if case.format.iterative else 0  # local optima
     assert all(after <= before + slack + 1e-12 for before, after in zip(errors, errors[1:]))

@@ -106,7 +106,7 @@ def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: flo
 def test_error_hardly_grows_with_rank(fmt: cp.CP):
     for decay in (0.0, 1.0):
         w = kernel((8, 6, 3, 3), decay=decay)
-        errors = [error(w, rank, fmt) for rank in [*range(1, 9), 12, 24, *fmt.max_ranks((8, 6, 3, 3), ONE)]]
+        errors = [error(w, rank, fmt) for rank in [1, 2, 4, 5, 8, 24, *fmt.max_ranks((8, 6, 3, 3), ONE)]]
         assert all(after <= before + 0.02 for before, after in zip(errors, errors[1:]))
         assert errors[-1] < 1e-10 < 0.3 < errors[0] < 1
 
