@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -53,6 +54,9 @@ def main() -> None:
         run_job()
     except HodecError as error:
         _refuse(f"{type(error).__name__}: {in_words(error)}")
+    except BrokenPipeError:  # nobody reads the help any more: `| head`
+        sys.stdout = None  # type: ignore[assignment]  # its flush at the end would complain once more
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if started:
             raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one

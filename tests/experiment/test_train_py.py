@@ -1,9 +1,12 @@
 """The program itself: exit codes, what a person reads, sweeps."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-from train_script import Forked, Started, wait
+from train_script import ROOT, Forked, Started, wait
 
 from hodec.errors import TrainingError
 from hodec.experiment import pipeline
@@ -134,3 +137,12 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
     finished = [(folder / "metrics.json").exists() for folder in jobs(tmp_path / "sweep")]
     assert finished == [False, True]
     assert list((tmp_path / "sweep").glob("*.html"))
+
+
+def test_help_that_nobody_reads_ends_without_a_complaint():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=120, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
