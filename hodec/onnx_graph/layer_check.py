@@ -7,10 +7,9 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array, Cannot
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.messages import exclude_use, literal
 from hodec.onnx_graph.nodes import Writer, layer_model
 from hodec.onnx_graph.session import relative_difference, run_by_definition, run_model
 from hodec.onnx_graph.sites import WeightConsumer
@@ -48,7 +47,7 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
     except Cannot as error:
         raise ConvertError(
             literal(f"{one.name}: the new nodes do not run ({error}); leave it dense with ") + "{exclude}",
-            exclude=exclude_use(one.name),
+            exclude=one.exclusion,
         ) from error
     difference = relative_difference(_leading(result, one, len(dense)), wanted)
     if not difference <= TOLERANCE[str(next(iter(arrays.values())).dtype)]:
@@ -58,7 +57,7 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
                 f"{difference:.2g}; this is a fault of hodec: leave the layer dense with "
             )
             + "{exclude}",
-            exclude=exclude_use(one.name),
+            exclude=one.exclusion,
         )
     return difference
 

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array
 from hodec.linalg.svd import naming
 from hodec.onnx_graph.changes import METADATA, Change, changes_text, earlier_layers
 from hodec.onnx_graph.cost import multiply_adds
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.layer_check import check_layer
-from hodec.onnx_graph.messages import exclude_use, literal
 from hodec.onnx_graph.nodes import Writer, as_stored, count_layer, initializer
 from hodec.onnx_graph.planning import GraphFacts
-from hodec.onnx_graph.recipes import Convolve, Multiply, Recipe, dense_of, error_of, factors_of, recipe_of
+from hodec.onnx_graph.recipes import Recipe, dense_of, error_of, factors_of, recipe_of
 from hodec.onnx_graph.sites import GraphSite, WeightConsumer
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -95,12 +94,12 @@ def _lowered(site: GraphSite, layer: LayerPlan, facts: GraphFacts, names: Unique
 
 def _arrays(one: WeightConsumer, recipe: Recipe, dtype: np.dtype[np.generic]) -> list[Array]:
     with np.errstate(over="ignore"):
-        arrays = [as_stored(one, step, dtype) for step in recipe.steps if isinstance(step, Convolve | Multiply)]
+        arrays = [as_stored(one, step, dtype) for step in recipe.steps]
     if not all(np.isfinite(array).all() for array in arrays):
         raise ConvertError(
             literal(f"{one.name}: its factors have numbers that {dtype} cannot hold; leave it dense with ")
             + "{exclude}, or decompose the float32 model",
-            exclude=exclude_use(one.name),
+            exclude=one.exclusion,
         )
     return arrays
 
