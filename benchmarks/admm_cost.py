@@ -134,11 +134,8 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
         GROUP,
         f"projection of {case}: {len(bench.plan)} layers",
         "tensorly loop",
-        ours=times.median("ours"),
-        theirs=times.median("tensorly"),
-        figure=times.ratio("tensorly", "ours"),
+        **times.beside("ours", "tensorly"),
         target=Target(">=", 3),
-        spread=times.spread("tensorly", "ours"),
         error=distances[0] / distances[1],
         allowed_error=SAME_DISTANCE,
         limit=_limit(bench.plan, times.median("ours"), settings),
@@ -148,18 +145,8 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
 
 def _share(what: str, name: str, target: Target | None, times: Times, limit: str = "") -> Row:
     """One piece of work as a share of a training step."""
-    return Row(
-        GROUP,
-        what,
-        "training step",
-        ours=times.median(name),
-        theirs=times.median("step"),
-        figure=times.ratio(name, "step"),
-        figure_unit="%",
-        target=target,
-        spread=times.spread(name, "step"),
-        limit=limit,
-    )
+    figures = times.beside(name, "step", inverse=True)
+    return Row(GROUP, what, "training step", **figures, figure_unit="%", target=target, limit=limit)
 
 
 def _limit(plan: Plan, seconds: float, settings: Settings) -> str:

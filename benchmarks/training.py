@@ -100,11 +100,8 @@ def _steps(net: nn.Module, plan: Plan, x: Tensor, y: Tensor, settings: Settings)
             GROUP,
             f"training step of {NET} with {len(plan)} tensor-train layers, batch {len(x)}",
             peer,
-            ours=seconds,
-            theirs=times.median(peer),
-            figure=times.ratio(peer, "ours"),
+            **times.beside("ours", peer),
             target=target,
-            spread=times.spread(peer, "ours"),
             limit=limit,
             note=f"{plan.reduction['macs']:.0%} fewer multiply-adds than dense",
         )
@@ -121,15 +118,8 @@ def _trainer_settings(net: nn.Module, x: Tensor, y: Tensor, settings: Settings) 
     }
     times = in_turns(works, seconds=settings.seconds(20), rounds=settings.rounds(3, 9))
     for name in list(works)[1:]:
-        yield Row(
-            GROUP,
-            f"training step of dense {NET}, batch {len(x)}, {name}",
-            base,
-            ours=times.median(name),
-            theirs=times.median(base),
-            figure=times.ratio(base, name),
-            spread=times.spread(base, name),
-        )
+        what = f"training step of dense {NET}, batch {len(x)}, {name}"
+        yield Row(GROUP, what, base, **times.beside(name, base))
 
 
 def _kept(net: nn.Module, plan: Plan, x: Tensor) -> Iterator[Row]:
@@ -168,9 +158,5 @@ def _saved(net: nn.Module, x: Tensor) -> int:
     return total
 
 
-def main() -> None:
-    standalone(rows)
-
-
 if __name__ == "__main__":
-    main()
+    standalone(rows)
