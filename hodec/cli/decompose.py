@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
-from hodec.cli.rule_options import (
-    add_method_options,
-    add_rule_options,
-    decided_flags,
-    method_from,
-    rule_from,
-)
+from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
 from hodec.io.atomic import check_place, writing
 

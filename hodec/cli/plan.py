@@ -133,12 +133,7 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = build_model(
-            name,
-            in_channels=images.in_channels,
-            num_classes=images.num_classes,
-            image_size=images.image_size,
-        )
+        model = build_model(name, **vars(images))
         if weights is not None:
             try:
                 load_weights(model, weights)

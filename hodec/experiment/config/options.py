@@ -1,20 +1,42 @@
 """The settings of the experiment's own options: network, method, optimizer, distillation, machine, logger."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 from hodec.errors import ConfigError, Use
-from hodec.experiment.config.values import bad_modes, bad_names, bad_ranks
-from hodec.options import Option, Settings, setting
+from hodec.options import BadParts, Option, Settings, setting
+from hodec.ranks.manual import bad_ranks
 
 TORCHVISION = "torchvision/"
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
-GLOBS: dict[str, Any] = {
-    "words": "a list of layer globs",
-    "example": "[layer1.*,layer2.0.conv1]",
-    "check": bad_names,
-}
+
+
+def _bad_globs(value: Sequence[str]) -> BadParts:
+    """A list with an empty name in it."""
+    if not all(value):
+        yield "", value
+
+
+def _bad_modes(value: object) -> BadParts:
+    """What is wrong in {layer glob: {in: counts, out: counts}}."""
+    if not isinstance(value, Mapping) or not value:
+        yield "", value
+        return
+    for glob, sides in value.items():
+        if not isinstance(glob, str) or not glob:
+            yield "", {glob: sides}
+        elif not isinstance(sides, Mapping) or set(sides) != {"in", "out"} or not all(map(_are_counts, sides.values())):
+            yield f"[{glob}]", sides
+
+
+def _are_counts(value: object) -> bool:
+    """Whether ``value`` is a filled list of whole numbers from 1; true and false are not numbers."""
+    return isinstance(value, list | tuple) and bool(value) and all(type(n) is int and n >= 1 for n in value)
+
+
+GLOBS: dict[str, Any] = {"words": "a list of layer globs", "example": "[layer1.*,layer2.0.conv1]", "check": _bad_globs}
 
 
 @dataclass(frozen=True)
@@ -232,7 +254,7 @@ class ModesMethodSettings(Option):
         "the split by layer; null: as even as it goes",
         words="{layer glob: {in: counts, out: counts}}",
         example="{layer1.*:{in:[4,4],out:[8,4]}}",
-        check=bad_modes,
+        check=_bad_modes,
     )
     execution: str = setting(
         "auto",
