@@ -126,7 +126,7 @@ def read(flag: str, one: Setting, text: str) -> object:
         ConfigError: it stands for none that is allowed.
     """
     try:
-        value = READERS[one.type](text)
+        value = READERS.get(one.type, parse)(text)
         if value is not None and not list(one.bad_parts(value)):
             return value
     except ValueError:
@@ -177,14 +177,8 @@ def _split(text: str, at: str) -> list[str]:
     return parts if text.strip() else []
 
 
-READERS: dict[object, Callable[[str], object]] = {
-    int: int,
-    float: float,
-    str: str,
-    bool: parse,
-    list[str]: _names,
-    object: parse,
-}
+# How the text of a setting is read where it is not a value by itself.
+READERS: dict[object, Callable[[str], object]] = {str: str, list[str]: _names}
 
 
 def _rule_name(options: argparse.Namespace) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from torch import Tensor
 
 from hodec.errors import ConvertError, literal
@@ -41,9 +40,9 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
     arrays = {name: tensor.numpy() for name, tensor in weights.items() if tensor is not None}
     after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in arrays.items()}}
     try:
-        wanted, result = _answers(
-            (_model([one.node], before, graph), before), (_model(writer.nodes, after, graph, writer.constants), after)
-        )
+        reference = layer_model([one.node], _sizes(before), graph)
+        new = layer_model(writer.nodes, _sizes(after), graph, writer.constants)
+        wanted, result = _answers((reference, before), (new, after))
     except Cannot as error:
         raise ConvertError(
             literal(f"{one.name}: the new nodes do not run ({error}); leave it dense with ") + "{exclude}",
@@ -62,10 +61,8 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
     return difference
 
 
-def _model(
-    nodes: Sequence[ir.Node], feeds: Mapping[str, Array], graph: OnnxGraph, constants: Sequence[ir.Value] = ()
-) -> onnx.ModelProto:
-    return layer_model(nodes, {name: array.shape for name, array in feeds.items()}, graph, constants)
+def _sizes(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in feeds.items()}
 
 
 Problem = tuple[onnx.ModelProto, Mapping[str, Array]]

@@ -82,18 +82,9 @@ def graph_facts(graph: OnnxGraph, shapes: Mapping[str, Size]) -> GraphFacts:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of a plan, as in ``make_plan``."""
-
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    allow_larger: bool = False
-    n_modes: int = 2
-    execution: str = "auto"
-
-
-def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options) -> tuple[Plan, dict[str, GraphSite]]:
+def plan_graph(
+    facts: GraphFacts, rule: RankRule, method: str, settings: PlanSettings
+) -> tuple[Plan, dict[str, GraphSite]]:
     """A plan over the names of the graph's nodes; and its sites, by the names of their first nodes.
 
     Raises:
@@ -107,11 +98,11 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
         rule,
         NetContext(facts.cost, lambda name: _stand_in(sites[name])),
         method=method,
-        settings=PlanSettings(**vars(options)),
+        settings=settings,
         fits=fits,
     )
     for name in list(layers):
-        if reason := _too_large(layers[name], options.allow_larger):
+        if reason := _too_large(layers[name], settings.allow_larger):
             del layers[name]
             skipped[name] = reason
     if not layers:

@@ -57,7 +57,10 @@ def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> Re
         for one, writer in zip(sites[name].consumers, lowered.writers, strict=True):
             nodes = tuple(name_of(node) for node in writer.nodes)
             changes[one.name] = Change(nodes, weights, layer, lowered.error)
-            _replace(graph, one, writer)
+            ir.convenience.replace_nodes_and_values(
+                graph.graph, one.node, [one.node], writer.nodes, [one.output], [writer.output]
+            )
+            _add_initializers(graph, writer.constants)
         _add_initializers(graph, lowered.weights)
         _remove_unread(graph, sites[name].consumers[0].weight)
         log.info("%s: %s at ranks %s, error %.4f", name, layer.method, list(layer.ranks), lowered.error)
@@ -102,13 +105,6 @@ def _arrays(one: WeightConsumer, recipe: Recipe, dtype: np.dtype[np.generic]) ->
             exclude=one.exclusion,
         )
     return arrays
-
-
-def _replace(graph: OnnxGraph, one: WeightConsumer, writer: Writer) -> None:
-    ir.convenience.replace_nodes_and_values(
-        graph.graph, one.node, [one.node], writer.nodes, [one.output], [writer.output]
-    )
-    _add_initializers(graph, writer.constants)
 
 
 def _add_initializers(graph: OnnxGraph, values: Sequence[ir.Value]) -> None:

@@ -1,7 +1,9 @@
 """Reads run folders: the only place that knows how the files of a run are laid out."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import CheckpointError, PlanError
-from hodec.experiment.report.labels import folder_order, run_labels
 from hodec.experiment.report.rundata import NETWORKS, Epoch, Network, Results, RunData
 from hodec.plan.plan import Plan
 
@@ -70,7 +71,7 @@ def collect_sweep(folder: str | Path) -> list[RunData]:
     started = [child for child in sweep.iterdir() if (child / CONFIG).exists() or (child / ".hydra").is_dir()]
     if not started:
         raise CheckpointError(f"{sweep} holds no subfolder with {CONFIG}, so no runs. {remedy}")
-    return run_labels([_run_or_problem(child) for child in sorted(started, key=folder_order)])
+    return _run_labels([_run_or_problem(child) for child in sorted(started, key=_folder_order)])
 
 
 def _run_or_problem(folder: Path) -> RunData:
@@ -87,6 +88,45 @@ def _run_or_problem(folder: Path) -> RunData:
     if run.epochs or run.finished:
         return run
     return replace(run, problem="stopped before its first epoch ended")
+
+
+def _folder_order(folder: Path) -> list[tuple[bool, int, str]]:
+    """Sort key that reads numbers in a name as numbers: ``2`` before ``10``."""
+    parts = re.findall(r"\d+|\D+", folder.name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _run_labels(runs: Sequence[RunData]) -> list[RunData]:
+    """The same runs with labels such as ``admm.rho=0.001``; runs that cannot be told apart get the folder's name."""
+    overrides = [_overrides(run.folder) for run in runs]
+    keys = dict.fromkeys(key for each in overrides for key in each)
+    values = {key: [each.get(key) or _configured(run, key) for run, each in zip(runs, overrides)] for key in keys}
+    telling = {key: column for key, column in values.items() if len(set(column)) > 1}
+    labels = [
+        ", ".join(f"{key}={column[at]}" for key, column in telling.items() if column[at]) or run.label
+        for at, run in enumerate(runs)
+    ]
+    often = Counter(labels)
+    unique = [label if often[label] == 1 else f"{label} ({run.folder.name})" for run, label in zip(runs, labels)]
+    return [replace(run, label=label) for run, label in zip(runs, unique)]
+
+
+def _overrides(folder: Path) -> dict[str, str]:
+    """Setting -> value of the overrides in Hydra's own record of a run; empty where there is none."""
+    try:
+        given = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        given = None
+    pairs = (str(each).lstrip("+~").partition("=") for each in (given if isinstance(given, list) else ()))
+    return {key: value for key, _, value in pairs}
+
+
+def _configured(run: RunData, key: str) -> str:
+    """The value of a setting that a run left at its default; the name of the option for a config group."""
+    value = OmegaConf.select(OmegaConf.create(dict(run.config)), key.partition("@")[0])
+    if OmegaConf.is_dict(value):
+        value = value.get("name")
+    return "" if value is None else str(value)
 
 
 @contextmanager
@@ -158,9 +198,12 @@ def _results(path: Path) -> Results:
     with _reading(path):
         content = _object(json.loads(path.read_bytes().decode()))
         parts = {key: _object(content.get(key)) for key in ("admm", "data", "latency", "versions", *NETWORKS)}
-        admm, data = parts["admm"], parts["data"]
+        admm, data, known = parts["admm"], parts["data"], {field.name for field in fields(Network)}
+        measured = {name: _numbers(parts[name]) for name in NETWORKS if parts[name]}
         return Results(
-            networks={name: _network(_numbers(parts[name])) for name in NETWORKS if parts[name]},
+            networks={
+                name: Network(**{key: one[key] for key in one if key in known}) for name, one in measured.items()
+            },
             reduction=_numbers(_object(content.get("reduction"))),
             status=_text(admm.get("status")),
             primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
@@ -173,10 +216,6 @@ def _results(path: Path) -> Results:
             command=_text(content.get("command")),
             versions={name: _text(value) for name, value in parts["versions"].items()},
         )
-
-
-def _network(numbers: Mapping[str, float]) -> Network:
-    return Network(**{field.name: numbers.get(field.name) for field in fields(Network)})
 
 
 def _object(value: object) -> Mapping[str, object]:
