@@ -218,9 +218,7 @@ class WandbSettings(Option):
 
     project: str = setting("hodec", "name under which runs are gathered")
     mode: str = setting(
-        "auto",
-        "auto: online with a key, else offline",
-        choices=("auto", "online", "offline", "disabled"),
+        "auto", "auto: online with a key, else offline", choices=("auto", "online", "offline", "disabled")
     )
     init_timeout: int = setting(20, "seconds to wait for its server before going offline", low=1)
 

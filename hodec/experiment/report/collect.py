@@ -24,6 +24,8 @@ _REMEDIES = {
     EPOCHS: "Delete that line; the report then does without its epoch",
     RESULTS: "Start the run again with the same folder, it goes on where it was and writes the file anew",
 }
+# What the readers of JSON, YAML and plans raise for a file that is damaged.
+_BROKEN = (ValueError, TypeError, OverflowError, RecursionError, PlanError, yaml.YAMLError, OmegaConfBaseException)
 
 
 def collect(run_folder: str | Path) -> RunData:
@@ -138,15 +140,7 @@ def _reading(path: Path, where: str = "") -> Iterator[None]:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}). Check that it is a file you may read"
         ) from error
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        PlanError,
-        yaml.YAMLError,
-        OmegaConfBaseException,
-    ) as error:
+    except _BROKEN as error:
         reason = str(error).replace(f" {path}", "").partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is broken{where} ({reason}). {_REMEDIES[path.name]}") from error
 
