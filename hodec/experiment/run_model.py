@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hodec.compare import verified
 from hodec.errors import CheckpointError
 from hodec.export import checkpoint
-from hodec.export.program import Exported, checked_path
+from hodec.export.program import Exported
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class RunModel:
             CheckpointError: a path with another ending.
             ConvertError: the file gives other outputs.
         """
-        path = checked_path(path, ".safetensors")
         checkpoint.save(self.model, path, facts=self.facts)
         if not verify:
             return Exported(path, None)

@@ -107,14 +107,14 @@ def decompose_file(  # noqa: PLR0913
         else:
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts, feeds)
-        rewritten = rewrite(facts, sites, plan)
-    after = Cost(parameters(graph), rewritten.total_macs // facts.batch)
+        changes, total_macs = rewrite(facts, sites, plan)
+    after = Cost(parameters(graph), total_macs // facts.batch)
     with written(graph, out) as files:
         _check_file(files[0])
         difference, more = _check_outputs(files[0], feeds, wanted)
         size = sum(path.stat().st_size for path in files)
     remarks = (*remarks, *more)
-    return Outcome(plan, rewritten.changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
+    return Outcome(plan, changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
 
 
 def _dense_outputs(facts: GraphFacts, feeds: Mapping[str, Array]) -> tuple[list[object] | None, tuple[str, ...]]:

@@ -24,24 +24,15 @@ from hodec.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """What rewriting came to.
-
-    Attributes:
-        changes: node -> what became of it.
-        total_macs: multiply-adds of the whole example input afterwards, without the graph's uncounted nodes.
-    """
-
-    changes: dict[str, Change]
-    total_macs: int
-
-
-def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> Rewritten:
+def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> tuple[dict[str, Change], int]:
     """Replace the planned layers of ``facts.graph``, in place.
 
     Every replaced node is run beside its dense reconstruction first, see ``check_layer``. Inputs and outputs without a
     shape get their number of axes.
+
+    Returns:
+        What became of each node, and the multiply-adds of the whole example input afterwards, without those of the
+        graph's uncounted nodes.
 
     Raises:
         ConvertError: a factor that the weight's type cannot hold, or nodes that do not compute what they should.
@@ -66,7 +57,7 @@ def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> Re
         log.info("%s: %s at ranks %s, error %.4f", name, layer.method, list(layer.ranks), lowered.error)
     notes = graph.model.metadata_props
     notes[METADATA] = changes_text(earlier_layers(notes.get(METADATA, "")), changes, plan)
-    return Rewritten(changes, total_macs)
+    return changes, total_macs
 
 
 @dataclass(frozen=True)
