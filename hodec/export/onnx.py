@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from hodec.compare import batch_sizes, verified
 from hodec.cost.count import Inputs, as_inputs
@@ -94,11 +95,7 @@ class HalfInside(nn.Module):
 
     def forward(self, *inputs: Tensor) -> object:
         outputs = self.net(*(x.half() if x.is_floating_point() else x for x in inputs))
-        return torch.utils._pytree.tree_map(_to_float, outputs)
-
-
-def _to_float(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return tree_map_only(Tensor, lambda y: y.float() if y.is_floating_point() else y, outputs)
 
 
 def nodes_of(content: bytes) -> dict[str, int]:
