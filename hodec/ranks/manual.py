@@ -20,11 +20,8 @@ Ranks = int | Sequence[int]
 
 def bad_ranks(value: object) -> BadParts:
     """Yield each part that is no rank or list of ranks: ``([glob], value)`` of an entry of a mapping."""
-    entries: Mapping[object, object] = value if isinstance(value, Mapping) else {}
-    for glob in entries:
-        if not isinstance(glob, str) or not glob:
-            yield "", {glob: entries[glob]}
-    for where, ranks in ({f"[{glob}]": ranks for glob, ranks in entries.items()} or {"": value}).items():
+    entries = {f"[{glob}]": ranks for glob, ranks in value.items()} if isinstance(value, Mapping) else {}
+    for where, ranks in (entries or {"": value}).items():
         numbers = ranks if isinstance(ranks, Sequence) and not isinstance(ranks, str) else [ranks]
         if not numbers or not all(type(n) is int and n >= 1 for n in numbers):
             yield where, ranks

@@ -19,15 +19,27 @@ def _bad_globs(value: Sequence[str]) -> BadParts:
         yield "", value
 
 
+def _bad_keys(value: object) -> BadParts:
+    """The entries of a mapping whose keys are no globs: a number has to stand in quotes."""
+    for glob, one in value.items() if isinstance(value, Mapping) else ():
+        if not isinstance(glob, str) or not glob:
+            yield "", {glob: one}
+
+
+def _bad_ranks(value: object) -> BadParts:
+    """What is wrong in ranks: a count, a list of counts, or {layer glob: either of both}."""
+    yield from _bad_keys(value)
+    yield from bad_ranks(value)
+
+
 def _bad_modes(value: object) -> BadParts:
     """What is wrong in {layer glob: {in: counts, out: counts}}."""
+    yield from _bad_keys(value)
     if not isinstance(value, Mapping) or not value:
         yield "", value
         return
     for glob, sides in value.items():
-        if not isinstance(glob, str) or not glob:
-            yield "", {glob: sides}
-        elif not isinstance(sides, Mapping) or set(sides) != {"in", "out"} or not all(map(_are_counts, sides.values())):
+        if not isinstance(sides, Mapping) or set(sides) != {"in", "out"} or not all(map(_are_counts, sides.values())):
             yield f"[{glob}]", sides
 
 
@@ -51,7 +63,7 @@ class RunSettings(Settings):
         "layer glob; null: the number of ranks.default",
         words="a whole number from 1, a list of them, or {layer glob: number or list}",
         example="{layer1.*:8}",
-        check=bad_ranks,
+        check=_bad_ranks,
     )
     plan: str | None = setting(None, "a plan.json to obey, made and edited before; null: the rank rule decides")
     pretrain_epochs: int = setting(0, "training of the dense net before the plan is made, without ADMM; epochs", low=0)
