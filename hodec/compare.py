@@ -42,23 +42,6 @@ def with_batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
     return tuple(x[row] for x, row in zip(inputs, rows, strict=True))
 
 
-def check_same(what: str, errors: Iterable[tuple[int, float]], allowed: float) -> float:
-    """The largest of the distances, by batch size.
-
-    Raises:
-        ConvertError: one is above what is allowed.
-    """
-    worst = 0.0
-    for batch, error in errors:
-        if not error <= allowed:
-            raise ConvertError(
-                f"{what} does not give the outputs of the model: at batch {batch} they differ by {error:.2g} of their "
-                f"norm (allowed {allowed:g}); verify=False writes it all the same"
-            )
-        worst = max(worst, error)
-    return worst
-
-
 def verified(  # noqa: PLR0913
     what: str, run: Callable[..., Any], net: nn.Module, like: Sequence[Tensor], sizes: Iterable[int], *, allowed: float
 ) -> float:
@@ -70,9 +53,18 @@ def verified(  # noqa: PLR0913
     Raises:
         ConvertError: one is above what is allowed.
     """
-    inputs = ((size, with_batch(like, size)) for size in sizes)
-    with torch.no_grad():
-        return check_same(what, ((size, distance(run(*x), outputs_of(net, x))) for size, x in inputs), allowed)
+    worst = 0.0
+    for size in sizes:
+        inputs = with_batch(like, size)
+        with torch.no_grad():
+            error = distance(run(*inputs), outputs_of(net, inputs))
+        if not error <= allowed:
+            raise ConvertError(
+                f"{what} does not give the outputs of the model: at batch {size} they differ by {error:.2g} of their "
+                f"norm (allowed {allowed:g}); verify=False writes it all the same"
+            )
+        worst = max(worst, error)
+    return worst
 
 
 def batch_sizes(inputs: Sequence[Tensor], dynamic: bool) -> tuple[int, ...]:

@@ -4,19 +4,20 @@ import copy
 import inspect
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from hodec.compare import batch_sizes, verified
 from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import ConvertError, near_matches
 from hodec.export.layer_errors import check_layers, layer_errors
 from hodec.export.program import Exported, checked_path, exported_program, plain_net
-from hodec.export.runtime import Array, open_session, quiet
+from hodec.export.runtime import Array, arrays, quiet, session
 from hodec.io.atomic import write_bytes
 
 # How far outputs may be from the model's, relative to their norm. Rounding to 8 bits costs several percent in deep
@@ -67,7 +68,7 @@ def to_onnx(  # noqa: PLR0913
         like = inputs if batches is None else batches[0][: len(inputs)]
         error = verified(str(path), session(content), net, like, sizes, allowed=ALLOWED[precision])
         if precision == "int8":
-            check_layers(str(path), layer_errors(floats, content, like, session=session))
+            check_layers(str(path), layer_errors(floats, content, like))
     write_bytes(path, content)
     return Exported(path, error, sizes, nodes_of(content))
 
@@ -94,33 +95,7 @@ class HalfInside(nn.Module):
 
     def forward(self, *inputs: Tensor) -> object:
         outputs = self.net(*(x.half() if x.is_floating_point() else x for x in inputs))
-        return torch.utils._pytree.tree_map(_to_float, outputs)
-
-
-def _to_float(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def session(content: bytes, threads: int | None = None) -> Callable[..., list[Tensor]]:
-    """An ONNX file as a function of tensors, on the CPU.
-
-    Args:
-        content: the file's bytes.
-        threads: by default as many as torch uses.
-    """
-    opened = open_session(content, threads=threads or torch.get_num_threads())
-    names = [one.name for one in opened.get_inputs()]
-
-    def run(*inputs: Tensor) -> list[Tensor]:
-        outputs = opened.run(None, _arrays(names, inputs))
-        return [torch.from_numpy(output) for output in outputs]
-
-    return run
-
-
-def _arrays(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Array]:
-    """The first tensors as arrays, by the names of a file's inputs."""
-    return {name: x.detach().cpu().numpy() for name, x in zip(names, tensors)}
+        return tree_map_only(Tensor, lambda y: y.float() if y.is_floating_point() else y, outputs)
 
 
 def nodes_of(content: bytes) -> dict[str, int]:
@@ -142,7 +117,7 @@ def _input_names(net: nn.Module, count: int) -> list[str] | None:
     return named if len(named) == count else None
 
 
-def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, names: list[str] | None = None) -> bytes:
+def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, names: list[str] | None) -> bytes:
     """The net as the bytes of an ONNX file."""
     program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
     try:
@@ -165,7 +140,7 @@ class _Batches:
     """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
 
     def __init__(self, names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
-        self.left = (_arrays(names, batch) for batch in batches)  # labels behind the inputs have no name
+        self.left = (arrays(names, batch) for batch in batches)  # labels behind the inputs have no name
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self.left, None)

@@ -42,12 +42,7 @@ class Exported:
 
 
 def to_program(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    example_input: Inputs,
-    dynamic_batch: bool = True,
-    verify: bool = True,
+    model: nn.Module, path: str | Path, *, example_input: Inputs, dynamic_batch: bool = True, verify: bool = True
 ) -> Exported:
     """Write a model as a PyTorch program, which ``torch.export.load(path).module()`` runs.
 

@@ -10,14 +10,7 @@ from typing import Any
 
 from hodec.admm.options import AdmmOff, AdmmOptions
 from hodec.errors import ConfigError, HodecError, Use
-from hodec.experiment.config.groups import (
-    default_option,
-    foreign,
-    groups,
-    kinds_of,
-    not_among,
-    unknown,
-)
+from hodec.experiment.config.groups import default_option, foreign, groups, kinds_of, not_among, unknown
 from hodec.experiment.config.options import (
     AdamWSettings,
     DistillSettings,
