@@ -4,7 +4,13 @@ import pytest
 import torch
 from rank_cases import CONV_METHODS, context, conv_weight, with_singular_values
 
-from hodec.ranks.spectra import TruncationLoss, ranks_for_tail, relative_error, truncation_spectra
+from hodec.ranks.spectra import (
+    TruncationLoss,
+    cached_truncation_spectra,
+    ranks_for_tail,
+    relative_error,
+    truncation_spectra,
+)
 
 VALUES = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)  # squares 16, 9, 4, 1 of 30
 MATRIX = context(with_singular_values(VALUES, 4, 9))
@@ -77,3 +83,9 @@ def test_a_path_has_no_more_ranks_than_steps():
     ranks = [ranks[0] for ranks in TruncationLoss(truncation_spectra(wide)).path(10)]
     assert len(ranks) == 10
     assert (ranks[0], ranks[-1]) == (64, 1)
+
+
+@pytest.mark.parametrize("weight", [torch.ones(1, 8).mT, torch.ones(1, 1, 8).movedim(2, 0), torch.ones(4, 4)[:1, ::4]])
+def test_weights_of_any_strides_are_remembered_by_their_numbers(weight: torch.Tensor):
+    (one,), (other,) = (cached_truncation_spectra(context(w)) for w in (weight, weight.clone().contiguous()))
+    torch.testing.assert_close(one.energy, other.energy)
