@@ -46,7 +46,7 @@ def test_shares_do_not_depend_on_the_scale(scale: float):
 
 @pytest.mark.parametrize("method", CONV_METHODS)
 def test_the_relative_error_bounds_the_error_of_the_projection(method: str):
-    one = context(conv_weight().double(), method)
+    one = context(conv_weight(12, 6).double(), method)
     found = truncation_spectra(one)
     assert {spectrum.position for spectrum in found} == set(range(len(one.full_ranks)))
     weight = one.site.weight
