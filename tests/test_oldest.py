@@ -18,8 +18,10 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[1]
 PYTHON = "3.11"  # the first of requires-python
-COPIED = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "train.py", "hodec", "conf", "tests", "docs",
-          "benchmarks", "experiments", ".ci", "requirements.lock")  # fmt: skip
+COPIED = (
+    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock", "train.py", ".ci",
+    "hodec", "conf", "tests", "docs", "benchmarks", "experiments",
+)  # fmt: skip
 
 
 def uv(*command: str | Path) -> None:

@@ -4,7 +4,6 @@ import copy
 import pickle
 from collections.abc import Callable
 
-import pytest
 import torch
 from cases import Case, every_case, every_execution, relative
 from safetensors.torch import load, save
