@@ -48,7 +48,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
     if run.folder.writes:  # of several processes, one has the machine for itself
         for name, ms in latency({name: nets[name] for name in ("dense", "compressed")}, run).items():
             metrics[name]["latency_ms"] = ms
-            metrics["latency"] = {"batch": 1, "threads": torch.get_num_threads(), "device": device_name(run.device)}
+            metrics["latency"] = {"batch": 1, "device": device_name(run.device)}
     return metrics | {
         "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
         "conversion": phases["truncated"]["errors"],

@@ -333,4 +333,4 @@ def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 def laid_out(net: nn.Module, layout: str) -> nn.Module:
     """The net with its kernels in this memory format (kernels of other than two axes have none)."""
-    return net.to(memory_format=FORMATS[layout])  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=FORMATS[layout])

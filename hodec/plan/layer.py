@@ -110,7 +110,7 @@ class LayerPlan:
             PlanError: naming the layer, what was given, and what is allowed.
         """
         if self.layer_type not in get_method(self.method).layers:
-            raise PlanError(f"{name}: method {self.method} has no layer for kind {self.layer_type!r}")
+            raise PlanError(f"{name}: method {self.method} has no layer for layer type {self.layer_type!r}")
         allowed = ("auto", *self.format.executions)
         if self.execution not in allowed:
             raise PlanError(

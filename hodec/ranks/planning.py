@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
-from hodec.conversion.swap import uncompiled
 from hodec.cost.count import Inputs, as_inputs, count_cost
 from hodec.errors import PlanError
 from hodec.formats.modes import Modes
+from hodec.inference import uncompiled
 from hodec.methods import Method, any_of, get_method
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan

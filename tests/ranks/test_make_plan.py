@@ -53,8 +53,7 @@ NETS = {
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("execution", ["auto", "merged", "chain"])
-@pytest.mark.parametrize("n_modes", [2, 3])
+@pytest.mark.parametrize(("execution", "n_modes"), [("auto", 2), ("merged", 3), ("chain", 2)])
 def test_the_plans_totals_are_those_of_the_converted_model(net: str, method: str, execution: str, n_modes: int):
     build, x = NETS[net]
     model = build()
