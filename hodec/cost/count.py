@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hodec.cost.ops import FORMULAS, ParameterFlops
 from hodec.errors import PlanError
 from hodec.formats.calls import CallSites
 from hodec.inference import inference
@@ -37,18 +38,29 @@ def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
 
 
 def count_cost(model: nn.Module, example_input: Inputs) -> Cost:
-    """Parameters and MACs of one image, by torch's own counter (convolutions, matrix products, attention).
+    """Parameters and MACs of one image; see ``count_by_parameter``."""
+    return count_by_parameter(model, example_input)[0]
 
-    Merging cores is done once per set of weights and not counted; see ``FactorizedLayer``.
+
+def count_by_parameter(model: nn.Module, example_input: Inputs) -> tuple[Cost, dict[str, int]]:
+    """Parameters and MACs of one image, and the MACs of each parameter's products by name.
+
+    Counted are convolutions, matrix products (einsum, bilinear and grouped ones too), attention, and recurrent layers,
+    by torch's own counter and ``hodec.cost.ops``. What is computed element by element takes no MACs. Products of two
+    activations belong to no parameter. Merging cores is done once per set of weights and not counted; see
+    ``FactorizedLayer``.
     """
     inputs = as_inputs(example_input)
-    params = sum(p.numel() for p in model.parameters())
     with inference(model):
         model(*inputs)
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        by_parameter = ParameterFlops(model.named_parameters(), counter.flop_registry)
         # attention as plain products: some torch versions do not count its fused kernels
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), counter, by_parameter:
             model(*inputs)
-    return Cost(params, counter.get_total_flops() // 2 // len(inputs[0]))
+    params, batch = sum(p.numel() for p in model.parameters()), len(inputs[0])
+    shares = {name: flops // 2 // batch for name, flops in by_parameter.flops.items()}
+    return Cost(params, counter.get_total_flops() // 2 // batch), shares
 
 
 def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallSites]:
