@@ -12,6 +12,7 @@ from hodec.cost.count import Inputs, trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
+from hodec.layers.base import FactorizedLayer
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
 
@@ -86,13 +87,16 @@ def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention)
+    linear = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, linear | FactorizedLayer)
 
 
 def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
     """Why a layer cannot be factorized by this method, or an empty string."""
     if not name:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
+    if isinstance(module, FactorizedLayer):
+        return f"it is factorized already: {type(module).__name__} of ranks {list(module.ranks)}"
     if isinstance(module, nn.MultiheadAttention):
         return "its projections of queries, keys and values are weights of its own, in no layer to swap"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:

@@ -1,13 +1,14 @@
 """make_plan: the eligible layers, their modes, the ranks a rule chooses for them, and what that costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from hodec.conversion.coverage import own_weights, parameter_costs
 from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
 from hodec.conversion.swap import uncompiled
-from hodec.cost.count import Inputs, as_inputs, count_cost
+from hodec.cost.count import Inputs, as_inputs, count_by_parameter
 from hodec.errors import PlanError
 from hodec.formats.modes import Modes
 from hodec.methods import Method, any_of, get_method
@@ -56,7 +57,8 @@ def make_plan(
         execution: ``auto`` (by cost), ``merged`` or ``chain``.
 
     Returns:
-        The plan, with every other weight layer under ``skipped`` with its reason.
+        The plan, with every other layer or parameter that is multiplied by under ``skipped`` with its reason, and what
+        is left (norms, biases, tables) counted under ``other``.
 
     Raises:
         PlanError: unknown method, a glob that matches nothing, ranks that do not fit, or no layer left.
@@ -65,12 +67,20 @@ def make_plan(
     settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
     model = uncompiled(model)
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
-    cost = count_cost(model, example_input)
+    cost, macs = count_by_parameter(model, example_input)
+    skipped |= own_weights(model, {*sites, *skipped}, macs, method)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
-    order = [name for name, _ in model.named_modules() if name in skipped]
-    skipped = {name: skipped[name] for name in order}
-    return Plan(layers, skipped, rule.name, cost.params, cost.macs, input_sizes(example_input))
+    skipped = {name: skipped[name] for name in _paths(model) if name in skipped}
+    costs, other = parameter_costs(model, list(layers), list(skipped), macs)
+    return Plan(layers, skipped, rule.name, cost.params, cost.macs, input_sizes(example_input), costs, other)
+
+
+def _paths(model: nn.Module) -> Iterator[str]:
+    """The names of all modules, each with those of its own parameters behind it."""
+    for name, module in model.named_modules():
+        yield name
+        yield from (f"{name}.{key}".removeprefix(".") for key in module._parameters)
 
 
 def input_sizes(example_input: Inputs) -> tuple[tuple[tuple[int, ...], str], ...]:
