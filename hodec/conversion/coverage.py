@@ -53,8 +53,8 @@ def parameter_costs(
 def _parameters(model: nn.Module, known: Collection[str]) -> Iterator[tuple[str, Tensor, str | None]]:
     """Each parameter once, with its first path, and the known layer that it belongs to or its kind."""
     paths: dict[Tensor, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        paths.setdefault(parameter, []).append(path)
+    for path, each in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(each, []).append(path)
     for parameter, (first, *others) in paths.items():
         owner = next((owner for path in (first, *others) if (owner := _known_owner(path, known)) is not None), None)
         yield first, parameter, _kind(model, first, parameter, owner)

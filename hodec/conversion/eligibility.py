@@ -8,10 +8,11 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hodec.cost.count import Inputs, trace_call_sites
+from hodec.cost.count import trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
+from hodec.inputs import Inputs
 from hodec.layers.base import FactorizedLayer
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
@@ -50,14 +51,14 @@ def eligible_layers(
 
     Args:
         model: any net; it is run once in evaluation mode and left as it was.
-        example_input: a tensor (or several) as the model takes, batch first.
+        example_input: as the model takes, batch first; see ``hodec.inputs.as_input``.
 
     Raises:
         PlanError: a layer is lazy and has no weight yet.
         TrainingError: an eligible weight holds NaN or Inf.
     """
     names = names_by_module(model)
-    _check_no_lazy(names)
+    check_no_lazy(names)
     call_sites = trace_call_sites(model, example_input)
     sites, refused = {}, {}
     for module, (name, *aliases) in names.items():
@@ -126,7 +127,7 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     return ""
 
 
-def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
+def check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
     """A run would initialize lazy layers, and the given model is to stay as it is."""
     for module, (name, *_) in names.items():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():

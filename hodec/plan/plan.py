@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
+from hodec.inputs import ModelInput, Sizes, from_form
 from hodec.io.atomic import read_json, write_json
 from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import human, rendered
@@ -36,6 +37,7 @@ class Plan(Mapping[str, LayerPlan]):
         rule: what chose the ranks.
         dense_params, dense_macs: cost of the whole dense model (macs of one image).
         inputs: shape and type of each example input, for the dry run after conversion.
+        input_form: how these hang together, see ``hodec.inputs.form_of``; None: they are the arguments in their order.
         skipped_costs: skipped layer -> its parameters, and its multiply-adds for one image where they are known.
         other: parameters of all that is neither planned nor skipped, by kind: norms, biases, tables.
     """
@@ -45,7 +47,8 @@ class Plan(Mapping[str, LayerPlan]):
     rule: str
     dense_params: int
     dense_macs: int
-    inputs: tuple[tuple[tuple[int, ...], str], ...] = field(default=())
+    inputs: Sizes = field(default=())
+    input_form: object = None
     skipped_costs: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     other: Mapping[str, int] = field(default_factory=dict)
 
@@ -135,11 +138,20 @@ class Plan(Mapping[str, LayerPlan]):
         """Inputs like those the plan was made with: seeded noise, or zeros where they are integers; batch 2."""
         generator = torch.Generator().manual_seed(0)
         made = []
-        for shape, kind in self.inputs:
-            dtype, size = getattr(torch, kind), (2, *shape[1:])
+        for size, kind in self._sizes_of_two():
+            dtype = getattr(torch, kind)
             noise = torch.randn(size, generator=generator) if dtype.is_floating_point else torch.zeros(size)
             made.append(noise.to(dtype))
         return tuple(made)
+
+    def _sizes_of_two(self) -> Sizes:
+        if self.input_form is None:
+            return tuple(((2, *shape[1:]), kind) for shape, kind in self.inputs)
+        return from_form(self.input_form, _without_numbers(self.inputs)).with_batch(2).sizes
+
+    def example_input(self) -> ModelInput:
+        """``example_inputs`` as the arguments of the model; with a form, tensors without the batch keep their sizes."""
+        return from_form(self.input_form, self.example_inputs())
 
     def to_dict(self) -> Json:
         """Plain JSON values."""
@@ -148,6 +160,7 @@ class Plan(Mapping[str, LayerPlan]):
             "version": VERSION,
             "rule": self.rule,
             "inputs": [{"shape": list(shape), "dtype": kind} for shape, kind in self.inputs],
+            "input_form": self.input_form,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
             "skipped": dict(self.skipped),
             "skipped_costs": {name: list(cost) for name, cost in self.skipped_costs.items()},
@@ -183,6 +196,7 @@ class Plan(Mapping[str, LayerPlan]):
                 dense_params=dense_params,
                 dense_macs=dense_macs,
                 inputs=inputs,
+                input_form=_form(value.get("input_form"), inputs),
                 skipped_costs={name: _cost(name, cost) for name, cost in value.get("skipped_costs", {}).items()},
                 other=dict(zip(other, read_wholes(tuple(other.values()), "the plan's other parameters"), strict=True)),
             )
@@ -216,6 +230,17 @@ def _cost(name: str, value: object) -> tuple[int, int | None]:
         raise PlanError(f"{what}: {value!r} is no list of both")
     params, macs = value
     return read_wholes((params,), what, least=0)[0], macs if macs is None else read_wholes((macs,), what, least=0)[0]
+
+
+def _form(value: object, inputs: Sizes) -> object:
+    """The form of a file's inputs, tried on tensors without numbers."""
+    if [x.shape for x in from_form(value, _without_numbers(inputs)).tensors] != [shape for shape, _ in inputs]:
+        raise PlanError(f"form of the plan's inputs: {value!r} does not hold each of its {len(inputs)} inputs once")
+    return value
+
+
+def _without_numbers(inputs: Sizes) -> list[Tensor]:
+    return [torch.empty(shape, dtype=getattr(torch, kind), device="meta") for shape, kind in inputs]
 
 
 def _dtype_name(value: object) -> str:

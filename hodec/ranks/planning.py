@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from hodec.conversion.coverage import own_weights, parameter_costs
-from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
+from hodec.conversion.eligibility import LayerSite, check_no_lazy, eligible_layers, match_names, names_by_module
 from hodec.conversion.swap import uncompiled
-from hodec.cost.count import Inputs, as_inputs, count_by_parameter
+from hodec.cost.count import count_by_parameter
 from hodec.errors import PlanError
 from hodec.formats.modes import Modes
+from hodec.inference import running_input
+from hodec.inputs import Inputs, form_of
 from hodec.methods import Method, any_of, get_method
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -49,7 +51,8 @@ def make_plan(
         model: the dense model, on any device, left as it was.
         rule: what chooses the ranks, e.g. ``hodec.ranks.Manual(16)``.
         method: name in ``hodec.METHODS``; not used where the rule has ``methods`` of its own.
-        example_input: a tensor (or several) as the model takes, batch first; sizes decide the costs.
+        example_input: as the model takes, batch first: a tensor, arguments in a tuple, keyword arguments in a dict, or
+            a loader's batch, of which ``forward`` gets what it takes. Sizes decide the costs.
         include, exclude: layer globs; by default every eligible layer is included.
         allow_larger: keep layers that would cost more than they do dense.
         n_modes: how many modes a side the channels split into, 1..4; for ``tt``, 1 is Tucker-2.
@@ -66,6 +69,8 @@ def make_plan(
     """
     settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
     model = uncompiled(model)
+    check_no_lazy(names_by_module(model))
+    example_input = running_input(model, example_input)
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
     cost, macs = count_by_parameter(model, example_input)
     skipped |= own_weights(model, {*sites, *skipped}, macs, method)
@@ -73,7 +78,8 @@ def make_plan(
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
     skipped = {name: skipped[name] for name in _paths(model) if name in skipped}
     costs, other = parameter_costs(model, list(layers), list(skipped), macs)
-    return Plan(layers, skipped, rule.name, cost.params, cost.macs, input_sizes(example_input), costs, other)
+    given = example_input.sizes, form_of(example_input)
+    return Plan(layers, skipped, rule.name, cost.params, cost.macs, *given, costs, other)
 
 
 def _paths(model: nn.Module) -> Iterator[str]:
@@ -81,11 +87,6 @@ def _paths(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         yield name
         yield from (f"{name}.{key}".removeprefix(".") for key in module._parameters)
-
-
-def input_sizes(example_input: Inputs) -> tuple[tuple[tuple[int, ...], str], ...]:
-    """Shape and type of each input, as a plan remembers them: ``(((1, 3, 32, 32), 'float32'),)``."""
-    return tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example_input))
 
 
 def plan_layers(
