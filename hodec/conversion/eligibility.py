@@ -1,6 +1,7 @@
 """Which layers can be factorized, and why the others cannot."""
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -132,6 +133,51 @@ def check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
     for module, (name, *_) in names.items():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
             raise PlanError(f"layer {name} is lazy and has no weight yet: run the model once before planning")
+
+
+Pattern = str | re.Pattern[str] | type[nn.Module]
+Layers = Pattern | Sequence[Pattern]
+"""Which layers: a glob, a regular expression for the whole name, a class of modules, or several of them."""
+
+
+def patterns(given: Layers | None) -> list[Pattern]:
+    """The single patterns."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | re.Pattern | type) else list(given)
+
+
+def pattern_words(pattern: Pattern) -> str:
+    """How a pattern is written."""
+    return pattern.__name__ if isinstance(pattern, type) else repr(pattern)
+
+
+def match_layers(pattern: Pattern, names: Sequence[str], setting: str, model: nn.Module | None) -> list[str]:
+    """The names that a pattern matches, those of its class in ``model`` where it is one.
+
+    Raises:
+        PlanError: none does, it is no pattern, or a class is given for a model file.
+    """
+    if isinstance(pattern, str):
+        return match_names(pattern, names, setting)
+    if isinstance(pattern, re.Pattern):
+        matches = [name for name in names if pattern.fullmatch(name)]
+    elif isinstance(pattern, type) and model is not None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        matches = [name for name in names if isinstance(_module_of(name, modules), pattern)]
+    else:
+        classes = "" if model is None else ", a class of modules"
+        text = literal(f"{pattern!r} given; allowed: a layer glob, a regular expression{classes}, or a list of these")
+        raise PlanError(f"{{setting}}: {text}", setting=Use(setting))
+    if not matches:
+        text = literal(f"{pattern_words(pattern)} matches no layer. Layers are: {', '.join(names[:6])}, ..")
+        raise PlanError(f"{{setting}} {text}", setting=Use(setting))
+    return matches
+
+
+def _module_of(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """The module of that name, or the one whose parameter it is."""
+    return modules[name] if name in modules else modules[name.rpartition(".")[0]]
 
 
 def match_names(pattern: str, names: Sequence[str], setting: str) -> list[str]:

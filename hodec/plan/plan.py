@@ -17,7 +17,7 @@ from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
 from hodec.io.atomic import read_json, write_json
 from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
-from hodec.text_table import human, rendered
+from hodec.text_table import change, human, rendered, rendered_html
 
 FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
 
@@ -221,6 +221,14 @@ class Plan(Mapping[str, LayerPlan]):
 
     def __str__(self) -> str:
         return rendered(plan_table(self))
+
+    def __repr__(self) -> str:
+        cut = ", ".join(f"{key} {change(share)}" for key, share in self.reduction.items())
+        return f"Plan(rule {self.rule}: {len(self)} layers factorized, {len(self.skipped)} left dense; {cut})"
+
+    def _repr_html_(self) -> str:
+        """The printed plan, for notebooks."""
+        return rendered_html(plan_table(self))
 
 
 def _cost(name: str, value: object) -> tuple[int, int | None]:
