@@ -85,6 +85,20 @@ def test_the_whole_way_with_every_form(name: str):
     assert count_cost(small, given).macs == plan.macs_after
 
 
+def test_labels_behind_a_list_of_images_are_no_input():
+    class Detector(Masked):
+        def forward(self, images: list[Tensor], targets: Any = None) -> Any:
+            assert targets is None
+            return super().forward(torch.stack([image.mean((0, 2)) for image in images]))
+
+    images = [torch.rand(3, 16, 9), torch.rand(3, 16, 7)]
+    model = Detector()
+    plan = make_plan(model, Manual(4), method="svd", example_input=(images,))
+    assert (len(plan.inputs), plan["first"].macs_before) == (2, 16 * 24)
+    assert list(collect_covariances(model, plan, [(images, [{"boxes": X}])])) == list(plan)
+    assert [tuple(x.shape) for x in plan.example_input().tensors] == [(3, 16, 9), (3, 16, 7)]
+
+
 def test_lists_in_dicts_with_none_and_numbers():
     model, given = Nested(), ({"pair": [X, (X, None)]}, 1)
     plan = make_plan(model, Manual(4), method="svd", example_input=given)

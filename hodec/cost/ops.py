@@ -105,7 +105,9 @@ class ParameterFlops(TorchDispatchMode):
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], formulas: dict[Any, Callable[..., int]]) -> None:
         super().__init__()
         self.formulas, self.flops = formulas, dict[str, int]()
-        spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in parameters if p.nbytes)
+        spans = sorted(
+            (p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in parameters if p.nbytes and p.data_ptr()
+        )
         self.spans, self.starts = spans, [span[0] for span in spans]
         self.copies: dict[str, Tensor] = {}  # kept, so that nothing else takes their memory
         self.copied: dict[int, str] = {}
