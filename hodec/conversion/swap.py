@@ -14,6 +14,7 @@ from hodec.errors import ConvertError, PlanError, Use, literal, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.inference import uncompiled
+from hodec.inputs import ModelInput
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
@@ -146,7 +147,7 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
 def _dry_run(compressed: nn.Module, dense: nn.Module, plan: Plan) -> None:
     """Run throw-away copies in both modes: some parents (fast paths) break only in evaluation mode."""
     first = next(iter(compressed.parameters()))
-    inputs = [x.to(first.device, first.dtype if x.is_floating_point() else x.dtype) for x in plan.example_inputs()]
+    inputs = plan.example_input().to(first.device, first.dtype)
     called: set[str] = set()
     for training in (True, False):
         mode, error = "training" if training else "evaluation", _failure(compressed, inputs, training, called)
@@ -171,14 +172,14 @@ def _dry_run(compressed: nn.Module, dense: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called: set[str]) -> Exception | None:
+def _failure(model: nn.Module, inputs: ModelInput, training: bool, called: set[str]) -> Exception | None:
     """What a copy of the model raises, if it does; the names of the factorized layers it calls join ``called``."""
     trial = copy.deepcopy(model)
     for name, module in trial.named_modules():
         if isinstance(module, FactorizedLayer):
             module.register_forward_hook(lambda *_, name=name: called.add(name))
     try:
-        trial.train(training)(*inputs)
+        inputs.run(trial.train(training))
     except Exception as error:
         return error
     return None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hodec.errors import ConvertError
+from hodec.inputs import ModelInput
 
 Array = NDArray[np.generic]
 
@@ -79,8 +80,8 @@ def session(content: bytes, threads: int | None = None) -> Callable[..., list[Te
     opened = open_session(content, threads=threads or torch.get_num_threads())
     names = [one.name for one in opened.get_inputs()]
 
-    def run(*inputs: Tensor) -> list[Tensor]:
-        outputs = opened.run(None, arrays(names, inputs))
+    def run(*args: object, **kwargs: object) -> list[Tensor]:
+        outputs = opened.run(None, arrays(names, ModelInput(args, kwargs).tensors))
         return [torch.from_numpy(output) for output in outputs]
 
     return run

@@ -48,6 +48,11 @@ class LayerPlan:
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        macs = f"{self.macs_before:,} -> {self.macs_after:,} MACs"
+        params = f"{self.params_before:,} -> {self.params_after:,} parameters"
+        return f"LayerPlan({self.method} of {self.layer_type} {self.shape}, ranks {list(self.ranks)}: {params}, {macs})"
+
     @property
     def format(self) -> Format:
         """The format's mathematics for this layer."""

@@ -7,10 +7,11 @@ from functools import cached_property
 from torch import nn
 
 from hodec.conversion.eligibility import LayerSite
-from hodec.cost.count import Cost, Inputs
+from hodec.cost.count import Cost
 from hodec.errors import PlanError, Use
 from hodec.formats.base import Format
 from hodec.formats.modes import Modes
+from hodec.inputs import Inputs
 from hodec.plan.layer import LayerPlan
 
 
