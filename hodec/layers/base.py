@@ -9,6 +9,7 @@ from typing import ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
@@ -74,8 +75,8 @@ class FactorizedLayer(nn.Module):
         self.ops: dict[str, list[Op]] = {
             e: self.format.ops(self.shape, self.ranks, self.modes, execution=e) for e in executions
         }
-        # merged kernels, the stamp of the weights that they were made from, and those weights
-        self._merged: tuple[object, tuple[Tensor, ...], list[Tensor]] | None = None
+        # merged kernels, and a copy of the weights that they were made from
+        self._merged: tuple[tuple[Tensor, ...], list[Tensor]] | None = None
 
         def zeros(*sizes: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(sizes, device=options.get("device"), dtype=options.get("dtype")))
@@ -165,7 +166,7 @@ class FactorizedLayer(nn.Module):
         """The factors in the format's order and shapes, as views of the parameters where that is possible."""
         return self.views()
 
-    @torch.no_grad()  # not through .data: the remembered merge must see the change
+    @torch.no_grad()
     def load_factors(self, factors: Sequence[Tensor]) -> None:
         """Overwrite the parameters by factors in the format's order and shapes."""
         for view, factor in zip(self.views(), factors, strict=True):
@@ -245,30 +246,42 @@ class FactorizedLayer(nn.Module):
         return torch.einsum("npri...,rois->npos...", y, self.format.core(view, op)).flatten(1, 2)
 
     def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``merge()``, remembered in inference until a parameter changes, so that serving merges only once."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return merge()
+        """``merge()``, remembered in inference on a CPU as long as the weights have the values it was made from.
+
+        Every call compares them with a copy: writes through ``.data`` or numpy leave no other trace. Elsewhere than on
+        a CPU comparing would wait for the device at every layer, so each call merges; ``fuse`` merges for good.
+        """
         weights = list(self.parameters())
-        if any(w.is_inference() for w in weights):  # these do not count their changes
+        if self.training or torch.is_grad_enabled() or not all(map(_comparable, weights)) or _traced():
             return merge()
-        stamp = tuple((w.data_ptr(), w._version, w.dtype) for w in weights)
-        if self._merged is None or self._merged[0] != stamp:
-            with torch.autocast(weights[0].device.type, enabled=False):  # or later calls would get its type
-                merged = merge()
-            # holding the weights keeps their addresses from being given to others
-            self._merged = (stamp, merged, [w.detach() for w in weights])
-        return self._merged[1]
+        held = self._merged
+        if held is None or not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(weights, held[1])):
+            with torch.autocast("cpu", enabled=False):  # or later calls would get its type
+                # copies, because a kernel that is a view would follow memory that the layer no longer uses
+                merged = tuple(kernel.clone() for kernel in merge())
+            self._merged = held = (merged, [w.detach().clone() for w in weights])
+        return held[0]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """The layer's output; under ``torch.fx.symbolic_trace`` one node of the graph, as torch's own layers are."""
+        proxy = next((one for one in (*args, *kwargs.values()) if isinstance(one, Proxy)), None)
+        if proxy is None:
+            return super().__call__(*args, **kwargs)
+        tracer = cast(Tracer, proxy.tracer)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_merged": None}  # copies and pickles merge anew
 
-    def train(self, mode: bool = True) -> Self:
-        self._merged = None
-        return super().train(mode)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._merged = None
-        return super()._apply(fn, recurse)
+def _comparable(weight: Tensor) -> bool:
+    """Whether its values can be read at once: no stand-in of a tracer or of ``torch.func``, and on a CPU."""
+    return type(weight) is nn.Parameter and weight.device.type == "cpu"
+
+
+def _traced() -> bool:
+    """Whether the call is being taken down as a graph, which must read the parameters themselves."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 # -- classes from a table ------------------------------------------------------------------------------------------
