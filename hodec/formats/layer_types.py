@@ -1,6 +1,6 @@
 """Types of dense layers: how each stores its weight, and along which axes it moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ class LayerType:
     in_first: bool = False
     transposed: bool = False
     is_embedding: bool = False
+
+    def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape (O, I, ..) -> that of the layer's own layout."""
+        out, inp, *kernel = shape
+        return (inp, out, *kernel) if self.in_first else (out, inp, *kernel)
 
     def to_oihw(self, weight: Tensor) -> Tensor:
         """Stored weight -> (O, I, ..)."""

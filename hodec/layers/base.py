@@ -16,6 +16,7 @@ from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
+from hodec.layers.dense_weight import DenseWeight
 from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
 
 
@@ -211,6 +212,13 @@ class FactorizedLayer(nn.Module):
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""
         return self.layer_type.from_oihw(self.format.reconstruct(self.factors(), self.shape, self.modes))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight as parents read it: its values are computed when they are used, see ``DenseWeight``."""
+        if _traced():
+            return self.dense_weight()
+        return DenseWeight.of(self.dense_weight, self.layer_type.stored_shape(self.shape), next(self.parameters()))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -24,6 +24,8 @@ class FactorizedConv(FactorizedLayer):
     """
 
     layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
+    #: what parents read of a dense layer, and this one does not need
+    groups: ClassVar[int] = 1
     #: whether the last op adds the bias; otherwise it is added to its output
     bias_inside: ClassVar[bool] = True
     settings = (

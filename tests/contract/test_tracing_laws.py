@@ -28,7 +28,9 @@ TRACERS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 @pytest.mark.parametrize(
     "tracer", [pytest.param(name, marks=[pytest.mark.slow] if name == "export" else []) for name in TRACERS]
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 def test_a_traced_net_gives_the_outputs_and_follows_its_weights(case: Case, execution: str, tracer: str):
     net, x = nn.Sequential(case.layer(case.dense(), execution=execution)).eval(), case.input()
     with torch.no_grad():
