@@ -7,6 +7,7 @@ from hodec.calibration.input_covariance import collect_covariances as collect_co
 from hodec.conversion.batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors as conversion_errors
 from hodec.conversion.swap import convert as convert
+from hodec.conversion.swap import merge as merge
 from hodec.cost.latency import LatencyTable as LatencyTable
 from hodec.errors import HodecError as HodecError
 from hodec.export.checkpoint import load as load

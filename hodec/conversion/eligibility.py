@@ -86,7 +86,8 @@ def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention)
+    torchs = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, torchs) or layer_type_of(module) is not None
 
 
 def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:

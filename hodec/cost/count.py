@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.errors import PlanError
 from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import layer_type_of
 from hodec.inference import inference
 
 Inputs = Tensor | Sequence[Tensor]
@@ -63,12 +64,12 @@ def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallS
     def remember(
         module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor, *, name: str
     ) -> None:
-        call = _call(module, args[0] if args else kwargs["input"], output, batch)
+        call = _call(module, args[0] if args else next(iter(kwargs.values())), output, batch)
         seen[name] = seen[name].also(call) if name in seen else call
 
     with inference(model), ExitStack() as hooks:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd) or layer_type_of(module):
                 hook = module.register_forward_hook(partial(remember, name=name), with_kwargs=True)
                 hooks.callback(hook.remove)
         model(*inputs)

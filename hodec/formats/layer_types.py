@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -51,12 +53,31 @@ _TYPES: dict[type[nn.Module], LayerType] = {
     nn.ConvTranspose3d: LayerType("conv_transpose3d", 3, in_first=True, transposed=True),
 }
 
-LAYER_TYPES: dict[str, LayerType] = {layer_type.name: layer_type for layer_type in _TYPES.values()}
+LINEAR_IN_FIRST = LayerType("linear_in_first", 0, in_first=True)
 
-# Name of a layer type -> the class of its dense layers.
+# Classes that are recognized by name: those of packages that hodec does not import, and private ones of torch.
+_BY_NAME: dict[str, LayerType] = {
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _TYPES[nn.Linear],
+    "transformers.pytorch_utils.Conv1D": LINEAR_IN_FIRST,
+}
+
+LAYER_TYPES: dict[str, LayerType] = {
+    layer_type.name: layer_type for layer_type in (*_TYPES.values(), *_BY_NAME.values())
+}
+
+# Name of a layer type -> torch's class of its dense layers.
 DENSE_CLASSES: dict[str, Callable[..., nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
 
 
 def layer_type_of(module: nn.Module) -> LayerType | None:
     """The type of a layer; None for other modules, and for subclasses, which may use their weight differently."""
-    return _TYPES.get(type(module))
+    cls = type(module)
+    return _TYPES.get(cls) or _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def dense_class(layer_type: LayerType) -> Callable[..., nn.Module]:
+    """The class of the dense layers of a type, imported where it is of another package."""
+    if layer_type.name in DENSE_CLASSES:
+        return DENSE_CLASSES[layer_type.name]
+    home, _, name = next(path for path, one in _BY_NAME.items() if one == layer_type).rpartition(".")
+    return cast(Callable[..., nn.Module], getattr(import_module(home), name))

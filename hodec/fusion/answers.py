@@ -10,13 +10,14 @@ from hodec.layers.base import FactorizedLayer
 from hodec.layers.dense_weight import DenseWeight
 
 # Beside the settings that a factorized layer takes over.
-OTHERS = ("groups",)
+OTHERS = ("groups", "nx", "nf")
 
 
 class Answers(nn.Module):
     """A stand-in made of several modules; ``answer_for`` gives it the settings of the layer that it stands for."""
 
     weight_shape: tuple[int, ...]
+    in_first: bool
 
     @property
     def weight(self) -> Tensor:
@@ -35,8 +36,9 @@ class Answers(nn.Module):
                 "that layer out of the plan, or serve the net that is not fused"
             )
         like = next(self.parameters())
-        one = torch.eye(self.weight_shape[1], dtype=like.dtype, device=like.device)
-        return cast(Tensor, (self(one) - self(torch.zeros_like(one))).mT)
+        one = torch.eye(self.weight_shape[0 if self.in_first else 1], dtype=like.dtype, device=like.device)
+        made = self(one) - self(torch.zeros_like(one))
+        return cast(Tensor, made if self.in_first else made.mT)
 
 
 class Row(Answers, nn.Sequential):
@@ -47,6 +49,7 @@ def answer_for(made: nn.Module, layer: FactorizedLayer) -> nn.Module:
     """``made``, answering what the layer that it stands in for would: ``stride``, ``in_features``, ``weight``, .."""
     if isinstance(made, Answers):
         made.weight_shape = layer.layer_type.stored_shape(layer.shape)
+        made.in_first = layer.layer_type.in_first
         for name in (*layer.settings, *OTHERS):
             if hasattr(layer, name):
                 setattr(made, name, getattr(layer, name))

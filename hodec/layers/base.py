@@ -1,11 +1,12 @@
 """FactorizedLayer: what stands in for a dense layer, and the making of its classes from a table."""
 
+import copy
 import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Required, Self, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.fx import Proxy, Tracer
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
-from hodec.formats.layer_types import LAYER_TYPES, LayerType
+from hodec.formats.layer_types import LAYER_TYPES, LayerType, dense_class
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
 from hodec.layers.dense_weight import DenseWeight
@@ -110,7 +111,7 @@ class FactorizedLayer(nn.Module):
     ) -> Self:
         """The structure that stands in for the dense layer ``module``, with factors of zero to load others into."""
         weight = cast(Tensor, module.weight)
-        settings = {name: getattr(module, name) for name in cls.settings}
+        settings = cls.settings_of(module)
         if not cls.layer_type.is_embedding:
             settings["bias"] = module.bias is not None
         return cls(
@@ -122,6 +123,11 @@ class FactorizedLayer(nn.Module):
             device=weight.device,
             dtype=weight.dtype,
         )
+
+    @classmethod
+    def settings_of(cls, module: nn.Module) -> dict[str, Any]:
+        """The settings of the dense layer ``module`` that go over to this one."""
+        return {name: getattr(module, name) for name in cls.settings}
 
     @classmethod
     def from_dense(
@@ -208,6 +214,26 @@ class FactorizedLayer(nn.Module):
         layer = cls.like(module, cls.format.ranks(factors), modes=modes, execution=execution)
         layer.load_factors(equalize_norms(factors))
         return layer.adopt(module)
+
+    def dense_settings(self) -> dict[str, Any]:
+        """The arguments that ``dense_class`` of its type needs for the layer that this one stands in for."""
+        settings = {name: getattr(self, name) for name in self.settings}
+        return settings if self.layer_type.is_embedding else {**settings, "bias": self.bias is not None}
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer with this one's weight and bias, on its device, in its mode; factors in float64 meanwhile.
+
+        Its weight takes gradients where a factor does. Hooks stay here.
+        """
+        like = next(self.parameters())
+        wide = like.dtype if like.device.type == "mps" else torch.float64
+        with torch.no_grad():
+            weight = copy.deepcopy(self).to(wide).dense_weight().to(like.dtype).contiguous()
+        dense = dense_class(self.layer_type)(**self.dense_settings())
+        dense.weight = nn.Parameter(weight, requires_grad=any(view.requires_grad for view in self.views()))
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return dense.train(self.training)
 
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""

@@ -21,6 +21,7 @@ CHANNELS = {
     "conv_transpose2d": (12, 8, 3, 3),
     "conv_transpose3d": (12, 8, 3, 2, 3),
     "linear": (12, 8),
+    "linear_in_first": (12, 8),
     "embedding": (12, 8),
 }
 LAYERS = {
@@ -32,6 +33,21 @@ LAYERS = {
     "conv_transpose3d": nn.ConvTranspose3d,
 }
 SIDES = (7, 9, 5)
+
+
+class Conv1D(nn.Module):
+    """What ``Conv1D`` of transformers is: x @ weight + bias, with a weight (I, O)."""
+
+    def __init__(self, inp: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inp, out))
+        self.bias = nn.Parameter(torch.randn(out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight if self.bias is None else x @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"  # which is what it is recognized by
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class Case:
         out, inp = self.shape[:2]
         if self.layer_type == "linear":
             return nn.Linear(inp, out, **settings).to(dtype)
+        if self.layer_type == "linear_in_first":
+            return Conv1D(inp, out, **settings).to(dtype)
         if self.layer_type == "embedding":
             return nn.Embedding(inp, out, padding_idx=1).to(dtype)
         return LAYERS[self.layer_type](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)
