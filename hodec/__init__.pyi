@@ -13,6 +13,7 @@ from hodec.errors import HodecError as HodecError
 from hodec.export.checkpoint import load as load
 from hodec.export.checkpoint import save as save
 from hodec.export.onnx import to_onnx as to_onnx
+from hodec.export.pretrained import from_pretrained as from_pretrained
 from hodec.export.program import to_program as to_program
 from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from hodec.cost.count import Inputs, trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
-from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
+from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES, layer_type_of
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
 
@@ -19,6 +19,11 @@ from hodec.methods import Method
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
+
+UNTIE = (
+    ", and both stay dense: give it a copy of its own (layer.weight = nn.Parameter(layer.weight.detach().clone()); of "
+    "transformers tie_word_embeddings=False beside that) and plan again, with the memory of both"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,12 @@ def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> s
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, READS_WEIGHTS):
         return f"{type(parent).__name__} reads the weights of its children directly"
+    if not layer_type_name(module) and (plain := _plain_base(module)):
+        return (
+            f"{type(module).__name__} changes what {plain.__name__} computes (padding, scaling or another weight in "
+            f"front): put a {plain.__name__} with its weight in its place, and what it does beside that into a module "
+            "of its own before it"
+        )
     if layer_type_name(module) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
     if getattr(module, "groups", 1) != 1:
@@ -119,8 +130,13 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     for name, other in model.named_modules():
         for key, parameter in module._parameters.items():
             if other is not module and any(p is parameter for p in other._parameters.values() if p is not None):
-                return f"its {key} is shared with {name or 'the model itself'}"
+                return f"its {key} is shared with {name or 'the model itself'}{UNTIE}"
     return ""
+
+
+def _plain_base(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that a layer with a forward pass of its own is derived from."""
+    return next((cls for cls in DENSE_CLASSES.values() if isinstance(module, cls)), None)
 
 
 def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
 from hodec.conversion.dry_run import find_fault, put
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
+from hodec.conversion.keeping import forget_plan, keep_plan
 from hodec.errors import ConvertError, HodecError, PlanError, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
@@ -34,9 +35,6 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-
-# Where a converted model keeps its plan.
-PLAN_ATTRIBUTE = "hodec_plan"
 
 ON_ERROR = ("raise", "skip")
 
@@ -92,8 +90,23 @@ def convert(
             for name in fault.layers:
                 put(compressed, (name, *plan[name].aliases), originals[name])
             plan = _without(plan, fault.layers, fault.error, on_error)
-    setattr(compressed, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
+    keep_plan(compressed, plan)
     return compressed
+
+
+def structure(model: nn.Module, plan: Plan) -> dict[str, FactorizedLayer]:
+    """The factorized layers of a plan for this model, with factors of zero; the model is left as it was.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    _check_belongs(model, plan)
+    return {
+        name: _factorized(
+            name, model.get_submodule(name), one, decompose=False, covariance=None, init_factors=None
+        )
+        for name, one in plan.items()
+    }  # fmt: skip
 
 
 def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str) -> Plan:
@@ -155,7 +168,7 @@ def merge(model: nn.Module) -> nn.Module:
             if each == [""]:
                 return made
             put(dense, each, made)
-    vars(dense).pop(PLAN_ATTRIBUTE, None)
+    forget_plan(dense)
     return dense
 
 

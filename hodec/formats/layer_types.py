@@ -55,9 +55,8 @@ _TYPES: dict[type[nn.Module], LayerType] = {
 
 LINEAR_IN_FIRST = LayerType("linear_in_first", 0, in_first=True)
 
-# Classes that are recognized by name: those of packages that hodec does not import, and private ones of torch.
+# Classes of packages that hodec does not import.
 _BY_NAME: dict[str, LayerType] = {
-    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _TYPES[nn.Linear],
     "transformers.pytorch_utils.Conv1D": LINEAR_IN_FIRST,
 }
 
@@ -66,13 +65,20 @@ LAYER_TYPES: dict[str, LayerType] = {
 }
 
 # Name of a layer type -> torch's class of its dense layers.
-DENSE_CLASSES: dict[str, Callable[..., nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
+DENSE_CLASSES: dict[str, type[nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
 
 
 def layer_type_of(module: nn.Module) -> LayerType | None:
-    """The type of a layer; None for other modules, and for subclasses, which may use their weight differently."""
+    """The type of a layer; None for other modules, and for subclasses that may use their weight differently."""
     cls = type(module)
-    return _TYPES.get(cls) or _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
+    base = next((one for one in _TYPES if issubclass(cls, one) and _same_forward(cls, one)), None)
+    return _TYPES[base] if base else _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _same_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a subclass computes what ``base`` does: no method that a call runs is its own, nor is ``weight``."""
+    names = ("__call__", "__getattr__", "forward", "_conv_forward", "_output_padding", "weight", "bias")
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
 
 
 def dense_class(layer_type: LayerType) -> Callable[..., nn.Module]:

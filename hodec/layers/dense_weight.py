@@ -29,6 +29,7 @@ class DenseWeight(Tensor):
 
     rebuild: Callable[[], Tensor]
     place: torch.device
+    _is_hf_initialized = True  # by which transformers leaves it as it is when it fills in a model
 
     @classmethod
     def of(cls, rebuild: Callable[[], Tensor], shape: Sequence[int], like: Tensor) -> "DenseWeight":
