@@ -20,11 +20,6 @@ READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
-UNTIE = (
-    ", and both stay dense: give it a copy of its own (layer.weight = nn.Parameter(layer.weight.detach().clone()); of "
-    "transformers tie_word_embeddings=False beside that) and plan again, with the memory of both"
-)
-
 
 @dataclass(frozen=True)
 class LayerSite:
@@ -130,7 +125,11 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     for name, other in model.named_modules():
         for key, parameter in module._parameters.items():
             if other is not module and any(p is parameter for p in other._parameters.values() if p is not None):
-                return f"its {key} is shared with {name or 'the model itself'}{UNTIE}"
+                return (
+                    f"its {key} is shared with {name or 'the model itself'}, and both stay dense: give it a copy of "
+                    f"its own (layer.{key} = nn.Parameter(layer.{key}.detach().clone()); in transformers also "
+                    "tie_word_embeddings=False) and plan again, with the memory of both"
+                )
     return ""
 
 
