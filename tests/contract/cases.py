@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_nets import Conv1D
 from torch import Tensor, nn
 
 from hodec.formats.base import Format
@@ -33,21 +34,6 @@ LAYERS = {
     "conv_transpose3d": nn.ConvTranspose3d,
 }
 SIDES = (7, 9, 5)
-
-
-class Conv1D(nn.Module):
-    """What ``Conv1D`` of transformers is: x @ weight + bias, with a weight (I, O)."""
-
-    def __init__(self, inp: int, out: int, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inp, out))
-        self.bias = nn.Parameter(torch.randn(out)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight if self.bias is None else x @ self.weight + self.bias
-
-
-Conv1D.__module__ = "transformers.pytorch_utils"  # which is what it is recognized by
 
 
 @dataclass(frozen=True)
