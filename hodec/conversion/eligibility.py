@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from hodec.cost.count import trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
-from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
+from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES, layer_type_of
 from hodec.inputs import Inputs
 from hodec.layers.base import FactorizedLayer
 from hodec.linalg.svd import check_finite
@@ -89,8 +89,8 @@ def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    linear = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
-    return isinstance(module, linear | FactorizedLayer)
+    torchs = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, torchs | FactorizedLayer) or layer_type_of(module) is not None
 
 
 def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
@@ -106,6 +106,12 @@ def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> s
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, READS_WEIGHTS):
         return f"{type(parent).__name__} reads the weights of its children directly"
+    if not layer_type_name(module) and (plain := _plain_base(module)):
+        return (
+            f"{type(module).__name__} changes what {plain.__name__} computes (padding, scaling or another weight in "
+            f"front): put a {plain.__name__} with its weight in its place, and what it does beside that into a module "
+            "of its own before it"
+        )
     if layer_type_name(module) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
     if getattr(module, "groups", 1) != 1:
@@ -124,8 +130,17 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     for name, other in model.named_modules():
         for key, parameter in module._parameters.items():
             if other is not module and any(p is parameter for p in other._parameters.values() if p is not None):
-                return f"its {key} is shared with {name or 'the model itself'}"
+                return (
+                    f"its {key} is shared with {name or 'the model itself'}, and both stay dense: give it a copy of "
+                    f"its own (layer.{key} = nn.Parameter(layer.{key}.detach().clone()); in transformers also "
+                    "tie_word_embeddings=False) and plan again, with the memory of both"
+                )
     return ""
+
+
+def _plain_base(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that a layer with a forward pass of its own is derived from."""
+    return next((cls for cls in DENSE_CLASSES.values() if isinstance(module, cls)), None)
 
 
 def check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:

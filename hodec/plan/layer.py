@@ -61,8 +61,7 @@ class LayerPlan:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the weight as the dense layer stores it."""
-        out, inp, *kernel = self.shape
-        return (inp, out, *kernel) if LAYER_TYPES[self.layer_type].in_first else self.shape
+        return LAYER_TYPES[self.layer_type].stored_shape(self.shape)
 
     @property
     def resolved_execution(self) -> str:
