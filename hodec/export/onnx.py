@@ -144,9 +144,10 @@ class _Batches:
     """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
 
     def __init__(self, names: Sequence[str], batches: Sequence[Inputs]) -> None:
+        # labels behind the inputs have no name
         self.left = (
             arrays(names, as_input(batch).tensors) for batch in batches
-        )  # labels behind the inputs have no name
+        )
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self.left, None)
