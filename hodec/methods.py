@@ -33,6 +33,10 @@ class Method:
         """The format's mathematics for a type of layer."""
         return self.layers[layer_type].format
 
+    def serves(self, layer_type: str) -> bool:
+        """Whether it has a layer for that type."""
+        return layer_type in self.layers
+
 
 class Methods(Mapping[str, Method]):
     """Methods by name: hodec's own, those that ``register`` added, and those of installed packages.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hodec.calibration.im2col import Draw, patches, token_counts
 from hodec.errors import ConfigError, DataError, PlanError, TrainingError
 from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, run_batches, uncompiled
 from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
@@ -170,6 +171,12 @@ def collect_covariances(
     draw = Draw(positions, torch.Generator().manual_seed(0))
     moments = {name: _Moments(name, layer, draw, largest=largest) for name, layer in plan.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
+    if inside := [name for name, layer in plan.items() if layer.role is not Role.LAYER]:
+        raise PlanError(
+            f"{inside[0]} is a weight inside a module: what it multiplies is not the input of a layer, so there is no "
+            "covariance to collect. Collect those of the layers alone, by plan.without(..) of each such weight; convert "
+            "takes them with the whole plan"
+        )
     if missing := [name for name in moments if name not in modules]:
         raise PlanError(f"the plan names layer {missing[0]}, which this model lacks: it was made for another model")
     with ExitStack() as hooks, inference(model):

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
+from hodec.conversion.inner import check_inner, mend_encoders, stand_in
 from hodec.errors import ConvertError, PlanError, Use, literal, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
+from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
 from hodec.layers.base import FactorizedLayer, same_random_state
+from hodec.layers.inner import put_inside
+from hodec.layers.weight import weight_path
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -70,15 +74,20 @@ def convert(
     compressed = copy.deepcopy(model)
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
-            dense = compressed.get_submodule(name)
+            inside = layer_plan.role is not Role.LAYER
+            dense = stand_in(compressed, name) if inside else compressed.get_submodule(name)
             initial = (init_factors or {}).get(name)
             covariance = covariances.get(name)
             if decompose:
                 check_finite(weight_of(dense), f"layer {name}")
             with naming(f"layer {name}"):
                 layer = _factorized(dense, layer_plan, decompose=decompose, covariance=covariance, init_factors=initial)
+            if inside:
+                put_inside(compressed, name, layer)
+                continue
             for each in (name, *layer_plan.aliases):
                 compressed.set_submodule(each, layer)
+        mend_encoders(compressed, plan)
         if plan.inputs:
             _dry_run(compressed, model, plan)
     setattr(compressed, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
@@ -94,7 +103,8 @@ def _factorized(
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
     cls = get_method(plan.method).layers[plan.layer_type]
-    modes, execution, own = plan.modes, plan.resolved_execution, dense._parameters
+    modes, own = plan.modes, dense._parameters
+    execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
     if decompose:
         source = dense if covariance is None else _nearest(dense, plan, covariance)
@@ -102,6 +112,7 @@ def _factorized(
         layer = layer.to(weight.dtype)
     else:
         layer = cls.like(dense, plan.ranks, modes=modes, execution=execution)
+    layer.execution = plan.resolved_execution
     layer.train(dense.training).requires_grad_(weight.requires_grad)
     if layer.bias is not None and bias is not None:
         layer.bias.requires_grad_(bias.requires_grad)
@@ -123,6 +134,9 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     names = names_by_module(model)
     for name, layer in plan.items():
+        if layer.role is not Role.LAYER:
+            check_inner(model, name, layer)
+            continue
         module = modules.get(name)
         if module is None:
             raise PlanError(
@@ -177,11 +191,24 @@ def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called:
     for name, module in trial.named_modules():
         if isinstance(module, FactorizedLayer):
             module.register_forward_hook(lambda *_, name=name: called.add(name))
+            _note_readings(module, name, called)
     try:
         trial.train(training)(*inputs)
     except Exception as error:
         return error
     return None
+
+
+def _note_readings(layer: FactorizedLayer, name: str, called: set[str]) -> None:
+    """Let a factorized weight of a throw-away copy note, under its path in the plan, that it is used."""
+    path, whole = weight_path(name), layer.weight_in_whole
+
+    def noted() -> Tensor:
+        called.add(path)
+        return whole()
+
+    layer.register_forward_hook(lambda *_: called.add(path))
+    layer.weight_in_whole = noted  # type: ignore[method-assign]
 
 
 def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None = None) -> dict[str, float]:
@@ -194,14 +221,15 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
     """
     errors, dense = {}, uncompiled(dense)
     for name, layer in plan.items():
-        weight = weight_of(dense.get_submodule(name)).float()
-        near = layer.project(weight) if compressed is None else _dense_weight(compressed.get_submodule(name)).to(weight)
+        weight = dense.get_parameter(layer.parameter(name)).detach().float()
+        near = layer.project(weight) if compressed is None else _dense_weight(compressed, layer.module(name)).to(weight)
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0
     return errors
 
 
-def _dense_weight(layer: nn.Module) -> Tensor:
+def _dense_weight(model: nn.Module, name: str) -> Tensor:
+    layer = model.get_submodule(name)
     if not isinstance(layer, FactorizedLayer):
         raise ConvertError(f"{type(layer).__name__} is not a factorized layer: convert the model by the same plan")
     return layer.dense_weight().detach()

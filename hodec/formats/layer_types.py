@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,6 +20,7 @@ class LayerType:
         in_first: whether the first two axes of the stored weight are (input, output).
         transposed: whether it is a transposed convolution.
         is_embedding: whether its weight is looked up and not multiplied by.
+        stacked: whether it is E linear maps (E, O, I), which formats see as (O, I, E).
     """
 
     name: str
@@ -25,19 +28,38 @@ class LayerType:
     in_first: bool = False
     transposed: bool = False
     is_embedding: bool = False
+    stacked: bool = False
 
     def to_oihw(self, weight: Tensor) -> Tensor:
         """Stored weight -> (O, I, ..)."""
+        if self.stacked:
+            return weight.movedim(0, -1)
         return weight.transpose(0, 1) if self.in_first else weight
 
     def from_oihw(self, weight: Tensor) -> Tensor:
         """(O, I, ..) -> the layer's own layout."""
+        if self.stacked:
+            return weight.movedim(-1, 0).contiguous()
         return weight.transpose(0, 1).contiguous() if self.in_first else weight
+
+
+class DenseExperts(nn.Module):
+    """E linear maps without biases, each with a batch of its own; input (E, .., I), output (E, .., O)."""
+
+    def __init__(self, experts: int, out_features: int, in_features: int, **settings: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(experts, out_features, in_features, **settings) / in_features**0.5)
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(E, .., I) -> (E, .., O)."""
+        return torch.einsum("e...i,eoi->e...o", x, self.weight)
 
 
 _TYPES: dict[type[nn.Module], LayerType] = {
     nn.Linear: LayerType("linear", 0),
     nn.Embedding: LayerType("embedding", 0, in_first=True, is_embedding=True),
+    DenseExperts: LayerType("experts", 0, stacked=True),
     nn.Conv1d: LayerType("conv1d", 1),
     nn.Conv2d: LayerType("conv2d", 2),
     nn.Conv3d: LayerType("conv3d", 3),

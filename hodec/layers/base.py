@@ -15,6 +15,7 @@ from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
+from hodec.formats.roles import REBUILT
 from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
 
 
@@ -211,6 +212,10 @@ class FactorizedLayer(nn.Module):
         """The dense weight that this layer applies, as the dense layer stores it."""
         return self.layer_type.from_oihw(self.format.reconstruct(self.factors(), self.shape, self.modes))
 
+    def weight_in_whole(self) -> Tensor:
+        """``dense_weight``, remembered in inference, for a module that reads the weight at each call."""
+        return self.once_per_weights(lambda: (self.dense_weight(),), of=REBUILT)[0]
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Random factors whose dense weight has the variance of Kaiming's initialization, 2 / fan_in."""
@@ -244,14 +249,14 @@ class FactorizedLayer(nn.Module):
         y = y if op.takes else y.unsqueeze(3)
         return torch.einsum("npri...,rois->npos...", y, self.format.core(view, op)).flatten(1, 2)
 
-    def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]], of: str = "") -> tuple[Tensor, ...]:
         """``merge()``, remembered in inference until a parameter changes, so that serving merges only once."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return merge()
         weights = list(self.parameters())
         if any(w.is_inference() for w in weights):  # these do not count their changes
             return merge()
-        stamp = tuple((w.data_ptr(), w._version, w.dtype) for w in weights)
+        stamp = (of, *((w.data_ptr(), w._version, w.dtype) for w in weights))
         if self._merged is None or self._merged[0] != stamp:
             with torch.autocast(weights[0].device.type, enabled=False):  # or later calls would get its type
                 merged = merge()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from hodec.conversion.eligibility import LayerSite, eligible_layers, match_names
+from hodec.conversion.eligibility import LayerSite, eligible_layers, in_order, match_names
 from hodec.conversion.swap import uncompiled
 from hodec.cost.count import Inputs, as_inputs, count_cost
 from hodec.errors import PlanError
@@ -68,9 +68,7 @@ def make_plan(
     cost = count_cost(model, example_input)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
-    order = [name for name, _ in model.named_modules() if name in skipped]
-    skipped = {name: skipped[name] for name in order}
-    return Plan(layers, skipped, rule.name, cost.params, cost.macs, input_sizes(example_input))
+    return Plan(layers, in_order(model, skipped), rule.name, cost.params, cost.macs, input_sizes(example_input))
 
 
 def input_sizes(example_input: Inputs) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -108,7 +106,7 @@ def plan_layers(
     }
     contexts: dict[str, LayerContext] = {}
     for name in included:
-        able = [one for one in methods if sites[name].layer_type in one.layers and (not fits or one.name in fits[name])]
+        able = [one for one in methods if one.serves(sites[name].layer_type) and (not fits or one.name in fits[name])]
         several = _contexts(name, sites[name], able, settings, given.get(name), skipped)
         if several:
             contexts[name] = replace(several[0], others=tuple(several[1:]))

@@ -1,0 +1,65 @@
+"""Which modules hold several weights that can be factorized, and the exchange of one for its factors."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from hodec.formats.roles import Role
+from hodec.layers.attention import SEPARATE, FactorizedAttention
+from hodec.layers.base import FactorizedLayer
+from hodec.layers.recurrent import FactorizedRecurrent
+from hodec.layers.weight import HOLDER, FactorizedProjection, FactorizedWeights, factorized_class
+
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
+
+
+def inner_weights(module: nn.Module) -> dict[str, Role]:
+    """The paths of the weights inside a module that can be factorized there, and what uses each; of most there are none.
+
+    These are the weights of torch's recurrent modules and attention (no subclasses, which may use them differently),
+    and the stacked weights (E, .., ..) of a module that says it has E experts.
+    """
+    own = module._parameters
+    if type(module) in RECURRENT:
+        names = cast(list[str], module._flat_weights_names)
+        return {name: Role.RECURRENT for name in names if name.startswith("weight_")}
+    if type(module) is nn.MultiheadAttention:
+        given = [name for name in ("in_proj_weight", *SEPARATE) if getattr(module, name, None) is not None]
+        return dict.fromkeys([*given, "out_proj.weight"], Role.PROJECTION)
+    count = getattr(module, "num_experts", None)
+    stacked = {name: p for name, p in own.items() if p is not None and p.ndim == 3 and p.shape[0] == count}
+    return dict.fromkeys(stacked, Role.PARAMETER)
+
+
+def layer_type_inside(weight: Tensor) -> str:
+    """The name of the layer type that a weight inside a module counts as."""
+    return "experts" if weight.ndim == 3 else "linear"
+
+
+def put_inside(model: nn.Module, path: str, layer: FactorizedLayer) -> None:
+    """Put a factorized layer in the place of a weight, in ``model`` itself.
+
+    The module keeps its identity and its hooks, and its class becomes a subclass of what it was.
+    """
+    owner_name, _, leaf = path.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    del owner._parameters[leaf]
+    _factorizable(owner)
+    cast(nn.ModuleDict, owner._modules[HOLDER])[leaf] = layer
+    parent = model.get_submodule(owner_name.rpartition(".")[0])
+    if owner is not parent and isinstance(parent, nn.MultiheadAttention):  # it is to call its ``out_proj``
+        _factorizable(parent)
+
+
+def _factorizable(module: nn.Module) -> None:
+    if isinstance(module, FactorizedWeights):
+        return
+    bases: dict[type[nn.Module], type[FactorizedWeights]] = {
+        nn.RNNBase: FactorizedRecurrent,
+        nn.MultiheadAttention: FactorizedAttention,
+        nn.Linear: FactorizedProjection,
+    }
+    first = next((one for base, one in bases.items() if isinstance(module, base)), FactorizedWeights)
+    module.__dict__.pop("_flat_weights", None)
+    module.__class__ = factorized_class(first, type(module))
+    module.add_module(HOLDER, nn.ModuleDict())
