@@ -174,8 +174,8 @@ def collect_covariances(
     if inside := [name for name, layer in plan.items() if layer.role is not Role.LAYER]:
         raise PlanError(
             f"{inside[0]} is a weight inside a module: what it multiplies is not the input of a layer, so there is no "
-            "covariance to collect. Collect those of the layers alone, by plan.without(..) of each such weight; convert "
-            "takes them with the whole plan"
+            "covariance to collect. Collect those of the layers alone, by plan.without(..) of each such weight; "
+            "convert takes them with the whole plan"
         )
     if missing := [name for name in moments if name not in modules]:
         raise PlanError(f"the plan names layer {missing[0]}, which this model lacks: it was made for another model")

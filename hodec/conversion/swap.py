@@ -102,7 +102,7 @@ def _factorized(
     covariance: InputCovariance | None,
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    cls = get_method(plan.method).layers[plan.layer_type]
+    cls = get_method(plan.method).layer(plan.layer_type)
     modes, own = plan.modes, dense._parameters
     execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")

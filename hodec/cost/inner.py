@@ -53,7 +53,9 @@ def _rows(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         q, k, v = (x.numel() // x.shape[-1] for x in (query, key, value))
         joint = Role.PROJECTION if query is key and key is value else Role.PARAMETER
         rows = {"in_proj_weight": (q + k + v) // 3, "k_proj_weight": k, "v_proj_weight": v}
-        return {leaf: (joint if leaf == "in_proj_weight" else role, rows.get(leaf, q)) for leaf, role in weights.items()}
+        return {
+            leaf: (joint if leaf == "in_proj_weight" else role, rows.get(leaf, q)) for leaf, role in weights.items()
+        }
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor | PackedSequence)]
     if isinstance(module, RECURRENT):
         x = tensors[0].data if isinstance(tensors[0], PackedSequence) else tensors[0]

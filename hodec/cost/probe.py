@@ -75,7 +75,7 @@ class Probe:
         """The module to time, with random weights."""
         if self.layer is not None:
             layer, dense = self.layer, replace(self, layer=None).build()
-            cls = get_method(layer.method).layers[layer.layer_type]
+            cls = get_method(layer.method).layer(layer.layer_type)
             execution = layer.resolved_execution
             return cls.like(dense, layer.ranks, modes=layer.modes, execution=execution, initialize=True)
         out, inp, *kernel = self.op.kernel

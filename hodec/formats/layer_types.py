@@ -50,6 +50,7 @@ class DenseExperts(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(experts, out_features, in_features, **settings) / in_features**0.5)
         self.bias = None
+        self.experts, self.out_features, self.in_features = experts, out_features, in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(E, .., I) -> (E, .., O)."""

@@ -6,8 +6,9 @@ from enum import Enum
 # dense weight's multiply-adds.
 REBUILT = "rebuilt"
 
-# Multiply-adds that a weight of a recurrent layer has to save in each time step before its factors run step by step:
-# a step in Python takes 35 us longer than one inside torch's kernel, which are about so many on one core (LSTM, batch 1).
+# Multiply-adds that a weight of a recurrent layer has to save in each time step before its factors run step by step: a
+# step in Python takes 35 us longer than one in torch's kernel, which does about so many in that time (one core, LSTM,
+# one image).
 STEP_MACS = 500_000
 
 

@@ -43,7 +43,8 @@ class FactorizedAttention(FactorizedWeights):
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask: give the mask too")
         batched = query.ndim == 3
-        q, k, v = (self._heads(x, batched=batched) for x in self._projected(query, key, value, same=same))
+        given = [self._batch_first(x) for x in (query, key, value)]
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in self._projected(*given, same=same))
         mask = self._mask(q, k, attn_mask, key_padding_mask, batched=batched)
         weights = None
         if need_weights:
@@ -67,7 +68,7 @@ class FactorizedAttention(FactorizedWeights):
         return (out or joint or any(map(self.runs_factors, SEPARATE))) and not special and (same or not joint)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, *, same: bool) -> tuple[Tensor, ...]:
-        """Queries, keys and values, with their biases."""
+        """Queries, keys and values (N, L, E), with their biases."""
         bias = cast(Tensor | None, self.in_proj_bias)
         if not self._qkv_same_embed_dim:
             made = tuple(self.product(name, x) for name, x in zip(SEPARATE, (query, key, value), strict=True))
@@ -79,10 +80,11 @@ class FactorizedAttention(FactorizedWeights):
             made = tuple(F.linear(x, part) for x, part in zip((query, key, value), parts, strict=True))
         return made if bias is None else tuple(x + b for x, b in zip(made, bias.chunk(3), strict=True))
 
-    def _heads(self, x: Tensor, *, batched: bool) -> Tensor:
-        """As given -> (N, heads, L, E / heads)."""
-        x = x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+    def _batch_first(self, x: Tensor) -> Tensor:
+        """As given -> (N, L, E)."""
+        if x.ndim == 2:
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
 
     def _mask(
         self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None, *, batched: bool

@@ -14,7 +14,7 @@ RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def inner_weights(module: nn.Module) -> dict[str, Role]:
-    """The paths of the weights inside a module that can be factorized there, and what uses each; of most there are none.
+    """The paths of the weights that can be factorized inside a module, and what uses each; most have none.
 
     These are the weights of torch's recurrent modules and attention (no subclasses, which may use them differently),
     and the stacked weights (E, .., ..) of a module that says it has E experts.

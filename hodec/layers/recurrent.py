@@ -89,7 +89,7 @@ class FactorizedRecurrent(FactorizedWeights):
 
     def _direction(self, x: Tensor, state: State, name: str, *, backwards: bool) -> tuple[Tensor, State]:
         cell, outputs = CELLS[self.mode], []
-        inputs: Sequence[Tensor] = (self._with_bias("ih", name, x)).unbind(0)
+        inputs: Sequence[Tensor] = self._with_bias("ih", name, x.transpose(0, 1)).unbind(1)
         for step in reversed(inputs) if backwards else inputs:
             state = cell(step, self._with_bias("hh", name, state[0]), state)
             if cast(int, self.proj_size):

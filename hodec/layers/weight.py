@@ -4,7 +4,6 @@ The module keeps its class's forward pass and becomes an instance of a subclass 
 to it goes on doing so. Its factorized weights stand under ``factorized``: ``rnn.factorized.weight_hh_l0``.
 """
 
-from functools import cache
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ HOLDER = "factorized"
 
 
 def holder_name(parameter: str) -> str:
-    """The name of the factorized layer in place of a weight: ``rnn.weight_hh_l0`` -> ``rnn.factorized.weight_hh_l0``."""
+    """The factorized layer in place of a weight: ``rnn.weight_hh_l0`` -> ``rnn.factorized.weight_hh_l0``."""
     owner, _, leaf = parameter.rpartition(".")
     return f"{owner}.{HOLDER}.{leaf}" if owner else f"{HOLDER}.{leaf}"
 
@@ -43,15 +42,19 @@ class FactorizedWeights(nn.Module):
     mixin: type["FactorizedWeights"]
 
     def __getattr__(self, name: str) -> Any:
-        layer = self.__dict__["_modules"].get(HOLDER)
-        if layer is None or name not in layer:
+        layer = self._factorized(name)
+        if layer is None:
             return super().__getattr__(name)
         seen = self.__dict__.get("_seen")
         if seen is None:
-            return layer[name].weight_in_whole()
+            return _whole(layer)
         if name not in seen:
-            seen[name] = layer[name].weight_in_whole()
+            seen[name] = _whole(layer)
         return seen[name]
+
+    def _factorized(self, name: str) -> nn.Module | None:
+        holder = cast(nn.ModuleDict | None, self.__dict__["_modules"].get(HOLDER))
+        return None if holder is None or name not in holder else holder[name]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.__dict__["_seen"] = {}  # a module that picks one expert after another reads its weight often
@@ -62,13 +65,14 @@ class FactorizedWeights(nn.Module):
 
     def runs_factors(self, name: str) -> bool:
         """Whether the product with this weight runs by its factors."""
-        layer = self._modules[HOLDER]
-        return layer is not None and name in layer and getattr(layer[name], "execution", "") != REBUILT
+        layer = self._factorized(name)
+        return layer is not None and getattr(layer, "execution", "") != REBUILT  # a fused one has no execution
 
     def product(self, name: str, x: Tensor) -> Tensor:
         """x W^T for the weight W of this name, factorized or not; (.., I) -> (.., O)."""
-        if self.runs_factors(name):
-            return cast(Tensor, cast(nn.ModuleDict, self._modules[HOLDER])[name](x))
+        layer = self._factorized(name)
+        if layer is not None and self.runs_factors(name):
+            return cast(Tensor, layer(x))
         return F.linear(x, getattr(self, name))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -86,12 +90,21 @@ class FactorizedProjection(FactorizedWeights):
         return y if bias is None else y + bias
 
 
-@cache
+def _whole(layer: nn.Module) -> Tensor:
+    """The dense weight of a factorized layer, or of the plain one that fusing put in its place."""
+    return cast(Tensor, layer.weight_in_whole() if isinstance(layer, FactorizedLayer) else layer.weight)
+
+
+_classes: dict[tuple[type[FactorizedWeights], type[nn.Module]], type[FactorizedWeights]] = {}
+
+
 def factorized_class(first: type[FactorizedWeights], dense: type[nn.Module]) -> type[FactorizedWeights]:
-    """The subclass of ``dense`` whose parameters may be factorized, with ``first`` before it."""
-    words = f"``{dense.__name__}`` with factorized weights; see ``{first.__name__}``."
-    names = {"dense_class": dense, "mixin": first, "__doc__": words, "__module__": first.__module__}
-    return type(f"Factorized{dense.__name__}", (first, dense), names)
+    """The subclass of ``dense`` whose parameters may be factorized, with ``first`` before it; made once."""
+    if (first, dense) not in _classes:
+        words = f"``{dense.__name__}`` with factorized weights; see ``{first.__name__}``."
+        names = {"dense_class": dense, "mixin": first, "__doc__": words, "__module__": first.__module__}
+        _classes[first, dense] = type(f"Factorized{dense.__name__}", (first, dense), names)
+    return _classes[first, dense]
 
 
 def _blank(first: type[FactorizedWeights], dense: type[nn.Module]) -> nn.Module:
