@@ -60,7 +60,6 @@ class DenseExperts(nn.Module):
 _TYPES: dict[type[nn.Module], LayerType] = {
     nn.Linear: LayerType("linear", 0),
     nn.Embedding: LayerType("embedding", 0, in_first=True, is_embedding=True),
-    DenseExperts: LayerType("experts", 0, stacked=True),
     nn.Conv1d: LayerType("conv1d", 1),
     nn.Conv2d: LayerType("conv2d", 2),
     nn.Conv3d: LayerType("conv3d", 3),
@@ -69,7 +68,9 @@ _TYPES: dict[type[nn.Module], LayerType] = {
     nn.ConvTranspose3d: LayerType("conv_transpose3d", 3, in_first=True, transposed=True),
 }
 
-LAYER_TYPES: dict[str, LayerType] = {layer_type.name: layer_type for layer_type in _TYPES.values()}
+EXPERTS = LayerType("experts", 0, stacked=True)
+
+LAYER_TYPES: dict[str, LayerType] = {layer_type.name: layer_type for layer_type in (*_TYPES.values(), EXPERTS)}
 
 # Name of a layer type -> the class of its dense layers.
 DENSE_CLASSES: dict[str, Callable[..., nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}

@@ -214,7 +214,9 @@ class FactorizedLayer(nn.Module):
 
     def weight_in_whole(self) -> Tensor:
         """``dense_weight``, remembered in inference, for a module that reads the weight at each call."""
-        return self.once_per_weights(lambda: (self.dense_weight(),), of=REBUILT)[0]
+        if self.execution != REBUILT:  # what is remembered are the kernels of its ops then
+            return self.dense_weight()
+        return self.once_per_weights(lambda: (self.dense_weight(),))[0]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -249,14 +251,14 @@ class FactorizedLayer(nn.Module):
         y = y if op.takes else y.unsqueeze(3)
         return torch.einsum("npri...,rois->npos...", y, self.format.core(view, op)).flatten(1, 2)
 
-    def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]], of: str = "") -> tuple[Tensor, ...]:
+    def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``merge()``, remembered in inference until a parameter changes, so that serving merges only once."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return merge()
         weights = list(self.parameters())
         if any(w.is_inference() for w in weights):  # these do not count their changes
             return merge()
-        stamp = (of, *((w.data_ptr(), w._version, w.dtype) for w in weights))
+        stamp = tuple((w.data_ptr(), w._version, w.dtype) for w in weights)
         if self._merged is None or self._merged[0] != stamp:
             with torch.autocast(weights[0].device.type, enabled=False):  # or later calls would get its type
                 merged = merge()

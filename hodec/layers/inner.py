@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from hodec.formats.roles import Role
@@ -63,3 +64,33 @@ def _factorizable(module: nn.Module) -> None:
     module.__dict__.pop("_flat_weights", None)
     module.__class__ = factorized_class(first, type(module))
     module.add_module(HOLDER, nn.ModuleDict())
+
+
+@torch.no_grad()
+def multiply_out(model: nn.Module) -> nn.Module:
+    """``model`` itself, with the rebuilt weights inside its modules as parameters again, which need no factors.
+
+    A module none of whose weights runs by its factors is of its dense class again.
+    """
+    owners = [module for module in model.modules() if isinstance(module, FactorizedWeights)]
+    for owner in owners:
+        holder = cast(nn.ModuleDict, owner._modules[HOLDER])
+        for leaf in [leaf for leaf in holder if not owner.runs_factors(leaf)]:
+            whole = nn.Parameter(getattr(owner, leaf).clone(), requires_grad=False)
+            del holder[leaf]
+            owner.register_parameter(leaf, whole)
+    for owner in reversed(owners):  # children first
+        if not len(cast(nn.ModuleDict, owner._modules[HOLDER])) and not any(
+            isinstance(child, FactorizedWeights) for child in owner.children()
+        ):
+            _as_it_was(owner)
+    return model
+
+
+def _as_it_was(module: FactorizedWeights) -> None:
+    del module._modules[HOLDER]
+    module.__dict__.pop("_seen", None)
+    module.__class__ = module.dense_class  # type: ignore[assignment]
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+        module.flatten_parameters()

@@ -6,6 +6,7 @@ to it goes on doing so. Its factorized weights stand under ``factorized``: ``rnn
 
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,9 +58,11 @@ class FactorizedWeights(nn.Module):
         return None if holder is None or name not in holder else holder[name]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.dense_class.__call__(self, *args, **kwargs)
         self.__dict__["_seen"] = {}  # a module that picks one expert after another reads its weight often
         try:
-            return super().__call__(*args, **kwargs)
+            return self.dense_class.__call__(self, *args, **kwargs)
         finally:
             self.__dict__["_seen"] = None
 
