@@ -153,7 +153,7 @@ class _Work:
                 folded = scaled_last(net.get_submodule(name), *scale_and_shift(net.get_submodule(norm)))
                 net = replaced(net, name, folded)
             net = replaced(net, norm, nn.Identity())
-        return laid_out(multiply_out(net).eval().requires_grad_(False), layout)
+        return laid_out(multiply_out(net, rebuilt_only=True).eval().requires_grad_(False), layout)
 
     def difference(self, net: nn.Module) -> float:
         """Relative distance of the net's outputs from the expected ones; infinite where their shapes differ."""

@@ -37,13 +37,19 @@ def layer_type_inside(weight: Tensor) -> str:
     return "experts" if weight.ndim == 3 else "linear"
 
 
-def put_inside(model: nn.Module, path: str, layer: FactorizedLayer) -> None:
-    """Put a factorized layer in the place of a weight, in ``model`` itself.
+def put_inside(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put a factorized layer in the place of a weight, in ``model`` itself; or a dense one, whose ``weight`` it gets.
 
-    The module keeps its identity and its hooks, and its class becomes a subclass of what it was.
+    The module keeps its identity and its hooks. Its class becomes a subclass of what it was, and that again once no
+    weight inside is factorized.
     """
     owner_name, _, leaf = path.rpartition(".")
     owner = model.get_submodule(owner_name)
+    if not isinstance(layer, FactorizedLayer):
+        _put_back(owner, leaf, cast(nn.Parameter, layer._parameters["weight"]))
+        for name in (owner_name, owner_name.rpartition(".")[0]):
+            _tidy(model.get_submodule(name))
+        return
     del owner._parameters[leaf]
     _factorizable(owner)
     cast(nn.ModuleDict, owner._modules[HOLDER])[leaf] = layer
@@ -67,27 +73,36 @@ def _factorizable(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def multiply_out(model: nn.Module) -> nn.Module:
-    """``model`` itself, with the rebuilt weights inside its modules as parameters again, which need no factors.
+def multiply_out(model: nn.Module, *, rebuilt_only: bool = False) -> nn.Module:
+    """``model`` itself, with the weights inside its modules as dense parameters again, which take gradients as before.
 
-    A module none of whose weights runs by its factors is of its dense class again.
+    A module none of whose weights is factorized any more is of its dense class again.
+
+    Args:
+        rebuilt_only: leave alone those that run by their factors.
     """
     owners = [module for module in model.modules() if isinstance(module, FactorizedWeights)]
     for owner in owners:
         holder = cast(nn.ModuleDict, owner._modules[HOLDER])
-        for leaf in [leaf for leaf in holder if not owner.runs_factors(leaf)]:
-            whole = nn.Parameter(getattr(owner, leaf).clone(), requires_grad=False)
-            del holder[leaf]
-            owner.register_parameter(leaf, whole)
+        for leaf in [leaf for leaf in holder if not (rebuilt_only and owner.runs_factors(leaf))]:
+            trained = all(p.requires_grad for p in holder[leaf].parameters())
+            _put_back(owner, leaf, nn.Parameter(getattr(owner, leaf).detach().clone(), requires_grad=trained))
     for owner in reversed(owners):  # children first
-        if not len(cast(nn.ModuleDict, owner._modules[HOLDER])) and not any(
-            isinstance(child, FactorizedWeights) for child in owner.children()
-        ):
-            _as_it_was(owner)
+        _tidy(owner)
     return model
 
 
-def _as_it_was(module: FactorizedWeights) -> None:
+def _put_back(owner: nn.Module, leaf: str, weight: nn.Parameter) -> None:
+    del cast(nn.ModuleDict, owner._modules[HOLDER])[leaf]
+    owner.register_parameter(leaf, weight)
+
+
+def _tidy(module: nn.Module) -> None:
+    """Give a module its dense class again where neither it nor a child has factorized weights left."""
+    if not isinstance(module, FactorizedWeights) or len(cast(nn.ModuleDict, module._modules[HOLDER])):
+        return
+    if any(isinstance(child, FactorizedWeights) for child in module.children()):
+        return
     del module._modules[HOLDER]
     module.__dict__.pop("_seen", None)
     module.__class__ = module.dense_class  # type: ignore[assignment]

@@ -8,7 +8,9 @@ from swaps import planned
 from torch import Tensor, nn
 
 import hodec
+from hodec.conversion.inner import stand_in
 from hodec.formats.roles import REBUILT
+from hodec.layers.inner import multiply_out, put_inside
 
 WAYS = [("svd", "merged"), ("tt", "chain"), ("svd", REBUILT)]
 every_way = pytest.mark.parametrize(("method", "execution"), WAYS)
@@ -124,3 +126,26 @@ def test_a_fused_encoder_runs_plain_layers():
     fused = hodec.fuse(small, example_input=x, target="macs")
     assert len(fused.fuse_report.layers) == 8
     torch.testing.assert_close(fused(x), small(x))
+
+
+@every_way
+def test_multiplied_out_it_is_torchs_module_again(method: str, execution: str):
+    net, x = Attends(batch_first=True), torch.randn(3, L, E).double()
+    small = hodec.convert(net, planned(net, 2, x, method=method, execution=execution, allow_larger=True))
+    dense = multiply_out(copy.deepcopy(small))
+    assert type(dense.attention) is nn.MultiheadAttention
+    assert type(dense.attention.out_proj) is type(net.attention.out_proj)
+    assert {name: p.shape for name, p in dense.named_parameters()} == {n: p.shape for n, p in net.named_parameters()}
+    assert all(p.requires_grad for p in dense.parameters())
+    check(small, dense, x)
+
+
+def test_a_weight_that_is_put_back_is_the_same_parameter():
+    net, x = Attends(batch_first=True), torch.randn(3, L, E).double()
+    plan = planned(net, 2, x, method="svd", allow_larger=True)
+    small, dense = hodec.convert(net, plan), copy.deepcopy(net)
+    for path in plan:
+        put_inside(small, path, stand_in(dense, path))
+    assert small.attention.out_proj.weight is dense.attention.out_proj.weight
+    assert type(small.attention) is nn.MultiheadAttention
+    check(small, dense, x)
