@@ -29,6 +29,7 @@ GROUPS = {
     "training": "benchmarks.training",
     "inference": "benchmarks.fused",
     "layers": "benchmarks.fused_layers",
+    "chain": "benchmarks.chain",
     "files": "benchmarks.files",
     "scaling": "benchmarks.scaling",
 }

@@ -14,20 +14,19 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import work
 from benchmarks.admm_epoch import epochs
-from benchmarks.kernels import half_ranks
+from benchmarks.kernels import train_plan
 from benchmarks.rows import Row, Target
 from benchmarks.settings import Settings, standalone
 from benchmarks.timing import Times, Work, in_turns
+from benchmarks.training import stepper
 from hodec.admm.updates import project_layers, start, step
 from hodec.formats import tt
 from hodec.models import build_model
 from hodec.plan.plan import Plan
-from hodec.ranks import Manual, make_plan
 
 GROUP = "admm"
 # 1e-4 is the most that the distances of two exact methods may differ by.
@@ -61,17 +60,6 @@ def rows(settings: Settings) -> Iterator[Row]:
     yield epochs(GROUP, settings)
 
 
-def half_rank_plan(net: nn.Module, x: Tensor) -> Plan:
-    """All 3x3 convolutions but the first at half ranks."""
-    convs = {
-        name: half_ranks(tuple(module.weight.shape))[1]
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.in_channels > 3
-    }
-    rule = Manual({name: list(ranks) for name, ranks in convs.items()})
-    return make_plan(net, rule, example_input=x[:1], n_modes=2, include=list(convs), allow_larger=True)
-
-
 @dataclass(frozen=True)
 class Bench:
     """A net with its planned layers, and copies of their weights that no step changes."""
@@ -88,7 +76,7 @@ class Bench:
         torch.manual_seed(0)
         net = build_model(case.net, in_channels=3, num_classes=10)
         x, y = torch.randn(case.batch, 3, case.size, case.size), torch.randint(0, 10, (case.batch,))
-        plan = half_rank_plan(net, x)
+        plan = train_plan(net, x, 0.5, lambda conv: conv.in_channels > 3)
         return cls(net, plan, x, y, {name: net.get_parameter(f"{name}.weight").detach().clone() for name in plan})
 
     def project(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,15 +84,9 @@ class Bench:
 
     def works(self) -> dict[str, Work]:
         """A training step, and what ADMM adds to it: each apart."""
-        optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4, momentum=0.9)
         states = start(self.weights, dict.fromkeys(self.weights, 1e-3), self.project)
         values, targets = list(self.weights.values()), [state.z - state.u for state in states.values()]
         grads = [torch.zeros_like(w) for w in values]
-
-        def train() -> None:
-            optimizer.zero_grad()
-            F.cross_entropy(self.net(self.x), self.y).backward()
-            optimizer.step()
 
         def penalty() -> None:
             offsets = torch._foreach_sub(values, targets)
@@ -112,7 +94,7 @@ class Bench:
             torch._foreach_add_(grads, offsets)
 
         return {
-            "step": train,
+            "step": stepper(self.net, self.x, self.y, last=False),
             "penalty": penalty,
             "update": lambda: step(self.weights, states, self.project),
             "ours": lambda: self.project(self.weights),
@@ -134,11 +116,8 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
         GROUP,
         f"projection of {case}: {len(bench.plan)} layers",
         "tensorly loop",
-        ours=times.median("ours"),
-        theirs=times.median("tensorly"),
-        figure=times.ratio("tensorly", "ours"),
+        **times.beside("ours", "tensorly"),
         target=Target(">=", 3),
-        spread=times.spread("tensorly", "ours"),
         error=distances[0] / distances[1],
         allowed_error=SAME_DISTANCE,
         limit=_limit(bench.plan, times.median("ours"), settings),
@@ -148,18 +127,8 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
 
 def _share(what: str, name: str, target: Target | None, times: Times, limit: str = "") -> Row:
     """One piece of work as a share of a training step."""
-    return Row(
-        GROUP,
-        what,
-        "training step",
-        ours=times.median(name),
-        theirs=times.median("step"),
-        figure=times.ratio(name, "step"),
-        figure_unit="%",
-        target=target,
-        spread=times.spread(name, "step"),
-        limit=limit,
-    )
+    figures = times.beside(name, "step", inverse=True)
+    return Row(GROUP, what, "training step", **figures, figure_unit="%", target=target, limit=limit)
 
 
 def _limit(plan: Plan, seconds: float, settings: Settings) -> str:

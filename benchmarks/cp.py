@@ -80,11 +80,8 @@ def compare(channels: int, settings: Settings) -> Row:
         GROUP,
         f"CP of {channels}x{channels}x3x3, rank {rank}",
         PEER,
-        ours=times.median("ours"),
-        theirs=times.median("theirs"),
-        figure=times.ratio("theirs", "ours"),
+        **times.beside("ours", "theirs"),
         target=Target(">=", 1),
-        spread=times.spread("theirs", "ours"),
         error=errors["ours"] / errors["theirs"],
         allowed_error=ALLOWED_ERROR,
         note=f"relative error {errors['ours']:.4f}; norm of the components {fits['ours'].size(weight):.2f} times the "
@@ -92,9 +89,5 @@ def compare(channels: int, settings: Settings) -> Row:
     )
 
 
-def main() -> None:
-    standalone(rows)
-
-
 if __name__ == "__main__":
-    main()
+    standalone(rows)

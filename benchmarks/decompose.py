@@ -5,6 +5,7 @@ All at half rank, in one process, on one thread, in float32; errors of both side
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,8 @@ def tucker2(weight: Tensor) -> Case:
     return Case("Tucker-2", weight, ours, peers, Target(">=", 12), work.tucker(weight.shape, ranks))
 
 
-def _split(what: str, fmt: svd.MatrixSplit, weight: Tensor, least: float) -> Case:
+def matrix_split(what: str, fmt: svd.MatrixSplit, least: float, weight: Tensor) -> Case:
+    """The best approximation of a matrix that the kernel is unfolded into."""
     out, inp = weight.shape[:2]
     modes, matrix = Modes.split(inp, out, 1), fmt.matrix(weight).contiguous()
     rank = min(matrix.shape) // 2
@@ -121,17 +123,12 @@ def _split(what: str, fmt: svd.MatrixSplit, weight: Tensor, least: float) -> Cas
     return Case(what, weight, ours, peers, Target(">=", least), truncation)
 
 
-def output_split(weight: Tensor) -> Case:
-    """O x (I k k)."""
-    return _split("split O x (I k k)", svd.SVD, weight, 6)
-
-
-def spatial_split(weight: Tensor) -> Case:
-    """(O k) x (I k)."""
-    return _split("spatial split (O k) x (I k)", svd.SPATIAL_SVD, weight, 2)
-
-
-CASES: tuple[Callable[[Tensor], Case], ...] = (tensor_train, tucker2, output_split, spatial_split)
+CASES: tuple[Callable[[Tensor], Case], ...] = (
+    tensor_train,
+    tucker2,
+    partial(matrix_split, "split O x (I k k)", svd.SVD, 6),
+    partial(matrix_split, "spatial split (O k) x (I k)", svd.SPATIAL_SVD, 2),
+)
 
 
 @torch.no_grad()
@@ -156,11 +153,8 @@ def measure(case: Case, size: str, settings: Settings) -> Iterator[Row]:
             GROUP,
             f"{case.what} of {size}, half ranks",
             peer,
-            ours=seconds,
-            theirs=times.median(peer),
-            figure=times.ratio(peer, "ours"),
+            **times.beside("ours", peer),
             target=case.target if at == 0 else None,
-            spread=times.spread(peer, "ours"),
             error=errors["ours"] / errors[peer],
             limit=limit if at == 0 else "",
             note=f"relative error {errors['ours']:.4f}",

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import torch
 import yaml
@@ -23,6 +22,7 @@ from hodec.experiment.lit import evaluate
 from hodec.experiment.run_folder import RunFolder
 from hodec.experiment.run_model import model_of_run
 from hodec.export.checkpoint import named_skeleton
+from hodec.export.onnx import session
 from hodec.onnx_graph.bench import bench_files
 
 CALIBRATION = 8  # batches of training images for int8
@@ -45,15 +45,12 @@ def dense_of(run: Path, facts: dict[str, object]) -> nn.Module:
     return net.eval()
 
 
-def accuracy(file: Path, data: ImageData, config: Config) -> float:
+def accuracy(file: Path, data: ImageData) -> float:
     """Share of the test set that a file classifies rightly in ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    right = count = 0
+    run, right, count = session(file.read_bytes(), threads=1), 0, 0
     for images, labels in test_loader(data):
-        (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        right += int((np.argmax(scores, axis=1) == labels.numpy()).sum())
+        (scores,) = run(images)
+        right += int((scores.argmax(dim=1) == labels).sum())
         count += len(labels)
     return right / count
 
@@ -81,7 +78,7 @@ def main(run: str, root: str | None = None) -> None:
             hodec.to_onnx(net, path, example_input=x, precision=precision, calibration=ranges)
             pair = bench_files(Path(scratch) / "dense.onnx", path, seconds=SECONDS)
             print(
-                f"{name:12} {accuracy(path, data, config):7.2%}  {path.stat().st_size / 1e3:7.1f} kB  "
+                f"{name:12} {accuracy(path, data):7.2%}  {path.stat().st_size / 1e3:7.1f} kB  "
                 f"{pair.second_ms:6.3f} ms, {pair.speedup:.2f} times as fast as dense (noise {pair.noise:.1%})"
             )
 

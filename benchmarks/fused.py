@@ -4,15 +4,16 @@
 
 The dense net is not the plain one but the dense net treated alike: batch norms folded, its better memory format, the
 same compiler or runtime. Random weights, published ranks (or by Budget), one process, one thread, medians of
-interleaved rounds in that thread's own time (what else runs on the core does not count). ``--layers NET ..`` also
-fuses these torchvision nets and prints their slowest fused layer over its dense form. The table is Markdown.
+interleaved rounds in that thread's own time (what else runs on the core does not count). The table is Markdown.
+``benchmarks.fused_layers`` has the slowest fused layer of other nets.
 """
 
 import argparse
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from torch import Tensor, nn
 import hodec
 from benchmarks.machine import Ceilings
 from benchmarks.rows import Row, Target, missing
-from benchmarks.settings import Settings, not_installed
+from benchmarks.settings import Settings, not_installed, standalone
 from benchmarks.timing import Times, Work, in_turns
-from hodec.cost.timing import device_name
 from hodec.export.onnx import session, to_onnx
 from hodec.plan.plan import Plan
 from hodec.ranks import Budget, Manual, make_plan
@@ -146,13 +146,29 @@ def images(batch: int, size: int = SIZE) -> Tensor:
 def rows(settings: Settings) -> Iterator[Row]:
     """Whole ResNet-18, fused, over the dense net treated alike; and over tensorly-torch's layers."""
     size, batches = (64, (1,)) if settings.quick else (SIZE, (1, 32))
-    net = resnet18()
-    plan = plan_of(net, None, 8, size=size)
+    yield from whole_nets(settings, resnet18(), plan_of(resnet18(), None, 8, size=size), size=size, batches=batches)
+
+
+def whole_nets(  # noqa: PLR0913
+    settings: Settings,
+    net: nn.Module,
+    plan: Plan,
+    *,
+    size: int = SIZE,
+    batches: Sequence[int],
+    names: Sequence[str] = (),
+    report: bool = False,
+) -> Iterator[Row]:
+    """A row for each batch and setting, by default all of them.
+
+    Args:
+        report: whether to print what became of each layer.
+    """
     small = hodec.convert(net, plan)
     for batch in batches:
         x = images(batch, size)
         dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
-        for setting, make in SETTINGS.items():
+        for setting in names or SETTINGS:
             peer = PEERS.get(setting, f"dense, {setting}, batch norms folded")
             what = f"resnet18 at {size}x{size}, batch {batch}, fused, {setting}"
             if setting == "compiled" and not settings.compiled:
@@ -160,25 +176,17 @@ def rows(settings: Settings) -> Iterator[Row]:
                 continue
             try:
                 with torch.no_grad():
-                    times = measure(make(dense, fused, x, plan), settings.seconds(20), settings.rounds(7, 41))
+                    works = SETTINGS[setting](dense, fused, x, plan)
+                with torch.inference_mode():
+                    times = in_turns(works, seconds=settings.seconds(20), rounds=settings.rounds(7, 41))
             except Skip as reason:
                 yield missing(GROUP, what, peer, str(reason))
                 continue
-            yield _row(what, peer, times, TARGETS[setting].get(batch), _limit(settings.ceilings, plan, batch, times))
-
-
-def _row(what: str, peer: str, times: Times, least: float | None, limit: str) -> Row:
-    return Row(
-        GROUP,
-        what,
-        peer,
-        ours=times.median("fused"),
-        theirs=times.median("dense"),
-        figure=times.ratio("dense", "fused"),
-        target=None if least is None else Target(">=", least),
-        spread=times.spread("dense", "fused"),
-        limit=limit,
-    )
+            least, limit = TARGETS[setting].get(batch), _limit(settings.ceilings, plan, batch, times)
+            target = None if least is None else Target(">=", least)
+            yield Row(GROUP, what, peer, **times.beside("fused", "dense"), target=target, limit=limit)
+        if report:
+            print(fused.fuse_report)
 
 
 def _limit(ceilings: Ceilings, plan: Plan, batch: int, times: Times) -> str:
@@ -187,74 +195,21 @@ def _limit(ceilings: Ceilings, plan: Plan, batch: int, times: Times) -> str:
     return ceilings.limit(times.median("fused"), flops=flops, nbytes=nbytes, conv=True)
 
 
-@torch.inference_mode()
-def measure(works: Works, seconds: float = 20.0, rounds: tuple[int, int] = (7, 41)) -> Times:
-    """Times of ``dense`` and ``fused``."""
-    return in_turns(works, seconds=seconds, rounds=rounds)
-
-
-def line(setting: str, batch: int, works: Works) -> str:
-    """One line of the table that this module prints by itself."""
-    times = measure(works)
-    ratio, least = times.ratio("dense", "fused"), TARGETS[setting].get(batch)
-    goal = "-" if least is None else f">= {least} {'met' if ratio >= least else 'missed'}"
-    dense, fused = (1e3 * times.median(name) for name in ("dense", "fused"))
-    return f"| {setting} | {batch} | {dense:.2f} | {fused:.2f} | {ratio:.2f} | {goal} |"
-
-
-def compare(given: argparse.Namespace) -> None:
-    """Print the table of whole nets."""
-    net = resnet18()
-    plan = plan_of(net, given.macs, given.round_to)
-    small = hodec.convert(net, plan)
-    cut = plan.reduction
-    less = ", ".join(f"{share:.1%} fewer {what}" for what, share in cut.items())
-    print(f"resnet18 at {SIZE}: {less}, {len(plan)} layers\n")
-    print("| setting | batch | dense, ms | fused, ms | dense / fused | target |\n" + "|---" * 6 + "|", flush=True)
-    for batch in given.batches:
-        x = images(batch)
-        dense, fused = hodec.fuse(net, example_input=x), hodec.fuse(small, example_input=x)
-        for setting in given.settings:
-            try:
-                with torch.no_grad():
-                    print(line(setting, batch, SETTINGS[setting](dense, fused, x, plan)), flush=True)
-            except Skip as reason:
-                print(f"| {setting} | {batch} | skipped: {reason} | | | |", flush=True)
-        if given.report:
-            print(fused.fuse_report)
-
-
-def layers(names: list[str], given: argparse.Namespace) -> None:
-    """Print, for each net, its slowest fused layer over its dense form."""
-    print(
-        "\n| net | layers | of them dense | least speed-up of a layer | whole net, dense / fused |\n" + "|---" * 5 + "|"
-    )
-    for name in names:
-        torch.manual_seed(0)
-        net = torchvision.models.get_model(name, weights=None).eval()
-        small = hodec.convert(net, plan_of(net, given.macs or 0.33, given.round_to))
-        report = hodec.fuse(small, example_input=torch.randn(1, 3, SIZE, SIZE)).fuse_report
-        speedups = [one.speedup or 1.0 for one in report.layers.values()]
-        dense = sum(one.variant == "dense" for one in report.layers.values())
-        whole = report.whole_ms["dense"] / report.whole_ms["fused"] if "fused" in report.whole_ms else 1.0
-        print(f"| {name} | {len(speedups)} | {dense} | {min(speedups):.2f} | {whole:.2f} |", flush=True)
-
-
 def main() -> None:
-    """Print the tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--macs", type=float, help="share of the multiply-adds to keep; default: published ranks")
     parser.add_argument("--round-to", type=int, default=8, help="ranks are multiples of this")
-    parser.add_argument("--layers", nargs="*", default=[], metavar="NET", help="torchvision nets to fuse as well")
     parser.add_argument("--report", action="store_true", help="print what became of each layer")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, {device_name()}\n")
-    compare(given)
-    if given.layers:
-        layers(given.layers, given)
+    net = resnet18()
+    plan = plan_of(net, given.macs, given.round_to)
+    less = ", ".join(f"{share:.1%} fewer {what}" for what, share in plan.reduction.items())
+    print(f"resnet18 at {SIZE}: {less}, {len(plan)} layers")
+    how = {"batches": given.batches, "names": given.settings, "report": given.report}
+    standalone(lambda settings: whole_nets(replace(settings, compiled=True), net, plan, **how))
 
 
 if __name__ == "__main__":

@@ -47,16 +47,14 @@ def slowest(name: str, settings: Settings) -> Row:
         return Row(GROUP, f"slowest fused layer of {name}", "dense", note=told)
     worst = min(found, key=lambda layer: found[layer].ratio("dense", "fused"))
     times = found[worst]
-    spread = times.spread("dense", "fused") or 0.0
+    figures = times.beside("fused", "dense")
+    noise = max(figures["spread"] or 0.0, 0.02)
     return Row(
         GROUP,
         f"slowest fused layer of {name} ({worst}, {report.layers[worst].variant})",
         "dense",
-        ours=times.median("fused"),
-        theirs=times.median("dense"),
-        figure=times.ratio("dense", "fused"),
-        target=Target(">=", round(1 - max(spread, 0.02), 2)),  # no slower by more than the noise
-        spread=spread,
+        **figures,
+        target=Target(">=", round(1 - noise, 2)),  # no slower by more than the noise
         note=told,
     )
 
@@ -82,10 +80,5 @@ def _again(fused: nn.Module, dense: nn.Module, name: str, x: Tensor, settings: S
     return in_turns(works, seconds=settings.seconds(1), rounds=settings.rounds(9, 100))
 
 
-def main() -> None:
-    names = sys.argv[1:] or NETS
-    standalone(lambda settings: (slowest(name, settings) for name in names))
-
-
 if __name__ == "__main__":
-    main()
+    standalone(lambda settings: (slowest(name, settings) for name in sys.argv[1:] or NETS))

@@ -182,15 +182,9 @@ def predictions(model: Model) -> Iterator[Row]:
 
 def draw(path: Path, sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float], model: Model) -> None:
     """One panel an axis, both axes logarithmic: points as measured, the model as a line."""
-    from hodec.experiment.report.style import to_png
-
-    path.write_bytes(to_png(_figure(sweeps, seconds, model)))
-
-
-def _figure(sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float], model: Model) -> Any:
     from matplotlib.ticker import LogLocator
 
-    from hodec.experiment.report.style import INKS, panels, styled
+    from hodec.experiment.report.style import INKS, panels, styled, to_png
 
     @styled
     def figure() -> Any:
@@ -216,12 +210,8 @@ def _figure(sweeps: Mapping[str, Sequence[Point]], seconds: Mapping[Point, float
         axes[0].legend()
         return made
 
-    return figure()
-
-
-def main() -> None:
-    standalone(rows)
+    path.write_bytes(to_png(figure()))
 
 
 if __name__ == "__main__":
-    main()
+    standalone(rows)

@@ -51,9 +51,9 @@ def not_installed(*modules: str) -> str:
     return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed" if absent else ""
 
 
-def standalone(rows: Callable[[Settings], Iterable[Row]], *, threads: int = 1) -> None:
+def standalone(rows: Callable[[Settings], Iterable[Row]]) -> None:
     """Run one benchmark by itself and print its table; nothing is written."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     print(f"torch {torch.__version__}, numpy {np.__version__}, {device_name()}\n\n{table([])}", flush=True)
     for row in rows(Settings(measure_ceilings(), Path())):
         print(line(row) + (f"  {row.note}" if row.note else ""), flush=True)

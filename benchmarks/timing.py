@@ -28,6 +28,12 @@ class Times:
         """Half the interquartile range of the ratio over the rounds, as a share of its median."""
         return spread([a / b for a, b in zip(self.samples[above], self.samples[below], strict=True)])
 
+    def beside(self, ours: str, theirs: str, *, inverse: bool = False) -> dict[str, Any]:
+        """``ours``, ``theirs``, ``figure`` and ``spread`` of a ``Row``: the peer's time over ours, or the inverse."""
+        above, below = (ours, theirs) if inverse else (theirs, ours)
+        medians = {"ours": self.median(ours), "theirs": self.median(theirs)}
+        return {**medians, "figure": self.ratio(above, below), "spread": self.spread(above, below)}
+
 
 def spread(values: list[float]) -> float | None:
     """Half the interquartile range as a share of the median; None for a single value."""

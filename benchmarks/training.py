@@ -9,14 +9,13 @@ batch, per image.
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hodec
-from benchmarks.kernels import half_ranks
+from benchmarks.kernels import train_plan
 from benchmarks.published_chain import PublishedChain
 from benchmarks.rows import Row, Target
 from benchmarks.settings import Settings, standalone
@@ -41,21 +40,10 @@ def rows(settings: Settings) -> Iterator[Row]:
     batch = 8 if settings.quick else 128
     net = build_model(NET, in_channels=3, num_classes=10)
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-    plan = tt_plan(net, x)
+    plan = train_plan(net, x, SHARE, lambda conv: conv.out_channels >= LEAST_OUTPUTS, execution="merged")
     yield from _steps(net, plan, x, y, settings)
     yield from _trainer_settings(net, x, y, settings)
     yield from _kept(net, plan, x[:4])
-
-
-def tt_plan(net: nn.Module, x: Tensor) -> Plan:
-    """Which layers, and their ranks."""
-    ranks = {
-        name: list(half_ranks(tuple(module.weight.shape), SHARE)[1])
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.out_channels >= LEAST_OUTPUTS
-    }
-    settings: dict[str, Any] = {"include": list(ranks), "allow_larger": True, "execution": "merged", "n_modes": 2}
-    return make_plan(net, Manual(ranks), example_input=x[:1], **settings)
 
 
 def chained(net: nn.Module, plan: Plan) -> nn.Module:
@@ -100,11 +88,8 @@ def _steps(net: nn.Module, plan: Plan, x: Tensor, y: Tensor, settings: Settings)
             GROUP,
             f"training step of {NET} with {len(plan)} tensor-train layers, batch {len(x)}",
             peer,
-            ours=seconds,
-            theirs=times.median(peer),
-            figure=times.ratio(peer, "ours"),
+            **times.beside("ours", peer),
             target=target,
-            spread=times.spread(peer, "ours"),
             limit=limit,
             note=f"{plan.reduction['macs']:.0%} fewer multiply-adds than dense",
         )
@@ -121,15 +106,8 @@ def _trainer_settings(net: nn.Module, x: Tensor, y: Tensor, settings: Settings) 
     }
     times = in_turns(works, seconds=settings.seconds(20), rounds=settings.rounds(3, 9))
     for name in list(works)[1:]:
-        yield Row(
-            GROUP,
-            f"training step of dense {NET}, batch {len(x)}, {name}",
-            base,
-            ours=times.median(name),
-            theirs=times.median(base),
-            figure=times.ratio(base, name),
-            spread=times.spread(base, name),
-        )
+        what = f"training step of dense {NET}, batch {len(x)}, {name}"
+        yield Row(GROUP, what, base, **times.beside(name, base))
 
 
 def _kept(net: nn.Module, plan: Plan, x: Tensor) -> Iterator[Row]:
@@ -168,9 +146,5 @@ def _saved(net: nn.Module, x: Tensor) -> int:
     return total
 
 
-def main() -> None:
-    standalone(rows)
-
-
 if __name__ == "__main__":
-    main()
+    standalone(rows)

@@ -65,19 +65,12 @@ def compare(channels: int, settings: Settings) -> Row:
         GROUP,
         f"VBMF rank of {channels}x{9 * channels}",
         "full SVD",
-        ours=seconds,
-        theirs=times.median("full"),
-        figure=times.ratio("full", "ours"),
+        **times.beside("ours", "full"),
         target=TARGET if ours == theirs else None,
-        spread=times.spread("full", "ours"),
         limit=settings.ceilings.limit(seconds, flops=least.flops, nbytes=least.nbytes),
         note=f"ranks {ours} and {theirs}" + ("" if ours == theirs else ": they DIFFER, so no target is judged"),
     )
 
 
-def main() -> None:
-    standalone(rows)
-
-
 if __name__ == "__main__":
-    main()
+    standalone(rows)

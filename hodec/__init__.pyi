@@ -15,6 +15,7 @@ from hodec.export.onnx import to_onnx as to_onnx
 from hodec.export.program import to_program as to_program
 from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse
+from hodec.layers.base import FactorizedLayer as FactorizedLayer
 from hodec.methods import METHODS as METHODS
 from hodec.onnx_graph.decompose import decompose_file as decompose_file
 from hodec.plan.layer import LayerPlan as LayerPlan

@@ -1,6 +1,7 @@
 """Whether an exported net still does what it did."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -9,11 +10,20 @@ from torch.utils._pytree import tree_leaves
 
 from hodec.errors import ConvertError
 from hodec.inference import inference
+from hodec.inputs import Inputs, ModelInput, as_input
 
 
 def tensors_in(output: object) -> list[Tensor]:
-    """All tensors of an output, however nested."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    """All tensors of an output, however nested, in mappings and dataclasses of any class too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += tensors_in(list(leaf.values()))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, one.name) for one in fields(leaf)])
+    return found
 
 
 def distance(made: object, expected: object) -> float:
@@ -30,52 +40,38 @@ def _relative(made: Tensor, expected: Tensor) -> float:
     return apart / norm if norm else apart
 
 
-def outputs_of(net: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def outputs_of(net: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All tensors that a net returns in evaluation mode."""
     with inference(net):
-        return tensors_in(net(*inputs))
+        return tensors_in(as_input(inputs, net).run(net))
 
 
-def with_batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
-    """Inputs of another batch size: the given images again and again."""
-    rows = [torch.arange(size, device=x.device) % len(x) for x in inputs]
-    return tuple(x[row] for x, row in zip(inputs, rows, strict=True))
+def verified(  # noqa: PLR0913
+    what: str, run: Callable[..., Any], net: nn.Module, like: ModelInput, sizes: Iterable[int], *, allowed: float
+) -> float:
+    """The largest distance between the outputs of ``run`` and those of ``net``, on inputs of these batch sizes.
 
-
-def check_same(what: str, errors: Iterable[tuple[int, float]], allowed: float) -> float:
-    """The largest of the distances, by batch size.
+    Args:
+        run: takes the arguments of ``like``, of another batch size.
 
     Raises:
         ConvertError: one is above what is allowed.
     """
     worst = 0.0
-    for batch, error in errors:
+    for size in sizes:
+        inputs = like.with_batch(size)
+        with torch.no_grad():
+            error = distance(inputs.run(run), outputs_of(net, inputs))
         if not error <= allowed:
             raise ConvertError(
-                f"{what} does not give the outputs of the model: at batch {batch} they differ by {error:.2g} of their "
+                f"{what} does not give the outputs of the model: at batch {size} they differ by {error:.2g} of their "
                 f"norm (allowed {allowed:g}); verify=False writes it all the same"
             )
         worst = max(worst, error)
     return worst
 
 
-def verified(  # noqa: PLR0913
-    what: str, run: Callable[..., Any], net: nn.Module, like: Sequence[Tensor], sizes: Iterable[int], *, allowed: float
-) -> float:
-    """The largest distance between the outputs of ``run`` and those of ``net``, on inputs of these batch sizes.
-
-    Args:
-        run: takes the tensors of ``like``, of another batch size.
-
-    Raises:
-        ConvertError: one is above what is allowed.
-    """
-    inputs = ((size, with_batch(like, size)) for size in sizes)
-    with torch.no_grad():
-        return check_same(what, ((size, distance(run(*x), outputs_of(net, x))) for size, x in inputs), allowed)
-
-
-def batch_sizes(inputs: Sequence[Tensor], dynamic: bool) -> tuple[int, ...]:
+def batch_sizes(inputs: ModelInput, dynamic: bool) -> tuple[int, ...]:
     """Batch sizes to verify with: the given one, and where the batch is free also 1 and another."""
-    given = len(inputs[0])
+    given = inputs.batch
     return tuple(dict.fromkeys((given, 1, given + 2))) if dynamic else (given,)

@@ -1,15 +1,17 @@
 """Running a net for what it gives: in evaluation mode, without gradients, batch by batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hodec.errors import PlanError
+from hodec.inputs import Inputs, ModelInput, as_input, required, takes
 from hodec.layers.base import same_random_state
 
 #: model inputs, or what loaders give: model inputs with labels behind them
-Batch = Tensor | Sequence[Tensor]
+Batch = Inputs
 
 
 @contextmanager
@@ -31,24 +33,73 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def observation(model: nn.Module) -> Iterator[None]:
+    """``inference`` in which compiled parts run as written, so that hooks and counters see what they do."""
+    with ExitStack() as stack:
+        # not by asking for the stance alone, which loads the compiler
+        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(inference(model))
+        yield
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile``'s wrapper, which renames every layer."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
 
 
-def run_batches(model: nn.Module, batches: Iterable[Batch], *, count: int = 1) -> int:
+def settled_input(model: nn.Module, given: Inputs) -> ModelInput:
+    """What the model is called with: of a tuple or list, as many arguments as ``forward`` can take.
+
+    Where it does not run with them, those only that it cannot do without: labels behind the inputs may look like an
+    optional one. The model is left as it was.
+
+    Raises:
+        PlanError: see ``as_input``.
+    """
+    made = as_input(given, model)
+    least = ModelInput(made.args[: required(model)], made.kwargs)
+    if isinstance(given, ModelInput) or len(least.args) == len(made.args):
+        return made
+    return made if _failure(model, made) is None or _failure(model, least) is not None else least
+
+
+def running_input(model: nn.Module, given: Inputs) -> ModelInput:
+    """``settled_input`` that was run.
+
+    Raises:
+        PlanError: the model does not run, with what it was given and what its ``forward`` takes.
+    """
+    made = settled_input(model, given)
+    error = _failure(model, made)
+    if error is not None:
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise PlanError(f"the model does not run on example_input ({made}): {why}{takes(model)}") from error
+    return made
+
+
+def _failure(model: nn.Module, given: ModelInput) -> Exception | None:
+    try:
+        with observation(model):
+            given.run(model)
+    except Exception as error:  # whatever a forward pass raises
+        return error
+    return None
+
+
+def run_batches(model: nn.Module, batches: Iterable[Batch], *, count: int | None = None) -> int:
     """Run the model on each batch for what its layers do by the way; returns how many batches there were.
 
     Args:
         model: in the mode it is to run in.
-        batches: model inputs, or tuples whose first ``count`` are the inputs and whose rest (labels) is not used; they
-            are moved to the model's device.
-        count: inputs that the model takes.
+        batches: model inputs, or tuples whose first ``count`` are the inputs and whose rest (labels) is not used, or
+            dicts, of which ``forward`` gets what it takes; they are moved to the model's device.
+        count: inputs that the model takes; None: those that its ``forward`` cannot do without.
     """
     device, used = next((p.device for p in model.parameters()), torch.device("cpu")), 0
     for batch in batches:
-        inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)[:count]
-        model(*(x.to(device) for x in inputs))
+        as_input(batch, model, most=required(model) if count is None else count).to(device).run(model)
         used += 1
     return used

@@ -104,7 +104,7 @@ def _float(value: object) -> float:
 
 def _str(value: object) -> str:
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     if isinstance(value, bool) or not isinstance(value, str | Real):
         raise ValueError
     return str(value)

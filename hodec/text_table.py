@@ -15,6 +15,13 @@ def rendered(table: RenderableType, *, width: int = 150) -> str:
     return text.getvalue()
 
 
+def rendered_html(table: RenderableType, *, width: int = 150) -> str:
+    """A rich renderable as HTML, ``width`` characters wide."""
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(table)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height:1.2">{code}</pre>')
+
+
 def human(value: float | None, unit: str = "") -> str:
     """Three significant digits and a decimal prefix: 1234567 -> ``1.23 M``, with unit B ``1.23 MB``."""
     if value is None or not math.isfinite(value):

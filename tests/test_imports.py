@@ -15,8 +15,8 @@ PACKAGE = Path(hodec.__file__).parent
 
 # Rooms of the library; each may import those to its left.
 ORDER = [
-    "_version", "errors", "options", "text_table", "io", "linalg", "formats", "layers", "inference", "compare",
-    "methods", "plan",
+    "_version", "errors", "options", "text_table", "io", "linalg", "formats", "layers", "inputs", "inference",
+    "compare", "methods", "plan",
     "cost", "models", "calibration", "conversion", "ranks", "admm", "fusion", "export", "onnx_graph",
 ]  # fmt: skip
 # These stand on top of the library.

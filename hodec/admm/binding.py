@@ -1,6 +1,8 @@
 """Finding the planned layers inside somebody's module, and refusing what ADMM cannot work with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,43 +66,84 @@ def _plain(name: str) -> str:
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
-def trainable(weights: Mapping[str, Parameter], optimizer: Optimizer) -> tuple[dict[str, Parameter], list[str]]:
-    """The weights that the optimizer changes, and the names of those it does not.
+@dataclass(frozen=True)
+class Binding:
+    """The planned weights that training changes now, and what changes them.
 
-    Raises:
-        TrainingError: it changes none of them, or is LBFGS.
+    Attributes:
+        weights: layer -> its weight.
+        places: layer -> its optimizer and the number of its parameter group there; ``load_state_dict`` of an optimizer
+            makes the groups anew.
+        owners: the optimizers of these weights; the first one's steps are counted.
+        frozen: planned layers that nothing trains now.
+        signature: see ``signature_of``, when it was made.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TrainingError("LBFGS evaluates the loss several times a step, the pull would be added each time: use SGD")
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    trained = {name: w for name, w in weights.items() if w.requires_grad and id(w) in owned}
-    frozen = [name for name in weights if name not in trained]
-    if not trained:
-        raise TrainingError(
-            f"all {len(weights)} planned layers are frozen or missing from the optimizer "
-            f"({', '.join(frozen[:3])}, ..), so ADMM has nothing to train: unfreeze them, or leave ADMM out"
-        )
-    return trained, frozen
+
+    weights: dict[str, Parameter]
+    places: dict[str, tuple[Optimizer, int]]
+    owners: list[Optimizer]
+    frozen: list[str]
+    signature: tuple[object, ...]
+
+    def group(self, name: str) -> dict[str, Any]:
+        """The parameter group of a layer, with its learning rate."""
+        owner, number = self.places[name]
+        return owner.param_groups[number]
+
+    @property
+    def is_sgd(self) -> bool:
+        """Whether a gradient moves the weights by the learning rate times itself."""
+        return len(self.owners) == 1 and isinstance(self.owners[0], torch.optim.SGD)
 
 
-def the_optimizer(strategy: str, optimizers: list[Optimizer], precision: str) -> Optimizer:
-    """The one optimizer ADMM works with.
+def bind(weights: Mapping[str, Parameter], optimizers: Sequence[Optimizer]) -> Binding:
+    """Find what trains each planned weight.
 
     Raises:
-        TrainingError: sharded weights, several optimizers, or fp16 scaling inside a fused optimizer.
+        TrainingError: no optimizer has any of them although none is frozen, or one that has some is LBFGS.
+    """
+    found = {id(p): (o, i) for o in optimizers for i, group in enumerate(o.param_groups) for p in group["params"]}
+    trained = {name: w for name, w in weights.items() if w.requires_grad and id(w) in found}
+    places = {name: found[id(w)] for name, w in trained.items()}
+    owners = [o for o in optimizers if any(o is owner for owner, _ in places.values())]
+    if any(isinstance(owner, torch.optim.LBFGS) for owner in owners):
+        raise TrainingError("LBFGS evaluates the loss several times a step, the pull would be added each time: use SGD")
+    if not trained and any(w.requires_grad for w in weights.values()):
+        raise TrainingError(
+            f"the optimizer has none of the {len(weights)} planned layers ({', '.join(list(weights)[:3])}, ..), so "
+            "ADMM has nothing to train: give it their weights, or leave ADMM out"
+        )
+    frozen = [name for name in weights if name not in trained]
+    return Binding(trained, places, owners, frozen, signature_of(weights, optimizers))
+
+
+def signature_of(weights: Mapping[str, Parameter], optimizers: Sequence[Optimizer]) -> tuple[object, ...]:
+    """What changes where layers are frozen or unfrozen, or join an optimizer; cheap enough to look at each step."""
+    sizes = [len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
+    return (*(w.requires_grad for w in weights.values()), *sizes)
+
+
+def unwrapped(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    """The optimizers themselves, without what Lightning, Fabric or accelerate put around them."""
+    found = []
+    for one in [optimizer] if isinstance(optimizer, Optimizer) else optimizer:
+        while isinstance(inner := getattr(one, "optimizer", None), Optimizer):
+            one = inner
+        found.append(one)
+    return found
+
+
+def check_trainer(strategy: str, optimizers: Sequence[Optimizer], precision: str) -> None:
+    """Refuse what ADMM cannot work with in a Trainer.
+
+    Raises:
+        TrainingError: sharded weights, or fp16 scaling inside a fused optimizer.
     """
     if strategy in SHARDED:
         raise TrainingError(f"{strategy} splits weights over devices; ADMM projects whole ones: use strategy='ddp'")
-    if len(optimizers) != 1:
-        raise TrainingError(
-            f"ADMM works with one optimizer, this module has {len(optimizers)}: put the planned layers and the rest "
-            "into param groups of one optimizer"
-        )
-    optimizer: Optimizer = getattr(optimizers[0], "optimizer", optimizers[0])
-    if precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
+    if precision == "16-mixed" and any(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers):
         raise TrainingError(
             "a fused optimizer with precision=16-mixed keeps gradients scaled when the pull is added: use {bf16}, or "
             "the optimizer with fused=False",
             bf16=Use("trainer.precision", "bf16-mixed"),
         )
-    return optimizer

@@ -1,30 +1,59 @@
-"""AdmmCallback: Admm on the hooks of Lightning's Trainer, in anybody's LightningModule."""
+"""AdmmCallback: Admm on the hooks of Lightning's Trainer, in anybody's LightningModule.
 
+Lightning comes under two names, ``pytorch_lightning`` and ``lightning.pytorch``, with two families of classes.
+``AdmmCallback`` is a callback of the one in use; of both, where both are.
+"""
+
+import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Unpack
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
 
-try:
-    from pytorch_lightning import Callback, LightningModule, Trainer
-except ImportError as error:
-    raise ImportError("hodec.AdmmCallback needs Lightning: pip install 'hodec[lightning]'") from error
-
-from hodec.admm.binding import the_optimizer
+from hodec.admm.binding import check_trainer
 from hodec.admm.core import Admm
 from hodec.admm.options import AdmmOptions, AdmmSettings
 from hodec.admm.penalty import make_penalty
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner, State
 from hodec.admm.stopping import Status
-from hodec.admm.truncated import validation_accuracy
+from hodec.admm.truncated import averaged, forward_of, validation_accuracy
 from hodec.calibration.input_covariance import InputCovariance
-from hodec.errors import TrainingError, Use
+from hodec.errors import HodecError, TrainingError, Use
 from hodec.inference import Batch
 from hodec.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+NAMES = ("pytorch_lightning", "lightning.pytorch")
+
+
+def lightning_callback() -> type:
+    """The base class of callbacks of the Lightning that is imported, or else installed; one of both, if it is both.
+
+    Raises:
+        ImportError: neither is installed.
+    """
+    used = [name for name in NAMES if sys.modules.get(name)] or [n for n in NAMES if find_spec(n.partition(".")[0])]
+    bases = tuple(import_module(name).Callback for name in used)
+    if not bases:
+        raise ImportError("hodec.AdmmCallback needs Lightning: pip install 'hodec[lightning]'")
+    return bases[0] if len(bases) == 1 else type("Callback", bases, {})
+
+
+if TYPE_CHECKING:  # for a type checker it is a callback of both
+    from lightning.pytorch import Callback as LightningCallback  # type: ignore[import-not-found,unused-ignore]
+    from pytorch_lightning import Callback as PytorchLightningCallback
+
+    class Callback(PytorchLightningCallback, LightningCallback): ...  # type: ignore[misc,unused-ignore]
+else:
+    Callback = lightning_callback()
 
 
 class AdmmCallback(Callback):
@@ -33,10 +62,12 @@ class AdmmCallback(Callback):
     Args:
         plan: the layers, their methods and ranks.
         stop_when_converged: end the fit then (``min_epochs`` still holds).
-        evaluate: module -> accuracy, for modules whose validation batches are not (images, labels).
+        evaluate: module -> accuracy, for modules without a ``forward`` or whose validation batches are not (images,
+            labels).
         learner, covariances, root: as for ``hodec.Admm``.
         settings: the fields of ``hodec.admm.options.AdmmOptions``. ``track_truncated`` measures, each epoch, the
-            accuracy that hard truncation would leave (one validation pass).
+            accuracy that hard truncation would leave (one validation pass); where a callback such as
+            EMAWeightAveraging ends the fit with averaged weights, of those.
 
     Attributes:
         latest: values that the last epoch reported, by the names under which they are logged.
@@ -49,7 +80,7 @@ class AdmmCallback(Callback):
         plan: Plan,
         *,
         stop_when_converged: bool = True,
-        evaluate: Callable[[LightningModule], float] | None = None,
+        evaluate: Callable[[Any], float] | None = None,
         learner: RankLearner | None = None,
         covariances: Mapping[str, InputCovariance] | None = None,
         root: str | None = None,
@@ -58,11 +89,13 @@ class AdmmCallback(Callback):
         options = AdmmOptions(**settings)
         make_penalty(options.rho, pull=options.pull, layers=list(plan))  # these two refuse now, not at the fit's start
         Projection(plan, learner, covariances)
-        self._by_epoch = options.interval[1] == "epoch"
         self.stop_when_converged, self.evaluate = stop_when_converged, evaluate
+        self._track = options.track_truncated
+        self._by_epoch = options.interval[1] == "epoch"
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None
         self._restored: State | None = None
+        self._expected: int | None = None  # optimizer steps of an epoch, as the trainer counts them
         self.latest: dict[str, object] = {}
 
     @property
@@ -84,35 +117,41 @@ class AdmmCallback(Callback):
         """``Admm.convert``: the part of the module that the plan was made from, factorized."""
         return self.admm.convert(batches)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        before = self._admm.state_dict() if self._admm and trainer.global_step else None  # goes on with its own fit
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        before = self.state_dict() if self._admm and trainer.global_step else None  # goes on with its own fit
         state, self._restored = self._restored or before, None
-        optimizer = the_optimizer(type(trainer.strategy).__name__, trainer.optimizers, str(trainer.precision))
+        check_trainer(type(trainer.strategy).__name__, trainer.optimizers, str(trainer.precision))
         processes = Processes() if trainer.world_size == 1 else Processes.current()
-        self._admm = self._make(pl_module, optimizer=optimizer, processes=processes)
+        clipped = bool(trainer.gradient_clip_val)
+        self._admm = self._make(pl_module, optimizer=trainer.optimizers, processes=processes, clipped=clipped)
+        self._expected = None
         if state is not None:
             self._admm.load_state_dict(state)
+            self._expected = state.get("expected")
+        if self._track and self.evaluate is None and forward_of(pl_module) is None:
+            self._measure_no_more("the module has no forward")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(trainer).steps = trainer.global_step
-        self.admm.start()
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        admm = self._follow(trainer)
+        if not admm.steps:
+            admm.steps = admm.epoch_began = trainer.global_step
+        admm.start()
         self._stop_if_converged(trainer)  # the checkpoint was written just before the fit ended
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         # Gradients are final here: unscaled, accumulated, reduced over processes, not yet clipped.
-        self._follow(trainer).before_step()
+        if not _only_measures(trainer):
+            self._follow(trainer).before_step(optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        admm = self._follow(trainer)
-        if trainer.global_step > admm.steps:
-            admm.after_step(trainer.global_step - admm.steps)
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: object, batch: object, batch_idx: int) -> None:
+        if _only_measures(trainer):
+            return
+        self._follow(trainer).after_step()
         if trainer.is_last_batch:
-            admm.update_at_epoch_end()  # before validation, whose checkpoints are to hold the new Z
+            self.admm.update_at_epoch_end()  # before validation, whose checkpoints are to hold the new Z
         self._stop_if_converged(trainer)
 
-    def _follow(self, trainer: Trainer) -> Admm:
+    def _follow(self, trainer: Any) -> Admm:
         """The ADMM, told where the trainer is."""
         batches = trainer.num_training_batches / trainer.accumulate_grad_batches
         if math.isinf(batches) and self._by_epoch:
@@ -120,19 +159,23 @@ class AdmmCallback(Callback):
                 "the training data does not say how many batches an epoch has: give the interval in steps, {steps}",
                 steps=Use("admm.update_every", "'100steps'"),
             )
+        known = not math.isinf(batches) and trainer.lightning_module.automatic_optimization
+        expected = math.ceil(batches) if known else None
+        if expected != self._expected:
+            self.admm.steps_per_epoch = self._expected = expected
         self.admm.epoch = trainer.current_epoch
-        self.admm.steps_per_epoch = None if math.isinf(batches) else math.ceil(batches)
         return self.admm
 
-    def _stop_if_converged(self, trainer: Trainer) -> None:
+    def _stop_if_converged(self, trainer: Any) -> None:
         if self.stop_when_converged and self.admm.status is Status.CONVERGED:
             trainer.should_stop = True
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measure = (
-            partial(self.evaluate, pl_module) if self.evaluate else partial(validation_accuracy, trainer, pl_module)
-        )
-        report = {f"admm/{key}": value for key, value in self.admm.report(measure).items()}
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_last_batch and not _only_measures(trainer):
+            self.admm.count_epoch()
+        report = {f"admm/{key}": value for key, value in self.admm.report().items()}
+        if (accuracy := self._truncated_accuracy(trainer, pl_module)) is not None:
+            report["admm/truncated_accuracy"] = accuracy
         layers = self.admm.layer_report()
         self.latest = {**report, "admm/layers": layers}
         # Equal in all processes; said so, or Lightning would warn that they might not be.
@@ -141,11 +184,37 @@ class AdmmCallback(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(per_layer, step=trainer.global_step)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _truncated_accuracy(self, trainer: Any, pl_module: Any) -> float | None:
+        if not self._track:
+            return None
+        measure = (
+            partial(self.evaluate, pl_module) if self.evaluate else partial(validation_accuracy, trainer, pl_module)
+        )
+        try:
+            with averaged(trainer, pl_module):
+                return self.admm.truncated(measure)
+        except HodecError:
+            raise
+        except Exception as error:  # whatever somebody's forward raises, which the training may never call
+            if self.evaluate:
+                raise
+            self._measure_no_more(f"module(x) raised {type(error).__name__}: {error}")
+            return None
+
+    def _measure_no_more(self, why: str) -> None:
+        self._track = False
+        log.warning("the accuracy of the truncated net is not measured: %s; give evaluate=, module -> accuracy", why)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         self.admm.finish()
 
     def state_dict(self) -> State:
-        return self._admm.state_dict() if self._admm else {}
+        return {**self._admm.state_dict(), "expected": self._expected} if self._admm else {}
 
     def load_state_dict(self, state_dict: State) -> None:
         self._restored = state_dict
+
+
+def _only_measures(trainer: Any) -> bool:
+    """Whether this epoch trains nothing: StochasticWeightAveraging measures BatchNorm's statistics in its last one."""
+    return bool(getattr(trainer.fit_loop, "_skip_backward", False))

@@ -23,18 +23,20 @@ class StepSize:
         momentum: of SGD, 0 for other optimizers.
         steps: optimizer steps between two Z-updates.
         decoupled: the pull is applied to the weight after the step, not to its gradient.
+        dampening: of SGD.
     """
 
     lr: float
     momentum: float
     steps: float
     decoupled: bool = False
+    dampening: float = 0.0
 
     def pull(self, rho: float) -> float:
         """The pull that a rho gives."""
         if self.decoupled:
             return float(1 - max(0.0, 1 - self.lr * rho) ** self.steps)
-        return -math.expm1(-rho * self.lr * self.steps / (1 - self.momentum))
+        return -math.expm1(-rho * self.lr * self.steps / (1 - self.momentum) * (1 - self.dampening))
 
     def rho(self, pull: float) -> float:
         """The rho that gives a pull; 0 where the learning rate is 0."""
@@ -42,7 +44,7 @@ class StepSize:
             return 0.0
         if self.decoupled:
             return float((1 - (1 - pull) ** (1 / self.steps)) / self.lr)
-        return -math.log1p(-pull) * (1 - self.momentum) / (self.lr * self.steps)
+        return -math.log1p(-pull) * (1 - self.momentum) / (self.lr * self.steps) / (1 - self.dampening)
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,20 @@ class Penalty:
         rho: gives the next rho.
         follows_pull: rho is solved from the pull. The pull may then be applied to the weights after the step, where
             rho has no meaning to the loss.
+        follows_rate: rho moves whenever the learning rate does, which is no change of the penalty: U never grows by it.
     """
 
     rho: Callable[[Moment], float]
     follows_pull: bool = False
+    follows_rate: bool = False
 
 
 def auto(pull: float) -> Penalty:
-    """rho such that the pull is the wanted one at the current learning rate: rho * lr stays constant."""
-    return Penalty(lambda now: now.size.rho(pull) or now.current, follows_pull=True)  # at a rate of 0, rho stays
+    """rho such that the pull is the wanted one at the current learning rate: rho * lr stays constant.
+
+    At a rate of 0, rho stays what it was.
+    """
+    return Penalty(lambda now: now.size.rho(pull) or now.current, follows_pull=True, follows_rate=True)
 
 
 def balanced(pull: float, ratio: float = 10.0, factor: float = 2.0) -> Penalty:

@@ -129,6 +129,14 @@ class Projection:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
+    def identity(self, plan: Mapping[str, LayerPlan]) -> dict[str, str]:
+        """What Z depends on, per layer and in words; learned ranks are state instead."""
+        return {
+            name: f"{p.method} {p.layer_type} {list(p.shape)} modes {list(p.modes.inputs)} x {list(p.modes.outputs)} "
+            f"ranks {'learned' if self.learner else list(p.ranks)}"
+            for name, p in plan.items()
+        }
+
     def state_dict(self) -> State:
         """Tensors and plain numbers."""
         ranks = {name: list(layer.ranks) for name, layer in self.plan.items()} if self.learner else {}

@@ -1,19 +1,18 @@
 """The accuracy that hard truncation would leave, measured while training goes on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from hodec.inference import inference
 
-Evaluate = Callable[[LightningModule], float]
 
-
-def validation_accuracy(trainer: Trainer, module: LightningModule) -> float | None:
+def validation_accuracy(trainer: Any, module: Any) -> float | None:
     """Top-1 accuracy, 0..1, of ``module(x)`` over the validation batches (x, y); None if there is nothing to measure.
 
     As many batches as the trainer's own validation takes, those of all processes together. The user's random
@@ -34,7 +33,7 @@ def validation_accuracy(trainer: Trainer, module: LightningModule) -> float | No
     return right / count if count else None
 
 
-def _right_and_all(trainer: Trainer, module: LightningModule, batch: object) -> Tensor:
+def _right_and_all(trainer: Any, module: Any, batch: object) -> Tensor:
     """How many of a batch are classified rightly, and how many there are; precision as in validation."""
     x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
     with trainer.precision_plugin.forward_context():
@@ -52,3 +51,23 @@ def _is_labelled(batch: object) -> bool:
         return False
     y = batch[1]
     return isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
+
+
+def forward_of(module: Any) -> Callable[..., object] | None:
+    """The ``forward`` of somebody's LightningModule; None where it has only the one that raises."""
+    forward: Callable[..., object] = type(module).forward
+    return None if forward.__module__.split(".")[0] in ("torch", "pytorch_lightning", "lightning") else forward
+
+
+@contextmanager
+def averaged(trainer: Any, module: Any) -> Iterator[None]:
+    """Within the block the module has the averaged weights that a WeightAveraging callback will end the fit with."""
+    for callback in trainer.callbacks:
+        if getattr(callback, "_average_model", None) is not None and hasattr(callback, "_swap_models"):
+            callback._swap_models(module)
+            try:
+                yield
+            finally:
+                callback._swap_models(module)
+            return
+    yield

@@ -160,9 +160,23 @@ def measure(w: Tensor, state: AdmmState, z_before: Tensor) -> Residuals:
     return Residuals(gap, weight, move, dual_scale)
 
 
-def with_rho(state: AdmmState, rho: float) -> AdmmState:
-    """Change the penalty and keep the true dual rho * U. Source: Boyd et al., section 3.4.1."""
-    return state if rho == state.rho else replace(state, rho=rho, u=state.u * (state.rho / rho))
+def with_rho(state: AdmmState, rho: float, *, follows_rate: bool = False) -> AdmmState:
+    """Change the penalty and keep the true dual rho * U. Source: Boyd et al., section 3.4.1.
+
+    Args:
+        follows_rate: rho falls only because the learning rate rises, which is no change of penalty: U stays then. It
+            would grow by what it gathered while the rate was low, times the rise.
+    """
+    if rho == state.rho:
+        return state
+    keeps = follows_rate and rho < state.rho
+    return replace(state, rho=rho, u=state.u if keeps else state.u * (state.rho / rho))
+
+
+def error(tensors: Mapping[str, Tensor], near: Mapping[str, Tensor]) -> float:
+    """norm(tensors - near) / norm(tensors), of all layers together."""
+    missed = sum(float((tensors[name] - near[name]).square().sum()) for name in tensors)
+    return _ratio(missed, sum(float(tensor.square().sum()) for tensor in tensors.values()))
 
 
 def total(residuals: Mapping[str, Residuals]) -> Residuals:

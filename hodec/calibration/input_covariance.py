@@ -150,7 +150,7 @@ def collect_covariances(
     Args:
         model: the dense model the plan was made for.
         plan: the layers; which axes of their inputs may be mixed depends on the method.
-        batches: model inputs: tensors, tuples of them, or (images, labels); moved to the model's device.
+        batches: model inputs in any form that ``make_plan`` takes, or (images, labels); moved to the model's device.
         damping: least eigenvalue, as a share of the mean one, 0 < damping <= 1.
         positions: most output positions of a convolution looked at per image and call, drawn at random, the same ones
             every time; None for all. Neighbouring ones say much the same: 64 of some hundred images come near to all.
@@ -184,7 +184,7 @@ def collect_covariances(
         for name, moment in moments.items():
             hook = modules[name].register_forward_pre_hook(partial(_see, moment), with_kwargs=True)
             hooks.callback(hook.remove)
-        if not run_batches(model, batches, count=max(1, len(plan.inputs))):
+        if not run_batches(model, batches, count=len(plan.example_input().args) or None):
             raise DataError("no batch to collect covariances from: give at least one, a few hundred images are enough")
     return {name: moment.covariance(damping) for name, moment in moments.items()}
 

@@ -17,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Measure both in turns, one thread; the ratio stands beside how far this machine's own noise goes.
-
-    Raises:
-        HodecError: a file that cannot be read or run, or models whose inputs or outputs do not agree.
-    """
+    """Measure both in turns, one thread; the ratio stands beside how far this machine's own noise goes."""
     from hodec.onnx_graph.bench import bench_files
     from hodec.onnx_graph.sizes import parse_shapes
 

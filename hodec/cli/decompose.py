@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
-from hodec.cli.rule_options import (
-    add_method_options,
-    add_rule_options,
-    decided_flags,
-    method_from,
-    rule_from,
-)
+from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
 from hodec.io.atomic import check_place, writing
 
@@ -52,11 +46,7 @@ def add_shape_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Decompose the file; says what changed.
-
-    Raises:
-        HodecError: options that do not go together, a file that cannot be read or written, nothing to decompose.
-    """
+    """Decompose the file; says what changed."""
     _check_plan_options(options)
     _apply_preset(options)
     outcome = _work(options)()
@@ -69,9 +59,9 @@ def run(options: argparse.Namespace) -> Answer:
 def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
     """``decompose_file`` with its arguments: a plan, or a rule and its settings."""
     from hodec.onnx_graph.decompose import decompose_file
-    from hodec.onnx_graph.planning import Options
     from hodec.onnx_graph.sizes import parse_shapes
     from hodec.plan.plan import Plan
+    from hodec.ranks.planning import PlanSettings
 
     shapes = parse_shapes(options.shape)
     work = partial(decompose_file, options.path, options.output, shapes=shapes, force=options.force)
@@ -79,7 +69,8 @@ def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
         return partial(work, plan=Plan.load(options.plan))
     rule, settings = rule_from(options), method_from(options)
     method = settings.pop("method")
-    return partial(work, rule=rule, method=method, options=Options(**settings, allow_larger=options.allow_larger))
+    plan_settings = PlanSettings(**settings, allow_larger=options.allow_larger)
+    return partial(work, rule=rule, method=method, options=plan_settings)
 
 
 def _check_plan_options(options: argparse.Namespace) -> None:

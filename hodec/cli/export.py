@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Write the file; says where, and how far its outputs are from the model's.
-
-    Raises:
-        HodecError: no finished run, a file that exists, a model that cannot be exported.
-    """
+    """Write the file; says where, and how far its outputs are from the model's."""
     from hodec.experiment.run_model import model_of_run
 
     path = _output(options)
@@ -54,11 +50,7 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _output(options: argparse.Namespace) -> Path:
-    """Where to write.
-
-    Raises:
-        ConfigError: the file is there already, options that do not go together, or a batch below 1.
-    """
+    """Where to write; a file that is there already and options that do not go together are refused."""
     ending = ENDINGS[options.to]
     path = Path(options.output or Path(options.run, ("fused" if options.fuse else "exported") + ending))
     wrong = {

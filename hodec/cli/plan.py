@@ -2,10 +2,9 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
 from hodec.cli.rule_options import add_method_options, add_rule_options, method_from, read, rule_from
@@ -15,9 +14,6 @@ from hodec.options import Settings, setting, settings_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from hodec.plan.plan import Plan
-    from hodec.ranks import RankRule
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Make the plan, print it, and write it where that is asked for.
-
-    Raises:
-        HodecError: a wrong option, a file that is there already, a target that cannot be met.
-    """
+    """Make the plan, print it, and write it where that is asked for."""
     target = checked_output(options.output, force=options.force)
     rule, how, images = rule_from(options), method_from(options), image_spec_from(options)
+    import torch  # mistakes in the options are told without it
+
+    from hodec.ranks import make_plan
+
     model = built(options.model, images, options.weights)
-    plan = planned(model, rule, how, images)
+    image = torch.zeros(1, images.in_channels, images.image_size, images.image_size)
+    plan = make_plan(model, rule, example_input=image, **how)
     if rule.reads_weights and not options.weights:
         log.warning(
             "hodec plan: rule %s reads the weights, and these are random, which have no low rank: the ranks mean "
@@ -76,16 +73,6 @@ def run(options: argparse.Namespace) -> Answer:
     except OSError as error:
         raise PlanError(f"-o: {target} could not be written: {error.strerror}; name another file") from error
     return Answer(f"{plan}\n{next_steps(options.model, images, target)}", plan.to_dict())
-
-
-def planned(model: "nn.Module", rule: "RankRule", how: Mapping[str, Any], images: ImageSpec) -> "Plan":
-    """The plan for one image."""
-    import torch
-
-    from hodec.ranks import make_plan
-
-    side = images.image_size
-    return make_plan(model, rule, example_input=torch.zeros(1, images.in_channels, side, side), **how)
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:
@@ -133,12 +120,7 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = build_model(
-            name,
-            in_channels=images.in_channels,
-            num_classes=images.num_classes,
-            image_size=images.image_size,
-        )
+        model = build_model(name, **vars(images))
         if weights is not None:
             try:
                 load_weights(model, weights)

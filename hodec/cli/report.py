@@ -14,11 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Write the report and return where it is.
-
-    Raises:
-        HodecError: the folder holds no run, a file of it is broken, or it cannot be written to.
-    """
+    """Write the report and return where it is."""
     from hodec.experiment.report.render import write_report, write_sweep
 
     folder = Path(options.path)

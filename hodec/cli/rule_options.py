@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from hodec.errors import ConfigError, flag_of, near_matches
-from hodec.experiment.config.groups import groups, kinds_of
+from hodec.errors import ConfigError, flag_of
+from hodec.experiment.config.groups import groups, kinds_of, not_among
 from hodec.experiment.config.options import RunSettings
 from hodec.options import Setting, settings_of, values_or_errors
 from hodec.ranks import RULES, Manual, RankRule
@@ -21,9 +21,7 @@ from hodec.ranks import RULES, Manual, RankRule
 OFFERED = tuple(name for name, rule in RULES.items() if not rule.runs_net)
 RANKS = settings_of(RunSettings)["tt_ranks"]
 
-
-Flags = dict[str, Setting]
-"""Flag -> the setting that it gives."""
+Flags = dict[str, Setting]  # flag -> the setting that it gives
 
 
 def rule_flags() -> dict[str, Flags]:
@@ -126,7 +124,7 @@ def read(flag: str, one: Setting, text: str) -> object:
         ConfigError: it stands for none that is allowed.
     """
     try:
-        value = READERS[one.type](text)
+        value = READERS.get(one.type, parse)(text)
         if value is not None and not list(one.bad_parts(value)):
             return value
     except ValueError:
@@ -177,14 +175,8 @@ def _split(text: str, at: str) -> list[str]:
     return parts if text.strip() else []
 
 
-READERS: dict[object, Callable[[str], object]] = {
-    int: int,
-    float: float,
-    str: str,
-    bool: parse,
-    list[str]: _names,
-    object: parse,
-}
+# How the text of a setting is read where it is not a value by itself.
+READERS: dict[object, Callable[[str], object]] = {str: str, list[str]: _names}
 
 
 def _rule_name(options: argparse.Namespace) -> str:
@@ -199,8 +191,7 @@ def _rule_name(options: argparse.Namespace) -> str:
 
 def _known(flag: str, name: str, names: tuple[str, ...]) -> str:
     if name not in names:
-        close = near_matches(name, names)
-        raise ConfigError(f"{flag}: {name!r} given; allowed: {' | '.join(names)}.{close}".removesuffix("."))
+        raise ConfigError(not_among(flag, name, list(names)).removesuffix("."))
     return name
 
 

@@ -14,11 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """The plan as a table, or the map of changes.
-
-    Raises:
-        HodecError: a file that is missing or holds neither.
-    """
+    """The plan as a table, or the map of changes."""
     from hodec.errors import PlanError
     from hodec.io.atomic import read_json
     from hodec.plan.plan import Plan

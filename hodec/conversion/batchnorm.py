@@ -20,7 +20,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
 
     Args:
         model: any net; modes are restored. A net without BatchNorm is left alone.
-        batches: model inputs (N, ..), or (images, labels); moved to the model's device.
+        batches: model inputs in any form that ``make_plan`` takes, or (images, labels); moved to the model's device.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:

@@ -1,6 +1,7 @@
 """Which layers can be factorized, and why the others cannot."""
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hodec.conversion.inner import inner_weights_of
-from hodec.cost.count import Inputs, trace_call_sites
+from hodec.cost.count import trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.formats.roles import Role
+from hodec.inputs import Inputs
+from hodec.layers.base import FactorizedLayer
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
 
@@ -55,14 +58,14 @@ def eligible_layers(
 
     Args:
         model: any net; it is run once in evaluation mode and left as it was.
-        example_input: a tensor (or several) as the model takes, batch first.
+        example_input: as the model takes, batch first; see ``hodec.inputs.as_input``.
 
     Raises:
         PlanError: a layer is lazy and has no weight yet.
         TrainingError: an eligible weight holds NaN or Inf.
     """
     names = names_by_module(model)
-    _check_no_lazy(names)
+    check_no_lazy(names)
     call_sites = trace_call_sites(model, example_input)
     inner = inner_weights_of(model, names, method, example_input)
     sites, refused = {}, {path: one.reason for path, one in inner.items() if one.reason}
@@ -108,13 +111,16 @@ def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
     if type(module) is nn.MultiheadAttention:  # its weights are planned one by one
         return False
-    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.Bilinear | nn.MultiheadAttention)
+    linear = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, linear | FactorizedLayer)
 
 
 def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
     """Why a layer cannot be factorized by this method, or an empty string."""
     if not name:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
+    if isinstance(module, FactorizedLayer):
+        return f"it is factorized already: {type(module).__name__} of ranks {list(module.ranks)}"
     if isinstance(module, nn.MultiheadAttention):
         return "a subclass of nn.MultiheadAttention may use its weights in its own way"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
@@ -144,11 +150,56 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     return ""
 
 
-def _check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
+def check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:
     """A run would initialize lazy layers, and the given model is to stay as it is."""
     for module, (name, *_) in names.items():
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
             raise PlanError(f"layer {name} is lazy and has no weight yet: run the model once before planning")
+
+
+Pattern = str | re.Pattern[str] | type[nn.Module]
+Layers = Pattern | Sequence[Pattern]
+"""Which layers: a glob, a regular expression for the whole name, a class of modules, or several of them."""
+
+
+def patterns(given: Layers | None) -> list[Pattern]:
+    """The single patterns."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | re.Pattern | type) else list(given)
+
+
+def pattern_words(pattern: Pattern) -> str:
+    """How a pattern is written."""
+    return pattern.__name__ if isinstance(pattern, type) else repr(pattern)
+
+
+def match_layers(pattern: Pattern, names: Sequence[str], setting: str, model: nn.Module | None) -> list[str]:
+    """The names that a pattern matches, those of its class in ``model`` where it is one.
+
+    Raises:
+        PlanError: none does, it is no pattern, or a class is given for a model file.
+    """
+    if isinstance(pattern, str):
+        return match_names(pattern, names, setting)
+    if isinstance(pattern, re.Pattern):
+        matches = [name for name in names if pattern.fullmatch(name)]
+    elif isinstance(pattern, type) and model is not None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        matches = [name for name in names if isinstance(_module_of(name, modules), pattern)]
+    else:
+        classes = "" if model is None else ", a class of modules"
+        text = literal(f"{pattern!r} given; allowed: a layer glob, a regular expression{classes}, or a list of these")
+        raise PlanError(f"{{setting}}: {text}", setting=Use(setting))
+    if not matches:
+        text = literal(f"{pattern_words(pattern)} matches no layer. Layers are: {', '.join(names[:6])}, ..")
+        raise PlanError(f"{{setting}} {text}", setting=Use(setting))
+    return matches
+
+
+def _module_of(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """The module of that name, or the one whose parameter it is."""
+    return modules[name] if name in modules else modules[name.rpartition(".")[0]]
 
 
 def match_names(pattern: str, names: Sequence[str], setting: str) -> list[str]:

@@ -6,12 +6,12 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from hodec.cost.count import Inputs
 from hodec.cost.inner import trace_inner_weights
 from hodec.errors import PlanError, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES, DenseExperts
 from hodec.formats.roles import REBUILT, Role
+from hodec.inputs import Inputs
 from hodec.layers.inner import inner_weights, layer_type_inside
 from hodec.methods import Method, get_method
 from hodec.plan.layer import LayerPlan

@@ -16,6 +16,7 @@ from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
+from hodec.inputs import ModelInput
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.layers.inner import put_inside
 from hodec.layers.weight import weight_path
@@ -160,7 +161,7 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
 def _dry_run(compressed: nn.Module, dense: nn.Module, plan: Plan) -> None:
     """Run throw-away copies in both modes: some parents (fast paths) break only in evaluation mode."""
     first = next(iter(compressed.parameters()))
-    inputs = [x.to(first.device, first.dtype if x.is_floating_point() else x.dtype) for x in plan.example_inputs()]
+    inputs = plan.example_input().to(first.device, first.dtype)
     called: set[str] = set()
     for training in (True, False):
         mode, error = "training" if training else "evaluation", _failure(compressed, inputs, training, called)
@@ -185,7 +186,7 @@ def _dry_run(compressed: nn.Module, dense: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called: set[str]) -> Exception | None:
+def _failure(model: nn.Module, inputs: ModelInput, training: bool, called: set[str]) -> Exception | None:
     """What a copy of the model raises, if it does; the names of the factorized layers it calls join ``called``."""
     trial = copy.deepcopy(model)
     for name, module in trial.named_modules():
@@ -193,7 +194,7 @@ def _failure(model: nn.Module, inputs: Sequence[Tensor], training: bool, called:
             module.register_forward_hook(lambda *_, name=name: called.add(name))
             _note_readings(module, name, called)
     try:
-        trial.train(training)(*inputs)
+        inputs.run(trial.train(training))
     except Exception as error:
         return error
     return None

@@ -1,6 +1,5 @@
 """Parameters and multiply-adds (MACs) of a model, and how often and at which size each layer runs."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hodec.errors import PlanError
+from hodec.cost.ops import FORMULAS, ParameterFlops
 from hodec.formats.calls import CallSites
-from hodec.inference import inference
-
-Inputs = Tensor | Sequence[Tensor]
+from hodec.inference import observation, settled_input
+from hodec.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -24,31 +22,30 @@ class Cost:
     macs: int
 
 
-def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
-    """The example input as a tuple of tensors whose first axis is the batch.
-
-    Raises:
-        PlanError: not tensors with a batch axis.
-    """
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    if not inputs or not all(isinstance(x, Tensor) and x.ndim >= 1 and len(x) >= 1 for x in inputs):
-        raise PlanError("example_input must be a tensor, or several, with the batch as its first axis")
-    return inputs
-
-
 def count_cost(model: nn.Module, example_input: Inputs) -> Cost:
-    """Parameters and MACs of one image, by torch's own counter (convolutions, matrix products, attention).
+    """Parameters and MACs of one image; see ``count_by_parameter``."""
+    return count_by_parameter(model, example_input)[0]
 
-    Merging cores is done once per set of weights and not counted; see ``FactorizedLayer``.
+
+def count_by_parameter(model: nn.Module, example_input: Inputs) -> tuple[Cost, dict[str, int]]:
+    """Parameters and MACs of one image, and the MACs of each parameter's products by name.
+
+    Counted are convolutions, matrix products (einsum, bilinear and grouped ones too), attention, and recurrent layers,
+    by torch's own counter and ``hodec.cost.ops``. What is computed element by element takes no MACs. Products of two
+    activations belong to no parameter. Merging cores is done once per set of weights and not counted; see
+    ``FactorizedLayer``.
     """
-    inputs = as_inputs(example_input)
-    params = sum(p.numel() for p in model.parameters())
-    with inference(model):
-        model(*inputs)
+    inputs = settled_input(model, example_input)
+    with observation(model):
+        inputs.run(model)
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        by_parameter = ParameterFlops(model.named_parameters(), counter.flop_registry)
         # attention as plain products: some torch versions do not count its fused kernels
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    return Cost(params, counter.get_total_flops() // 2 // len(inputs[0]))
+        with sdpa_kernel(SDPBackend.MATH), counter, by_parameter:
+            inputs.run(model)
+    params, batch = sum(p.numel() for p in model.parameters()), inputs.batch
+    shares = {name: flops // 2 // batch for name, flops in by_parameter.flops.items()}
+    return Cost(params, counter.get_total_flops() // 2 // batch), shares
 
 
 def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallSites]:
@@ -57,21 +54,23 @@ def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallS
     A layer that is called twice has both calls; one that is never called (its weight used functionally, or not at
     all) is absent.
     """
-    inputs, seen = as_inputs(example_input), dict[str, CallSites]()
-    batch = len(inputs[0])
+    inputs, seen = settled_input(model, example_input), dict[str, CallSites]()
+    batch = inputs.batch
 
     def remember(
         module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor, *, name: str
     ) -> None:
+        if not output.numel():  # e.g. an expert that gets no token
+            return
         call = _call(module, args[0] if args else kwargs["input"], output, batch)
         seen[name] = seen[name].also(call) if name in seen else call
 
-    with inference(model), ExitStack() as hooks:
+    with observation(model), ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
                 hook = module.register_forward_hook(partial(remember, name=name), with_kwargs=True)
                 hooks.callback(hook.remove)
-        model(*inputs)
+        inputs.run(model)
     return seen
 
 
@@ -81,5 +80,5 @@ def _call(module: nn.Module, given: Tensor, output: Tensor, batch: int) -> CallS
         dims = len(module.kernel_size)
         images = given.shape[0] if given.ndim == dims + 2 else 1
         return CallSites(((max(1, images // batch), tuple(given.shape[-dims:]), tuple(output.shape[-dims:])),))
-    positions = output.numel() // output.shape[-1] // batch
+    positions = max(1, output.numel() // output.shape[-1] // batch)
     return CallSites.once((positions,), (positions,))

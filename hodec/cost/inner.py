@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from hodec.cost.count import Inputs, as_inputs
 from hodec.formats.calls import CallSites
 from hodec.formats.roles import Role
-from hodec.inference import inference
+from hodec.inference import observation, settled_input
+from hodec.inputs import Inputs
 from hodec.layers.inner import RECURRENT, inner_weights
 
 
@@ -26,21 +26,21 @@ def trace_inner_weights(model: nn.Module, example_input: Inputs) -> dict[str, tu
     seen: dict[str, tuple[Role, CallSites]] = {}
     if not inner:
         return seen
-    inputs = as_inputs(example_input)
+    inputs = settled_input(model, example_input)
 
     def remember(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], _: object, *, name: str) -> None:
         for leaf, (role, rows) in _rows(module, args, kwargs).items():
-            path, call = f"{name}.{leaf}" if name else leaf, CallSites.once(*[(rows // len(inputs[0]),)] * 2)
+            path, call = f"{name}.{leaf}" if name else leaf, CallSites.once(*[(rows // inputs.batch,)] * 2)
             if path in seen:
                 before, calls = seen[path]
                 role, call = (role if role is before else Role.PARAMETER), calls.also(call)
             seen[path] = role, call
 
-    with inference(model), ExitStack() as hooks:
+    with observation(model), ExitStack() as hooks:
         for name, module in inner.items():
             hook = module.register_forward_hook(partial(remember, name=name), with_kwargs=True)
             hooks.callback(hook.remove)
-        model(*inputs)
+        inputs.run(model)
     return seen
 
 

@@ -19,11 +19,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hodec.cost.count import Inputs, as_inputs
 from hodec.cost.probe import Probe, probes_of
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import CheckpointError, ConfigError
-from hodec.inference import inference
+from hodec.inference import inference, settled_input
+from hodec.inputs import Inputs
 from hodec.io.atomic import read_json, write_json
 from hodec.layers.base import same_random_state
 from hodec.plan.layer import LayerPlan
@@ -112,11 +112,10 @@ class LatencyTable:
 
     def net_ms(self, model: nn.Module, example_input: Inputs) -> float:
         """Milliseconds of a whole net; measured each time, for nets have no name."""
-        inputs = [x[torch.arange(self.batch, device=x.device) % len(x)] for x in as_inputs(example_input)]
         net = self._placed(copy.deepcopy(model))
-        given = [self._placed(x) for x in inputs]
+        given = settled_input(model, example_input).with_batch(self.batch).map(self._placed)
         with inference(net):
-            return medians_ms({"": lambda: net(*given)}, device=self.device, seconds=2.0)[""]
+            return medians_ms({"": lambda: given.run(net)}, device=self.device, seconds=2.0)[""]
 
     def save(self) -> None:
         """Write what was measured now, not only at the end of the process."""

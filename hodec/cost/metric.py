@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
-    from hodec.cost.count import Cost, Inputs
+    from hodec.cost.count import Cost
+    from hodec.inputs import Inputs
     from hodec.plan.layer import LayerPlan
 
 LayerCost = Callable[["LayerPlan"], float]

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ class LitClassifier(LightningModule):
         self._teacher = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in teachers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return cast(Tensor, self.net(x))
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:

@@ -55,7 +55,7 @@ def main() -> None:
     except HodecError as error:
         _refuse(f"{type(error).__name__}: {in_words(error)}")
     except BrokenPipeError:  # nobody reads the help any more: `| head`
-        sys.stdout = None  # type: ignore[assignment]  # its flush at the end would complain once more
+        sys.stdout = None  # its flush at the end would complain once more
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if started:

@@ -48,16 +48,12 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
     if run.folder.writes:  # of several processes, one has the machine for itself
         for name, ms in latency({name: nets[name] for name in ("dense", "compressed")}, run).items():
             metrics[name]["latency_ms"] = ms
-            metrics["latency"] = {"batch": 1, "threads": torch.get_num_threads(), "device": device_name(run.device)}
+            metrics["latency"] = {"batch": 1, "device": device_name(run.device)}
     return metrics | {
         "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
         "conversion": phases["truncated"]["errors"],
         "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
-        "data": {
-            "name": run.config.data.name,
-            "classes": run.data.num_classes,
-            "images": run.data.split_sizes(),
-        },
+        "data": {"name": run.config.data.name, "classes": run.data.num_classes, "images": run.data.split_sizes()},
         "model": {"name": run.config.model.name},
         "weights_sha256": checkpoint.weights_digest(nets["compressed"]),
         "seed": run.config.seed,

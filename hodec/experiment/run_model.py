@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hodec.compare import check_same, distance, outputs_of
+from hodec.compare import verified
 from hodec.errors import CheckpointError
 from hodec.export import checkpoint
-from hodec.export.program import Exported, checked_path
-from hodec.plan.plan import Plan
+from hodec.export.program import Exported
 
 
 @dataclass(frozen=True)
@@ -20,12 +19,10 @@ class RunModel:
 
     Attributes:
         model: the compressed net, in evaluation mode.
-        plan: its plan.
         facts: what the dense net is built from: model, in_channels, num_classes, image_size.
     """
 
     model: nn.Module
-    plan: Plan
     facts: dict[str, Any]
 
     def example(self, batch: int = 1) -> Tensor:
@@ -40,14 +37,11 @@ class RunModel:
             CheckpointError: a path with another ending.
             ConvertError: the file gives other outputs.
         """
-        path = checked_path(path, ".safetensors")
-        checkpoint.save(self.model, path, self.plan, facts=self.facts)
+        checkpoint.save(self.model, path, facts=self.facts)
         if not verify:
             return Exported(path, None)
-        x = self.example(2)
-        again = checkpoint.load(path).eval()
-        apart = distance(outputs_of(again, [x]), outputs_of(self.model, [x]))
-        return Exported(path, check_same(str(path), [(2, apart)], 0.0), (2,))
+        again, sizes = checkpoint.load(path).eval(), (2,)
+        return Exported(path, verified(str(path), again, self.model, [self.example(2)], sizes, allowed=0.0), sizes)
 
 
 def model_of_run(folder: str | Path) -> RunModel:
@@ -65,6 +59,4 @@ def model_of_run(folder: str | Path) -> RunModel:
             f"{folder} has no compressed.safetensors: it is no folder of a finished run; the same command that "
             "started the run finishes it"
         )
-    structure = checkpoint.read_structure(path)
-    model = checkpoint.load(path).eval()
-    return RunModel(model, Plan.from_dict(structure["plan"]), structure["facts"])
+    return RunModel(checkpoint.load(path).eval(), checkpoint.read_structure(path)["facts"])

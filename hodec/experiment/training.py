@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -60,10 +60,10 @@ class LitData(LightningDataModule):
             channels_last=self.config.trainer.channels_last,
         )
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> EpochLoader[Any]:
         return self._placed(train_loader)(seed=self.config.seed)
 
-    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
+    def val_dataloader(self) -> EpochLoader[Any] | list[EpochLoader[Any]]:
         return self._placed(val_loader)() or []
 
 

@@ -1,22 +1,19 @@
 """How far each layer of a quantized file is from the same layer of the file it was made from."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hodec.errors import ConvertError
+from hodec.export.runtime import session
 
 # Nodes that hold the weights of a net. One whose output the quantizer drops is judged by those that read it.
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-Run = Callable[..., list[Tensor]]
 
-
-def layer_errors(
-    floats: bytes, quantized: bytes, inputs: Sequence[Tensor], *, session: Callable[[bytes], Run]
-) -> dict[str, float]:
+def layer_errors(floats: bytes, quantized: bytes, inputs: Sequence[Tensor]) -> dict[str, float]:
     """Relative distance of each layer's outputs in two ONNX files, name of the output -> distance.
 
     The mean of each channel is left out of it: biases alone, which a layer without its weights still has, can make
@@ -25,7 +22,6 @@ def layer_errors(
     Args:
         floats, quantized: the files' bytes; tensors that stand for each other have one name in both.
         inputs: as the files take.
-        session: the bytes of a file -> a function that runs it.
     """
     import onnx
 

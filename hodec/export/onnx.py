@@ -4,19 +4,21 @@ import copy
 import inspect
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from hodec.compare import batch_sizes, verified
-from hodec.cost.count import Inputs, as_inputs
 from hodec.errors import ConvertError, near_matches
 from hodec.export.layer_errors import check_layers, layer_errors
 from hodec.export.program import Exported, checked_path, exported_program, plain_net
-from hodec.export.runtime import Array, open_session, quiet
+from hodec.export.runtime import Array, arrays, quiet, session
+from hodec.inference import settled_input, uncompiled
+from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.io.atomic import write_bytes
 
 # How far outputs may be from the model's, relative to their norm. Rounding to 8 bits costs several percent in deep
@@ -39,7 +41,7 @@ def to_onnx(  # noqa: PLR0913
     Args:
         model: what ``fuse`` made; or a compressed model, which is brought into plain layers first.
         path: ends in ``.onnx``; an existing file is replaced, in one move.
-        example_input: a tensor (or several) as the model takes, batch first.
+        example_input: as the model takes, batch first; see ``hodec.make_plan``.
         dynamic_batch: let the file take any batch size.
         verify: run the file in ONNX Runtime at several batch sizes and compare the outputs; on the first of the
             ``calibration`` batches where there are any.
@@ -53,31 +55,31 @@ def to_onnx(  # noqa: PLR0913
         ConvertError: onnx is not installed, the model cannot be exported, the file gives other outputs.
     """
     path = checked_path(path, ".onnx")
-    batches = _checked(precision, calibration)
+    batches = _checked(model, precision, calibration)
     _check_installed("onnx", "onnxscript", *(["onnxruntime"] if verify or precision == "int8" else []))
-    inputs = as_inputs(example_input)
+    inputs = settled_input(uncompiled(model), example_input)
     net = plain_net(model, inputs)
-    names = _input_names(net, len(inputs))
+    names = _input_names(net, inputs)
     floats = content = _content(HalfInside(net) if precision == "fp16" else net, inputs, dynamic_batch, names)
     if precision == "int8":
         content = _quantized(content, batches)
     error, sizes = None, batch_sizes(inputs, dynamic_batch) if verify else ()
     if verify:
         # ranges that were read from data say nothing about other inputs
-        like = inputs if batches is None else batches[0][: len(inputs)]
+        like = inputs if batches is None else batches[0]
         error = verified(str(path), session(content), net, like, sizes, allowed=ALLOWED[precision])
         if precision == "int8":
-            check_layers(str(path), layer_errors(floats, content, like, session=session))
+            check_layers(str(path), layer_errors(floats, content, like.tensors))
     write_bytes(path, content)
     return Exported(path, error, sizes, nodes_of(content))
 
 
-def _checked(precision: str, calibration: Iterable[Inputs] | None) -> list[tuple[Tensor, ...]] | None:
+def _checked(model: nn.Module, precision: str, calibration: Iterable[Inputs] | None) -> list[ModelInput] | None:
     """The calibration batches, if the settings go together."""
     if precision not in ALLOWED:
         hint = near_matches(precision, tuple(ALLOWED))
         raise ConvertError(f"precision={precision!r} is not one of {', '.join(ALLOWED)}.{hint}")
-    batches = None if calibration is None else [as_inputs(batch) for batch in calibration]
+    batches = None if calibration is None else [as_input(batch, uncompiled(model)) for batch in calibration]
     if batches is not None and precision != "int8":
         raise ConvertError(f"calibration is for precision='int8', but {precision!r} is given")
     if batches == []:
@@ -92,35 +94,9 @@ class HalfInside(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(net).half()
 
-    def forward(self, *inputs: Tensor) -> object:
-        outputs = self.net(*(x.half() if x.is_floating_point() else x for x in inputs))
-        return torch.utils._pytree.tree_map(_to_float, outputs)
-
-
-def _to_float(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def session(content: bytes, threads: int | None = None) -> Callable[..., list[Tensor]]:
-    """An ONNX file as a function of tensors, on the CPU.
-
-    Args:
-        content: the file's bytes.
-        threads: by default as many as torch uses.
-    """
-    opened = open_session(content, threads=threads or torch.get_num_threads())
-    names = [one.name for one in opened.get_inputs()]
-
-    def run(*inputs: Tensor) -> list[Tensor]:
-        outputs = opened.run(None, _arrays(names, inputs))
-        return [torch.from_numpy(output) for output in outputs]
-
-    return run
-
-
-def _arrays(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Array]:
-    """The first tensors as arrays, by the names of a file's inputs."""
-    return {name: x.detach().cpu().numpy() for name, x in zip(names, tensors)}
+    def forward(self, *args: object, **kwargs: object) -> object:
+        inputs = ModelInput(args, kwargs).map(lambda x: x.half() if x.is_floating_point() else x)
+        return tree_map_only(Tensor, lambda y: y.float() if y.is_floating_point() else y, inputs.run(self.net))
 
 
 def nodes_of(content: bytes) -> dict[str, int]:
@@ -135,14 +111,17 @@ def _check_installed(*modules: str) -> None:
         raise ConvertError(f"ONNX export needs {', '.join(missing)}: pip install 'hodec[export]'")
 
 
-def _input_names(net: nn.Module, count: int) -> list[str] | None:
-    """The names of the net's first inputs; None where it leaves them open."""
+def _input_names(net: nn.Module, inputs: ModelInput) -> list[str] | None:
+    """The names of the net's first inputs; None where they are not all tensors, or it leaves their names open."""
+    if inputs.kwargs or len(inputs.tensors) != len(inputs.args):
+        return None
+    count = len(inputs.args)
     first = list(inspect.signature(net.forward).parameters.values())[:count]
     named = [p.name for p in first if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return named if len(named) == count else None
 
 
-def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, names: list[str] | None = None) -> bytes:
+def _content(net: nn.Module, inputs: Inputs, dynamic_batch: bool, names: list[str] | None) -> bytes:
     """The net as the bytes of an ONNX file."""
     program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
     try:
@@ -164,14 +143,14 @@ def _content(net: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool, na
 class _Batches:
     """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
 
-    def __init__(self, names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> None:
-        self.left = (_arrays(names, batch) for batch in batches)  # labels behind the inputs have no name
+    def __init__(self, names: Sequence[str], batches: Sequence[ModelInput]) -> None:
+        self.left = (arrays(names, batch.tensors) for batch in batches)  # labels behind the inputs have no name
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self.left, None)
 
 
-def _quantized(content: bytes, batches: Sequence[Sequence[Tensor]] | None) -> bytes:
+def _quantized(content: bytes, batches: Sequence[ModelInput] | None) -> bytes:
     """The same graph in 8 bits: ranges from the batches, or found at each call."""
     import onnx
     from onnxruntime import quantization

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from hodec.compare import batch_sizes, verified, with_batch
-from hodec.cost.count import Inputs, as_inputs
+from hodec.compare import batch_sizes, verified
 from hodec.errors import CheckpointError, ConvertError
 from hodec.fusion.report import FuseReport
 from hodec.fusion.search import fuse
-from hodec.inference import uncompiled
+from hodec.inference import settled_input, uncompiled
+from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.io.atomic import write_bytes
 
 
@@ -42,19 +43,14 @@ class Exported:
 
 
 def to_program(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    example_input: Inputs,
-    dynamic_batch: bool = True,
-    verify: bool = True,
+    model: nn.Module, path: str | Path, *, example_input: Inputs, dynamic_batch: bool = True, verify: bool = True
 ) -> Exported:
     """Write a model as a PyTorch program, which ``torch.export.load(path).module()`` runs.
 
     Args:
         model: what ``fuse`` made; or a compressed model, which is brought into plain layers first.
         path: ends in ``.pt2``; an existing file is replaced, in one move.
-        example_input: a tensor (or several) as the model takes, batch first.
+        example_input: as the model takes, batch first; see ``hodec.make_plan``.
         dynamic_batch: let the file take any batch size.
         verify: read the file again, run it at several batch sizes and compare the outputs.
 
@@ -63,7 +59,7 @@ def to_program(
         ConvertError: the model cannot be exported, or the file gives other outputs.
     """
     path = checked_path(path, ".pt2")
-    inputs = as_inputs(example_input)
+    inputs = settled_input(uncompiled(model), example_input)
     net = plain_net(model, inputs)
     program = exported_program(net, inputs, dynamic_batch=dynamic_batch)
     content = io.BytesIO()
@@ -89,7 +85,7 @@ def checked_path(path: str | Path, ending: str) -> Path:
     return path
 
 
-def plain_net(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+def plain_net(model: nn.Module, inputs: Inputs) -> nn.Module:
     """The model in evaluation mode, out of torch's own layers: a fused one as it is, else fused by multiply-adds."""
     model = uncompiled(model)
     if isinstance(getattr(model, "fuse_report", None), FuseReport):
@@ -97,25 +93,30 @@ def plain_net(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     return fuse(model, example_input=inputs, target="macs")
 
 
-def exported_program(
-    net: nn.Module, inputs: tuple[Tensor, ...], *, dynamic_batch: bool
-) -> torch.export.ExportedProgram:
+def exported_program(net: nn.Module, given: Inputs, *, dynamic_batch: bool) -> torch.export.ExportedProgram:
     """The net as torch.export takes it down.
 
     Raises:
         ConvertError: it cannot, with its reason.
     """
-    shapes: tuple[object, ...] | None = None
+    inputs, shapes = as_input(given, net), None
     if dynamic_batch:
-        inputs = with_batch(inputs, max(2, len(inputs[0])))  # a batch of one would be taken for a constant
-        batch = torch.export.Dim("batch")
-        shapes = tuple({0: batch} for _ in inputs)
-        if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(net.forward).parameters.values()):
-            shapes = (shapes,)
+        inputs = inputs.with_batch(max(2, inputs.batch))  # a batch of one would be taken for a constant
+        shapes = _open_batch(net, inputs)
     try:
         with torch.no_grad():
-            return torch.export.export(net, inputs, dynamic_shapes=shapes)
+            return torch.export.export(net, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         way_out = "; dynamic_batch=False fixes the batch size" if dynamic_batch else ""
         raise ConvertError(f"the model cannot be exported by torch.export ({reason}){way_out}") from error
+
+
+def _open_batch(net: nn.Module, inputs: ModelInput) -> dict[str, object]:
+    """The parameters of ``forward`` by name, each with the axis of the batch in its tensors left open."""
+    batch, size = torch.export.Dim("batch"), inputs.batch
+    bound = inspect.signature(net.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    opened: dict[str, object] = tree_map(
+        lambda x: {0: batch} if isinstance(x, Tensor) and x.ndim and len(x) == size else None, dict(bound)
+    )
+    return opened

@@ -2,15 +2,18 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hodec.errors import ConvertError
+from hodec.inputs import ModelInput
 
 Array = NDArray[np.generic]
 
@@ -65,6 +68,28 @@ def open_session(
     except Exception as error:  # its kinds of errors are not public
         raise Cannot(first_line(error)) from error
     return session
+
+
+def session(content: bytes, threads: int | None = None) -> Callable[..., list[Tensor]]:
+    """An ONNX file as a function of tensors, on the CPU.
+
+    Args:
+        content: the file's bytes.
+        threads: by default as many as torch uses.
+    """
+    opened = open_session(content, threads=threads or torch.get_num_threads())
+    names = [one.name for one in opened.get_inputs()]
+
+    def run(*args: object, **kwargs: object) -> list[Tensor]:
+        outputs = opened.run(None, arrays(names, ModelInput(args, kwargs).tensors))
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def arrays(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Array]:
+    """The first tensors as arrays, by the names of a file's inputs."""
+    return {name: x.detach().cpu().numpy() for name, x in zip(names, tensors)}
 
 
 def first_line(error: BaseException) -> str:

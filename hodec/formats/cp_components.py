@@ -1,6 +1,7 @@
 """Sums of outer products of vectors, in batches."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Components:
 
     def weights_norm(self) -> Tensor:
         """Norm of the weights, (B,): at most 1 for orthogonal components of a unit tensor."""
-        return self.weights.norm(dim=1)
+        return cast(Tensor, self.weights.norm(dim=1))
 
     def congruence(self) -> Tensor:
         """Largest congruence (cosine) of two components, (B,), after Tucker; -1 where there is one only."""
@@ -48,7 +49,8 @@ class Components:
     def residual(self, tensors: Tensor) -> Tensor:
         """Norm of what the sum leaves of the tensors (B, n_1, ..), (B,)."""
         first, *rest = self.columns
-        return (tensors.flatten(2) - (first * self.weights[:, None]) @ khatri_rao(rest).mT).flatten(1).norm(dim=1)
+        left = tensors.flatten(2) - (first * self.weights[:, None]) @ khatri_rao(rest).mT
+        return cast(Tensor, left.flatten(1).norm(dim=1))
 
 
 def khatri_rao(factors: list[Tensor]) -> Tensor:

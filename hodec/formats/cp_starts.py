@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def start_values(tensor: Tensor) -> Tensor:
         sides.append(next(k for k in range(1, work.ndim) if k not in sides))
     rest = [k for k in range(1, work.ndim) if k not in sides]
     slices, _ = _turned_slices(work.permute(0, *sides, *rest).flatten(len(sides)))
-    return torch.linalg.svdvals(slices).flatten().sort(descending=True).values
+    return cast(Tensor, torch.linalg.svdvals(slices).flatten().sort(descending=True).values)
 
 
 def orthogonal_start(tensors: Tensor, rank: int) -> Components:

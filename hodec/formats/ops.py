@@ -14,7 +14,8 @@ from hodec.formats.calls import CallSites
 Shape = Sequence[int]
 
 # Multiply-adds per second of a chain of small contractions, relative to merged convolutions, on a CPU: a chain is
-# chosen only where it saves more multiply-adds than that. ``fuse`` measures both.
+# chosen only where it saves more multiply-adds than that. ``fuse`` measures both. benchmarks/chain.py: 0.4 at 64
+# channels, 0.7 at 256, 0.9 at 512.
 CHAIN_RATE = 0.75
 
 

@@ -1,6 +1,7 @@
 """Stacks of linear maps, such as the experts of one layer: each is factorized on its own, all at the same ranks."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Stacked(Format):
         def rebuilt(*own: Tensor) -> Tensor:
             return self.one.reconstruct(own, shape[:2], modes)
 
-        return torch.vmap(rebuilt, out_dims=-1)(*factors)
+        return cast(Tensor, torch.vmap(rebuilt, out_dims=-1)(*factors))
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return [pair for w in weight.unbind(-1) for pair in self.one.unfoldings(w, modes)]

@@ -96,7 +96,7 @@ class Tucker2(StagedFormat):
         """Inverse of ``_factor``: whole matrix products, with the kernel's axes last throughout."""
         half = inner @ _transposed(core).flatten(2)
         half = _transposed(half.unflatten(2, (core.shape[1], *core.shape[3:])))
-        return (outer @ half.flatten(2)).unflatten(2, half.shape[2:])
+        return cast(Tensor, (outer @ half.flatten(2)).unflatten(2, half.shape[2:]))
 
 
 def _transposed(tensors: Tensor) -> Tensor:

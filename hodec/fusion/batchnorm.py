@@ -19,6 +19,7 @@ from hodec.conversion.eligibility import READS_WEIGHTS
 from hodec.conversion.swap import HOOKS
 from hodec.errors import ConvertError
 from hodec.formats.layer_types import LayerType, layer_type_of
+from hodec.inputs import Inputs, as_input
 from hodec.layers.base import FactorizedLayer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -63,7 +64,7 @@ def _layer_type(module: nn.Module) -> LayerType | None:
     return module.layer_type if isinstance(module, FactorizedLayer) else layer_type_of(module)
 
 
-def find_folds(model: nn.Module, inputs: Sequence[Tensor], calls: Mapping[str, Sequence[Call]]) -> Folds:
+def find_folds(model: nn.Module, inputs: Inputs, calls: Mapping[str, Sequence[Call]]) -> Folds:
     """The norms of a model in evaluation mode, each with its layer or the reason why it stays.
 
     Args:
@@ -132,7 +133,7 @@ class _Readers(TorchFunctionMode):
 
 
 @torch.no_grad()
-def sources_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
+def sources_of(model: nn.Module, inputs: Inputs) -> dict[str, str]:
     """Norm name -> name of the layer whose output it alone reads, while the model runs on these inputs."""
     readers, hooks = _Readers(), []
 
@@ -151,7 +152,7 @@ def sources_of(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
             hooks.append(module.register_forward_hook(lambda _, __, output, name=name: made(name, output)))
     try:
         with readers:
-            result = model(*inputs)
+            result = as_input(inputs, model).run(model)
         readers.saw(result)
     finally:
         for hook in hooks:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from hodec.compare import distance, tensors_in
 from hodec.conversion.swap import HOOKS
-from hodec.cost.count import Inputs, as_inputs
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import ConvertError, near_matches
 from hodec.formats.ops import CHAIN_RATE
 from hodec.fusion.batchnorm import Call, Folds, find_folds, foldable, is_norm, scale_and_shift, scaled_last
 from hodec.fusion.report import FuseReport, LayerChoice
 from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
-from hodec.inference import inference, uncompiled
+from hodec.inference import inference, settled_input, uncompiled
+from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.layers.inner import multiply_out
 
@@ -58,7 +58,7 @@ def fuse(
 
     Args:
         model: what ``convert`` or ``load`` made; any other net too, whose batch norms are folded.
-        example_input: a tensor (or several) as the model takes, batch first, on its device.
+        example_input: as the model takes, batch first, on its device; see ``hodec.make_plan``.
         target: ``latency`` measures every variant on this device; ``macs`` measures nothing and counts multiply-adds.
         fold_batchnorm: False leaves the norms alone.
         memory_format: ``channels_last``, ``contiguous``, or ``auto``: by measuring (``contiguous`` for ``macs``).
@@ -69,8 +69,8 @@ def fuse(
     """
     _check("target", target, TARGETS)
     _check("memory_format", memory_format, ("auto", *FORMATS))
-    inputs = as_inputs(example_input)
-    with same_random_state(inputs):
+    inputs = settled_input(uncompiled(model), example_input)
+    with same_random_state(inputs.tensors):
         work = _Work.of(uncompiled(model), inputs, fold=fold_batchnorm)
         if target == "macs":
             layout = "contiguous" if memory_format == "auto" else memory_format
@@ -96,18 +96,18 @@ class _Work:
     """
 
     base: nn.Module
-    inputs: tuple[Tensor, ...]
+    inputs: ModelInput
     expected: list[Tensor]
     calls: Mapping[str, Sequence[Call]]
     folds: Folds
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: tuple[Tensor, ...], *, fold: bool) -> "_Work":
+    def of(cls, model: nn.Module, inputs: ModelInput, *, fold: bool) -> "_Work":
         base = copy.deepcopy(model).eval()
         try:
             calls, expected = observed(base, inputs)
         except Exception as error:  # whatever a forward pass raises
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
             raise ConvertError(
                 f"the model does not run on example_input of shape {shapes}: {type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else ''}; give inputs as the model takes, on its device"
@@ -123,7 +123,7 @@ class _Work:
 
     @property
     def device(self) -> torch.device:
-        return self.inputs[0].device
+        return self.inputs.tensors[0].device
 
     def factorized(self) -> dict[str, FactorizedLayer]:
         """Name -> layer, of those that run."""
@@ -159,7 +159,7 @@ class _Work:
         """Relative distance of the net's outputs from the expected ones; infinite where their shapes differ."""
         try:
             with inference(net):
-                made = net(*self.inputs)
+                made = self.inputs.run(net)
         except Exception as error:
             log.debug("the fused net does not run", exc_info=True)
             raise ConvertError(
@@ -193,7 +193,7 @@ class _Work:
                 f"{self.tolerance:g}); its forward pass may depend on more than its input, or hold NaN"
             )
         folded = {norm: name for name, norm in self.folds.norms.items()}
-        shapes = tuple(tuple(x.shape) for x in self.inputs)
+        shapes = tuple(tuple(x.shape) for x in self.inputs.tensors)
         net.fuse_report = FuseReport(  # type: ignore[assignment]
             target, device_name(self.device), shapes, choices, folded, dict(self.folds.kept), layout, net_ms, error
         )
@@ -250,7 +250,7 @@ def _faster_net(
 
 def _times(work: _Work, nets: Mapping[str, nn.Module]) -> dict[str, float]:
     with torch.inference_mode():
-        works = {name: lambda net=net: net(*work.inputs) for name, net in nets.items()}
+        works = {name: lambda net=net: work.inputs.run(net) for name, net in nets.items()}
         return medians_ms(works, device=work.device, seconds=NET_SECONDS)
 
 
@@ -305,7 +305,7 @@ def _fewest_macs(name: str, variants: Mapping[str, Variant]) -> LayerChoice:
 # -- nets -----------------------------------------------------------------------------------------------------------
 
 
-def observed(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, list[Call]], list[Tensor]]:
+def observed(model: nn.Module, inputs: Inputs) -> tuple[dict[str, list[Call]], list[Tensor]]:
     """The calls of every layer and norm by name, and the tensors that the model puts out."""
     calls: dict[str, list[Call]] = {}
 
@@ -320,7 +320,7 @@ def observed(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, list
                     lambda _, args, kwargs, output, name=name: remember(name, args, kwargs, output), with_kwargs=True
                 )
                 hooks.callback(hook.remove)
-        return calls, tensors_in(model(*inputs))
+        return calls, tensors_in(as_input(inputs, model).run(model))
 
 
 def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -335,4 +335,4 @@ def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 def laid_out(net: nn.Module, layout: str) -> nn.Module:
     """The net with its kernels in this memory format (kernels of other than two axes have none)."""
-    return net.to(memory_format=FORMATS[layout])  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=FORMATS[layout])

@@ -1,6 +1,6 @@
 """Attention with factorized projections, in place of nn.MultiheadAttention."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,10 @@ class FactorizedAttention(FactorizedWeights):
         """As ``nn.MultiheadAttention``: (N, L, E), (L, N, E) or (L, E) -> the same, and the attention weights."""
         same = query is key and key is value
         if not self._by_factors(same) or query.is_nested:
-            return super().forward(  # type: ignore[misc, no-any-return]
+            made_by_torch: tuple[Tensor, Tensor | None] = cast(Any, super()).forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
+            return made_by_torch
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask: give the mask too")
         batched = query.ndim == 3

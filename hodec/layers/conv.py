@@ -76,7 +76,8 @@ class FactorizedConv(FactorizedLayer):
         """A convolution amid a chain: (n, p, r, i, .., h, w) -> (n, p, s, i, .., h', w')."""
         last = -1 - self.layer_type.dims
         y = y.movedim(2, last)
-        return self.convolve(y.flatten(0, last - 1), op, kernel).unflatten(0, y.shape[:last]).movedim(last, 2)
+        z: Tensor = self.convolve(y.flatten(0, last - 1), op, kernel).unflatten(0, y.shape[:last])
+        return z.movedim(last, 2)
 
     def convolve(self, x: Tensor, op: Op, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
         """One op, with the layer's stride, padding and dilation along the axes that it moves along."""

@@ -1,7 +1,7 @@
 """Factorized embeddings: a narrow table with a linear map, and a tensor train whose table is never built."""
 
 from collections.abc import Callable, Sequence
-from typing import Self, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from hodec.formats import svd, tt
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.formats.modes import Modes
 from hodec.layers.base import FactorizedLayer, LayerOptions
 
 
@@ -74,16 +73,8 @@ class TTEmbedding(FactorizedEmbedding):
         self.register_buffer("padding_row", row)
 
     @classmethod
-    def like(
-        cls,
-        module: nn.Module,
-        ranks: Sequence[int],
-        *,
-        modes: Modes | None = None,
-        execution: str = "",
-        initialize: bool = False,
-    ) -> Self:
-        layer = super().like(module, ranks, modes=modes, execution=execution, initialize=initialize)
+    def like(cls, module: nn.Module, ranks: Sequence[int], **options: Any) -> Self:
+        layer = super().like(module, ranks, **options)
         if layer.padding_row is not None:
             layer.padding_row.copy_(cast(Tensor, module.weight).detach()[layer.padding_idx])
         return layer

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ def _eigenvalues(m: Tensor, dtype: torch.dtype) -> Tensor:
     shared = _shared.get()
     try:
         if shared is None or dtype != m.dtype or not _is_shareable(m):
-            return torch.linalg.eigvalsh(eigh.gram(m, dtype))
+            return cast(Tensor, torch.linalg.eigvalsh(eigh.gram(m, dtype)))
         form = eigh.Tridiagonal(eigh.gram(m))
         if sum(held.nbytes for held in shared.values()) + form.nbytes <= SHARED_BYTES:
             shared[_digest(m)] = form
@@ -159,7 +160,7 @@ def _all_of(m: Tensor, orthonormal: bool) -> tuple[Tensor, Tensor]:
     """The factorization at full rank, where nothing is cut off."""
     rows, cols = m.shape[-2:]
     if rows > cols and orthonormal:
-        return torch.linalg.qr(m)
+        return cast(tuple[Tensor, Tensor], torch.linalg.qr(m))
     one = torch.eye(min(rows, cols), dtype=m.dtype, device=m.device).expand(*m.shape[:-2], -1, -1).contiguous()
     return (one, m.clone()) if rows <= cols else (m.clone(), one)
 

@@ -8,10 +8,9 @@ from torch.func import functional_call
 from hodec.errors import ConfigError, Use
 
 # Arguments beside the number of classes: one output tensor, and no warning about the initialisation.
-EXTRA_ARGUMENTS: dict[str, dict[str, object]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
+EXTRA_ARGUMENTS: dict[str, dict[str, object]] = dict.fromkeys(
+    ("googlenet", "inception_v3"), {"aux_logits": False, "init_weights": True}
+)
 # Sides in pixels that are tried, in this order, to find one that a net takes; 75 is the least of inception_v3.
 CANDIDATE_SIZES = (8, 16, 24, 32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)
 MISFIT = (RuntimeError, ValueError, AssertionError)  # errors of a net that gets images of a wrong size

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hodec.errors import CheckpointError, PlanError
 from hodec.onnx_graph.graph import load_graph
@@ -13,7 +14,7 @@ from hodec.plan.plan import Plan
 METADATA = "hodec.changes"
 FORMAT, VERSION = "hodec-onnx-changes", 2
 
-Layers = dict[str, dict[str, object]]
+Layers = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ChangeMap:
     def __str__(self) -> str:
         lines = [f"{len(self.layers)} layers decomposed by rule {self.rule}, {len(self.skipped)} left dense"]
         for name, one in self.layers.items():
-            shape, nodes = "·".join(map(str, _list(one["shape"]))), ", ".join(map(str, _list(one["nodes"])))
+            shape, nodes = "·".join(map(str, one["shape"])), ", ".join(one["nodes"])
             lines.append(
                 f"  {name} {shape} -> {nodes}  {one['method']} {one['ranks']}, weight error {one['error']:.3f}"
             )
@@ -81,9 +82,12 @@ def changes_text(earlier: Layers, changes: Mapping[str, Change], plan: Plan) -> 
 def earlier_layers(text: str) -> Layers:
     """The layers of a map of changes of any version, in the words of this one; none if it is not one."""
     try:
-        value = json.loads(text)
+        return _layers(json.loads(text))
     except ValueError:
         return {}
+
+
+def _layers(value: object) -> Layers:
     layers = value.get("layers") if isinstance(value, dict) else None
     if not isinstance(layers, dict) or not all(isinstance(one, dict) for one in layers.values()):
         return {}
@@ -115,7 +119,7 @@ def read_changes(path: str | Path) -> ChangeMap:
             f"{path}: metadata {METADATA!r} is {given}; this hodec reads {[FORMAT, VERSION]}: update it, or decompose "
             "the model again"
         )
-    rule, skipped, layers = value.get("rule"), value.get("skipped"), earlier_layers(text)
+    rule, skipped, layers = value.get("rule"), value.get("skipped"), _layers(value)
     complete = "layers" in value and len(layers) == len(value["layers"]) and all(map(_is_change, layers.values()))
     if not complete or not isinstance(rule, str) or not isinstance(skipped, dict):
         raise CheckpointError(f"{path}: metadata {METADATA!r} lacks a field or was altered; decompose the model again")
@@ -125,7 +129,3 @@ def read_changes(path: str | Path) -> ChangeMap:
 def _is_change(one: Mapping[str, object]) -> bool:
     lists = all(isinstance(one.get(key), list) for key in ("nodes", "shape", "ranks"))
     return lists and isinstance(one.get("error"), int | float) and "method" in one
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []

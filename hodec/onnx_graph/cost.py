@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 import onnx_ir as ir
 
 from hodec.onnx_graph.graph import OnnxGraph, constants_of, name_of
+from hodec.onnx_graph.sizes import Size
 
-Size = tuple[int, ...]
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 

@@ -14,13 +14,14 @@ from hodec.linalg.svd import sharing
 from hodec.onnx_graph.changes import Change
 from hodec.onnx_graph.cost import parameters
 from hodec.onnx_graph.graph import load_graph
-from hodec.onnx_graph.planning import GraphFacts, Options, check_plan, graph_facts, plan_graph
+from hodec.onnx_graph.planning import GraphFacts, check_plan, graph_facts, plan_graph
 from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.session import example_feeds, is_finite, relative_difference, run_model
 from hodec.onnx_graph.sizes import Size, shape_words
 from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
 from hodec.ranks import RankRule
+from hodec.ranks.planning import PlanSettings
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def decompose_file(  # noqa: PLR0913
     method: str = "tucker",
     rule: RankRule | None = None,
     plan: Plan | None = None,
-    options: Options | None = None,
+    options: PlanSettings | None = None,
     shapes: Mapping[str, Size] | None = None,
     force: bool = False,
 ) -> Outcome:
@@ -102,18 +103,18 @@ def decompose_file(  # noqa: PLR0913
         if plan is not None:
             sites = check_plan(plan, facts)
         elif rule is not None:
-            plan, sites = plan_graph(facts, rule, method, options or Options())
+            plan, sites = plan_graph(facts, rule, method, options or PlanSettings())
         else:
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts, feeds)
-        rewritten = rewrite(facts, sites, plan)
-    after = Cost(parameters(graph), rewritten.total_macs // facts.batch)
+        changes, total_macs = rewrite(facts, sites, plan)
+    after = Cost(parameters(graph), total_macs // facts.batch)
     with written(graph, out) as files:
         _check_file(files[0])
         difference, more = _check_outputs(files[0], feeds, wanted)
         size = sum(path.stat().st_size for path in files)
     remarks = (*remarks, *more)
-    return Outcome(plan, rewritten.changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
+    return Outcome(plan, changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
 
 
 def _dense_outputs(facts: GraphFacts, feeds: Mapping[str, Array]) -> tuple[list[object] | None, tuple[str, ...]]:

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from torch import Tensor
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array, Cannot
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.messages import exclude_use, literal
 from hodec.onnx_graph.nodes import Writer, layer_model
 from hodec.onnx_graph.session import relative_difference, run_by_definition, run_model
 from hodec.onnx_graph.sites import WeightConsumer
@@ -42,13 +40,13 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
     arrays = {name: tensor.numpy() for name, tensor in weights.items() if tensor is not None}
     after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in arrays.items()}}
     try:
-        wanted, result = _answers(
-            (_model([one.node], before, graph), before), (_model(writer.nodes, after, graph, writer.constants), after)
-        )
+        reference = layer_model([one.node], _sizes(before), graph)
+        new = layer_model(writer.nodes, _sizes(after), graph, writer.constants)
+        wanted, result = _answers((reference, before), (new, after))
     except Cannot as error:
         raise ConvertError(
             literal(f"{one.name}: the new nodes do not run ({error}); leave it dense with ") + "{exclude}",
-            exclude=exclude_use(one.name),
+            exclude=one.exclusion,
         ) from error
     difference = relative_difference(_leading(result, one, len(dense)), wanted)
     if not difference <= TOLERANCE[str(next(iter(arrays.values())).dtype)]:
@@ -58,15 +56,13 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
                 f"{difference:.2g}; this is a fault of hodec: leave the layer dense with "
             )
             + "{exclude}",
-            exclude=exclude_use(one.name),
+            exclude=one.exclusion,
         )
     return difference
 
 
-def _model(
-    nodes: Sequence[ir.Node], feeds: Mapping[str, Array], graph: OnnxGraph, constants: Sequence[ir.Value] = ()
-) -> onnx.ModelProto:
-    return layer_model(nodes, {name: array.shape for name, array in feeds.items()}, graph, constants)
+def _sizes(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in feeds.items()}
 
 
 Problem = tuple[onnx.ModelProto, Mapping[str, Array]]

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from hodec.export.runtime import Array
 from hodec.onnx_graph.cost import multiply_adds
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
-from hodec.onnx_graph.recipes import Convolve, Flatten, Multiply, Recipe, Reshape, Restore, Step
+from hodec.onnx_graph.recipes import Recipe, Step
 from hodec.onnx_graph.sites import WeightConsumer
 from hodec.onnx_graph.sizes import Size
 
@@ -43,35 +43,23 @@ class Writer:
 
     def write(self, recipe: Recipe) -> "Writer":
         """The nodes of all steps; the last one gives the replaced node's output."""
-        weights, data, bias = iter(self.weights), self.consumer.data, self.consumer.bias
-        for k, step in enumerate(recipe.steps):
+        data, bias = self.consumer.data, self.consumer.bias
+        for k, (step, weight) in enumerate(zip(recipe.steps, self.weights, strict=True)):
             last = k == len(recipe.steps) - 1
-            inside = bias if last and recipe.bias_inside else None
-            weight = next(weights) if isinstance(step, Convolve | Multiply) else None
-            data = self._step(step, data, weight, inside, last=last and (recipe.bias_inside or bias is None))
-        if bias is not None and not recipe.bias_inside:
-            if dims := self.consumer.dims:
-                bias = self.add("Reshape", [bias, self.shape((-1, *(1 for _ in range(dims))))])
-            self.add("Add", [data, bias])
+            if step.shape:
+                if k == 0 and self.consumer.flag("transA"):
+                    data = self.add("Transpose", [data], perm=[1, 0])
+                data = self.add("Reshape", [data, self.shape(step.shape)])
+            inputs = [data, weight, bias] if last and bias is not None and not recipe.shape else [data, weight]
+            data = self._multiply(inputs, last=last) if step.kernel.ndim == 2 else self._convolve(step, inputs)
+        if recipe.shape:
+            data = self._restored(data, recipe.shape)
+            if bias is not None:
+                if dims := self.consumer.dims:
+                    bias = self.add("Reshape", [bias, self.shape((-1, *(1 for _ in range(dims))))])
+                self.add("Add", [data, bias])
         self.output.name = self.consumer.output.name
         return self
-
-    def _step(
-        self, step: Step, data: ir.Value, weight: ir.Value | None, bias: ir.Value | None, *, last: bool
-    ) -> ir.Value:
-        inputs = [one for one in (data, weight, bias) if one is not None]
-        if isinstance(step, Convolve):
-            transposed = self.consumer.node.op_type == "ConvTranspose" and step.axes
-            return self.add("ConvTranspose" if transposed else "Conv", inputs, **self._settings(step))
-        if isinstance(step, Multiply):
-            return self._multiply(inputs, last=last)
-        if isinstance(step, Reshape):
-            return self.add("Reshape", [data, self.shape(step.to)])
-        if isinstance(step, Flatten):
-            if self.consumer.node.attributes.get_int("transA", 0):
-                data = self.add("Transpose", [data], perm=[1, 0])
-            return self.add("Reshape", [data, self.shape((-1, *step.to))])
-        return self._restore(step, data)
 
     def add(self, kind: str, inputs: Sequence[ir.Value], **settings: Attribute) -> ir.Value:
         """One node, named after the replaced one; returns its output."""
@@ -87,7 +75,11 @@ class Writer:
         self.constants.append(initializer(self.names.new(f"{self.consumer.name}.{what}"), array))
         return self.constants[-1]
 
-    def _settings(self, step: Convolve) -> dict[str, Attribute]:
+    def _convolve(self, step: Step, inputs: list[ir.Value]) -> ir.Value:
+        transposed = self.consumer.node.op_type == "ConvTranspose" and step.axes
+        return self.add("ConvTranspose" if transposed else "Conv", inputs, **self._settings(step))
+
+    def _settings(self, step: Step) -> dict[str, Attribute]:
         """The replaced node's settings along the axes of this step, and none along the others."""
         one, dims = self.consumer, step.kernel.ndim - 2
         settings: dict[str, Attribute] = {"kernel_shape": list(step.kernel.shape[2:])}
@@ -119,12 +111,13 @@ class Writer:
             inputs.append(self._constant("zero", np.zeros((), weight.dtype.numpy() if weight else np.float32)))
         return self.add("Gemm", inputs, **settings)
 
-    def _restore(self, step: Restore, data: ir.Value) -> ir.Value:
-        if self.consumer.node.op_type == "Gemm":
-            return self.add("Reshape", [data, self.shape((-1, step.width))])
+    def _restored(self, data: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The layer's output: of a product of any number of axes, with the leading axes of the layer's input."""
+        if self.consumer.node.op_type != "MatMul":
+            return self.add("Reshape", [data, self.shape(shape)])
         full = self.add("Shape", [self.consumer.data])
         lead = self.add("Slice", [full, self.shape((0,)), self.shape((-1,))])
-        return self.add("Reshape", [data, self.add("Concat", [lead, self.shape((step.width,))], axis=0)])
+        return self.add("Reshape", [data, self.add("Concat", [lead, self.shape(shape[1:])], axis=0)])
 
 
 def initializer(name: str, array: Array) -> ir.Value:
@@ -133,13 +126,11 @@ def initializer(name: str, array: Array) -> ir.Value:
     return ir.val(name, const_value=tensor)
 
 
-def as_stored(consumer: WeightConsumer, step: Convolve | Multiply, dtype: np.dtype[np.generic]) -> Array:
+def as_stored(consumer: WeightConsumer, step: Step, dtype: np.dtype[np.generic]) -> Array:
     """The weight of a step in the node's layout and the replaced weight's type."""
-    if isinstance(step, Multiply):
-        weight = step.matrix.mT if consumer.transposed else step.matrix
-    else:
-        in_first = consumer.node.op_type == "ConvTranspose" and step.axes and not step.depthwise
-        weight = step.kernel.transpose(0, 1) if in_first else step.kernel
+    in_first = consumer.node.op_type == "ConvTranspose" and step.axes and not step.depthwise
+    turned = consumer.transposed if step.kernel.ndim == 2 else in_first
+    weight = step.kernel.transpose(0, 1) if turned else step.kernel
     return np.ascontiguousarray(weight.contiguous().numpy()).astype(dtype)
 
 

@@ -82,18 +82,9 @@ def graph_facts(graph: OnnxGraph, shapes: Mapping[str, Size]) -> GraphFacts:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of a plan, as in ``make_plan``."""
-
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    allow_larger: bool = False
-    n_modes: int = 2
-    execution: str = "auto"
-
-
-def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options) -> tuple[Plan, dict[str, GraphSite]]:
+def plan_graph(
+    facts: GraphFacts, rule: RankRule, method: str, settings: PlanSettings
+) -> tuple[Plan, dict[str, GraphSite]]:
     """A plan over the names of the graph's nodes; and its sites, by the names of their first nodes.
 
     Raises:
@@ -107,11 +98,11 @@ def plan_graph(facts: GraphFacts, rule: RankRule, method: str, options: Options)
         rule,
         NetContext(facts.cost, lambda name: _stand_in(sites[name])),
         method=method,
-        settings=PlanSettings(**vars(options)),
+        settings=settings,
         fits=fits,
     )
     for name in list(layers):
-        if reason := _too_large(layers[name], options.allow_larger):
+        if reason := _too_large(layers[name], settings.allow_larger):
             del layers[name]
             skipped[name] = reason
     if not layers:
@@ -167,10 +158,9 @@ def _too_large(layer: LayerPlan, allowed: bool) -> str:
 def _plan_inputs(facts: GraphFacts) -> tuple[tuple[Size, str], ...]:
     """Size and type of each example input, in torch's words."""
     types = {name: str((value.dtype or ir.DataType.FLOAT).numpy()) for name, value in facts.graph.inputs.items()}
-    known = {
-        name: word if isinstance(getattr(torch, word, None), torch.dtype) else "float32" for name, word in types.items()
-    }
-    return tuple((size, known[name]) for name, size in facts.inputs.items() if all(size))
+    known = {word for word in types.values() if isinstance(getattr(torch, word, None), torch.dtype)}
+    sizes = ((size, types[name]) for name, size in facts.inputs.items() if all(size))
+    return tuple((size, word if word in known else "float32") for size, word in sizes)
 
 
 def check_rule(rule: RankRule) -> None:
@@ -205,19 +195,18 @@ def check_plan(plan: Plan, facts: GraphFacts) -> dict[str, GraphSite]:
     Raises:
         PlanError: naming the layer, and what does not fit.
     """
-    groups = {group[0].name: group for group in facts.groups}
-    return {name: _fitting(name, layer, groups, facts) for name, layer in plan.items()}
+    known = {one.name: group for group in facts.groups for one in group}
+    return {name: _fitting(name, layer, known, facts) for name, layer in plan.items()}
 
 
 def _fitting(
-    name: str, layer: LayerPlan, groups: Mapping[str, tuple[WeightConsumer, ...]], facts: GraphFacts
+    name: str, layer: LayerPlan, known: Mapping[str, tuple[WeightConsumer, ...]], facts: GraphFacts
 ) -> GraphSite:
-    group, method = groups.get(name, ()), get_method(layer.method)
-    known = {one.name: together for together in facts.groups for one in together}
-    reason = facts.refused.get(name) or (name in known and refusal(known[name], facts.graph, method, facts.sizes))
+    group, method = known.get(name, ()), get_method(layer.method)
+    reason = facts.refused.get(name) or (group and refusal(group, facts.graph, method, facts.sizes))
     if reason:
         raise PlanError(f"{name} cannot be decomposed: {reason}")
-    if not group:
+    if not group or group[0].name != name:
         raise PlanError(
             f"the plan names node {name}, which this model lacks: it was made for another model."
             f"{near_matches(name, tuple(known))}"

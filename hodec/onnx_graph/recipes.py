@@ -22,47 +22,18 @@ LEAST_LOST = 0.1
 
 
 @dataclass(frozen=True)
-class Convolve:
-    """A convolution that moves along ``axes`` with the layer's settings there.
+class Step:
+    """A convolution that moves along ``axes`` with the layer's settings there, or a product by a matrix.
 
     Attributes:
-        kernel: (out, in, K_1, ..), or (channels, 1, K_1, ..) where it is depthwise.
+        kernel: (out, in, K_1, ..), (channels, 1, K_1, ..) where it is depthwise, or (out, in) of a product.
+        shape: what its input is reshaped to, in ONNX's words: 0 keeps an axis, -1 is what is left. Empty: not reshaped.
     """
 
     kernel: Tensor
     axes: tuple[int, ...] = ()
     depthwise: bool = False
-
-
-@dataclass(frozen=True)
-class Multiply:
-    """A linear map by a matrix (out, in)."""
-
-    matrix: Tensor
-
-
-@dataclass(frozen=True)
-class Reshape:
-    """A reshape, in ONNX's words: 0 keeps an axis of the input, -1 is what is left."""
-
-    to: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """(.., I) -> (positions, *to)."""
-
-    to: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Restore:
-    """(.., ..) -> the leading axes of the layer's input, and ``width`` outputs."""
-
-    width: int
-
-
-Step = Convolve | Multiply | Reshape | Flatten | Restore
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,20 +41,11 @@ class Recipe:
     """The steps that stand in for a layer.
 
     Attributes:
-        bias_inside: whether the last step's outputs are the layer's, so that it can carry the bias.
+        shape: what the last step's outputs are reshaped to. Empty: they are the layer's, so that it can carry the bias.
     """
 
     steps: tuple[Step, ...]
-    bias_inside: bool = True
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Kernels and matrices, in order."""
-        return [
-            step.kernel if isinstance(step, Convolve) else step.matrix
-            for step in self.steps
-            if isinstance(step, Convolve | Multiply)
-        ]
+    shape: tuple[int, ...] = ()
 
 
 def factors_of(layer: LayerPlan, weight: Tensor) -> list[Tensor]:
@@ -136,9 +98,7 @@ def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
     pairs = list(zip(ops, kernels, strict=True))
     if any(op.contracts for op in ops):
         return _conv_chain(layer, pairs) if layer.shape[2:] else _linear_chain(layer, pairs)
-    if layer.shape[2:]:
-        return Recipe(tuple(Convolve(kernel, op.axes, op.depthwise) for op, kernel in pairs))
-    return Recipe(tuple(Multiply(kernel) for kernel in kernels))
+    return Recipe(tuple(Step(kernel, op.axes, op.depthwise) for op, kernel in pairs))
 
 
 def numbers_of(layer: LayerPlan) -> int:
@@ -169,20 +129,14 @@ def _conv_chain(layer: LayerPlan, pairs: Sequence[tuple[Op, Tensor]]) -> Recipe:
     steps, rest = list[Step](), [0] * (len(layer.shape) - 3)
     now, done = (1, layer.shape[1], 1), (1, layer.shape[0], 1)  # outputs done, channels, inputs pending
     for op, kernel in pairs:
-        wanted = (op.done, op.channels, op.pending)
-        if wanted != now:
-            steps.append(Reshape((0, op.channels, -1, *rest) if op.takes else (-1, op.channels, 0, *rest)))
-        steps.append(Convolve(kernel, op.axes, op.depthwise))
+        shape = (0, op.channels, -1, *rest) if op.takes else (-1, op.channels, 0, *rest)
+        moved = (op.done, op.channels, op.pending) != now
+        steps.append(Step(kernel, op.axes, op.depthwise, shape if moved else ()))
         now = (op.done, op.kernel[0], op.pending)
-    if now != done:
-        steps.append(Reshape((-1, layer.shape[0], 0, *rest)))
-    return Recipe(tuple(steps), bias_inside=now == done)
+    return Recipe(tuple(steps), (-1, layer.shape[0], 0, *rest) if now != done else ())
 
 
 def _linear_chain(layer: LayerPlan, pairs: Sequence[tuple[Op, Tensor]]) -> Recipe:
     """Contractions as 1-D convolutions; pending inputs lie along the axis, done outputs are in the batch."""
-    steps = list[Step]()
-    for op, kernel in pairs:
-        to = (op.channels, op.pending)
-        steps += [Reshape((-1, *to)) if steps else Flatten(to), Convolve(kernel.unsqueeze(2))]
-    return Recipe((*steps, Restore(layer.shape[0])), bias_inside=False)
+    steps = [Step(kernel.unsqueeze(2), shape=(-1, op.channels, op.pending)) for op, kernel in pairs]
+    return Recipe(tuple(steps), (-1, layer.shape[0]))

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array
 from hodec.linalg.svd import naming
 from hodec.onnx_graph.changes import METADATA, Change, changes_text, earlier_layers
 from hodec.onnx_graph.cost import multiply_adds
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.layer_check import check_layer
-from hodec.onnx_graph.messages import exclude_use, literal
 from hodec.onnx_graph.nodes import Writer, as_stored, count_layer, initializer
 from hodec.onnx_graph.planning import GraphFacts
-from hodec.onnx_graph.recipes import Convolve, Multiply, Recipe, dense_of, error_of, factors_of, recipe_of
+from hodec.onnx_graph.recipes import Recipe, dense_of, error_of, factors_of, recipe_of
 from hodec.onnx_graph.sites import GraphSite, WeightConsumer
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -25,24 +24,15 @@ from hodec.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """What rewriting came to.
-
-    Attributes:
-        changes: node -> what became of it.
-        total_macs: multiply-adds of the whole example input afterwards, without the graph's uncounted nodes.
-    """
-
-    changes: dict[str, Change]
-    total_macs: int
-
-
-def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> Rewritten:
+def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> tuple[dict[str, Change], int]:
     """Replace the planned layers of ``facts.graph``, in place.
 
     Every replaced node is run beside its dense reconstruction first, see ``check_layer``. Inputs and outputs without a
     shape get their number of axes.
+
+    Returns:
+        What became of each node, and the multiply-adds of the whole example input afterwards, without those of the
+        graph's uncounted nodes.
 
     Raises:
         ConvertError: a factor that the weight's type cannot hold, or nodes that do not compute what they should.
@@ -58,13 +48,16 @@ def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> Re
         for one, writer in zip(sites[name].consumers, lowered.writers, strict=True):
             nodes = tuple(name_of(node) for node in writer.nodes)
             changes[one.name] = Change(nodes, weights, layer, lowered.error)
-            _replace(graph, one, writer)
+            ir.convenience.replace_nodes_and_values(
+                graph.graph, one.node, [one.node], writer.nodes, [one.output], [writer.output]
+            )
+            _add_initializers(graph, writer.constants)
         _add_initializers(graph, lowered.weights)
         _remove_unread(graph, sites[name].consumers[0].weight)
         log.info("%s: %s at ranks %s, error %.4f", name, layer.method, list(layer.ranks), lowered.error)
     notes = graph.model.metadata_props
     notes[METADATA] = changes_text(earlier_layers(notes.get(METADATA, "")), changes, plan)
-    return Rewritten(changes, total_macs)
+    return changes, total_macs
 
 
 @dataclass(frozen=True)
@@ -95,21 +88,14 @@ def _lowered(site: GraphSite, layer: LayerPlan, facts: GraphFacts, names: Unique
 
 def _arrays(one: WeightConsumer, recipe: Recipe, dtype: np.dtype[np.generic]) -> list[Array]:
     with np.errstate(over="ignore"):
-        arrays = [as_stored(one, step, dtype) for step in recipe.steps if isinstance(step, Convolve | Multiply)]
+        arrays = [as_stored(one, step, dtype) for step in recipe.steps]
     if not all(np.isfinite(array).all() for array in arrays):
         raise ConvertError(
             literal(f"{one.name}: its factors have numbers that {dtype} cannot hold; leave it dense with ")
             + "{exclude}, or decompose the float32 model",
-            exclude=exclude_use(one.name),
+            exclude=one.exclusion,
         )
     return arrays
-
-
-def _replace(graph: OnnxGraph, one: WeightConsumer, writer: Writer) -> None:
-    ir.convenience.replace_nodes_and_values(
-        graph.graph, one.node, [one.node], writer.nodes, [one.output], [writer.output]
-    )
-    _add_initializers(graph, writer.constants)
 
 
 def _add_initializers(graph: OnnxGraph, values: Sequence[ir.Value]) -> None:

@@ -1,6 +1,7 @@
 """Which nodes of a graph can be decomposed, and why others cannot."""
 
 import math
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hodec.conversion.eligibility import LayerSite
+from hodec.errors import Use
 from hodec.export.runtime import Array
 from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
@@ -67,6 +69,11 @@ class WeightConsumer:
     def output(self) -> ir.Value:
         """What the node makes."""
         return self.node.outputs[0]
+
+    @property
+    def exclusion(self) -> Use:
+        """The setting that leaves it dense."""
+        return Use("exclude", [self.name], f"--exclude {shlex.quote(self.name)}")
 
     @property
     def dims(self) -> int:

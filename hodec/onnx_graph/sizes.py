@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
-from hodec.errors import ConfigError, Use
+from hodec.errors import ConfigError, Use, literal
 from hodec.export.runtime import Array, Cannot, quiet
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.messages import literal
 from hodec.onnx_graph.session import run_model
 
 Size = tuple[int, ...]

@@ -9,10 +9,9 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from hodec.errors import ConvertError, Use
+from hodec.errors import ConvertError, Use, literal
 from hodec.io.atomic import check_place, replacing, writing
 from hodec.onnx_graph.graph import OnnxGraph, tensors_of
-from hodec.onnx_graph.messages import literal
 
 # Protobuf refuses messages of 2 GiB; nodes and names get 64 MiB of that.
 MAX_BYTES = 2**31 - 2**26

@@ -68,6 +68,11 @@ class LayerPlan:
             return (REBUILT,)
         return self.format.executions if self.role is Role.LAYER else (REBUILT, *self.format.executions)
 
+    def __repr__(self) -> str:
+        macs = f"{self.macs_before:,} -> {self.macs_after:,} MACs"
+        params = f"{self.params_before:,} -> {self.params_after:,} parameters"
+        return f"LayerPlan({self.method} of {self.layer_type} {self.shape}, ranks {list(self.ranks)}: {params}, {macs})"
+
     @property
     def format(self) -> Format:
         """The format's mathematics for this layer."""
@@ -146,7 +151,7 @@ class LayerPlan:
             PlanError: naming the layer, what was given, and what is allowed.
         """
         if not get_method(self.method).serves(self.layer_type):
-            raise PlanError(f"{name}: method {self.method} has no layer for kind {self.layer_type!r}")
+            raise PlanError(f"{name}: method {self.method} has no layer for layer type {self.layer_type!r}")
         allowed = ("auto", *self.executions)
         if self.execution not in allowed:
             raise PlanError(

@@ -14,11 +14,17 @@ from torch import Tensor
 
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
+from hodec.inputs import ModelInput, Sizes, from_form
 from hodec.io.atomic import read_json, write_json
 from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
-from hodec.text_table import human, rendered
+from hodec.text_table import change, human, rendered, rendered_html
 
-FORMAT, VERSION, READABLE = "hodec-plan", 2, (1, 2)
+FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
+
+# Layers that are named behind a note; the rest is counted.
+NAMED = 3
+
+MAPPINGS = ("layers", "skipped", "skipped_costs", "other")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class Plan(Mapping[str, LayerPlan]):
         rule: what chose the ranks.
         dense_params, dense_macs: cost of the whole dense model (macs of one image).
         inputs: shape and type of each example input, for the dry run after conversion.
+        input_form: how these hang together, see ``hodec.inputs.form_of``; None: they are the arguments in their order.
+        skipped_costs: skipped layer -> its parameters, and its multiply-adds for one image where they are known.
+        other: parameters of all that is neither planned nor skipped, by kind: norms, biases, tables.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -38,16 +47,19 @@ class Plan(Mapping[str, LayerPlan]):
     rule: str
     dense_params: int
     dense_macs: int
-    inputs: tuple[tuple[tuple[int, ...], str], ...] = field(default=())
+    inputs: Sizes = field(default=())
+    input_form: object = None
+    skipped_costs: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    other: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("layers", "skipped"):
+        for key in MAPPINGS:
             object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
 
     def __reduce__(self) -> tuple[type["Plan"], tuple[object, ...]]:
         """A plan is copied and pickled by its arguments, for read-only mappings cannot be."""
-        rest = (self.rule, self.dense_params, self.dense_macs, self.inputs)
-        return type(self), (dict(self.layers), dict(self.skipped), *rest)
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return type(self), tuple(dict(value) if key in MAPPINGS else value for key, value in values.items())
 
     def __getitem__(self, name: str) -> LayerPlan:
         if name not in self.layers:
@@ -88,6 +100,12 @@ class Plan(Mapping[str, LayerPlan]):
         pairs = {"params": (self.params_before, self.params_after), "macs": (self.macs_before, self.macs_after)}
         return {key: 1 - after / before if before else 0.0 for key, (before, after) in pairs.items()}
 
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Shares of the whole dense model that stand in the layers to factorize, 0..1."""
+        pairs = {"params": (self.params_before, "params_before"), "macs": (self.macs_before, "macs_before")}
+        return {key: sum(getattr(p, of) for p in self.values()) / (whole or 1) for key, (whole, of) in pairs.items()}
+
     def replace(
         self,
         name: str,
@@ -111,19 +129,29 @@ class Plan(Mapping[str, LayerPlan]):
 
     def without(self, name: str, reason: str = "left dense by hand") -> "Plan":
         """A copy in which one layer stays dense."""
-        self[name]
+        costs = {**self.skipped_costs, name: (self[name].params_before, self[name].macs_before)}
         layers = {key: value for key, value in self.layers.items() if key != name}
-        return dataclasses.replace(self, layers=layers, skipped={**self.skipped, name: reason})
+        skipped = {**self.skipped, name: reason}
+        return dataclasses.replace(self, layers=layers, skipped=skipped, skipped_costs=costs)
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """Inputs like those the plan was made with: seeded noise, or zeros where they are integers; batch 2."""
         generator = torch.Generator().manual_seed(0)
         made = []
-        for shape, kind in self.inputs:
-            dtype, size = getattr(torch, kind), (2, *shape[1:])
+        for size, kind in self._sizes_of_two():
+            dtype = getattr(torch, kind)
             noise = torch.randn(size, generator=generator) if dtype.is_floating_point else torch.zeros(size)
             made.append(noise.to(dtype))
         return tuple(made)
+
+    def _sizes_of_two(self) -> Sizes:
+        if self.input_form is None:
+            return tuple(((2, *shape[1:]), kind) for shape, kind in self.inputs)
+        return from_form(self.input_form, _without_numbers(self.inputs)).with_batch(2).sizes
+
+    def example_input(self) -> ModelInput:
+        """``example_inputs`` as the arguments of the model; with a form, tensors without the batch keep their sizes."""
+        return from_form(self.input_form, self.example_inputs())
 
     def to_dict(self) -> Json:
         """Plain JSON values."""
@@ -132,8 +160,11 @@ class Plan(Mapping[str, LayerPlan]):
             "version": VERSION,
             "rule": self.rule,
             "inputs": [{"shape": list(shape), "dtype": kind} for shape, kind in self.inputs],
+            "input_form": self.input_form,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
             "skipped": dict(self.skipped),
+            "skipped_costs": {name: list(cost) for name, cost in self.skipped_costs.items()},
+            "other": dict(self.other),
             "totals": {
                 "params_before": self.params_before,
                 "params_after": self.params_after,
@@ -154,6 +185,7 @@ class Plan(Mapping[str, LayerPlan]):
             dense_params, dense_macs = read_wholes(
                 (totals["params_before"], totals["macs_before"]), "the plan's totals", least=0
             )
+            other = value.get("other", {})
             inputs = tuple(
                 (read_wholes(i["shape"], "the plan's inputs"), _dtype_name(i["dtype"])) for i in value["inputs"]
             )
@@ -164,6 +196,9 @@ class Plan(Mapping[str, LayerPlan]):
                 dense_params=dense_params,
                 dense_macs=dense_macs,
                 inputs=inputs,
+                input_form=_form(value.get("input_form"), inputs),
+                skipped_costs={name: _cost(name, cost) for name, cost in value.get("skipped_costs", {}).items()},
+                other=dict(zip(other, read_wholes(tuple(other.values()), "the plan's other parameters"), strict=True)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan lacks a field or has one of the wrong type: {error}") from error
@@ -187,6 +222,34 @@ class Plan(Mapping[str, LayerPlan]):
     def __str__(self) -> str:
         return rendered(plan_table(self))
 
+    def __repr__(self) -> str:
+        cut = ", ".join(f"{key} {change(share)}" for key, share in self.reduction.items())
+        return f"Plan(rule {self.rule}: {len(self)} layers factorized, {len(self.skipped)} left dense; {cut})"
+
+    def _repr_html_(self) -> str:
+        """The printed plan, for notebooks."""
+        return rendered_html(plan_table(self))
+
+
+def _cost(name: str, value: object) -> tuple[int, int | None]:
+    """Parameters and multiply-adds of a skipped layer from a file, the latter null where they are not known."""
+    what = f"parameters and multiply-adds of {name}"
+    if not isinstance(value, list) or len(value) != len(("params", "macs")):
+        raise PlanError(f"{what}: {value!r} is no list of both")
+    params, macs = value
+    return read_wholes((params,), what, least=0)[0], macs if macs is None else read_wholes((macs,), what, least=0)[0]
+
+
+def _form(value: object, inputs: Sizes) -> object:
+    """The form of a file's inputs, tried on tensors without numbers."""
+    if [x.shape for x in from_form(value, _without_numbers(inputs)).tensors] != [shape for shape, _ in inputs]:
+        raise PlanError(f"form of the plan's inputs: {value!r} does not hold each of its {len(inputs)} inputs once")
+    return value
+
+
+def _without_numbers(inputs: Sizes) -> list[Tensor]:
+    return [torch.empty(shape, dtype=getattr(torch, kind), device="meta") for shape, kind in inputs]
+
 
 def _dtype_name(value: object) -> str:
     if not isinstance(getattr(torch, read_text(value, "type of the plan's inputs"), None), torch.dtype):
@@ -208,8 +271,37 @@ def plan_table(plan: Plan) -> Group:
     table.add_row("whole model", "", "", "", "", "", *(human(n) for n in numbers))
     cut = plan.reduction
     lines = [f"reduction: {cut['params']:.1%} of the parameters, {cut['macs']:.1%} of the MACs (1 MAC = 2 FLOPs)"]
-    lines += [f"dense: {name}: {reason}" for name, reason in plan.skipped.items()]
+    lines += [f"note: {text}: {_several(names)}" for text, names in _notes(plan).items()]
+    lines += [f"dense: {name}: {reason}{_share(plan, name)}" for name, reason in plan.skipped.items()]
+    if plan.other:
+        kinds = ", ".join(f"{kind} {human(count)}" for kind, count in plan.other.items())
+        lines.append(f"other: {sum(plan.other.values()) / (plan.dense_params or 1):.1%} of the parameters ({kinds})")
+    cover = plan.coverage
+    lines.append(f"covered: {cover['params']:.1%} of the parameters and {cover['macs']:.1%} of the MACs are planned")
     return Group(table, Text("\n".join(lines)))
+
+
+def _notes(plan: Plan) -> dict[str, list[str]]:
+    """Note -> the layers that have it."""
+    found: dict[str, list[str]] = {}
+    for name, layer in plan.items():
+        for note in layer.notes:
+            found.setdefault(note, []).append(name)
+    return found
+
+
+def _several(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _share(plan: Plan, name: str) -> str:
+    """What a skipped layer holds of the whole model, in words; empty where that is not known."""
+    params, macs = plan.skipped_costs.get(name, (0, None))
+    parts = [f"{params / (plan.dense_params or 1):.1%} of the parameters"] if params else []
+    parts += [f"{macs / (plan.dense_macs or 1):.1%} of the MACs"] if macs else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _cells(layer: LayerPlan) -> list[str]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A loss (squared relative errors) below this is rounding: nothing is left to be gained.
+ROUNDING = 1e-9
+
 
 class Covariance(Protocol):
     """What a rule needs of an ``InputCovariance``."""
@@ -54,8 +57,9 @@ class Budget(Targets, RankRule, Limits):
 
     The loss is the sum over layers of weight * squared relative error of the truncated weight, as the
     singular values tell it. Leaving a layer dense is among its options; ranks at which it would cost more
-    than dense are not. With several targets all hold, and at least one is met closely. Without any target the
-    net keeps half of its multiply-adds (``macs=0.5``).
+    than dense are not. With several targets all hold, and at least one is met closely, or as closely as ranks can:
+    where that is further away than ``tolerance``, a note says so. Without any target the net keeps half of its
+    multiply-adds (``macs=0.5``).
 
     Args:
         methods: each layer takes the one that loses least, by losses that are measured at some ranks; None: the
@@ -116,7 +120,7 @@ class Budget(Targets, RankRule, Limits):
         """Ranks (and method) of every layer, or why it stays dense.
 
         Raises:
-            PlanError: a target that cannot be met, with the nearest that can, or that the dense net meets.
+            PlanError: a target that cannot be met, with the least that can, or that the dense net meets.
         """
         from hodec.ranks.selection.importance import importance
         from hodec.ranks.selection.options import LayerOptions
@@ -145,7 +149,8 @@ class Budget(Targets, RankRule, Limits):
         )
         if self.report is not None:
             self.report(selection)
-        return {name: _choice(options[name], selection.options[name]) for name in layers}
+        notes = self._coarse(selection, limits)
+        return {name: _choice(options[name], selection.options[name], notes) for name in layers}
 
     def _options(self, layer: LayerContext, limits: list[CostLimit], weight: float) -> MethodOptions:
         """Options of a layer under one method; by what its outputs lose, where its inputs' covariance is given."""
@@ -216,27 +221,29 @@ class Budget(Targets, RankRule, Limits):
     def _met_closely(
         self, options: Mapping[str, LayerOptions], selection: Selection, limits: list[CostLimit]
     ) -> Selection:
-        """The selection, changed where it stays too far below all targets; 1e-9 of loss is rounding."""
+        """The selection, changed where it stays too far below all targets and can come nearer."""
         from hodec.ranks.selection.select import use_up
 
         used = selection.used(limits)
         shares = {one.metric.name: used[one.metric.name] / one.limit for one in limits}
-        if max(shares.values()) >= 1 - self.tolerance or selection.loss <= 1e-9:
+        if max(shares.values()) >= 1 - self.tolerance or selection.loss <= ROUNDING:
             return selection  # close to one target, or nothing is left to be gained by coming closer
         nearer = use_up(options, limits, selection, 1 - self.tolerance)
         if nearer is not None:
             return nearer
-        near = max(limits, key=lambda one: shares[one.metric.name])
-        key, cost = f"ranks.{near.metric.name}", used[near.metric.name]
-        raise PlanError(
-            f"budget: {{target}} cannot be met within {self.tolerance:.2%}: the nearest found below it is "
-            f"{self._share(near, cost)}, as single ranks are too coarse. Give {{nearest}}, {{tolerance}}, or a "
-            "smaller {round_to}",
-            target=Use(key, self._share(near, near.limit)),
-            nearest=Use(key, self._share(near, cost, up=True)),
-            tolerance=Use("ranks.tolerance", math.ceil((1 - cost / near.limit) * 1e3) / 1e3),
-            round_to=Use("ranks.round_to"),
-        )
+        return selection
+
+    def _coarse(self, selection: Selection, limits: list[CostLimit]) -> tuple[str, ...]:
+        """A note where the net stays further below all targets than ``tolerance``, as single ranks are too coarse."""
+        used = selection.used(limits)
+        near = max(limits, key=lambda one: used[one.metric.name] / one.limit)
+        name, cost = near.metric.name, used[near.metric.name]
+        if cost >= (1 - self.tolerance) * near.limit or selection.loss <= ROUNDING:
+            return ()
+        asked = f"{name}={self._share(near, near.limit)}"
+        note = f"budget: {asked} is met by {self._share(near, cost)}, the nearest found below it: ranks are coarse"
+        log.warning("%s", note)
+        return (note,)
 
 
 def cost_limits(targets: Mapping[str, float], layers: Mapping[str, LayerContext], net: NetContext) -> list[CostLimit]:
@@ -250,9 +257,9 @@ def cost_limits(targets: Mapping[str, float], layers: Mapping[str, LayerContext]
     ]
 
 
-def _choice(options: LayerOptions, option: RankOption) -> Choice:
+def _choice(options: LayerOptions, option: RankOption, notes: tuple[str, ...]) -> Choice:
     if option.ranks is not None:
-        return Choice(option.ranks, method=option.method)
+        return Choice(option.ranks, notes, method=option.method)
     if options.largest() is None:
         return Choice(None, reason="no ranks within its limits save anything")
     return Choice(None, reason="the budget is met with less loss when other layers are factorized instead")

@@ -7,11 +7,12 @@ from functools import cached_property
 from torch import nn
 
 from hodec.conversion.eligibility import LayerSite
-from hodec.cost.count import Cost, Inputs
+from hodec.cost.count import Cost
 from hodec.errors import PlanError, Use
 from hodec.formats.base import Format
 from hodec.formats.modes import Modes
 from hodec.formats.roles import REBUILT, Role
+from hodec.inputs import Inputs
 from hodec.plan.layer import LayerPlan
 
 

@@ -18,11 +18,12 @@ class Energy(RankRule, Limits):
 
     With n unfoldings the factorized weight may lose up to n (1 - keep) of the squared norm: what each loses adds up.
     Not so for CP, whose rank is seldom enough when it is enough for each unfolding alone. ``keep=1`` keeps the
-    numerical rank.
+    numerical rank. A layer that would cost more than dense stays dense, with ``allow_larger`` too.
     """
 
     name = "energy"
     reads_weights = True
+    may_enlarge = False
 
     keep: float = setting(0.9, "share of each unfolding's squared norm to keep", above=0, high=1)
 

@@ -1,28 +1,41 @@
 """make_plan: the eligible layers, their modes, the ranks a rule chooses for them, and what that costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from hodec.conversion.eligibility import LayerSite, eligible_layers, in_order, match_names
-from hodec.conversion.swap import uncompiled
-from hodec.cost.count import Inputs, as_inputs, count_cost
+from hodec.conversion.coverage import own_weights, parameter_costs
+from hodec.conversion.eligibility import (
+    Layers,
+    LayerSite,
+    check_no_lazy,
+    eligible_layers,
+    match_layers,
+    match_names,
+    names_by_module,
+    pattern_words,
+    patterns,
+)
+from hodec.cost.count import count_by_parameter
 from hodec.errors import PlanError
 from hodec.formats.modes import Modes
+from hodec.inference import running_input, uncompiled
+from hodec.inputs import Inputs, form_of
 from hodec.methods import Method, any_of, get_method
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks.context import LayerContext, NetContext
 from hodec.ranks.rule import RankRule
+from hodec.ranks.table import AnyRule, as_rule
 
 
 @dataclass(frozen=True)
 class PlanSettings:
     """How layers are planned, whatever the rule; see ``make_plan``."""
 
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] | None = None
+    include: Layers | None = None
+    exclude: Layers | None = None
     allow_larger: bool = False
     n_modes: int = 2
     modes: Mapping[str, Modes] | None = None
@@ -31,12 +44,12 @@ class PlanSettings:
 
 def make_plan(
     model: nn.Module,
-    rule: RankRule,
+    rule: AnyRule,
     *,
     method: str = "tt",
     example_input: Inputs,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
+    include: Layers | None = None,
+    exclude: Layers | None = None,
     allow_larger: bool = False,
     n_modes: int = 2,
     modes: Mapping[str, Modes] | None = None,
@@ -46,34 +59,46 @@ def make_plan(
 
     Args:
         model: the dense model, on any device, left as it was.
-        rule: what chooses the ranks, e.g. ``hodec.ranks.Manual(16)``.
+        rule: what chooses the ranks: ``hodec.ranks.Energy(0.9)``; the name of a rule, ``"energy"``; or ranks by hand,
+            ``16``, ``[4, 16, 16, 4]`` or ``{"layer1.*": 8}``, see ``hodec.ranks.Manual``.
         method: name in ``hodec.METHODS``; not used where the rule has ``methods`` of its own.
-        example_input: a tensor (or several) as the model takes, batch first; sizes decide the costs.
-        include, exclude: layer globs; by default every eligible layer is included.
+        example_input: as the model takes, batch first: a tensor, arguments in a tuple, keyword arguments in a dict, or
+            a loader's batch, of which ``forward`` gets what it takes. Sizes decide the costs.
+        include, exclude: a layer glob (``"layer1.*"``), a regular expression that the whole name matches, a class of
+            modules (``nn.Conv2d``), or several in a list; by default every eligible layer is included.
         allow_larger: keep layers that would cost more than they do dense.
         n_modes: how many modes a side the channels split into, 1..4; for ``tt``, 1 is Tucker-2.
         modes: layer glob -> modes, where the even split is not wanted; the last match counts.
         execution: ``auto`` (by cost), ``merged`` or ``chain``.
 
     Returns:
-        The plan, with every other weight layer under ``skipped`` with its reason.
+        The plan, with every other layer or parameter that is multiplied by under ``skipped`` with its reason, and what
+        is left (norms, biases, tables) counted under ``other``.
 
     Raises:
         PlanError: unknown method, a glob that matches nothing, ranks that do not fit, or no layer left.
         TrainingError: a weight with NaN or Inf.
     """
     settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
-    model = uncompiled(model)
+    rule, model = as_rule(rule), uncompiled(model)
+    check_no_lazy(names_by_module(model))
+    example_input = running_input(model, example_input)
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
-    cost = count_cost(model, example_input)
+    cost, macs = count_by_parameter(model, example_input)
+    skipped |= own_weights(model, {*sites, *skipped}, macs, method)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
-    return Plan(layers, in_order(model, skipped), rule.name, cost.params, cost.macs, input_sizes(example_input))
+    skipped = {name: skipped[name] for name in _paths(model) if name in skipped}
+    costs, other = parameter_costs(model, list(layers), list(skipped), macs)
+    given = example_input.sizes, form_of(example_input)
+    return Plan(layers, skipped, rule.name, cost.params, cost.macs, *given, costs, other)
 
 
-def input_sizes(example_input: Inputs) -> tuple[tuple[tuple[int, ...], str], ...]:
-    """Shape and type of each input, as a plan remembers them: ``(((1, 3, 32, 32), 'float32'),)``."""
-    return tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example_input))
+def _paths(model: nn.Module) -> Iterator[str]:
+    """The names of all modules, each with those of its own parameters behind it."""
+    for name, module in model.named_modules():
+        yield name
+        yield from (f"{name}.{key}".removeprefix(".") for key in module._parameters)
 
 
 def plan_layers(
@@ -97,7 +122,7 @@ def plan_layers(
     Raises:
         PlanError: as ``make_plan``.
     """
-    included = _included(list(sites), settings, skipped)
+    included = _included(list(sites), settings, skipped, net.model)
     methods = [get_method(name) for name in rule.methods_for(method)]
     given = {
         name: split
@@ -119,24 +144,25 @@ def plan_layers(
             continue
         chosen = next(one for one in (context, *context.others) if one.method == (choice.method or one.method))
         layer = chosen.planned(choice.ranks, choice.notes)
-        if settings.allow_larger or layer.saves():
+        if layer.saves() or (settings.allow_larger and rule.may_enlarge):
             layers[name] = layer
         else:
-            skipped[name] = _not_worth_it(layer)
+            why = f"; rule {rule.name} makes no layer larger" * (settings.allow_larger and not rule.may_enlarge)
+            skipped[name] = _not_worth_it(layer) + why
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
         raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
     return layers
 
 
-def _included(names: list[str], settings: PlanSettings, skipped: dict[str, str]) -> list[str]:
+def _included(names: list[str], settings: PlanSettings, skipped: dict[str, str], model: nn.Module | None) -> list[str]:
     """The names that ``include`` and ``exclude`` leave; the others join ``skipped``."""
-    known, include = [*names, *skipped], settings.include
-    wanted = {n for pattern in include for n in match_names(pattern, known, "include")} if include else set(names)
-    dropped = {n: pattern for pattern in settings.exclude or [] for n in match_names(pattern, known, "exclude")}
+    known, include, exclude = [*names, *skipped], patterns(settings.include), patterns(settings.exclude)
+    wanted = {n for one in include for n in match_layers(one, known, "include", model)} if include else set(names)
+    dropped = {n: one for one in exclude for n in match_layers(one, known, "exclude", model)}
     for name in names:
         if name in dropped:
-            skipped[name] = f"excluded by {dropped[name]!r}"
+            skipped[name] = f"excluded by {pattern_words(dropped[name])}"
         elif name not in wanted:
             skipped[name] = "not among include"
     return [name for name in names if name not in skipped]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from hodec.errors import ConfigError, Use
@@ -35,11 +36,32 @@ class RankRule(Option):
         reads_weights: whether it needs trained weights: ranks of random ones mean nothing.
         runs_net: what it does with a net that can be run, in words: ``evaluates the net ..``. Such a rule serves no
             model file and no plan without training. Empty for rules that look at layers only.
+        may_enlarge: whether layers may cost more than dense where ``allow_larger`` asks for that.
     """
 
     group: ClassVar[str] = "ranks"
     reads_weights: ClassVar[bool] = False
     runs_net: ClassVar[str] = ""
+    may_enlarge: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        """Subclasses are dataclasses, which would each get a representation of their own with every setting."""
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = RankRule.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The rule with the settings that differ from their defaults."""
+        values = {
+            one.name: (getattr(self, one.name), one.default)
+            for one in sorted(fields(self), key=lambda one: bool(one.kw_only))
+        }
+        given = [
+            f"{name}={reprlib.repr(value)}"
+            for name, (value, default) in values.items()
+            if value is not default and not (type(value) is type(default) and value == default)
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def methods_for(self, method: str) -> tuple[str, ...]:
         """The methods that a layer may take, where the plan is asked for ``method``."""

@@ -65,7 +65,7 @@ def cached_truncation_spectra(layer: LayerContext, size: int = 4096) -> list[Spe
     Args:
         size: layers remembered; each takes one number a singular value, so thousands take some ten megabytes.
     """
-    weight = layer.site.weight.detach().contiguous().cpu()
+    weight = layer.site.weight.detach().cpu().clone(memory_format=torch.contiguous_format)  # whatever its strides
     digest = hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()
     key = (digest, weight.dtype, weight.shape, layer.method, layer.site.layer_type, layer.modes)
     if key not in _cache:

@@ -65,6 +65,7 @@ HARMLESS = (
     "but have no `val_dataloader`",
     "callbacks used to create the checkpoint",
     "The dirpath has changed",
+    "returned `None`",
 )
 
 MakeOptimizer = Callable[[nn.Module], Any]

@@ -8,7 +8,7 @@ import torch
 from admm_fits import LAYERS, Users, admm, batches, fit, new_net, plan_of, sgd
 from torch import nn
 
-from hodec.admm.binding import find_root, planned_weights, the_optimizer
+from hodec.admm.binding import check_trainer, find_root, planned_weights
 from hodec.admm.lightning import AdmmCallback
 from hodec.errors import PlanError, TrainingError
 
@@ -110,10 +110,18 @@ def test_a_layer_outside_the_optimizer_is_left_out():
     assert callback.admm.states.keys() == {"fc1"}
 
 
-def test_all_layers_frozen_is_refused():
+def test_where_all_layers_are_frozen_admm_waits_and_says_so(caplog):
     net = freeze(new_net(), *LAYERS)
-    with pytest.raises(TrainingError, match="all 3 planned layers are frozen .*unfreeze them"):
-        fit(Users(net, only_trainable), admm(net))
+    callback = admm(net)
+    fit(Users(net, only_trainable), callback)
+    assert not callback.admm.states
+    assert "all planned layers are frozen: ADMM waits until one is trained" in caplog.messages
+
+
+def test_an_optimizer_without_any_planned_weight_is_refused():
+    net = new_net()
+    with pytest.raises(TrainingError, match="has none of the 3 planned layers .*give it their weights"):
+        fit(Users(net, lambda module: torch.optim.SGD(module.backbone.head.parameters(), lr=0.1)), admm(net))
 
 
 class Unused(Users):
@@ -137,12 +145,10 @@ class TwoOptimizers(Users):
         return [sgd(self.backbone.conv1), sgd(self.backbone.fc1)]
 
 
-def test_two_optimizers_are_refused():
+def test_two_optimizers_need_a_rho_that_moves_the_weights():
     net = new_net()
-    module = TwoOptimizers(net)
-    module.automatic_optimization = False
-    with pytest.raises(TrainingError, match="this module has 2: put .* param groups of one optimizer"):
-        fit(module, admm(net))
+    with pytest.raises(TrainingError, match="2 optimizers train the planned layers: use rho=auto"):
+        fit(TwoOptimizers(net), admm(net, 1e-3))
 
 
 def test_lbfgs_is_refused():
@@ -152,14 +158,13 @@ def test_lbfgs_is_refused():
 
 
 def test_row_6_sharded_weights_and_scaled_gradients_are_refused():
-    optimizer = sgd(new_net())
-    assert the_optimizer("DDPStrategy", [optimizer], "32-true") is optimizer
+    check_trainer("DDPStrategy", [sgd(new_net())], "16-mixed")
     with pytest.raises(TrainingError, match="FSDPStrategy splits weights .*strategy='ddp'"):
-        the_optimizer("FSDPStrategy", [optimizer], "32-true")
+        check_trainer("FSDPStrategy", [sgd(new_net())], "32-true")
     fused = torch.optim.AdamW(new_net().parameters(), fused=True)
-    assert the_optimizer("SingleDeviceStrategy", [fused], "bf16-mixed") is fused
+    check_trainer("SingleDeviceStrategy", [fused], "bf16-mixed")
     with pytest.raises(TrainingError, match="fused optimizer with precision=16-mixed .*fused=False"):
-        the_optimizer("SingleDeviceStrategy", [fused], "16-mixed")
+        check_trainer("SingleDeviceStrategy", [fused], "16-mixed")
 
 
 def test_a_compiled_module_trains_as_the_plain_one():

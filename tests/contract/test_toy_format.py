@@ -174,7 +174,7 @@ def test_it_is_fused(planned):
 @pytest.mark.parametrize("kind", list(TOY.layers))
 def test_it_goes_into_model_files(kind, tmp_path):
     from hodec.onnx_graph.decompose import decompose_file
-    from hodec.onnx_graph.planning import Options
+    from hodec.ranks.planning import PlanSettings
 
     from small_graphs import node, numbers, save  # isort: skip
 
@@ -182,7 +182,7 @@ def test_it_goes_into_model_files(kind, tmp_path):
     one = node("ConvTranspose" if transposed else "Conv", "x w b", name="layer", strides=[2, 1])
     weights = {"w": numbers(8, 12, 3, 2) if transposed else numbers(12, 8, 3, 5), "b": numbers(12)}
     source = save(tmp_path / "in.onnx", [one], weights, inputs={"x": ("n", 8, 13, 14)})
-    options = Options(allow_larger=True)
+    options = PlanSettings(allow_larger=True)
     outcome = decompose_file(source, tmp_path / "out.onnx", method="toy", rule=Manual(3), options=options)
     assert outcome.plan["layer"].method == "toy"  # its nodes were run beside the dense reconstruction
 

@@ -7,9 +7,10 @@ from small_nets import IMAGE, SmallResNet, Tokens, Twice, assert_untouched, snap
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hodec.cost.count import Cost, as_inputs, count_cost, trace_call_sites
+from hodec.cost.count import Cost, count_cost, trace_call_sites
 from hodec.errors import PlanError
 from hodec.inference import inference
+from hodec.inputs import as_input
 
 
 def positions(model: nn.Module, inputs: object) -> dict[str, tuple[int, int]]:
@@ -92,10 +93,10 @@ def test_several_inputs():
     assert positions(Two(), list(inputs)) == {"emb": (1, 1), "fc": (1, 1)}
 
 
-@pytest.mark.parametrize("bad", [(), torch.tensor(1.0), ["x"], {"x": torch.ones(1, 3)}, torch.ones(0, 3)], ids=repr)
+@pytest.mark.parametrize("bad", [(), torch.tensor(1.0), ["x"], {"x": 1}, torch.ones(0, 3), "x", None], ids=repr)
 def test_example_inputs_without_a_batch_are_refused(bad: object):
     with pytest.raises(PlanError, match="batch as its first axis"):
-        as_inputs(bad)
+        as_input(bad)
 
 
 def test_the_products_of_attention_are_counted_in_inference_too():

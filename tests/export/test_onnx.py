@@ -118,15 +118,15 @@ CALIBRATION = [(torch.randn(4, 6, 12, 12, generator=torch.Generator().manual_see
 def test_an_int8_file_that_lost_the_weights_of_a_layer_is_found(content, batches):
     """Behind a shortcut that changes the net's outputs by 0.4 % of their norm, less than rounding does elsewhere."""
     right = module._quantized(content, batches)
-    errors = layer_errors(content, right, [X], session=session)
+    errors = layer_errors(content, right, [X])
     assert len(errors) >= 10
     assert 1e-4 < max(errors.values()) < 0.2
     for number in range(12):
-        errors = layer_errors(content, without_weights(right, number), [X], session=session)
+        errors = layer_errors(content, without_weights(right, number), [X])
         with pytest.raises(ConvertError, match=r"those of its layer '.*' differ by (0\.[6-9]|1)") as error:
             check_layers("net", errors)
         assert "\n" not in str(error.value)
-    assert set(layer_errors(content, content, [X], session=session).values()) == {0.0}
+    assert set(layer_errors(content, content, [X]).values()) == {0.0}
 
 
 @pytest.mark.usefixtures("once")

@@ -89,7 +89,7 @@ def test_exact_at_full_rank(fmt: cp.CP, shape: tuple[int, ...], most: int):
 
 @pytest.mark.filterwarnings("ignore")  # of the other library's own
 @pytest.mark.parametrize("decay", [0.0, 1.0], ids=["random", "decaying"])
-@pytest.mark.parametrize("rank", [1, 3, 8, 16])
+@pytest.mark.parametrize("rank", [1, 4, 16])
 @pytest.mark.parametrize("shape", [SHAPE, (24, 3, 3, 3), (16, 12, 9)], ids=str)
 def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: float):
     tensorly = pytest.importorskip("tensorly")
@@ -105,15 +105,15 @@ def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: flo
 @every_format
 def test_error_hardly_grows_with_rank(fmt: cp.CP):
     for decay in (0.0, 1.0):
-        w = kernel((8, 6, 3, 3), decay=decay)
-        errors = [error(w, rank, fmt) for rank in [1, 2, 4, 5, 8, 24, *fmt.max_ranks((8, 6, 3, 3), ONE)]]
+        w = kernel((6, 4, 3, 3), decay=decay)
+        errors = [error(w, rank, fmt) for rank in [1, 2, 4, 5, 7, 12, *fmt.max_ranks(w.shape, ONE)]]
         assert all(after <= before + 0.02 for before, after in zip(errors, errors[1:]))
         assert errors[-1] < 1e-10 < 0.3 < errors[0] < 1
 
 
 @every_format
 def test_what_is_dropped_is_orthogonal_to_what_is_kept(fmt: cp.CP):
-    for rank in (1, 4, 11, 30):
+    for rank in (1, 4, 11):
         w = kernel(SHAPE, decay=1)
         z = fmt.project(w, [rank], ONE)
         torch.testing.assert_close(z.square().sum() + (w - z).square().sum(), torch.tensor(1.0, dtype=w.dtype))
@@ -130,7 +130,7 @@ def test_a_matrix_is_cut_as_an_svd_cuts_it():
 
 @every_format
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=str)
-@pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("rank", [1, 3, 8, 12])
 def test_a_projection_is_found_again(fmt: cp.CP, rank: int, dtype: torch.dtype, tolerance: float):
     for decay in (0.0, 1.0):
         if rank > (12 if fmt is CONV else 8):  # beyond the longest side, or a product that leaves a side out
@@ -219,13 +219,12 @@ def test_a_strong_component_is_not_split_at_the_price_of_weak_ones():
 
 
 @every_format
-@pytest.mark.parametrize("rank", [16, 40])
-def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP, rank: int):
-    shape = (24, 8, 3, 3)
+def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP):
+    shape, rank = (12, 4, 3, 3), 20  # beyond every side
     w = kernel(shape, decay=0.5)
     factors = fmt.decompose(w, [rank], ONE)
     z = fmt.reconstruct(factors, shape, ONE)
-    for far in (1e-1, 1e-3, 1e-6):
+    for far in (1e-1, 1e-6):
         moved = z + far * kernel(shape, seed=1)
         after = fmt.reconstruct(fmt.refine(moved, [rank], ONE, factors), shape, ONE)
         assert float((after - moved).norm()) < float((z - moved).norm())
@@ -240,10 +239,10 @@ def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP, rank: int)
 
 @every_format
 def test_a_batch_is_projected_one_by_one_whatever_the_scales(fmt: cp.CP):
-    batch = torch.stack([kernel(SHAPE, seed=s, decay=s) * 10.0 ** (8 * s - 8) for s in range(3)])
-    together = project_batch(fmt, batch, [5], ONE)
+    batch = torch.stack([kernel((8, 6, 3, 3), seed=s, decay=s) * 10.0 ** (8 * s - 8) for s in range(3)])
+    together = project_batch(fmt, batch, [4], ONE)
     for w, z in zip(batch, together):
-        torch.testing.assert_close(z / w.norm(), fmt.project(w, [5], ONE) / w.norm(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(z / w.norm(), fmt.project(w, [4], ONE) / w.norm(), rtol=0, atol=1e-9)
 
 
 def test_the_same_answer_every_time_and_no_random_numbers_drawn():

@@ -47,7 +47,7 @@ def settings_of(cls: type[StagedConv]) -> list[dict[str, object]]:
 def test_equals_the_dense_layer_of_its_weight(cls: type[StagedConv]):
     for settings in settings_of(cls):
         dense, x = dense_layer(cls, settings), image(cls)
-        layer = cls.from_dense(dense, [3])
+        layer = cls.like(dense, [3], initialize=True).adopt(dense)
         twin = copy.deepcopy(dense)
         twin.weight.data.copy_(layer.dense_weight())
         torch.testing.assert_close(layer(x), twin(x), rtol=0, atol=1e-10, msg=lambda m, s=settings: f"{s}: {m}")
@@ -65,7 +65,7 @@ def test_full_rank_is_the_dense_layer(cls: type[StagedConv]):
 @pytest.mark.parametrize("channels", [5, 1], ids=["five", "one"])
 def test_cost_is_what_torch_counts(cls: type[StagedConv], channels: int):
     for settings in settings_of(cls):
-        layer, x = cls.from_dense(dense_layer(cls, settings, channels), [min(2, channels)]).eval(), image(cls)
+        layer, x = cls.like(dense_layer(cls, settings, channels), [min(2, channels)]).eval(), image(cls)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             y = layer(x)
         call_sites = CallSites.once(x.shape[2:], y.shape[2:])

@@ -9,8 +9,8 @@ import pytest
 from hodec.errors import HodecError, PlanError
 from hodec.methods import METHODS
 from hodec.onnx_graph.decompose import decompose_file
-from hodec.onnx_graph.planning import Options
 from hodec.ranks import Energy, Manual, Ratio
+from hodec.ranks.planning import PlanSettings
 
 from small_graphs import answer, conv_net, node, numbers, relative, save  # isort: skip
 
@@ -88,7 +88,7 @@ def test_random_graphs(tmp_path, seed):
         pytest.skip("onnxruntime does not run it")
     out, draw = tmp_path / "out.onnx", random.Random(seed)
     method = draw.choice([name for name in METHODS if name != "tt_classical"])
-    options = Options(
+    options = PlanSettings(
         allow_larger=True,
         n_modes=draw.choice([1, 2, 3]),
         execution=draw.choice(["auto", *(["chain"] if method == "tt" else [])]),

@@ -11,13 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from hodec.errors import PlanError
 from hodec.onnx_graph.changes import METADATA
 from hodec.onnx_graph.decompose import decompose_file
-from hodec.onnx_graph.planning import Options
 from hodec.plan.plan import Plan
 from hodec.ranks import Budget, Energy, Manual, Ratio, Vbmf
+from hodec.ranks.planning import PlanSettings
 
 from small_graphs import FLOAT, answer, conv_net, kinds, node, numbers, reference, relative, save  # isort: skip
 
-ANY = Options(allow_larger=True)
+ANY = PlanSettings(allow_larger=True)
 
 
 def decompose(source, rule=None, method="tucker", options=ANY, **more):
@@ -37,7 +37,7 @@ def same(source, out, tolerance=1e-4, by=answer, **feeds):
 @pytest.mark.parametrize("rule", [Vbmf(0.5), Energy(0.7), Ratio(0.6), Manual({"first": 4}), Budget(macs=0.6)])
 def test_every_rule_that_needs_no_training(tmp_path, rule):
     source = conv_net(tmp_path / "in.onnx")
-    outcome, out = decompose(source, rule, options=Options())
+    outcome, out = decompose(source, rule, options=PlanSettings())
     assert outcome.plan.rule == rule.name
     assert outcome.after.macs < outcome.before.macs
     answer(out, x=image())
@@ -70,7 +70,7 @@ def test_open_sizes_stay_open(tmp_path):
         source,
         method="tt",
         shapes={"x": (1, 8, 20, 30)},
-        options=Options(n_modes=2, execution="chain", allow_larger=True),
+        options=PlanSettings(n_modes=2, execution="chain", allow_larger=True),
     )
     assert outcome.before.macs == 16 * 8 * 9 * 600
     for height, width in ((9, 7), (16, 5)):

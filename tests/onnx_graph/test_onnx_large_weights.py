@@ -10,12 +10,12 @@ from hodec.methods import METHODS
 from hodec.onnx_graph import recipes
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.graph import load_graph
-from hodec.onnx_graph.planning import Options
 from hodec.ranks import Manual
+from hodec.ranks.planning import PlanSettings
 
 from small_graphs import conv_net, node, numbers, save  # isort: skip
 
-ANY = Options(allow_larger=True)
+ANY = PlanSettings(allow_larger=True)
 LAYERS = {
     "Conv": (node("Conv", "x w b", name="layer", strides=[2, 1]), (12, 8, 3, 5), ("n", 8, 13, 14)),
     "ConvTranspose": (node("ConvTranspose", "x w b", name="layer", strides=[2, 1]), (8, 12, 3, 2), ("n", 8, 6, 7)),

@@ -9,13 +9,13 @@ import pytest
 from hodec.errors import ConvertError
 from hodec.methods import METHODS
 from hodec.onnx_graph.decompose import decompose_file
-from hodec.onnx_graph.planning import Options
 from hodec.ranks import Manual, Ratio
+from hodec.ranks.planning import PlanSettings
 
 from small_graphs import answer, conv_net, node, numbers, relative, save  # isort: skip
 
 FULL = Manual(10**6)
-ANY = Options(allow_larger=True)
+ANY = PlanSettings(allow_larger=True)
 # kind -> operator, weight, size of the input
 LAYER_TYPES = {
     "conv1d": ("Conv", (12, 8, 3), ("n", 8, 17)),
@@ -31,7 +31,7 @@ METHODS_HERE = [name for name in METHODS if name != "tt_classical"]
 
 def full_rank(source, out, method, **options):
     """Decompose at full rank, whatever that costs."""
-    return decompose_file(source, out, method=method, rule=FULL, options=Options(allow_larger=True, **options))
+    return decompose_file(source, out, method=method, rule=FULL, options=PlanSettings(allow_larger=True, **options))
 
 
 def compare(source, out, x, tolerance=1e-4):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hodec.onnx_graph.decompose import decompose_file
-from hodec.onnx_graph.planning import Options
 from hodec.ranks import Manual, Ratio
+from hodec.ranks.planning import PlanSettings
 
 from small_graphs import answer, relative  # isort: skip
 
@@ -58,7 +58,7 @@ def both_ways(source: Path, method: str, x: np.ndarray, *, exclude: list[str] | 
     (wanted, *_) = answer(source, **{name: x})
     start = time.perf_counter()
     full = decompose_file(
-        source, out, method=method, rule=Manual(10**6), options=Options(allow_larger=True, exclude=exclude)
+        source, out, method=method, rule=Manual(10**6), options=PlanSettings(allow_larger=True, exclude=exclude)
     )
     (given, *_) = answer(out, **{name: x})
     error, seconds = relative(given, wanted), time.perf_counter() - start

@@ -4,12 +4,12 @@ import pytest
 
 from hodec.errors import PlanError
 from hodec.onnx_graph.decompose import decompose_file
-from hodec.onnx_graph.planning import Options
 from hodec.ranks import Amct, Greedy, Manual
+from hodec.ranks.planning import PlanSettings
 
 from small_graphs import conv_net, node, numbers, save  # isort: skip
 
-ANY = Options(allow_larger=True)
+ANY = PlanSettings(allow_larger=True)
 
 
 def decompose(source, rule, method="tucker", options=ANY):
@@ -25,7 +25,7 @@ def test_amct_ranks(tmp_path):
     ]
     weights = {"w": numbers(64, 64, 3, 3), "v": numbers(64, 64, 3, 3), "u": numbers(64, 64, 1, 1)}
     source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": ("n", 64, 10, 12)})
-    outcome, _ = decompose(source, Amct(), method="spatial_svd", options=Options())
+    outcome, _ = decompose(source, Amct(), method="spatial_svd", options=PlanSettings())
     assert outcome.changes["wide"].layer.ranks == (32,)
     assert "dilation is not 1" in outcome.plan.skipped["dilated"]
     assert "kernel is below 3" in outcome.plan.skipped["pointwise"]

@@ -146,7 +146,7 @@ def test_replace_refuses_what_does_not_fit(plan: Plan, change: dict[str, Any], m
 
 
 def test_a_method_without_a_layer_for_the_kind_is_refused():
-    with pytest.raises(PlanError, match="x: method tt_classical has no layer for kind 'linear'"):
+    with pytest.raises(PlanError, match="x: method tt_classical has no layer for layer type 'linear'"):
         layer_plan(layer_type="linear", shape=(64, 64), method="tt_classical", ranks=(4,)).check("x")
 
 
@@ -238,7 +238,7 @@ def test_stale_costs_in_the_file_are_not_believed(plan: Plan):
         (lambda v: v["layers"]["conv1"].update(ranks=[2, 3, 2.5, 3]), "rank 2.5"),
         (lambda v: v["layers"]["conv1"].update(modes={"in": [6], "out": [3, 4]}), "conv1: modes"),
         (lambda v: v["layers"]["conv1"].update(method="ttt"), "unknown method 'ttt'.*Did you mean: tt"),
-        (lambda v: v["layers"]["conv1"].update(layer_type="bilinear"), "has no layer for kind 'bilinear'"),
+        (lambda v: v["layers"]["conv1"].update(layer_type="bilinear"), "has no layer for layer type 'bilinear'"),
         (lambda v: v["layers"]["conv1"].update(execution="quick"), "execution 'quick'"),
         (lambda v: v["layers"]["conv1"].pop("shape"), "conv1: field 'shape'"),
         (lambda v: v.pop("layers"), "lacks a field.*layers"),

@@ -29,7 +29,7 @@ ALL = ["tt", "tucker", "spatial_svd", "svd", "weight_svd"]
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
     torch.manual_seed(5)
-    return build_model("resnet20", in_channels=3, num_classes=10)
+    return build_model("resnet8", in_channels=3, num_classes=10)  # of tiny_runs
 
 
 def planned(
@@ -152,12 +152,12 @@ def test_an_execution_is_that_of_the_methods_that_have_it():
 def test_cp_is_compared_by_what_it_loses_not_by_where_it_starts():
     """The orthogonal start of a CP loses far more than the CP it ends at."""
     torch.manual_seed(3)
-    factors = [torch.randn(side, 6) for side in (16, 12, 3, 3)]
-    net = nn.Sequential(nn.Conv2d(12, 16, 3))
+    factors = [torch.randn(side, 4) for side in (12, 8, 3, 3)]
+    net = nn.Sequential(nn.Conv2d(8, 12, 3))
     with torch.no_grad():
         net[0].weight.copy_(torch.einsum("or,ir,kr,cr->oikc", *factors))
-    plan, selection = planned(net, torch.randn(1, 12, 8, 8), ["spatial_svd", "cp"], macs=0.17)
-    alone, _ = planned(net, torch.randn(1, 12, 8, 8), ["spatial_svd"], macs=0.17)
+    plan, selection = planned(net, torch.randn(1, 8, 8, 8), ["spatial_svd", "cp"], macs=0.17)
+    alone, _ = planned(net, torch.randn(1, 8, 8, 8), ["spatial_svd"], macs=0.17)
     assert plan["0"].method == "cp"
     assert selection.loss < 0.02
     assert lost(net, alone) > 0.1
@@ -165,7 +165,7 @@ def test_cp_is_compared_by_what_it_loses_not_by_where_it_starts():
 
 def test_one_method_in_a_list_has_its_losses_measured():
     torch.manual_seed(4)
-    net, x = nn.Sequential(nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3)), torch.randn(1, 12, 8, 8)
+    net, x = nn.Sequential(nn.Conv2d(8, 10, 3), nn.ReLU(), nn.Conv2d(10, 8, 3)), torch.randn(1, 8, 8, 8)
     plan, listed = planned(net, x, ["cp"], macs=0.3)
     by_start, told = planned(net, x, None, "cp", macs=0.3)
     assert listed.loss == pytest.approx(lost(net, plan), rel=0.1)

@@ -95,7 +95,7 @@ def test_a_larger_alpha_never_gives_a_larger_rank(method: str, metric: str):
     for name, layer in plan.items():
         weight = decaying(layer.shape)
         last, different = layer.format.max_ranks(layer.shape, layer.modes), set()
-        for alpha in torch.logspace(-4, 7, 45, dtype=torch.float64).tolist():
+        for alpha in torch.logspace(-4, 7, 23, dtype=torch.float64).tolist():
             ranks = learned_ranks(layer, weight, alpha=alpha, rho=1.0, metric=metric)
             assert all(now <= before for now, before in zip(ranks, last, strict=True)), (
                 name,
@@ -105,7 +105,7 @@ def test_a_larger_alpha_never_gives_a_larger_rank(method: str, metric: str):
             )
             last = ranks
             different.add(ranks)
-        assert len(different) > 3 or name == "fc", name
+        assert len(different) > 2 or name == "fc", name
 
 
 def test_only_the_ratio_of_alpha_to_rho_matters():

@@ -12,7 +12,6 @@ import torch
 from small_nets import IMAGE, SmallResNet, Tokens, Twice
 from torch import nn
 
-from hodec import ranks
 from hodec.conversion.swap import convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConfigError, PlanError
@@ -30,6 +29,7 @@ from hodec.ranks import (
     make_plan,
     register,
     rule_names,
+    table,
 )
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
@@ -53,8 +53,7 @@ NETS = {
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("execution", ["auto", "merged", "chain"])
-@pytest.mark.parametrize("n_modes", [2, 3])
+@pytest.mark.parametrize(("execution", "n_modes"), [("auto", 2), ("merged", 3), ("chain", 2)])
 def test_the_plans_totals_are_those_of_the_converted_model(net: str, method: str, execution: str, n_modes: int):
     build, x = NETS[net]
     model = build()
@@ -276,7 +275,7 @@ def test_rules_by_name():
 
 
 def test_a_rule_is_registered_once_and_takes_no_other_s_name(monkeypatch):
-    monkeypatch.setattr(ranks, "RULES", dict(RULES))
+    monkeypatch.setattr(table, "RULES", dict(RULES))
     assert register(FirstOnly) is FirstOnly
     assert register(FirstOnly) is get_rule("first_only") is FirstOnly
     for name in ("manual", ""):
@@ -286,16 +285,16 @@ def test_a_rule_is_registered_once_and_takes_no_other_s_name(monkeypatch):
 
 def test_an_installed_package_offers_rules_that_are_loaded_when_asked_for(monkeypatch):
     """The entry point is a real one; only where packages are listed is stood in for."""
-    monkeypatch.setattr(ranks, "RULES", dict(RULES))
+    monkeypatch.setattr(table, "RULES", dict(RULES))
     monkeypatch.setitem(
         sys.modules, "plugin", SimpleNamespace(First=FirstOnly, Fake=type("Fake", (FirstOnly,), {"name": "manual"}))
     )
-    offered = {name: EntryPoint(name, value, ranks.ENTRY_POINTS) for name, value in
+    offered = {name: EntryPoint(name, value, table.ENTRY_POINTS) for name, value in
                {"first_only": "plugin:First", "manual": "plugin:Fake", "broken": "plugin:First"}.items()}  # fmt: skip
-    monkeypatch.setattr(ranks, "_offered", lambda: offered)
+    monkeypatch.setattr(table, "_offered", lambda: offered)
     assert rule_names() == (*RULES, "first_only", "broken")
-    assert "first_only" not in ranks.RULES
-    assert get_rule("first_only") is ranks.RULES["first_only"] is FirstOnly
+    assert "first_only" not in table.RULES
+    assert get_rule("first_only") is table.RULES["first_only"] is FirstOnly
     with pytest.raises(ConfigError, match="has the name 'manual'"):
         get_rule("manual")
     with pytest.raises(ConfigError, match="entry point broken = plugin:First of hodec.rules is no RankRule"):

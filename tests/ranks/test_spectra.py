@@ -4,7 +4,13 @@ import pytest
 import torch
 from rank_cases import CONV_METHODS, context, conv_weight, with_singular_values
 
-from hodec.ranks.spectra import TruncationLoss, ranks_for_tail, relative_error, truncation_spectra
+from hodec.ranks.spectra import (
+    TruncationLoss,
+    cached_truncation_spectra,
+    ranks_for_tail,
+    relative_error,
+    truncation_spectra,
+)
 
 VALUES = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)  # squares 16, 9, 4, 1 of 30
 MATRIX = context(with_singular_values(VALUES, 4, 9))
@@ -40,7 +46,7 @@ def test_shares_do_not_depend_on_the_scale(scale: float):
 
 @pytest.mark.parametrize("method", CONV_METHODS)
 def test_the_relative_error_bounds_the_error_of_the_projection(method: str):
-    one = context(conv_weight().double(), method)
+    one = context(conv_weight(12, 6).double(), method)
     found = truncation_spectra(one)
     assert {spectrum.position for spectrum in found} == set(range(len(one.full_ranks)))
     weight = one.site.weight
@@ -77,3 +83,9 @@ def test_a_path_has_no_more_ranks_than_steps():
     ranks = [ranks[0] for ranks in TruncationLoss(truncation_spectra(wide)).path(10)]
     assert len(ranks) == 10
     assert (ranks[0], ranks[-1]) == (64, 1)
+
+
+@pytest.mark.parametrize("weight", [torch.ones(1, 8).mT, torch.ones(1, 1, 8).movedim(2, 0), torch.ones(4, 4)[:1, ::4]])
+def test_weights_of_any_strides_are_remembered_by_their_numbers(weight: torch.Tensor):
+    (one,), (other,) = (cached_truncation_spectra(context(w)) for w in (weight, weight.clone().contiguous()))
+    torch.testing.assert_close(one.energy, other.energy)

@@ -1,20 +1,54 @@
 """The settings of the experiment's own options: network, method, optimizer, distillation, machine, logger."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 from hodec.errors import ConfigError, Use
-from hodec.experiment.config.values import bad_modes, bad_names, bad_ranks
-from hodec.options import Option, Settings, setting
+from hodec.options import BadParts, Option, Settings, setting
+from hodec.ranks.manual import bad_ranks
 
 TORCHVISION = "torchvision/"
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
-GLOBS: dict[str, Any] = {
-    "words": "a list of layer globs",
-    "example": "[layer1.*,layer2.0.conv1]",
-    "check": bad_names,
-}
+
+
+def _bad_globs(value: Sequence[str]) -> BadParts:
+    """A list with an empty name in it."""
+    if not all(value):
+        yield "", value
+
+
+def _bad_keys(value: object) -> BadParts:
+    """The entries of a mapping whose keys are no globs: a number has to stand in quotes."""
+    for glob, one in value.items() if isinstance(value, Mapping) else ():
+        if not isinstance(glob, str) or not glob:
+            yield "", {glob: one}
+
+
+def _bad_ranks(value: object) -> BadParts:
+    """What is wrong in ranks: a count, a list of counts, or {layer glob: either of both}."""
+    yield from _bad_keys(value)
+    yield from bad_ranks(value)
+
+
+def _bad_modes(value: object) -> BadParts:
+    """What is wrong in {layer glob: {in: counts, out: counts}}."""
+    yield from _bad_keys(value)
+    if not isinstance(value, Mapping) or not value:
+        yield "", value
+        return
+    for glob, sides in value.items():
+        if not isinstance(sides, Mapping) or set(sides) != {"in", "out"} or not all(map(_are_counts, sides.values())):
+            yield f"[{glob}]", sides
+
+
+def _are_counts(value: object) -> bool:
+    """Whether ``value`` is a filled list of whole numbers from 1; true and false are not numbers."""
+    return isinstance(value, list | tuple) and bool(value) and all(type(n) is int and n >= 1 for n in value)
+
+
+GLOBS: dict[str, Any] = {"words": "a list of layer globs", "example": "[layer1.*,layer2.0.conv1]", "check": _bad_globs}
 
 
 @dataclass(frozen=True)
@@ -29,7 +63,7 @@ class RunSettings(Settings):
         "layer glob; null: the number of ranks.default",
         words="a whole number from 1, a list of them, or {layer glob: number or list}",
         example="{layer1.*:8}",
-        check=bad_ranks,
+        check=_bad_ranks,
     )
     plan: str | None = setting(None, "a plan.json to obey, made and edited before; null: the rank rule decides")
     pretrain_epochs: int = setting(0, "training of the dense net before the plan is made, without ADMM; epochs", low=0)
@@ -196,9 +230,7 @@ class WandbSettings(Option):
 
     project: str = setting("hodec", "name under which runs are gathered")
     mode: str = setting(
-        "auto",
-        "auto: online with a key, else offline",
-        choices=("auto", "online", "offline", "disabled"),
+        "auto", "auto: online with a key, else offline", choices=("auto", "online", "offline", "disabled")
     )
     init_timeout: int = setting(20, "seconds to wait for its server before going offline", low=1)
 
@@ -232,7 +264,7 @@ class ModesMethodSettings(Option):
         "the split by layer; null: as even as it goes",
         words="{layer glob: {in: counts, out: counts}}",
         example="{layer1.*:{in:[4,4],out:[8,4]}}",
-        check=bad_modes,
+        check=_bad_modes,
     )
     execution: str = setting(
         "auto",

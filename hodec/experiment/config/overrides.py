@@ -32,16 +32,8 @@ from hodec.options import Setting
 EXAMPLE = "'tt_ranks={layer1.*:8}'"
 # options that start no run
 INFORM = {
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--version",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-    "--experimental-rerun",
-}
+    "--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun",
+}  # fmt: skip
 # beginnings of lines of Hydra's messages that say nothing to a user
 NOISE = ("full_key:", "object_type=", "reference_type=", "See http", "Config search", "provider=", "To append")
 

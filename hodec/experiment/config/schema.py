@@ -10,14 +10,7 @@ from typing import Any
 
 from hodec.admm.options import AdmmOff, AdmmOptions
 from hodec.errors import ConfigError, HodecError, Use
-from hodec.experiment.config.groups import (
-    default_option,
-    foreign,
-    groups,
-    kinds_of,
-    not_among,
-    unknown,
-)
+from hodec.experiment.config.groups import default_option, foreign, groups, kinds_of, not_among, unknown
 from hodec.experiment.config.options import (
     AdamWSettings,
     DistillSettings,
@@ -168,7 +161,8 @@ def to_yaml(config: Config) -> str:
     """The settings as YAML text, in the order of the classes."""
     import yaml
 
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=10**6)
+    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=10**6)
+    return text
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ def comment(one: Setting) -> str:
 
 def scalar(value: object) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n...\n").strip()
 
 
 def lines_of(option: type[Settings], values: Mapping[str, object], *, indent: str = "") -> list[str]:

@@ -1,7 +1,9 @@
 """Reads run folders: the only place that knows how the files of a run are laid out."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import CheckpointError, PlanError
-from hodec.experiment.report.labels import folder_order, run_labels
 from hodec.experiment.report.rundata import NETWORKS, Epoch, Network, Results, RunData
 from hodec.plan.plan import Plan
 
@@ -23,6 +24,8 @@ _REMEDIES = {
     EPOCHS: "Delete that line; the report then does without its epoch",
     RESULTS: "Start the run again with the same folder, it goes on where it was and writes the file anew",
 }
+# What the readers of JSON, YAML and plans raise for a file that is damaged.
+_BROKEN = (ValueError, TypeError, OverflowError, RecursionError, PlanError, yaml.YAMLError, OmegaConfBaseException)
 
 
 def collect(run_folder: str | Path) -> RunData:
@@ -70,7 +73,7 @@ def collect_sweep(folder: str | Path) -> list[RunData]:
     started = [child for child in sweep.iterdir() if (child / CONFIG).exists() or (child / ".hydra").is_dir()]
     if not started:
         raise CheckpointError(f"{sweep} holds no subfolder with {CONFIG}, so no runs. {remedy}")
-    return run_labels([_run_or_problem(child) for child in sorted(started, key=folder_order)])
+    return _run_labels([_run_or_problem(child) for child in sorted(started, key=_folder_order)])
 
 
 def _run_or_problem(folder: Path) -> RunData:
@@ -89,6 +92,45 @@ def _run_or_problem(folder: Path) -> RunData:
     return replace(run, problem="stopped before its first epoch ended")
 
 
+def _folder_order(folder: Path) -> list[tuple[bool, int, str]]:
+    """Sort key that reads numbers in a name as numbers: ``2`` before ``10``."""
+    parts = re.findall(r"\d+|\D+", folder.name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _run_labels(runs: Sequence[RunData]) -> list[RunData]:
+    """The same runs with labels such as ``admm.rho=0.001``; runs that cannot be told apart get the folder's name."""
+    overrides = [_overrides(run.folder) for run in runs]
+    keys = dict.fromkeys(key for each in overrides for key in each)
+    values = {key: [each.get(key) or _configured(run, key) for run, each in zip(runs, overrides)] for key in keys}
+    telling = {key: column for key, column in values.items() if len(set(column)) > 1}
+    labels = [
+        ", ".join(f"{key}={column[at]}" for key, column in telling.items() if column[at]) or run.label
+        for at, run in enumerate(runs)
+    ]
+    often = Counter(labels)
+    unique = [label if often[label] == 1 else f"{label} ({run.folder.name})" for run, label in zip(runs, labels)]
+    return [replace(run, label=label) for run, label in zip(runs, unique)]
+
+
+def _overrides(folder: Path) -> dict[str, str]:
+    """Setting -> value of the overrides in Hydra's own record of a run; empty where there is none."""
+    try:
+        given = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        given = None
+    pairs = (str(each).lstrip("+~").partition("=") for each in (given if isinstance(given, list) else ()))
+    return {key: value for key, _, value in pairs}
+
+
+def _configured(run: RunData, key: str) -> str:
+    """The value of a setting that a run left at its default; the name of the option for a config group."""
+    value = OmegaConf.select(OmegaConf.create(dict(run.config)), key.partition("@")[0])
+    if OmegaConf.is_dict(value):
+        value = value.get("name")
+    return "" if value is None else str(value)
+
+
 @contextmanager
 def _reading(path: Path, where: str = "") -> Iterator[None]:
     """Turn a failure to read a file into one error that names the file, the cause and the way out."""
@@ -98,15 +140,7 @@ def _reading(path: Path, where: str = "") -> Iterator[None]:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}). Check that it is a file you may read"
         ) from error
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        PlanError,
-        yaml.YAMLError,
-        OmegaConfBaseException,
-    ) as error:
+    except _BROKEN as error:
         reason = str(error).replace(f" {path}", "").partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is broken{where} ({reason}). {_REMEDIES[path.name]}") from error
 
@@ -158,9 +192,12 @@ def _results(path: Path) -> Results:
     with _reading(path):
         content = _object(json.loads(path.read_bytes().decode()))
         parts = {key: _object(content.get(key)) for key in ("admm", "data", "latency", "versions", *NETWORKS)}
-        admm, data = parts["admm"], parts["data"]
+        admm, data, known = parts["admm"], parts["data"], {field.name for field in fields(Network)}
+        measured = {name: _numbers(parts[name]) for name in NETWORKS if parts[name]}
         return Results(
-            networks={name: _network(_numbers(parts[name])) for name in NETWORKS if parts[name]},
+            networks={
+                name: Network(**{key: one[key] for key in one if key in known}) for name, one in measured.items()
+            },
             reduction=_numbers(_object(content.get("reduction"))),
             status=_text(admm.get("status")),
             primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
@@ -173,10 +210,6 @@ def _results(path: Path) -> Results:
             command=_text(content.get("command")),
             versions={name: _text(value) for name, value in parts["versions"].items()},
         )
-
-
-def _network(numbers: Mapping[str, float]) -> Network:
-    return Network(**{field.name: numbers.get(field.name) for field in fields(Network)})
 
 
 def _object(value: object) -> Mapping[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from hodec.experiment.report.rundata import Epoch
 from hodec.experiment.report.style import INKS, SERIES, colors, shorten, visible
@@ -84,7 +84,7 @@ def finish(axes: Axes, title: str, *, log: Iterable[Points] = (), xlabel: str = 
         LogLocator(subs=(1, 2, 3, 5) if decades < 1 else (1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,))
     )
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value) if value >= 1e3 else number(value)))
+    axes.yaxis.set_major_formatter(lambda value, _: human(value) if value >= 1e3 else number(value))
 
 
 def _decades(lines: Iterable[Points]) -> float:

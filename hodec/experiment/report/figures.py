@@ -5,14 +5,13 @@ A run that lacks the numbers of a figure raises ``NothingToDraw`` with the reaso
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from hodec.errors import HodecError
 from hodec.experiment.report import curves
@@ -24,19 +23,16 @@ from hodec.text_table import change, human
 
 WIDTH = 4.8  # inches of a figure; two stand side by side on a page, one on a telephone
 
-S = TypeVar("S", RunData, Sequence[RunData])
-
 
 class NothingToDraw(HodecError):
     """The run does not hold the numbers of a figure; the text says which."""
 
 
-@dataclass(frozen=True)
-class FigureSpec(Generic[S]):
+class FigureSpec(NamedTuple):
     """How a figure is drawn; ``name`` is its file name, its id on the page and the key of its caption."""
 
     name: str
-    draw: Callable[[S], Figure]
+    draw: Callable[..., Figure]  # of a run, or of the runs of a sweep
 
 
 def _need(found: object, otherwise: str) -> None:
@@ -117,8 +113,9 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
     """A cost of each planned layer, before (pale) and after (full); of very many layers the ``most`` largest."""
     plan: Mapping[str, LayerPlan] = run.plan or {}
     _need(plan, "plan.json names no factorized layer.")
-    largest = sorted(plan, key=lambda name: _pair(plan[name], cost)[0], reverse=True)[:most]
-    shown = {name: _pair(plan[name], cost) for name in plan if name in largest}
+    pairs = {name: (getattr(one, f"{cost}_before"), getattr(one, f"{cost}_after")) for name, one in plan.items()}
+    largest = sorted(plan, key=lambda name: pairs[name][0], reverse=True)[:most]
+    shown = {name: pair for name, pair in pairs.items() if name in largest}
     left = f", the {most} largest layers ({len(plan) - most} not shown)" if len(plan) > most else ""
     figure, (axes,) = panels(1, 0.95 + 0.225 * len(shown), width=WIDTH)
     before, after = zip(*shown.values(), strict=True)
@@ -132,17 +129,12 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_yticks(range(len(shown)), [shorten(name, 24) for name in shown])
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.xaxis.set_major_formatter(lambda value, _: human(value))
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
     return figure
-
-
-def _pair(layer: LayerPlan, cost: str) -> tuple[int, int]:
-    both = {"params": (layer.params_before, layer.params_after), "macs": (layer.macs_before, layer.macs_after)}
-    return both[cost]
 
 
 @styled

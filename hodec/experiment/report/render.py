@@ -18,7 +18,7 @@ from hodec.admm.options import WEAK_PULL
 from hodec.errors import CheckpointError
 from hodec.experiment.report import style, words
 from hodec.experiment.report.collect import collect, collect_sweep
-from hodec.experiment.report.figures import COSTS, CURVES, SWEEP, FigureSpec, NothingToDraw, S
+from hodec.experiment.report.figures import COSTS, CURVES, SWEEP, FigureSpec, NothingToDraw
 from hodec.experiment.report.rundata import NETWORKS, PHASES, RunData, cut, series
 from hodec.io.atomic import write_text
 from hodec.text_table import accuracy, change, duration, human, number, percent
@@ -78,7 +78,7 @@ def draw_all(run: RunData) -> list[Drawn]:
     return [draw(spec, run) for spec in (*CURVES, *COSTS)]
 
 
-def draw(spec: FigureSpec[S], subject: S) -> Drawn:
+def draw(spec: FigureSpec, subject: RunData | Sequence[RunData]) -> Drawn:
     """One figure, or the reason why it is absent."""
     try:
         figure = spec.draw(subject)

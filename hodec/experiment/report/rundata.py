@@ -64,7 +64,7 @@ class Results:
         conversion: layer name -> relative error of the factorized weight against W.
         seconds: phase -> wall-clock seconds.
         images: ``train``, ``validation`` and ``test`` -> number of images.
-        latency: how ``latency_ms`` was measured: ``batch``, ``threads``, ``device``.
+        latency: how ``latency_ms`` was measured: ``batch``, ``device`` (with the threads of a CPU).
         data, seed, command: as text.
         versions: package -> version.
     """

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from hodec.conversion.swap import convert
 from hodec.errors import ConfigError, PlanError, Use, literal
+from hodec.inputs import as_input, form_of
 from hodec.layers.base import same_random_state
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks.context import NetContext
 from hodec.ranks.greedy.table import ScoreTable, identity, net_of
-from hodec.ranks.planning import input_sizes
 
 Evaluate = Callable[[nn.Module], object]
 
@@ -79,9 +79,8 @@ class NetScorer:
 
     def plan(self, layers: Mapping[str, LayerPlan]) -> Plan:
         """The plan of such a net, for its costs and its conversion."""
-        return Plan(
-            layers, {}, self.rule, self.net.cost.params, self.net.cost.macs, input_sizes(self.net.example_input)
-        )
+        given, cost = as_input(self.net.example_input, self.net.model), self.net.cost
+        return Plan(layers, {}, self.rule, cost.params, cost.macs, given.sizes, form_of(given))
 
     def _evaluated(self, layers: Mapping[str, LayerPlan], finite: bool) -> float:
         model, _ = self.net.runnable(f"{self.rule} evaluates the net")

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hodec.cost.count import Inputs
 from hodec.errors import CheckpointError, ConfigError, Use, literal
+from hodec.inputs import Inputs, as_input, form_of
 from hodec.io.atomic import read_json, write_json
 from hodec.plan.layer import LayerPlan
-from hodec.ranks.planning import input_sizes
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +40,14 @@ def identity(model: nn.Module, example_input: Inputs, evaluate: Callable[..., ob
         digest.update(numbers.flatten().view(torch.uint8).numpy().data)
     modules = model.named_modules(remove_duplicate=False)
     structure = "\n".join(f"{n}: {type(m).__module__}.{type(m).__qualname__}({m.extra_repr()})" for n, m in modules)
+    given = as_input(example_input, model)
+    form = form_of(given)
     inner = getattr(evaluate, "func", evaluate)  # functools.partial
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return {
         "weights": digest.hexdigest(),
         "structure": _sha256(structure),
-        "inputs": ", ".join(f"{list(shape)} {dtype}" for shape, dtype in input_sizes(example_input)),
+        "inputs": ", ".join(f"{list(shape)} {dtype}" for shape, dtype in given.sizes) + (str(form) if form else ""),
         "evaluation": f"{named.__module__}.{named.__qualname__} {key}".strip(),
     }
 

@@ -116,7 +116,7 @@ def test_rows_of_the_wrong_shape_are_named(change, said, folder):
     ("change", "said"),
     [
         (lambda plan: plan.update(format="other"), "not a hodec plan"),
-        (lambda plan: plan.update(version=3), "version 3 is not one of"),
+        (lambda plan: plan.update(version=4), "version 4 is not one of"),
         (lambda plan: plan["layers"]["layer1.0.conv1"].update(ranks=["8"]), "layer1.0.conv1"),
         (lambda plan: plan.pop("totals"), "totals"),
     ],

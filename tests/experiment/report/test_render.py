@@ -98,12 +98,12 @@ def test_latency_stands_in_the_headline_and_in_the_table(folder):
     assert "latency" not in read(folder).split("##")[0].replace("| latency | ratio |", "")
     change = results_of(dense={"latency_ms": 3.0}, compressed={"latency_ms": 1.5})
     edit(folder / "metrics.json", change)
-    edit(folder / "metrics.json", lambda results: results.update(latency={"batch": 1, "threads": 2, "device": "cpu"}))
+    edit(folder / "metrics.json", lambda results: results.update(latency={"batch": 1, "device": "EPYC, 2 threads"}))
     text = read(folder)
     assert "MACs, 2 x lower latency; test accuracy" in text.splitlines()[0]
     assert re.search(r"\| dense \|.* 3 ms \|  \|\n", text)
     assert re.search(r"\| compressed \|.* 1.5 ms \| 2 x \|\n", text)
-    assert "batch 1, threads 2, device cpu" in text
+    assert "batch 1, device EPYC, 2 threads; its" in text
     assert '<td class="num">2 x</td>' in render_html(collect(folder), [])
     edit(folder / "metrics.json", results_of(compressed={"latency_ms": 4.5}))
     assert "1.5 x higher latency" in words.headline(collect(folder))
