@@ -46,7 +46,7 @@ class Stacked(Format):
         def rebuilt(*own: Tensor) -> Tensor:
             return self.one.reconstruct(own, shape[:2], modes)
 
-        return cast(Tensor, torch.vmap(rebuilt, out_dims=-1)(*factors))
+        return torch.vmap(rebuilt, out_dims=-1)(*factors)
 
     def unfoldings(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return [pair for w in weight.unbind(-1) for pair in self.one.unfoldings(w, modes)]
@@ -64,7 +64,7 @@ class Stacked(Format):
     def project_many(self, weights: Tensor, ranks: Sequence[int], modes: Modes) -> Tensor:
         flat = weights.movedim(-1, 1).flatten(0, 1)
         projected = self.one.project_many(flat, ranks, modes)
-        return projected.unflatten(0, (len(weights), -1)).movedim(1, -1)
+        return cast(Tensor, projected.unflatten(0, (len(weights), -1)).movedim(1, -1))
 
     def ops(self, shape: Shape, ranks: Sequence[int], modes: Modes, *, execution: str) -> list[Op]:
         return [dense_op(shape[:2])]
