@@ -7,11 +7,13 @@ from hodec.calibration.input_covariance import collect_covariances as collect_co
 from hodec.conversion.batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors as conversion_errors
 from hodec.conversion.swap import convert as convert
+from hodec.conversion.swap import merge as merge
 from hodec.cost.latency import LatencyTable as LatencyTable
 from hodec.errors import HodecError as HodecError
 from hodec.export.checkpoint import load as load
 from hodec.export.checkpoint import save as save
 from hodec.export.onnx import to_onnx as to_onnx
+from hodec.export.pretrained import from_pretrained as from_pretrained
 from hodec.export.program import to_program as to_program
 from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse

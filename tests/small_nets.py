@@ -80,3 +80,18 @@ def assert_untouched(model: nn.Module, before: dict[str, object]) -> None:
         assert after[key] == before[key], key
     torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
     assert torch.equal(after["random"], before["random"])
+
+
+class Conv1D(nn.Module):
+    """What ``Conv1D`` of transformers is: x @ weight + bias, with a weight (I, O)."""
+
+    def __init__(self, inp: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inp, out))
+        self.bias = nn.Parameter(torch.randn(out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight if self.bias is None else x @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"  # which is what it is recognized by

@@ -230,7 +230,7 @@ class Admm:
         return report
 
     def count_epoch(self) -> None:
-        """Choose rho by the steps that this epoch had, from the next one on; begin ADMM if it waited for their number."""
+        """Choose rho by the steps that this epoch had, from the next one on; ADMM begins if it waited for them."""
         counted, expected = self.steps - self.epoch_began, self.steps_per_epoch
         self.epoch_began = self.steps
         if not counted or counted == expected:

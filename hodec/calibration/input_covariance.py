@@ -190,7 +190,7 @@ def collect_covariances(
 
 
 def _see(moment: "_Moments", module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
-    moment.add(module, args[0] if args else kwargs["input"])
+    moment.add(module, args[0] if args else next(iter(kwargs.values())))
 
 
 class _Moments:

@@ -13,7 +13,7 @@ from hodec.conversion.inner import inner_weights_of
 from hodec.cost.count import trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
-from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
+from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES, layer_type_of
 from hodec.formats.roles import Role
 from hodec.inputs import Inputs
 from hodec.layers.base import FactorizedLayer
@@ -112,7 +112,7 @@ def _has_weight(module: nn.Module) -> bool:
     if type(module) is nn.MultiheadAttention:  # its weights are planned one by one
         return False
     linear = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
-    return isinstance(module, linear | FactorizedLayer)
+    return isinstance(module, linear | FactorizedLayer) or layer_type_of(module) is not None
 
 
 def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
@@ -128,6 +128,12 @@ def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> s
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return f"{type(parent).__name__} reads the weights of its children directly"
+    if not layer_type_name(module) and (plain := _plain_base(module)):
+        return (
+            f"{type(module).__name__} changes what {plain.__name__} computes (padding, scaling or another weight in "
+            f"front): put a {plain.__name__} with its weight in its place, and what it does beside that into a module "
+            "of its own before it"
+        )
     if layer_type_name(module) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
     if getattr(module, "groups", 1) != 1:
@@ -146,8 +152,17 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     for name, other in model.named_modules():
         for key, parameter in module._parameters.items():
             if other is not module and any(p is parameter for p in other._parameters.values() if p is not None):
-                return f"its {key} is shared with {name or 'the model itself'}"
+                return (
+                    f"its {key} is shared with {name or 'the model itself'}, and both stay dense: give it a copy of "
+                    f"its own (layer.{key} = nn.Parameter(layer.{key}.detach().clone()); in transformers also "
+                    "tie_word_embeddings=False) and plan again, with the memory of both"
+                )
     return ""
+
+
+def _plain_base(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that a layer with a forward pass of its own is derived from."""
+    return next((cls for cls in DENSE_CLASSES.values() if isinstance(module, cls)), None)
 
 
 def check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:

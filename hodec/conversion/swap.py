@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
+from hodec.conversion.dry_run import find_fault, put
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
 from hodec.conversion.inner import check_inner, mend_encoders, stand_in
-from hodec.errors import ConvertError, PlanError, Use, literal, near_matches
+from hodec.conversion.keeping import forget_plan, keep_plan
+from hodec.errors import ConvertError, HodecError, PlanError, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
-from hodec.inputs import ModelInput
 from hodec.layers.base import FactorizedLayer, same_random_state
-from hodec.layers.inner import put_inside
-from hodec.layers.weight import weight_path
+from hodec.layers.inner import multiply_out
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -39,8 +39,7 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 
-# Where a converted model keeps its plan.
-PLAN_ATTRIBUTE = "hodec_plan"
+ON_ERROR = ("raise", "skip")
 
 
 def convert(
@@ -50,6 +49,7 @@ def convert(
     decompose: bool = True,
     covariances: Mapping[str, InputCovariance] | None = None,
     init_factors: Mapping[str, Sequence[Tensor]] | None = None,
+    on_error: str = "raise",
 ) -> nn.Module:
     """A copy of ``model`` whose planned layers are factorized; the given model is left as it was.
 
@@ -63,39 +63,72 @@ def convert(
             instead of least of their weights.
         init_factors: layer -> factors to start from, ``Admm.projection.factors``: formats that are found by iteration
             (CP) would otherwise not end where ADMM has led them.
+        on_error: ``raise``, or ``skip``: a layer that cannot be swapped stays dense, with a warning, and the plan that
+            the result keeps (``result.hodec_plan``) has it under ``skipped`` with the reason.
 
     Raises:
         PlanError: the plan is for another model, or the covariances for another plan.
-        ConvertError: the converted model does not run, in training or evaluation mode.
+        ConvertError: the converted model does not run, in training or evaluation mode; the message names the layer.
         TrainingError: a planned weight holds NaN or Inf.
     """
+    if on_error not in ON_ERROR:
+        raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
     model = uncompiled(model)
     _check_belongs(model, plan)
     covariances = check_covariances(covariances or {}, plan)
     compressed = copy.deepcopy(model)
+    originals = {name: _dense(compressed, name, one) for name, one in plan.items()}
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
-            inside = layer_plan.role is not Role.LAYER
-            dense = stand_in(compressed, name) if inside else compressed.get_submodule(name)
-            initial = (init_factors or {}).get(name)
-            covariance = covariances.get(name)
-            if decompose:
-                check_finite(weight_of(dense), f"layer {name}")
-            with naming(f"layer {name}"):
-                layer = _factorized(dense, layer_plan, decompose=decompose, covariance=covariance, init_factors=initial)
-            if inside:
-                put_inside(compressed, name, layer)
+            try:
+                layer = _factorized(
+                    name, originals[name], layer_plan,
+                    decompose=decompose, covariance=covariances.get(name), init_factors=(init_factors or {}).get(name),
+                )  # fmt: skip
+            except HodecError as error:
+                plan = _without(plan, [name], error, on_error)
                 continue
-            for each in (name, *layer_plan.aliases):
-                compressed.set_submodule(each, layer)
+            put(compressed, name, layer_plan, layer)
         mend_encoders(compressed, plan)
-        if plan.inputs:
-            _dry_run(compressed, model, plan)
-    setattr(compressed, PLAN_ATTRIBUTE, plan)  # so that it can be saved without naming it again
+        while plan.inputs and (fault := find_fault(compressed, model, plan, originals)):
+            for name in fault.layers:
+                put(compressed, name, plan[name], originals[name])
+            plan = _without(plan, fault.layers, fault.error, on_error)
+    keep_plan(compressed, plan)
     return compressed
 
 
+def structure(model: nn.Module, plan: Plan) -> dict[str, FactorizedLayer]:
+    """The factorized layers of a plan for this model, with factors of zero; the model is left as it was.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    _check_belongs(model, plan)
+    return {
+        name: _factorized(
+            name, _dense(model, name, one), one, decompose=False, covariance=None, init_factors=None
+        )
+        for name, one in plan.items()
+    }  # fmt: skip
+
+
+def _dense(model: nn.Module, name: str, layer: LayerPlan) -> nn.Module:
+    return model.get_submodule(name) if layer.role is Role.LAYER else stand_in(model, name)
+
+
+def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str) -> Plan:
+    """The plan with these layers left dense, and a warning; or the error, where it is to be raised."""
+    if on_error == "raise" or len(plan) == len(names):
+        raise error
+    for name in names:
+        log.warning("%s stays dense: %s", name, error)
+        plan = plan.without(name, f"it could not be converted: {error}")
+    return plan
+
+
 def _factorized(
+    name: str,
     dense: nn.Module,
     plan: LayerPlan,
     *,
@@ -108,8 +141,10 @@ def _factorized(
     execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
     if decompose:
-        source = dense if covariance is None else _nearest(dense, plan, covariance)
-        layer = cls.from_dense(source, plan.ranks, init_factors=init_factors, modes=modes, execution=execution)
+        check_finite(weight_of(dense), f"layer {name}")
+        with naming(f"layer {name}"):
+            source = dense if covariance is None else _nearest(dense, plan, covariance)
+            layer = cls.from_dense(source, plan.ranks, init_factors=init_factors, modes=modes, execution=execution)
         layer = layer.to(weight.dtype)
     else:
         layer = cls.like(dense, plan.ranks, modes=modes, execution=execution)
@@ -117,10 +152,35 @@ def _factorized(
     layer.train(dense.training).requires_grad_(weight.requires_grad)
     if layer.bias is not None and bias is not None:
         layer.bias.requires_grad_(bias.requires_grad)
-    for hooks in HOOKS:
-        getattr(layer, hooks).update(getattr(dense, hooks))
-    layer._is_full_backward_hook = dense._is_full_backward_hook
+    hand_over_hooks(dense, layer)
     return layer
+
+
+def hand_over_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Register on ``new`` what is registered on ``old`` for its calls."""
+    for hooks in HOOKS:
+        getattr(new, hooks).update(getattr(old, hooks))
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """A copy of a converted model with its factors multiplied out again: layers of the classes and settings it had.
+
+    Outputs are the same to rounding; hooks, training modes and what takes gradients are kept (a weight does where its
+    factors do). The size is that of the dense model again.
+    """
+    dense = multiply_out(copy.deepcopy(uncompiled(model)))
+    names = {module: each for module, each in names_by_module(dense).items() if isinstance(module, FactorizedLayer)}
+    with same_random_state(dense.parameters()):
+        for layer, each in names.items():
+            made = layer.to_dense()
+            hand_over_hooks(layer, made)
+            if each == [""]:
+                return made
+            for name in each:
+                dense.set_submodule(name, made)
+    forget_plan(dense)
+    return dense
 
 
 def _nearest(dense: nn.Module, plan: LayerPlan, covariance: InputCovariance) -> nn.Module:
@@ -156,60 +216,6 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
             reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
         if reason:
             raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
-
-
-def _dry_run(compressed: nn.Module, dense: nn.Module, plan: Plan) -> None:
-    """Run throw-away copies in both modes: some parents (fast paths) break only in evaluation mode."""
-    first = next(iter(compressed.parameters()))
-    inputs = plan.example_input().to(first.device, first.dtype)
-    called: set[str] = set()
-    for training in (True, False):
-        mode, error = "training" if training else "evaluation", _failure(compressed, inputs, training, called)
-        if error is None:
-            continue
-        if _failure(dense, inputs, training, set()) is not None:  # e.g. a detector, which trains with targets only
-            log.warning("not even the dense model runs in %s mode on such inputs (%s): not tried", mode, error)
-            called.update(plan)
-            continue
-        why, names = literal(f"{type(error).__name__}: {error}"), literal(", ".join(plan))
-        raise ConvertError(
-            f"the converted model does not run in {mode} mode: {why}. A layer is used in a way a swap breaks; leave it "
-            f"dense with {{exclude}} (planned: {names})",
-            exclude=Use("exclude", "[..]"),
-        ) from error
-    if unused := [name for name in plan if name not in called]:
-        raise ConvertError(
-            f"{literal(', '.join(unused))}: the forward pass does not call the factorized layer, because the model "
-            "holds the dense one in a second place (a list, a closure); leave it dense with {exclude}",
-            exclude=Use("exclude", "[..]"),
-        )
-
-
-@torch.no_grad()
-def _failure(model: nn.Module, inputs: ModelInput, training: bool, called: set[str]) -> Exception | None:
-    """What a copy of the model raises, if it does; the names of the factorized layers it calls join ``called``."""
-    trial = copy.deepcopy(model)
-    for name, module in trial.named_modules():
-        if isinstance(module, FactorizedLayer):
-            module.register_forward_hook(lambda *_, name=name: called.add(name))
-            _note_readings(module, name, called)
-    try:
-        inputs.run(trial.train(training))
-    except Exception as error:
-        return error
-    return None
-
-
-def _note_readings(layer: FactorizedLayer, name: str, called: set[str]) -> None:
-    """Let a factorized weight of a throw-away copy note, under its path in the plan, that it is used."""
-    path, whole = weight_path(name), layer.weight_in_whole
-
-    def noted() -> Tensor:
-        called.add(path)
-        return whole()
-
-    layer.register_forward_hook(lambda *_: called.add(path))
-    layer.weight_in_whole = noted  # type: ignore[method-assign]
 
 
 def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None = None) -> dict[str, float]:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.cost.ops import FORMULAS, ParameterFlops
 from hodec.formats.calls import CallSites
+from hodec.formats.layer_types import layer_type_of
 from hodec.inference import observation, settled_input
 from hodec.inputs import Inputs
 
@@ -62,12 +63,12 @@ def trace_call_sites(model: nn.Module, example_input: Inputs) -> dict[str, CallS
     ) -> None:
         if not output.numel():  # e.g. an expert that gets no token
             return
-        call = _call(module, args[0] if args else kwargs["input"], output, batch)
+        call = _call(module, args[0] if args else next(iter(kwargs.values())), output, batch)
         seen[name] = seen[name].also(call) if name in seen else call
 
     with observation(model), ExitStack() as hooks:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd) or layer_type_of(module):
                 hook = module.register_forward_hook(partial(remember, name=name), with_kwargs=True)
                 hooks.callback(hook.remove)
         inputs.run(model)

@@ -103,7 +103,7 @@ class ParameterFlops(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], formulas: dict[Any, Callable[..., int]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.formulas, self.flops = formulas, dict[str, int]()
         spans = sorted(
             (p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in parameters if p.nbytes and p.data_ptr()

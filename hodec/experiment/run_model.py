@@ -11,6 +11,7 @@ from hodec.compare import verified
 from hodec.errors import CheckpointError
 from hodec.export import checkpoint
 from hodec.export.program import Exported
+from hodec.inputs import as_input
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class RunModel:
         if not verify:
             return Exported(path, None)
         again, sizes = checkpoint.load(path).eval(), (2,)
-        return Exported(path, verified(str(path), again, self.model, [self.example(2)], sizes, allowed=0.0), sizes)
+        return Exported(
+            path, verified(str(path), again, self.model, as_input(self.example(2)), sizes, allowed=0.0), sizes
+        )
 
 
 def model_of_run(folder: str | Path) -> RunModel:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from hodec._version import __version__
-from hodec.conversion.swap import PLAN_ATTRIBUTE, convert
+from hodec.conversion.keeping import PLAN_ATTRIBUTE
+from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing

@@ -143,14 +143,15 @@ def _content(net: nn.Module, inputs: Inputs, dynamic_batch: bool, names: list[st
 class _Batches:
     """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
 
-    def __init__(self, names: Sequence[str], batches: Sequence[ModelInput]) -> None:
-        self.left = (arrays(names, batch.tensors) for batch in batches)  # labels behind the inputs have no name
+    def __init__(self, names: Sequence[str], batches: Sequence[Inputs]) -> None:
+        # labels behind the inputs have no name
+        self.left = (arrays(names, as_input(batch).tensors) for batch in batches)
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self.left, None)
 
 
-def _quantized(content: bytes, batches: Sequence[ModelInput] | None) -> bytes:
+def _quantized(content: bytes, batches: Sequence[Inputs] | None) -> bytes:
     """The same graph in 8 bits: ranges from the batches, or found at each call."""
     import onnx
     from onnxruntime import quantization

@@ -1,8 +1,9 @@
 """Types of dense layers: how each stores its weight, and along which axes it moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,13 @@ class LayerType:
     transposed: bool = False
     is_embedding: bool = False
     stacked: bool = False
+
+    def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape (O, I, ..) -> that of the layer's own layout."""
+        out, inp, *kernel = shape
+        if self.stacked:
+            return (*kernel, out, inp)
+        return (inp, out, *kernel) if self.in_first else (out, inp, *kernel)
 
     def to_oihw(self, weight: Tensor) -> Tensor:
         """Stored weight -> (O, I, ..)."""
@@ -69,13 +77,37 @@ _TYPES: dict[type[nn.Module], LayerType] = {
 }
 
 EXPERTS = LayerType("experts", 0, stacked=True)
+LINEAR_IN_FIRST = LayerType("linear_in_first", 0, in_first=True)
 
-LAYER_TYPES: dict[str, LayerType] = {layer_type.name: layer_type for layer_type in (*_TYPES.values(), EXPERTS)}
+# Classes of packages that hodec does not import.
+_BY_NAME: dict[str, LayerType] = {
+    "transformers.pytorch_utils.Conv1D": LINEAR_IN_FIRST,
+}
 
-# Name of a layer type -> the class of its dense layers.
-DENSE_CLASSES: dict[str, Callable[..., nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
+LAYER_TYPES: dict[str, LayerType] = {
+    layer_type.name: layer_type for layer_type in (*_TYPES.values(), *_BY_NAME.values(), EXPERTS)
+}
+
+# Name of a layer type -> torch's class of its dense layers.
+DENSE_CLASSES: dict[str, type[nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
 
 
 def layer_type_of(module: nn.Module) -> LayerType | None:
-    """The type of a layer; None for other modules, and for subclasses, which may use their weight differently."""
-    return _TYPES.get(type(module))
+    """The type of a layer; None for other modules, and for subclasses that may use their weight differently."""
+    cls = type(module)
+    base = next((one for one in _TYPES if issubclass(cls, one) and _same_forward(cls, one)), None)
+    return _TYPES[base] if base else _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _same_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a subclass computes what ``base`` does: no method that a call runs is its own, nor is ``weight``."""
+    names = ("__call__", "__getattr__", "forward", "_conv_forward", "_output_padding", "weight", "bias")
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
+
+
+def dense_class(layer_type: LayerType) -> Callable[..., nn.Module]:
+    """The class of the dense layers of a type, imported where it is of another package."""
+    if layer_type.name in DENSE_CLASSES:
+        return DENSE_CLASSES[layer_type.name]
+    home, _, name = next(path for path, one in _BY_NAME.items() if one == layer_type).rpartition(".")
+    return cast(Callable[..., nn.Module], getattr(import_module(home), name))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import DENSE_CLASSES
 from hodec.formats.ops import Op, dense_op, total_macs
+from hodec.fusion.answers import Answers, Row, answer_for
 from hodec.fusion.batchnorm import Call, scale_and_shift, scaled_last
 from hodec.layers.base import FactorizedLayer
 from hodec.layers.conv import FactorizedConv
@@ -102,7 +103,8 @@ def _rows(layer: FactorizedLayer, execution: str, call_sites: CallSites, *, norm
 def _chain(layer: FactorizedLayer, execution: str, call_sites: CallSites, *, norm: nn.Module | None) -> Variant:
     def build() -> nn.Module:
         kernels = [kernel.detach() for kernel in layer.op_kernels(execution)]
-        return Chain(layer, layer.ops[execution], kernels, affine=_affine(layer, norm)).eval()
+        made = Chain(layer, layer.ops[execution], kernels, affine=_affine(layer, norm)).eval()
+        return answer_for(made, layer)
 
     return Variant(CHAIN, _macs(layer, layer.ops[execution], call_sites), build)
 
@@ -171,10 +173,10 @@ def sizes(ops: Sequence[Op]) -> str:
 
 
 def plain(layer: FactorizedLayer, ops: Sequence[Op], kernels: Sequence[Tensor], *, bias: Tensor | None) -> nn.Module:
-    """Ops as torch's own modules, the last one with the bias; several stand in a Sequential."""
+    """Ops as torch's own modules, the last one with the bias; several stand in a ``Row``."""
     biases = [None] * (len(ops) - 1) + [bias]
     modules = [module_of(layer, op, kernel, bias=b) for op, kernel, b in zip(ops, kernels, biases, strict=True)]
-    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    return modules[0] if len(modules) == 1 else answer_for(Row(*modules), layer)
 
 
 def module_of(layer: FactorizedLayer, op: Op, kernel: Tensor, *, bias: Tensor | None) -> nn.Module:
@@ -209,7 +211,7 @@ def _conv(layer: FactorizedConv, op: Op, *, transposed: bool, bias: bool) -> nn.
     return make(op.channels, op.kernel[0], op.kernel[2:], groups=op.groups, bias=bias, device="meta", **settings)
 
 
-class Chain(nn.Module):
+class Chain(Answers):
     """A chain of contractions for inference: convolutions or products on (N, ..) with nothing but reshapes between.
 
     Outputs that are done lie along the batch; inputs that are pending lengthen the first spatial axis, or are an axis

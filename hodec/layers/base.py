@@ -1,21 +1,24 @@
 """FactorizedLayer: what stands in for a dense layer, and the making of its classes from a table."""
 
+import copy
 import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Required, Self, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
-from hodec.formats.layer_types import LAYER_TYPES, LayerType
+from hodec.formats.layer_types import LAYER_TYPES, LayerType, dense_class
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
 from hodec.formats.roles import REBUILT
+from hodec.layers.dense_weight import DenseWeight
 from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
 
 
@@ -75,8 +78,8 @@ class FactorizedLayer(nn.Module):
         self.ops: dict[str, list[Op]] = {
             e: self.format.ops(self.shape, self.ranks, self.modes, execution=e) for e in executions
         }
-        # merged kernels, the stamp of the weights that they were made from, and those weights
-        self._merged: tuple[object, tuple[Tensor, ...], list[Tensor]] | None = None
+        # merged kernels, and a copy of the weights that they were made from
+        self._merged: tuple[tuple[Tensor, ...], list[Tensor]] | None = None
 
         def zeros(*sizes: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(sizes, device=options.get("device"), dtype=options.get("dtype")))
@@ -109,7 +112,7 @@ class FactorizedLayer(nn.Module):
     ) -> Self:
         """The structure that stands in for the dense layer ``module``, with factors of zero to load others into."""
         weight = cast(Tensor, module.weight)
-        settings = {name: getattr(module, name) for name in cls.settings}
+        settings = cls.settings_of(module)
         if not cls.layer_type.is_embedding:
             settings["bias"] = module.bias is not None
         return cls(
@@ -121,6 +124,11 @@ class FactorizedLayer(nn.Module):
             device=weight.device,
             dtype=weight.dtype,
         )
+
+    @classmethod
+    def settings_of(cls, module: nn.Module) -> dict[str, Any]:
+        """The settings of the dense layer ``module`` that go over to this one."""
+        return {name: getattr(module, name) for name in cls.settings}
 
     @classmethod
     def from_dense(
@@ -166,7 +174,7 @@ class FactorizedLayer(nn.Module):
         """The factors in the format's order and shapes, as views of the parameters where that is possible."""
         return self.views()
 
-    @torch.no_grad()  # not through .data: the remembered merge must see the change
+    @torch.no_grad()
     def load_factors(self, factors: Sequence[Tensor]) -> None:
         """Overwrite the parameters by factors in the format's order and shapes."""
         for view, factor in zip(self.views(), factors, strict=True):
@@ -208,6 +216,26 @@ class FactorizedLayer(nn.Module):
         layer.load_factors(equalize_norms(factors))
         return layer.adopt(module)
 
+    def dense_settings(self) -> dict[str, Any]:
+        """The arguments that ``dense_class`` of its type needs for the layer that this one stands in for."""
+        settings = {name: getattr(self, name) for name in self.settings}
+        return settings if self.layer_type.is_embedding else {**settings, "bias": self.bias is not None}
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer with this one's weight and bias, on its device, in its mode; factors in float64 meanwhile.
+
+        Its weight takes gradients where a factor does. Hooks stay here.
+        """
+        like = next(self.parameters())
+        wide = like.dtype if like.device.type == "mps" else torch.float64
+        with torch.no_grad():
+            weight = copy.deepcopy(self).to(wide).dense_weight().to(like.dtype).contiguous()
+        dense = dense_class(self.layer_type)(**self.dense_settings())
+        dense.weight = nn.Parameter(weight, requires_grad=any(view.requires_grad for view in self.views()))
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return dense.train(self.training)
+
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""
         return self.layer_type.from_oihw(self.format.reconstruct(self.factors(), self.shape, self.modes))
@@ -217,6 +245,13 @@ class FactorizedLayer(nn.Module):
         if self.execution != REBUILT:  # what is remembered are the kernels of its ops then
             return self.dense_weight()
         return self.once_per_weights(lambda: (self.dense_weight(),))[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight as parents read it: its values are computed when they are used, see ``DenseWeight``."""
+        if _traced():
+            return self.dense_weight()
+        return DenseWeight.of(self.dense_weight, self.layer_type.stored_shape(self.shape), next(self.parameters()))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -252,30 +287,42 @@ class FactorizedLayer(nn.Module):
         return torch.einsum("npri...,rois->npos...", y, self.format.core(view, op)).flatten(1, 2)
 
     def once_per_weights(self, merge: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``merge()``, remembered in inference until a parameter changes, so that serving merges only once."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return merge()
+        """``merge()``, remembered in inference on a CPU as long as the weights have the values it was made from.
+
+        Every call compares them with a copy: writes through ``.data`` or numpy leave no other trace. Elsewhere than on
+        a CPU comparing would wait for the device at every layer, so each call merges; ``fuse`` merges for good.
+        """
         weights = list(self.parameters())
-        if any(w.is_inference() for w in weights):  # these do not count their changes
+        if self.training or torch.is_grad_enabled() or not all(map(_comparable, weights)) or _traced():
             return merge()
-        stamp = tuple((w.data_ptr(), w._version, w.dtype) for w in weights)
-        if self._merged is None or self._merged[0] != stamp:
-            with torch.autocast(weights[0].device.type, enabled=False):  # or later calls would get its type
-                merged = merge()
-            # holding the weights keeps their addresses from being given to others
-            self._merged = (stamp, merged, [w.detach() for w in weights])
-        return self._merged[1]
+        held = self._merged
+        if held is None or not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(weights, held[1])):
+            with torch.autocast("cpu", enabled=False):  # or later calls would get its type
+                # copies, because a kernel that is a view would follow memory that the layer no longer uses
+                merged = tuple(kernel.clone() for kernel in merge())
+            self._merged = held = (merged, [w.detach().clone() for w in weights])
+        return held[0]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """The layer's output; under ``torch.fx.symbolic_trace`` one node of the graph, as torch's own layers are."""
+        proxy = next((one for one in (*args, *kwargs.values()) if isinstance(one, Proxy)), None)
+        if proxy is None:
+            return super().__call__(*args, **kwargs)
+        tracer = cast(Tracer, proxy.tracer)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_merged": None}  # copies and pickles merge anew
 
-    def train(self, mode: bool = True) -> Self:
-        self._merged = None
-        return super().train(mode)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._merged = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+def _comparable(weight: Tensor) -> bool:
+    """Whether its values can be read at once: no stand-in of a tracer or of ``torch.func``, and on a CPU."""
+    return type(weight) is nn.Parameter and weight.device.type == "cpu"
+
+
+def _traced() -> bool:
+    """Whether the call is being taken down as a graph, which must read the parameters themselves."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 # -- classes from a table ------------------------------------------------------------------------------------------

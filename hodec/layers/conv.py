@@ -1,7 +1,7 @@
 """FactorizedConv: the settings of a convolution, and its ops as torch runs them, for every format and dimension."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +24,8 @@ class FactorizedConv(FactorizedLayer):
     """
 
     layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
+    #: what parents read of a dense layer, and this one does not need
+    groups: ClassVar[int] = 1
     #: whether the last op adds the bias; otherwise it is added to its output
     bias_inside: ClassVar[bool] = True
     settings = (
@@ -62,6 +64,10 @@ class FactorizedConv(FactorizedLayer):
         for op, kernel, bias in zip(ops, self.op_kernels(execution), biases, strict=True):
             x = self.convolve(x, op, kernel, bias)
         return x if self.bias_inside else self._add_bias(x)
+
+    def dense_settings(self) -> dict[str, Any]:
+        settings = super().dense_settings()
+        return settings if self.layer_type.transposed else {k: v for k, v in settings.items() if k != "output_padding"}
 
     def _chain(self, x: Tensor, ops: Sequence[Op]) -> Tensor:
         dims = self.layer_type.dims

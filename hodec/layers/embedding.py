@@ -1,7 +1,7 @@
 """Factorized embeddings: a narrow table with a linear map, and a tensor train whose table is never built."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, Unpack, cast
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ class FactorizedEmbedding(FactorizedLayer):
 
     layer_type = LAYER_TYPES["embedding"]
     settings = ("num_embeddings", "embedding_dim", "padding_idx")
+    #: what parents read of ``nn.Embedding``; another value stays dense
+    max_norm: ClassVar[None] = None
+    scale_grad_by_freq: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,12 +1,12 @@
 """FactorizedLinear: the settings of a linear layer, and its ops as torch runs them, for every format."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.layer_types import LAYER_TYPES, LINEAR_IN_FIRST
 from hodec.formats.ops import Op
 from hodec.layers.base import FactorizedLayer, LayerOptions
 
@@ -26,6 +26,12 @@ class FactorizedLinear(FactorizedLayer):
         super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features = in_features, out_features
 
+    @classmethod
+    def settings_of(cls, module: nn.Module) -> dict[str, Any]:
+        """The settings of a linear layer of any layout, by its weight: not all have names for them."""
+        out, inp = cls.layer_type.to_oihw(cast(Tensor, module.weight)).shape
+        return {"in_features": inp, "out_features": out}
+
     def forward(self, x: Tensor) -> Tensor:
         """(.., I) -> (.., O)."""
         execution = self.running_execution()
@@ -43,3 +49,22 @@ class FactorizedLinear(FactorizedLayer):
             y = self.contract(y, op, view)
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
+
+
+class InFirst(FactorizedLinear):
+    """Stands in for a linear layer that stores (I, O), such as ``Conv1D`` of transformers."""
+
+    layer_type = LINEAR_IN_FIRST
+
+    def dense_settings(self) -> dict[str, Any]:
+        return {"nf": self.out_features, "nx": self.in_features}
+
+    @property
+    def nx(self) -> int:
+        """``in_features``."""
+        return self.in_features
+
+    @property
+    def nf(self) -> int:
+        """``out_features``."""
+        return self.out_features

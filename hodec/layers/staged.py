@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hodec.formats import cp, svd, tucker
 from hodec.layers.base import FactorizedLayer, conv_classes
 from hodec.layers.conv import FactorizedConv
-from hodec.layers.linear import FactorizedLinear
+from hodec.layers.linear import FactorizedLinear, InFirst
 
 
 class Staged(FactorizedLayer):
@@ -37,6 +37,10 @@ class SVDLinear(StagedLinear):
     """I -> rank -> O."""
 
     format = svd.SVD
+
+
+class SVDLinearInFirst(InFirst, SVDLinear):
+    """``SVDLinear`` for a layer that stores (I, O)."""
 
 
 TUCKER = conv_classes(StagedConv, "TuckerConv", tucker.CONV, transposed=tucker.CONV_TRANSPOSED)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hodec.formats import tt, tt_classical
 from hodec.layers.base import FactorizedLayer, conv_classes
 from hodec.layers.conv import FactorizedConv
-from hodec.layers.linear import FactorizedLinear
+from hodec.layers.linear import FactorizedLinear, InFirst
 
 
 class _Cores(FactorizedLayer):
@@ -59,6 +59,10 @@ class TTLinear(_Cores, FactorizedLinear):
 
     def views(self) -> list[Tensor]:
         return list(self.cores)
+
+
+class TTLinearInFirst(InFirst, TTLinear):
+    """``TTLinear`` for a layer that stores (I, O)."""
 
 
 class ClassicalTTConv(_Cores, FactorizedConv):

@@ -81,9 +81,7 @@ class LayerPlan:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the weight as the dense layer stores it."""
-        out, inp, *kernel = self.shape
-        layer_type = LAYER_TYPES[self.layer_type]
-        return (*kernel, out, inp) if layer_type.stacked else (inp, out, *kernel) if layer_type.in_first else self.shape
+        return LAYER_TYPES[self.layer_type].stored_shape(self.shape)
 
     @property
     def resolved_execution(self) -> str:

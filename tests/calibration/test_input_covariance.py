@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import IMAGE, SmallResNet, Twice, assert_untouched, snapshot
+from small_nets import IMAGE, Conv1D, SmallResNet, Twice, assert_untouched, snapshot
 from swaps import planned
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -28,6 +28,7 @@ LAYERS = {
     "conv_transpose2d": lambda **settings: nn.ConvTranspose2d(8, 12, 3, **settings),
     "conv_transpose3d": lambda **settings: nn.ConvTranspose3d(8, 12, (3, 2, 3), **settings),
     "linear": lambda **settings: nn.Linear(8, 12),
+    "linear_in_first": lambda **settings: Conv1D(8, 12),
     "embedding": lambda **settings: nn.Embedding(24, 8),
 }
 CASES = [
@@ -159,14 +160,14 @@ def test_svd_methods_lose_the_least_possible_in_the_metric(method: str, layer_ty
 @pytest.mark.parametrize("layer_type", ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "embedding"])
 def test_svd_loses_the_least_possible_of_the_output(layer_type: str, generator):
     """Its covariance covers the whole patch: the output error is the best rank-r approximation's."""
-    settings = {} if layer_type in ("linear", "embedding") else {"stride": 2, "padding": 1}
+    settings = {} if layer_type in ("linear", "linear_in_first", "embedding") else {"stride": 2, "padding": 1}
     net, plan, x = one_layer("svd", layer_type, generator, **settings)
     covariances = collect_covariances(net, plan, [x[:5], x[5:]], damping=1e-12, positions=None)
     weight = net[0].weight.detach()
     nearest = whitened_projection(plan["0"], weight, covariances["0"])
     bias = 0 if layer_type == "embedding" else with_weight(net, torch.zeros_like(weight), x)
     output = net(x).detach() - bias
-    rows = output if layer_type in ("linear", "embedding") else output.movedim(1, -1)
+    rows = output if layer_type in ("linear", "linear_in_first", "embedding") else output.movedim(1, -1)
     least = torch.linalg.svdvals(rows.reshape(-1, rows.shape[-1]))[3:].norm()
     assert_close(torch.tensor(output_error(net, nearest, x), dtype=torch.float64), least, rtol=1e-6, atol=1e-9)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_nets import Conv1D
 from torch import Tensor, nn
 
 from hodec.formats.base import Format
@@ -21,6 +22,7 @@ CHANNELS = {
     "conv_transpose2d": (12, 8, 3, 3),
     "conv_transpose3d": (12, 8, 3, 2, 3),
     "linear": (12, 8),
+    "linear_in_first": (12, 8),
     "embedding": (12, 8),
 }
 LAYERS = {
@@ -69,6 +71,8 @@ class Case:
         out, inp = self.shape[:2]
         if self.layer_type == "linear":
             return nn.Linear(inp, out, **settings).to(dtype)
+        if self.layer_type == "linear_in_first":
+            return Conv1D(inp, out, **settings).to(dtype)
         if self.layer_type == "embedding":
             return nn.Embedding(inp, out, padding_idx=1).to(dtype)
         return LAYERS[self.layer_type](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)

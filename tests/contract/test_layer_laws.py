@@ -45,6 +45,7 @@ SETTINGS = {
     ],
     "conv_transpose3d": [{}, {"stride": 2, "padding": 1, "output_padding": 1}],
     "linear": [{}],
+    "linear_in_first": [{}],
     "embedding": [{}],
 }
 STRIDED = {

@@ -83,6 +83,21 @@ def _new_data_twice(layer: FactorizedLayer) -> None:
             p.data = p.data * 1.5
 
 
+def _data_in_place(layer: FactorizedLayer) -> None:
+    for p in layer.parameters():
+        p.data.copy_(p.data * 1.5)
+
+
+def _through_numpy(layer: FactorizedLayer) -> None:
+    for p in layer.parameters():
+        p.detach().numpy()[...] *= 1.5
+
+
+def _swapped(layer: FactorizedLayer) -> None:
+    for p in layer.parameters():
+        torch.utils.swap_tensors(p, nn.Parameter(p * 1.5))
+
+
 def _new_parameters(layer: FactorizedLayer) -> None:
     for module in layer.modules():
         for name, p in list(module._parameters.items()):
@@ -105,6 +120,9 @@ CHANGES: dict[str, Callable[[FactorizedLayer], object]] = {
     "reset_parameters": lambda layer: layer.reset_parameters(),
     "optimizer_step": _optimizer_step,
     "new_data": _new_data_twice,
+    "data_in_place": _data_in_place,
+    "through_numpy": _through_numpy,
+    "swap_tensors": _swapped,
     "new_parameters": _new_parameters,
     "train_eval": _data_edited_between_training_steps,
     "to_dtype": lambda layer: layer.to(torch.float32),
@@ -161,7 +179,7 @@ def test_inference_mode_before_and_after_other_modes(case: Case, execution: str)
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
     layer(x).sum().backward()  # with gradients on, nothing remembered may be used
     assert all(p.grad is not None for p in layer.parameters())
-    with torch.inference_mode():  # parameters made here do not count their changes
+    with torch.inference_mode():
         made_here = case.layer(case.dense(), execution=execution).eval()
         before = made_here(x)
         next(made_here.parameters()).mul_(2)

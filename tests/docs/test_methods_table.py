@@ -63,7 +63,14 @@ def test_the_table_of_layers_is_that_of_the_methods():
 
 
 class OwnLinear(nn.Linear):
-    """Anything may be different in it."""
+    """Something is different in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class NamedLinear(nn.Linear):
+    """Nothing is different in it."""
 
 
 class Net(nn.Module):
@@ -157,7 +164,8 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
     "stacked weights of experts": (experts, "a.up", {}),
     "weight_norm or another parametrization": (lambda: plain(weight_norm(linear())), "layer", {}),
     "pruned weight": (lambda: plain(prune.l1_unstructured(linear(), "weight", 0.5)), "layer", {}),
-    "subclass of a layer": (lambda: plain(OwnLinear(8, 8)), "layer", {}),
+    "subclass of a layer with a forward pass of its own": (lambda: plain(OwnLinear(8, 8)), "layer", {}),
+    "subclass of a layer that computes the same": (lambda: plain(NamedLinear(8, 8)), "layer", {}),
     "Bilinear": (lambda: Net(lambda self, x: self.layer(x, x), layer=nn.Bilinear(8, 8, 8)), "layer", {}),
     "Lazy layer without a weight": (lambda: plain(nn.LazyLinear(8)), "layer", {}),
     "the model is the layer": (linear, "", {}),
@@ -215,6 +223,17 @@ def fact(words: str) -> Callable[[Callable], Callable]:
 @fact("one layer under both names")
 def _(plan, small):
     assert small.layer is small.again
+
+
+@fact("the weight is rebuilt where it is read")
+def _(plan, small):
+    torch.testing.assert_close(small.layer.weight + 0, small.layer.dense_weight())
+    assert not [name for name, _ in small.layer.named_parameters() if name.startswith("weight")]
+
+
+@fact("like any other")
+def _(plan, small):
+    assert type(small.layer) is type(small.ok)
 
 
 @fact("one layer, its costs counted twice")

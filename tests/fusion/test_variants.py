@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_nets import Conv1D
 from torch import nn
 
 from hodec.formats.modes import Modes
@@ -36,7 +37,8 @@ ONLY_TRANSPOSED = {"plain", "strided", "dilated", "output_padding"}
 def made(method: str, kind: str, count: int = 2, cap: int = 3, **settings: object) -> FactorizedLayer:
     """A factorized layer 12 -> 8 in float64, in evaluation mode."""
     cls = METHODS[method].layers[kind]
-    dense = nn.Linear(12, 8, **settings) if kind == "linear" else LAYERS[kind](12, 8, 3, **settings)
+    linear = {"linear": nn.Linear, "linear_in_first": Conv1D}.get(kind)
+    dense = linear(12, 8, **settings) if linear else LAYERS[kind](12, 8, 3, **settings)
     shape = cls.layer_type.to_oihw(dense.weight).shape
     modes = Modes.split(shape[1], shape[0], max(count, cls.format.min_modes) if cls.format.uses_modes else 1)
     most = cls.format.max_ranks(shape, modes)
