@@ -157,6 +157,36 @@ def test_transformers_goes_on_from_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("block", ["plain", "accelerate", "fabric"])
+def test_a_loop_goes_on_from_its_states(block, monkeypatch):
+    """Killed after the first epoch; model, optimizer and ADMM are given their states again."""
+    packages = {"accelerate": ("accelerate", "Accelerator"), "fabric": ("lightning.fabric", "Fabric")}
+    given = {}
+    if block in packages:
+        package, name = packages[block]
+        given = {name: getattr(pytest.importorskip(package), name)}
+    whole, part = run(block, **given), run(block, epochs=1, **given)
+    saved = {key: part[key].state_dict() for key in ("model", "optimizer", "admm")}
+    resumed = "[globals()[key].load_state_dict(saved[key]) for key in saved]\nfor epoch in range(1, epochs):"
+    monkeypatch.setitem(BLOCKS, "resumed", BLOCKS[block].replace("for epoch in range(epochs):", resumed))
+    again = run("resumed", saved=saved, **given)
+    assert_same_states(state_of(whole), state_of(again))
+    assert_close(again["model"].state_dict(), whole["model"].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_each_lightning_goes_on_from_a_checkpoint(name, tmp_path, monkeypatch):
+    whole, part = run("lightning", **lightning(name)), run("lightning", epochs=1, **lightning(name))
+    part["trainer"].save_checkpoint(tmp_path / "one.ckpt")
+    resumed = BLOCKS["lightning"].replace("loader)\ncompressed", "loader, ckpt_path=path)\ncompressed")
+    monkeypatch.setitem(BLOCKS, "resumed", resumed)
+    again = run("resumed", path=tmp_path / "one.ckpt", **lightning(name))
+    assert_same_states(state_of(whole), state_of(again))
+    assert_close(again["model"].state_dict(), whole["model"].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_the_callback_is_one_of_every_lightning_in_use():
     """In one process with both, an instance is accepted by both, and by a command line that is built from types."""
     one, other = pytest.importorskip("pytorch_lightning"), pytest.importorskip("lightning.pytorch")
