@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
@@ -60,7 +61,7 @@ class AdmmCallback(Callback):
     """Pulls the planned layers towards low rank while they train; see ``hodec.Admm`` for how.
 
     Args:
-        plan: the layers, their methods and ranks.
+        plan: the layers, their methods and ranks; or the file of a saved plan, as LightningCLI can name it.
         stop_when_converged: end the fit then (``min_epochs`` still holds).
         evaluate: module -> accuracy, for modules without a ``forward`` or whose validation batches are not (images,
             labels).
@@ -77,7 +78,7 @@ class AdmmCallback(Callback):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | str | Path,
         *,
         stop_when_converged: bool = True,
         evaluate: Callable[[Any], float] | None = None,
@@ -86,6 +87,7 @@ class AdmmCallback(Callback):
         root: str | None = None,
         **settings: Unpack[AdmmSettings],
     ) -> None:
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         options = AdmmOptions(**settings)
         make_penalty(options.rho, pull=options.pull, layers=list(plan))  # these two refuse now, not at the fit's start
         Projection(plan, learner, covariances)
