@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import cast
 
 from hodec.errors import PlanError, near_matches
 from hodec.formats.base import Format
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.layers import embedding, staged, tt
 from hodec.layers.base import FactorizedLayer
+from hodec.layers.experts import experts_class
+from hodec.layers.linear import FactorizedLinear
 
 GROUP = "hodec.methods"
 
@@ -31,7 +34,18 @@ class Method:
 
     def format(self, layer_type: str) -> Format:
         """The format's mathematics for a type of layer."""
-        return self.layers[layer_type].format
+        return self.layer(layer_type).format
+
+    def layer(self, layer_type: str) -> type[FactorizedLayer]:
+        """The layer that stands in for a type; of stacked linear maps, one made from that of a linear layer."""
+        if layer_type in self.layers or not LAYER_TYPES[layer_type].stacked:
+            return self.layers[layer_type]
+        return experts_class(cast(type[FactorizedLinear], self.layers["linear"]))
+
+    def serves(self, layer_type: str) -> bool:
+        """Whether it has a layer for that type."""
+        known = LAYER_TYPES.get(layer_type)
+        return layer_type in self.layers or (known is not None and known.stacked and "linear" in self.layers)
 
 
 class Methods(Mapping[str, Method]):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hodec.calibration.im2col import Draw, patches, token_counts
 from hodec.errors import ConfigError, DataError, PlanError, TrainingError
 from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, run_batches, uncompiled
 from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
@@ -159,13 +160,20 @@ def collect_covariances(
     Raises:
         ConfigError: a setting out of range.
         DataError: no batch.
-        PlanError: a layer whose method has no covariance, that the model lacks, or that is never called.
+        PlanError: a layer whose method has no covariance, that the model lacks, or that is never called; a weight
+            inside a module with several.
         TrainingError: a layer's input holds NaN or Inf.
     """
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-4 suits most nets")
     if positions is not None and positions < 1:
         raise ConfigError(f"positions: {positions!r} given; allowed: a whole number from 1, or None for all")
+    if inside := [name for name, layer in plan.items() if layer.role is not Role.LAYER]:
+        raise PlanError(
+            f"{inside[0]} is a weight inside a module: what it multiplies is not the input of a layer, so there is no "
+            "covariance to collect. Collect those of the layers alone, by plan.without(..) of each such weight; "
+            "convert takes them with the whole plan"
+        )
     model = uncompiled(model)
     draw = Draw(positions, torch.Generator().manual_seed(0))
     moments = {name: _Moments(name, layer, draw, largest=largest) for name, layer in plan.items()}

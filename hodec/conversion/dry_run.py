@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.errors import ConvertError, Use, literal
+from hodec.formats.roles import Role
 from hodec.inputs import ModelInput
 from hodec.layers.base import FactorizedLayer
+from hodec.layers.inner import put_inside
+from hodec.layers.weight import weight_path
+from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -28,10 +32,13 @@ class Fault(NamedTuple):
     error: ConvertError
 
 
-def put(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
-    """Hang a module into a model under all these names."""
-    for name in names:
-        model.set_submodule(name, module)
+def put(model: nn.Module, name: str, layer: LayerPlan, module: nn.Module) -> None:
+    """Hang a module, factorized or dense, into a model in the place of a planned layer, or of a weight inside one."""
+    if layer.role is not Role.LAYER:
+        put_inside(model, name, module)
+        return
+    for each in (name, *layer.aliases):
+        model.set_submodule(each, module)
 
 
 def find_fault(compressed: nn.Module, dense: nn.Module, plan: Plan, originals: Mapping[str, nn.Module]) -> Fault | None:
@@ -55,7 +62,7 @@ def find_fault(compressed: nn.Module, dense: nn.Module, plan: Plan, originals: M
         def fails(names: Sequence[str], training: bool = training) -> bool:
             trial = copy.deepcopy(compressed)
             for name in plan.keys() - names:
-                put(trial, (name, *plan[name].aliases), copy.deepcopy(originals[name]))
+                put(trial, name, plan[name], copy.deepcopy(originals[name]))
             return _failure(trial, inputs, training, set()) is not None
 
         return _broken(guilty(list(plan), fails), mode, error)
@@ -96,9 +103,21 @@ def _failure(model: nn.Module, inputs: ModelInput, training: bool, called: set[s
     trial = copy.deepcopy(model)
     for name, module in trial.named_modules():
         if isinstance(module, FactorizedLayer):
-            module.register_forward_hook(lambda *_, name=name: called.add(name))
+            _note_use(module, weight_path(name), called)
     try:
         inputs.run(trial.train(training))
     except Exception as error:
         return error
     return None
+
+
+def _note_use(layer: FactorizedLayer, name: str, called: set[str]) -> None:
+    """Let a layer of a throw-away copy note that it is called, or that its weight is read."""
+    whole = layer.weight_in_whole
+
+    def noted() -> Tensor:
+        called.add(name)
+        return whole()
+
+    layer.register_forward_hook(lambda *_: called.add(name))
+    layer.weight_in_whole = noted  # type: ignore[method-assign]

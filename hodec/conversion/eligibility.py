@@ -4,15 +4,17 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hodec.conversion.inner import inner_weights_of
 from hodec.cost.count import trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES, layer_type_of
+from hodec.formats.roles import Role
 from hodec.inputs import Inputs
 from hodec.layers.base import FactorizedLayer
 from hodec.linalg.svd import check_finite
@@ -20,6 +22,8 @@ from hodec.methods import Method
 
 # Modules that read their children's weights directly instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+Found = TypeVar("Found")
 
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
@@ -33,12 +37,14 @@ class LayerSite:
         weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
         call_sites: its calls for one image.
         aliases: further names of the same module.
+        role: what uses the weight.
     """
 
     layer_type: str
     weight: Tensor
     call_sites: CallSites
     aliases: tuple[str, ...] = ()
+    role: Role = Role.LAYER
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,9 +67,10 @@ def eligible_layers(
     names = names_by_module(model)
     check_no_lazy(names)
     call_sites = trace_call_sites(model, example_input)
-    sites, refused = {}, {}
+    inner = inner_weights_of(model, names, method, example_input)
+    sites, refused = {}, {path: one.reason for path, one in inner.items() if one.reason}
     for module, (name, *aliases) in names.items():
-        if not _has_weight(module):
+        if not _has_weight(module) or any(f"{path}.weight" in inner for path in (name, *aliases)):
             continue
         reason = refusal(model, name, module, method) or ("" if name in call_sites else NOT_CALLED)
         if reason:
@@ -72,7 +79,20 @@ def eligible_layers(
         layer_type, weight = LAYER_TYPES[layer_type_name(module)], weight_of(module)
         check_finite(weight, f"layer {name}")
         sites[name] = LayerSite(layer_type.name, layer_type.to_oihw(weight), call_sites[name], tuple(aliases))
-    return sites, refused
+    for path, one in inner.items():
+        if not one.reason and one.call_sites is not None:
+            check_finite(one.weight, f"weight {path}")
+            weight = LAYER_TYPES[one.layer_type].to_oihw(one.weight)
+            sites[path] = LayerSite(one.layer_type, weight, one.call_sites, one.aliases, one.role)
+    return in_order(model, sites), in_order(model, refused)
+
+
+def in_order(model: nn.Module, found: dict[str, Found]) -> dict[str, Found]:
+    """The entries in the order of the model's modules, the weights of one after it."""
+    order: dict[str, None] = {}
+    for name, module in model.named_modules():
+        order |= dict.fromkeys([name, *(f"{name}.{key}" if name else key for key in module._parameters)])
+    return {name: found[name] for name in order if name in found}
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -89,8 +109,10 @@ def names_by_module(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _has_weight(module: nn.Module) -> bool:
     """Layers that a reader of the plan would ask about: everything that multiplies by a matrix or kernel."""
-    torchs = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
-    return isinstance(module, torchs | FactorizedLayer) or layer_type_of(module) is not None
+    if type(module) is nn.MultiheadAttention:  # its weights are planned one by one
+        return False
+    linear = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.MultiheadAttention
+    return isinstance(module, linear | FactorizedLayer) or layer_type_of(module) is not None
 
 
 def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
@@ -100,11 +122,11 @@ def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> s
     if isinstance(module, FactorizedLayer):
         return f"it is factorized already: {type(module).__name__} of ranks {list(module.ranks)}"
     if isinstance(module, nn.MultiheadAttention):
-        return "its projections of queries, keys and values are weights of its own, in no layer to swap"
+        return "a subclass of nn.MultiheadAttention may use its weights in its own way"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is parametrized (weight_norm, spectral_norm, ..); remove the parametrization first"
     parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, READS_WEIGHTS):
+    if isinstance(parent, nn.MultiheadAttention):
         return f"{type(parent).__name__} reads the weights of its children directly"
     if not layer_type_name(module) and (plain := _plain_base(module)):
         return (

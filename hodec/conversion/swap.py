@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
 from hodec.conversion.dry_run import find_fault, put
 from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
+from hodec.conversion.inner import check_inner, mend_encoders, stand_in
 from hodec.conversion.keeping import forget_plan, keep_plan
 from hodec.errors import ConvertError, HodecError, PlanError, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
+from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
 from hodec.layers.base import FactorizedLayer, same_random_state
+from hodec.layers.inner import multiply_out
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -74,7 +77,7 @@ def convert(
     _check_belongs(model, plan)
     covariances = check_covariances(covariances or {}, plan)
     compressed = copy.deepcopy(model)
-    originals = {name: compressed.get_submodule(name) for name in plan}
+    originals = {name: _dense(compressed, name, one) for name, one in plan.items()}
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             try:
@@ -85,10 +88,11 @@ def convert(
             except HodecError as error:
                 plan = _without(plan, [name], error, on_error)
                 continue
-            put(compressed, (name, *layer_plan.aliases), layer)
+            put(compressed, name, layer_plan, layer)
+        mend_encoders(compressed, plan)
         while plan.inputs and (fault := find_fault(compressed, model, plan, originals)):
             for name in fault.layers:
-                put(compressed, (name, *plan[name].aliases), originals[name])
+                put(compressed, name, plan[name], originals[name])
             plan = _without(plan, fault.layers, fault.error, on_error)
     keep_plan(compressed, plan)
     return compressed
@@ -103,10 +107,14 @@ def structure(model: nn.Module, plan: Plan) -> dict[str, FactorizedLayer]:
     _check_belongs(model, plan)
     return {
         name: _factorized(
-            name, model.get_submodule(name), one, decompose=False, covariance=None, init_factors=None
+            name, _dense(model, name, one), one, decompose=False, covariance=None, init_factors=None
         )
         for name, one in plan.items()
     }  # fmt: skip
+
+
+def _dense(model: nn.Module, name: str, layer: LayerPlan) -> nn.Module:
+    return model.get_submodule(name) if layer.role is Role.LAYER else stand_in(model, name)
 
 
 def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str) -> Plan:
@@ -128,8 +136,9 @@ def _factorized(
     covariance: InputCovariance | None,
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    cls = get_method(plan.method).layers[plan.layer_type]
-    modes, execution, own = plan.modes, plan.resolved_execution, dense._parameters
+    cls = get_method(plan.method).layer(plan.layer_type)
+    modes, own = plan.modes, dense._parameters
+    execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
     if decompose:
         check_finite(weight_of(dense), f"layer {name}")
@@ -139,6 +148,7 @@ def _factorized(
         layer = layer.to(weight.dtype)
     else:
         layer = cls.like(dense, plan.ranks, modes=modes, execution=execution)
+    layer.execution = plan.resolved_execution
     layer.train(dense.training).requires_grad_(weight.requires_grad)
     if layer.bias is not None and bias is not None:
         layer.bias.requires_grad_(bias.requires_grad)
@@ -159,7 +169,7 @@ def merge(model: nn.Module) -> nn.Module:
     Outputs are the same to rounding; hooks, training modes and what takes gradients are kept (a weight does where its
     factors do). The size is that of the dense model again.
     """
-    dense = copy.deepcopy(uncompiled(model))
+    dense = multiply_out(copy.deepcopy(uncompiled(model)))
     names = {module: each for module, each in names_by_module(dense).items() if isinstance(module, FactorizedLayer)}
     with same_random_state(dense.parameters()):
         for layer, each in names.items():
@@ -167,7 +177,8 @@ def merge(model: nn.Module) -> nn.Module:
             hand_over_hooks(layer, made)
             if each == [""]:
                 return made
-            put(dense, each, made)
+            for name in each:
+                dense.set_submodule(name, made)
     forget_plan(dense)
     return dense
 
@@ -184,6 +195,9 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     names = names_by_module(model)
     for name, layer in plan.items():
+        if layer.role is not Role.LAYER:
+            check_inner(model, name, layer)
+            continue
         module = modules.get(name)
         if module is None:
             raise PlanError(
@@ -214,14 +228,15 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
     """
     errors, dense = {}, uncompiled(dense)
     for name, layer in plan.items():
-        weight = weight_of(dense.get_submodule(name)).float()
-        near = layer.project(weight) if compressed is None else _dense_weight(compressed.get_submodule(name)).to(weight)
+        weight = dense.get_parameter(layer.parameter(name)).detach().float()
+        near = layer.project(weight) if compressed is None else _dense_weight(compressed, layer.module(name)).to(weight)
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0
     return errors
 
 
-def _dense_weight(layer: nn.Module) -> Tensor:
+def _dense_weight(model: nn.Module, name: str) -> Tensor:
+    layer = model.get_submodule(name)
     if not isinstance(layer, FactorizedLayer):
         raise ConvertError(f"{type(layer).__name__} is not a factorized layer: convert the model by the same plan")
     return layer.dense_weight().detach()

@@ -9,9 +9,11 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from hodec.errors import PlanError, Use
 from hodec.formats.calls import CallSites, Size
 from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES
 from hodec.formats.ops import Op, dense_op
+from hodec.formats.roles import REBUILT, Role
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
 
@@ -75,7 +77,7 @@ class Probe:
         """The module to time, with random weights."""
         if self.layer is not None:
             layer, dense = self.layer, replace(self, layer=None).build()
-            cls = get_method(layer.method).layers[layer.layer_type]
+            cls = get_method(layer.method).layer(layer.layer_type)
             execution = layer.resolved_execution
             return cls.like(dense, layer.ranks, modes=layer.modes, execution=execution, initialize=True)
         out, inp, *kernel = self.op.kernel
@@ -87,7 +89,17 @@ class Probe:
 
 
 def probes_of(layer: LayerPlan, *, dense: bool) -> list[tuple[int, Probe]]:
-    """The probes whose times add up to a layer's, with how often each runs for one image."""
+    """The probes whose times add up to a layer's, with how often each runs for one image.
+
+    Raises:
+        PlanError: it runs step by step, which takes other times than all steps at once.
+    """
+    if layer.role is Role.RECURRENT and layer.resolved_execution != REBUILT:
+        raise PlanError(
+            f"a recurrent weight {tuple(layer.shape)} that runs by its factors, step by step, has no latency by the "
+            "table: plan it with execution='rebuilt', leave it out with {exclude}, or choose by macs or params",
+            exclude=Use("exclude", "[..]"),
+        )
     result = []
     for times, in_size, out_size in layer.call_sites.calls:
         result += [(times, probe) for probe in _of_one_call(layer, in_size, out_size, dense=dense)]
@@ -95,8 +107,10 @@ def probes_of(layer: LayerPlan, *, dense: bool) -> list[tuple[int, Probe]]:
 
 
 def _of_one_call(layer: LayerPlan, in_size: Size, out_size: Size, *, dense: bool) -> list[Probe]:
-    whole = Probe(layer.layer_type, dense_op(layer.shape), in_size, out_size, exact=(0, 1))
-    if dense:
+    stacked = LAYER_TYPES[layer.layer_type].stacked
+    shape, kind = (layer.shape[:2], "linear") if stacked else (layer.shape, layer.layer_type)
+    whole = Probe(kind, dense_op(shape), in_size, out_size, exact=(0, 1))
+    if dense or layer.resolved_execution == REBUILT:
         return [whole]
     ops = probed_ops(layer)
     if not ops:

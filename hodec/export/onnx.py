@@ -145,9 +145,7 @@ class _Batches:
 
     def __init__(self, names: Sequence[str], batches: Sequence[Inputs]) -> None:
         # labels behind the inputs have no name
-        self.left = (
-            arrays(names, as_input(batch).tensors) for batch in batches
-        )
+        self.left = (arrays(names, as_input(batch).tensors) for batch in batches)
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self.left, None)

@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from hodec.conversion.dry_run import put
+from hodec.conversion.inner import mend_encoders
 from hodec.conversion.keeping import CONFIG_ENTRY, PLAN_ATTRIBUTE, keep_plan
 from hodec.conversion.swap import structure
 from hodec.errors import CheckpointError
@@ -73,6 +74,7 @@ def _factorizing(dense: type[nn.Module], plan: Plan) -> Any:
     def made(self: nn.Module, config: object, *args: object, **kwargs: object) -> None:
         dense.__init__(self, config, *args, **kwargs)
         for name, layer in structure(self, plan).items():
-            put(self, (name, *plan[name].aliases), layer)
+            put(self, name, plan[name], layer)
+        mend_encoders(self, plan)
 
     return type(dense.__name__, (dense,), {"__init__": made, "__module__": dense.__module__})

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,7 @@ class LayerType:
         in_first: whether the first two axes of the stored weight are (input, output).
         transposed: whether it is a transposed convolution.
         is_embedding: whether its weight is looked up and not multiplied by.
+        stacked: whether it is E linear maps (E, O, I), which formats see as (O, I, E).
     """
 
     name: str
@@ -27,19 +29,40 @@ class LayerType:
     in_first: bool = False
     transposed: bool = False
     is_embedding: bool = False
+    stacked: bool = False
 
     def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape (O, I, ..) -> that of the layer's own layout."""
         out, inp, *kernel = shape
+        if self.stacked:
+            return (*kernel, out, inp)
         return (inp, out, *kernel) if self.in_first else (out, inp, *kernel)
 
     def to_oihw(self, weight: Tensor) -> Tensor:
         """Stored weight -> (O, I, ..)."""
+        if self.stacked:
+            return weight.movedim(0, -1)
         return weight.transpose(0, 1) if self.in_first else weight
 
     def from_oihw(self, weight: Tensor) -> Tensor:
         """(O, I, ..) -> the layer's own layout."""
+        if self.stacked:
+            return weight.movedim(-1, 0).contiguous()
         return weight.transpose(0, 1).contiguous() if self.in_first else weight
+
+
+class DenseExperts(nn.Module):
+    """E linear maps without biases, each with a batch of its own; input (E, .., I), output (E, .., O)."""
+
+    def __init__(self, experts: int, out_features: int, in_features: int, **settings: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(experts, out_features, in_features, **settings) / in_features**0.5)
+        self.bias = None
+        self.experts, self.out_features, self.in_features = experts, out_features, in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(E, .., I) -> (E, .., O)."""
+        return torch.einsum("e...i,eoi->e...o", x, self.weight)
 
 
 _TYPES: dict[type[nn.Module], LayerType] = {
@@ -53,6 +76,7 @@ _TYPES: dict[type[nn.Module], LayerType] = {
     nn.ConvTranspose3d: LayerType("conv_transpose3d", 3, in_first=True, transposed=True),
 }
 
+EXPERTS = LayerType("experts", 0, stacked=True)
 LINEAR_IN_FIRST = LayerType("linear_in_first", 0, in_first=True)
 
 # Classes of packages that hodec does not import.
@@ -61,7 +85,7 @@ _BY_NAME: dict[str, LayerType] = {
 }
 
 LAYER_TYPES: dict[str, LayerType] = {
-    layer_type.name: layer_type for layer_type in (*_TYPES.values(), *_BY_NAME.values())
+    layer_type.name: layer_type for layer_type in (*_TYPES.values(), *_BY_NAME.values(), EXPERTS)
 }
 
 # Name of a layer type -> torch's class of its dense layers.

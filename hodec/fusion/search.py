@@ -21,6 +21,7 @@ from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
 from hodec.inference import inference, settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.layers.base import FactorizedLayer, same_random_state
+from hodec.layers.inner import multiply_out
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ def fuse(
 
     Each factorized layer becomes the fastest of its variants: its ops as they are, neighbouring ops multiplied
     into one, the chain of contractions, or the dense layer. Batch norms are folded into the layer before them, and
-    the memory format is chosen for the whole net. The result runs on the device of ``model``, in evaluation mode.
-    ``result.fuse_report`` says what was chosen and why; print it.
+    the memory format is chosen for the whole net. Weights inside recurrent modules, attention and experts become dense
+    where they are rebuilt; modules that run their factors keep hodec's class around plain layers. The result runs on
+    the device of ``model``, in evaluation mode. ``result.fuse_report`` says what was chosen and why; print it.
 
     The parameters of the result take no gradients: train the given model, and fuse it again. The choice is for the
     batch size of ``example_input``: what is fastest for one image may not be for many.
@@ -151,7 +153,7 @@ class _Work:
                 folded = scaled_last(net.get_submodule(name), *scale_and_shift(net.get_submodule(norm)))
                 net = replaced(net, name, folded)
             net = replaced(net, norm, nn.Identity())
-        return laid_out(net.eval().requires_grad_(False), layout)
+        return laid_out(multiply_out(net, rebuilt_only=True).eval().requires_grad_(False), layout)
 
     def difference(self, net: nn.Module) -> float:
         """Relative distance of the net's outputs from the expected ones; infinite where their shapes differ."""

@@ -17,6 +17,7 @@ from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES, LayerType, dense_class
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape
+from hodec.formats.roles import REBUILT
 from hodec.layers.dense_weight import DenseWeight
 from hodec.layers.exchange import TensorlyTensor, from_tensorly, to_tensorly
 
@@ -238,6 +239,12 @@ class FactorizedLayer(nn.Module):
     def dense_weight(self) -> Tensor:
         """The dense weight that this layer applies, as the dense layer stores it."""
         return self.layer_type.from_oihw(self.format.reconstruct(self.factors(), self.shape, self.modes))
+
+    def weight_in_whole(self) -> Tensor:
+        """``dense_weight``, remembered in inference, for a module that reads the weight at each call."""
+        if self.execution != REBUILT:  # what is remembered are the kernels of its ops then
+            return self.dense_weight()
+        return self.once_per_weights(lambda: (self.dense_weight(),))[0]
 
     @property
     def weight(self) -> Tensor:

@@ -12,6 +12,9 @@ from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
+from hodec.formats.ops import dense_op
+from hodec.formats.roles import REBUILT, STEP_MACS, Role
+from hodec.layers.weight import holder_name
 from hodec.methods import get_method
 
 # How plans of version 1 (hodec 0.1.0) call what this version writes under another key.
@@ -36,6 +39,7 @@ class LayerPlan:
         execution: ``auto``, ``merged`` or ``chain``.
         aliases: other names under which the same module hangs in the net.
         notes: what the rule clipped or rounded.
+        role: what uses the weight: a layer of its own, which is swapped, or a module with several weights.
     """
 
     method: str
@@ -47,6 +51,22 @@ class LayerPlan:
     execution: str = "auto"
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    role: Role = Role.LAYER
+
+    def parameter(self, name: str) -> str:
+        """The path of the dense weight of the plan's entry ``name``: a layer's is its ``weight``."""
+        return f"{name}.weight" if self.role is Role.LAYER else name
+
+    def module(self, name: str) -> str:
+        """The name of the factorized layer of the plan's entry ``name`` in a converted model."""
+        return name if self.role is Role.LAYER else holder_name(name)
+
+    @property
+    def executions(self) -> tuple[str, ...]:
+        """The executions that its user can run it by."""
+        if self.role is Role.PARAMETER:
+            return (REBUILT,)
+        return self.format.executions if self.role is Role.LAYER else (REBUILT, *self.format.executions)
 
     def __repr__(self) -> str:
         macs = f"{self.macs_before:,} -> {self.macs_after:,} MACs"
@@ -65,10 +85,22 @@ class LayerPlan:
 
     @property
     def resolved_execution(self) -> str:
-        """The execution of inference, chosen by cost where ``execution`` is ``auto``."""
-        if self.execution != "auto":
-            return self.execution
-        return self.format.choose_execution(self.shape, self.ranks, self.modes, call_sites=self.call_sites)
+        """The execution of inference, chosen by cost where ``execution`` is ``auto``.
+
+        A weight inside a module is rebuilt where its factors would save no multiply-adds, or too few in each step.
+        """
+        if self.role is Role.PARAMETER or self.execution == REBUILT:
+            return REBUILT
+        chosen = self.execution
+        if chosen == "auto":
+            chosen = self.format.choose_execution(self.shape, self.ranks, self.modes, call_sites=self.call_sites)
+        if self.role is Role.LAYER:
+            return chosen
+        ops = self.format.ops(self.shape, self.ranks, self.modes, execution=chosen)
+        saved = math.prod(self.shape) - sum(op.work for op in ops)
+        least = STEP_MACS if self.role is Role.RECURRENT else 0
+        by_itself = self.execution == "auto" and saved <= least
+        return REBUILT if by_itself or ops == [dense_op(self.shape)] else chosen
 
     @property
     def params_before(self) -> int:
@@ -85,12 +117,15 @@ class LayerPlan:
         """Multiply-adds of the dense layer for one image."""
         if LAYER_TYPES[self.layer_type].is_embedding:
             return 0
-        sites, transposed = self.call_sites, LAYER_TYPES[self.layer_type].transposed
-        return (sites.in_positions if transposed else sites.out_positions) * math.prod(self.shape)
+        sites, layer_type = self.call_sites, LAYER_TYPES[self.layer_type]
+        work = math.prod(self.shape[:2] if layer_type.stacked else self.shape)  # each position is one expert's
+        return (sites.in_positions if layer_type.transposed else sites.out_positions) * work
 
     @property
     def macs_after(self) -> int:
         """Multiply-adds of the factorized layer for one image, as it runs in inference."""
+        if self.resolved_execution == REBUILT:
+            return self.macs_before
         return self.format.macs(
             self.shape, self.ranks, self.modes, call_sites=self.call_sites, execution=self.resolved_execution
         )
@@ -113,9 +148,9 @@ class LayerPlan:
         Raises:
             PlanError: naming the layer, what was given, and what is allowed.
         """
-        if self.layer_type not in get_method(self.method).layers:
+        if not get_method(self.method).serves(self.layer_type):
             raise PlanError(f"{name}: method {self.method} has no layer for layer type {self.layer_type!r}")
-        allowed = ("auto", *self.format.executions)
+        allowed = ("auto", *self.executions)
         if self.execution not in allowed:
             raise PlanError(
                 f"{name}: execution {self.execution!r} is not one of {', '.join(allowed)}; execution=auto always fits"
@@ -159,6 +194,7 @@ class LayerPlan:
             "params_after": self.params_after,
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
+            **({} if self.role is Role.LAYER else {"role": self.role.value}),
         }
 
     @classmethod
@@ -178,6 +214,7 @@ class LayerPlan:
                 execution=value.get("execution", "auto"),
                 aliases=tuple(read_text(alias, where + "aliases") for alias in value.get("aliases", ())),
                 notes=tuple(read_text(note, where + "notes") for note in value.get("notes", ())),
+                role=Role(value.get("role", Role.LAYER)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan of layer {name}: field {error} is missing or of the wrong type") from error

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hodec.ranks.context import LayerContext, NetContext
 
 
+PLAIN = "it is not a plain 2-D convolution"
+
+
 @dataclass(frozen=True)
 class Amct(RankRule):
     """Ranks of Ascend AMCT's automatic decomposition, for ``method="spatial_svd"``; it has no settings.
@@ -43,7 +46,8 @@ class Amct(RankRule):
                 wanted=Use("method", "spatial_svd"),
                 given=Use("method", layer.method),
             )
-        reason = _left_alone(net.module(layer.name), layer.site.shape)
+        flat = len(layer.site.shape) != 4
+        reason = PLAIN if flat else _left_alone(net.module(layer.name), layer.site.shape)
         if reason:
             return Choice(None, reason=f"Ascend's decomposition leaves it alone: {reason}")
         (signals,) = weight_signals(layer)
@@ -79,7 +83,7 @@ def _left_alone(module: nn.Module, shape: Sequence[int]) -> str:
     from torch import nn
 
     if type(module) is not nn.Conv2d:
-        return "it is not a plain 2-D convolution"
+        return PLAIN
     channels, side = min(shape[:2]), min(shape[2:])
     conditions = (
         (module.groups != 1, "it is a grouped convolution"),

@@ -11,6 +11,7 @@ from hodec.cost.count import Cost
 from hodec.errors import PlanError, Use
 from hodec.formats.base import Format
 from hodec.formats.modes import Modes
+from hodec.formats.roles import REBUILT, Role
 from hodec.inputs import Inputs
 from hodec.plan.layer import LayerPlan
 
@@ -53,6 +54,10 @@ class LayerContext:
         Raises:
             PlanError: ranks, modes or an execution that do not fit the layer.
         """
+        execution = self.execution
+        if self.site.role is Role.PARAMETER and execution not in ("auto", REBUILT):
+            notes = (*notes, f"execution {execution} does not apply: the module reads the rebuilt weight")
+            execution = "auto"
         return LayerPlan(
             method=self.method,
             layer_type=self.site.layer_type,
@@ -60,9 +65,10 @@ class LayerContext:
             modes=self.modes,
             ranks=tuple(ranks),
             call_sites=self.site.call_sites,
-            execution=self.execution,
+            execution=execution,
             aliases=self.site.aliases,
             notes=notes,
+            role=self.site.role,
         ).check(self.name)
 
 

@@ -131,7 +131,7 @@ def plan_layers(
     }
     contexts: dict[str, LayerContext] = {}
     for name in included:
-        able = [one for one in methods if sites[name].layer_type in one.layers and (not fits or one.name in fits[name])]
+        able = [one for one in methods if one.serves(sites[name].layer_type) and (not fits or one.name in fits[name])]
         several = _contexts(name, sites[name], able, settings, given.get(name), skipped)
         if several:
             contexts[name] = replace(several[0], others=tuple(several[1:]))

@@ -195,44 +195,36 @@ def test_row_17_a_parent_that_reads_what_only_torchs_layer_has_is_found_by_the_d
         convert(model, plan)
 
 
-def test_row_17_the_output_projection_of_attention_stays_dense():
-    model = Bare(
-        lambda self, x: self.fc(self.attention(x, x, x)[0]),
-        attention=nn.MultiheadAttention(16, 4, batch_first=True),
-        fc=nn.Linear(16, 16),
-    )
-    x = torch.randn(2, 5, 16)
+def _attends(attention: nn.Module) -> nn.Module:
+    return Bare(lambda self, x: self.fc(self.attention(x, x, x)[0]), attention=attention, fc=nn.Linear(16, 16))
+
+
+def test_row_17_the_weights_of_attention_are_planned_one_by_one():
+    model, x = _attends(nn.MultiheadAttention(16, 4, batch_first=True)), torch.randn(2, 5, 16)
     plan = planned(model, x=x)
-    assert list(plan.skipped) == ["attention", "attention.out_proj"]
-    assert "projections of queries, keys and values are weights of its own" in plan.skipped["attention"]
-    assert "MultiheadAttention reads the weights of its children" in plan.skipped["attention.out_proj"]
+    assert list(plan) == ["attention.in_proj_weight", "attention.out_proj.weight", "fc"]
+    assert not plan.skipped
     small = convert(model, plan)
+    assert sum(p.numel() for p in small.parameters()) == plan.params_after
     for training in (True, False):
         assert small.train(training)(x).shape == x.shape
 
 
-def test_row_17_a_plain_linear_child_of_attention_is_refused():
-    model = Bare(
-        lambda self, x: self.fc(self.attention(x, x, x)[0]),
-        attention=nn.MultiheadAttention(16, 4, batch_first=True),
-        fc=nn.Linear(16, 16),
-    )
+def test_row_17_a_plain_linear_child_of_attention_is_one_of_its_weights():
+    model = _attends(nn.MultiheadAttention(16, 4, batch_first=True))
     model.attention.out_proj = nn.Linear(16, 16)
-    plan = planned(model, x=torch.randn(2, 5, 16))
-    assert "MultiheadAttention reads the weights of its children" in plan.skipped["attention.out_proj"]
+    assert "attention.out_proj.weight" in planned(model, x=torch.randn(2, 5, 16))
 
 
-def test_row_18_transformer_encoder_layers_stay_dense_and_run_in_both_modes():
-    model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
-    x = torch.randn(2, 5, 16)
-    plan = planned(model, x=x)
-    assert set(plan) == {"0"}
-    for name in ("1.linear1", "1.linear2"):
-        assert plan.skipped[name] == "TransformerEncoderLayer reads the weights of its children directly"
-    small = convert(model, plan)
-    with torch.no_grad():
-        for training in (True, False):
-            assert small.train(training)(x).shape == x.shape
+def test_row_17_subclasses_of_attention_stay_dense():
+    class Own(nn.MultiheadAttention):
+        pass
+
+    plan = planned(_attends(Own(16, 4, batch_first=True)), x=torch.randn(2, 5, 16))
+    assert plan.skipped == {
+        "attention": "a subclass of nn.MultiheadAttention may use its weights in its own way",
+        "attention.out_proj": "Own reads the weights of its children directly",
+    }
 
 
 def _old_weight_norm(module: nn.Module) -> nn.Module:

@@ -125,6 +125,16 @@ def encoder() -> nn.Module:
     return Net(lambda self, x: self.a(x), a=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
 
 
+def recurrent() -> nn.Module:
+    return Net(lambda self, x: self.a(x)[0], a=nn.LSTM(8, 8, batch_first=True))
+
+
+def experts() -> nn.Module:
+    stack = Net(lambda self, x: torch.einsum("bsi,eoi->bso", x, self.up))
+    stack.num_experts, stack.up = 3, nn.Parameter(torch.randn(3, 8, 8))
+    return Net(lambda self, x: self.a(x), a=stack)
+
+
 def embedding(entries: int = 24, **settings: object) -> nn.Module:
     return Net(lambda self, x: self.layer(TOKENS).sum() + x, layer=nn.Embedding(entries, 8, **settings))
 
@@ -148,8 +158,10 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
     ),
     "layer never used": (lambda: Net(lambda self, x: x, layer=linear()), "layer", {}),
     "layer held in a list too": (in_a_list, "layer", {}),
-    "MultiheadAttention, output projection": (attention, "a.out_proj", {}),
+    "MultiheadAttention, its projections": (attention, "a.in_proj_weight", {}),
     "TransformerEncoderLayer, linear layers": (encoder, "a.linear1", {}),
+    "LSTM, GRU or RNN": (recurrent, "a.weight_hh_l0", {}),
+    "stacked weights of experts": (experts, "a.up", {}),
     "weight_norm or another parametrization": (lambda: plain(weight_norm(linear())), "layer", {}),
     "pruned weight": (lambda: plain(prune.l1_unstructured(linear(), "weight", 0.5)), "layer", {}),
     "subclass of a layer with a forward pass of its own": (lambda: plain(OwnLinear(8, 8)), "layer", {}),
@@ -192,7 +204,8 @@ def test_situations(row: Row, method: str):
         return
     plan = planned(net, x=x, **settings)
     small = convert(net, plan)
-    assert (name in factorized(small)) == (row["outcome"] == "factorized")
+    found = plan[name].module(name) if name in plan else name
+    assert (found in factorized(small)) == (row["outcome"] == "factorized")
     if row["outcome"] == "dense":
         assert row["words"] in plan.skipped[name]
     else:
@@ -233,6 +246,20 @@ def _(plan, small):
 def _(plan, small):
     assert not any(p.requires_grad for p in small.layer.parameters())
     assert all(p.requires_grad for p in small.ok.parameters())
+
+
+@fact("called in both modes")
+def _(plan, small):
+    seen, x = [], torch.randn(2, 5, 8)
+    small.a.linear1.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        small.train()(x), small.eval()(x)
+    assert len(seen) == 2
+
+
+@fact("its weights are planned one by one")
+def _(plan, small):
+    assert {name.rpartition(".")[0] for name in plan if plan[name].role.value != "layer"} <= {"a", "a.out_proj"}
 
 
 # -- formulas ------------------------------------------------------------------------------------------------------

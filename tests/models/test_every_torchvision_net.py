@@ -249,13 +249,13 @@ def test_vit_b_16_is_as_large_as_published():
     assert VIT_B_16.macs == 17_563_828_224
 
 
-def test_attention_stays_dense_and_the_plan_says_why():
+def test_the_projections_of_attention_are_layers_like_others():
     model, x = SMALL_ONE.build()
     sites, refused = eligible_layers(model, get_method("svd"), x)
-    assert len(sites) == 1 + 2 * SMALL_ONE.blocks + 1
-    assert {site.call_sites.out_positions for name, site in sites.items() if ".mlp." in name} == {SMALL_ONE.tokens}
-    assert len(refused) == 2 * SMALL_ONE.blocks
+    assert len(sites) == 1 + 4 * SMALL_ONE.blocks + 1
+    assert not refused
+    inner = {name: site for name, site in sites.items() if ".mlp." in name or ".self_attention." in name}
+    assert {site.call_sites.out_positions for site in inner.values()} == {SMALL_ONE.tokens}
     for block in range(SMALL_ONE.blocks):
         name = f"encoder.layers.encoder_layer_{block}.self_attention"
-        assert "projections of queries, keys and values are weights of its own" in refused[name]
-        assert refused[f"{name}.out_proj"] == "MultiheadAttention reads the weights of its children directly"
+        assert sites[f"{name}.in_proj_weight"].shape[0] == 3 * sites[f"{name}.out_proj.weight"].shape[0]
