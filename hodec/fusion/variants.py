@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import DENSE_CLASSES
 from hodec.formats.ops import Op, dense_op, total_macs
+from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER
 from hodec.fusion.answers import Answers, Row, answer_for
 from hodec.fusion.batchnorm import Call, scale_and_shift, scaled_last
 from hodec.layers.base import FactorizedLayer
@@ -199,6 +200,7 @@ def _conv(layer: FactorizedConv, op: Op, *, transposed: bool, bias: bool) -> nn.
         return tuple(n if axis in op.axes else rest for axis, n in enumerate(values))
 
     settings: dict[str, object] = {"stride": along(layer.stride, 1), "dilation": along(layer.dilation, 1)}
+    same = layer.padding == SAME_UPPER and bool(op.axes)
     if isinstance(layer.padding, str):
         settings["padding"] = layer.padding if op.axes else 0
     else:
@@ -207,7 +209,7 @@ def _conv(layer: FactorizedConv, op: Op, *, transposed: bool, bias: bool) -> nn.
         settings["output_padding"] = along(layer.output_padding, 0)
     elif op.axes:
         settings["padding_mode"] = layer.padding_mode
-    make = DENSE_CLASSES[f"conv{'_transpose' * transposed}{layer.layer_type.dims}d"]
+    make = (SAME_CONVS if same else DENSE_CLASSES)[f"conv{'_transpose' * transposed}{layer.layer_type.dims}d"]
     return make(op.channels, op.kernel[0], op.kernel[2:], groups=op.groups, bias=bias, device="meta", **settings)
 
 

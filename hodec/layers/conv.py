@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.ops import Op
+from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER, same_sides
 from hodec.layers.base import FactorizedLayer, LayerOptions
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -19,7 +20,7 @@ class FactorizedConv(FactorizedLayer):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, output_padding: as in
-            torch's layer of the same type.
+            torch's layer of the same type; padding also ``same_upper``, which is TensorFlow's "same".
         options: see ``LayerOptions``.
     """
 
@@ -69,6 +70,10 @@ class FactorizedConv(FactorizedLayer):
         settings = super().dense_settings()
         return settings if self.layer_type.transposed else {k: v for k, v in settings.items() if k != "output_padding"}
 
+    def dense_maker(self) -> Callable[..., nn.Module]:
+        same = self.padding == SAME_UPPER
+        return SAME_CONVS[self.layer_type.name] if same else super().dense_maker()
+
     def _chain(self, x: Tensor, ops: Sequence[Op]) -> Tensor:
         dims = self.layer_type.dims
         batched = x if x.ndim == dims + 2 else x.unsqueeze(0)
@@ -95,7 +100,7 @@ class FactorizedConv(FactorizedLayer):
             extra = self._along(axes, self.output_padding, 0)
             stored = kernel if op.depthwise else kernel.transpose(0, 1)
             return CONV_TRANSPOSE[dims](x, stored, bias, stride, padding, extra, op.groups, dilation)
-        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(self._sides())]
+        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(self._sides(x))]
         padding = [left for left, _ in sides]
         if (axes and self.padding_mode != "zeros") or any(left != right for left, right in sides):
             amounts = [n for side in reversed(sides) for n in side]
@@ -106,8 +111,10 @@ class FactorizedConv(FactorizedLayer):
     def _add_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.reshape(-1, *(1 for _ in self.kernel_size))
 
-    def _sides(self) -> list[tuple[int, int]]:
+    def _sides(self, x: Tensor) -> list[tuple[int, int]]:
         """Padding before and after, per axis."""
+        if self.padding == SAME_UPPER:
+            return same_sides(x.shape[-self.layer_type.dims :], self.kernel_size, self.stride, self.dilation)
         if self.padding == "valid":
             return [(0, 0)] * self.layer_type.dims
         if self.padding == "same":

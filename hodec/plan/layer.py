@@ -40,6 +40,8 @@ class LayerPlan:
         aliases: other names under which the same module hangs in the net.
         notes: what the rule clipped or rounded.
         role: what uses the weight: a layer of its own, which is swapped, or a module with several weights.
+        computed_from: numbers in the parameters that the dense layer computes its weight from (``weight_norm``,
+            standardized convolutions), all of which the factors replace; 0 where the weight is a parameter.
     """
 
     method: str
@@ -52,6 +54,7 @@ class LayerPlan:
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     role: Role = Role.LAYER
+    computed_from: int = 0
 
     def parameter(self, name: str) -> str:
         """The path of the dense weight of the plan's entry ``name``: a layer's is its ``weight``."""
@@ -104,8 +107,8 @@ class LayerPlan:
 
     @property
     def params_before(self) -> int:
-        """Numbers in the dense weight; a bias stays as it is and is not counted here."""
-        return math.prod(self.shape)
+        """Numbers in the dense weight, or in what computes it; a bias stays as it is and is not counted here."""
+        return self.computed_from or math.prod(self.shape)
 
     @property
     def params_after(self) -> int:
@@ -195,6 +198,7 @@ class LayerPlan:
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
             **({} if self.role is Role.LAYER else {"role": self.role.value}),
+            **({"computed_from": self.computed_from} if self.computed_from else {}),
         }
 
     @classmethod
@@ -215,6 +219,7 @@ class LayerPlan:
                 aliases=tuple(read_text(alias, where + "aliases") for alias in value.get("aliases", ())),
                 notes=tuple(read_text(note, where + "notes") for note in value.get("notes", ())),
                 role=Role(value.get("role", Role.LAYER)),
+                computed_from=read_wholes([value.get("computed_from", 0)], where + "computed_from", least=0)[0],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan of layer {name}: field {error} is missing or of the wrong type") from error

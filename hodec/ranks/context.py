@@ -67,8 +67,9 @@ class LayerContext:
             call_sites=self.site.call_sites,
             execution=execution,
             aliases=self.site.aliases,
-            notes=notes,
+            notes=(*self.site.notes, *notes),
             role=self.site.role,
+            computed_from=self.site.computed_from,
         ).check(self.name)
 
 
