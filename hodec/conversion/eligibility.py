@@ -42,7 +42,7 @@ class LayerSite:
         call_sites: its calls for one image.
         aliases: further names of the same module.
         role: what uses the weight.
-        computed_from: see ``LayerPlan``.
+        groups, computed_from: see ``LayerPlan``.
         notes: what conversion does to the layer beside factorizing it.
     """
 
@@ -51,6 +51,7 @@ class LayerSite:
     call_sites: CallSites
     aliases: tuple[str, ...] = ()
     role: Role = Role.LAYER
+    groups: int = 1
     computed_from: int = 0
     notes: tuple[str, ...] = ()
 
@@ -87,9 +88,10 @@ def eligible_layers(
             continue
         layer_type, weight = LAYER_TYPES[layer_type_name(plain.layer)], weight_of(plain.layer)
         check_finite(weight, f"layer {name}")
+        notes = (COMPUTED.format(how=plain.how),) if plain.computed_from else ()
         sites[name] = LayerSite(
             layer_type.name, layer_type.to_oihw(weight), call_sites[name], tuple(aliases),
-            computed_from=plain.computed_from, notes=(COMPUTED.format(how=plain.how),) if plain.computed_from else (),
+            groups=groups_of(plain.layer), computed_from=plain.computed_from, notes=notes,
         )  # fmt: skip
     for path, one in inner.items():
         if not one.reason and one.call_sites is not None:
@@ -146,11 +148,17 @@ def refusal(model: nn.Module, name: str, module: nn.Module, plain: Plain | None,
         return _not_plain(module, method)
     if layer_type_name(plain.layer) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
-    if getattr(plain.layer, "groups", 1) != 1:
-        return f"grouped convolution (groups={plain.layer.groups})"
+    if (groups := groups_of(plain.layer)) > 1 and groups == plain.layer.in_channels:
+        return f"depthwise convolution (groups={groups}): no two channels share a kernel, so it has nothing to save"
+    if not method.serves(layer_type_name(plain.layer), groups):
+        return f"method {method.name} has no layer for a grouped {type(plain.layer).__name__} (groups={groups})"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
         return "an embedding with max_norm, sparse or scale_grad_by_freq treats its rows one by one"
     return _tied_with(model, module)
+
+
+def groups_of(module: nn.Module) -> int:
+    return cast(int, getattr(module, "groups", 1))
 
 
 def layer_type_name(module: nn.Module) -> str:

@@ -133,7 +133,7 @@ def _factorized(
     covariance: InputCovariance | None,
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    cls = get_method(plan.method).layer(plan.layer_type)
+    cls = get_method(plan.method).layer(plan.layer_type, plan.groups)
     modes, own = plan.modes, dense._parameters
     execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
@@ -205,10 +205,11 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
         dense = module if plain is None else plain.layer
         layer_type, weight = layer_type_of(dense), getattr(dense, "weight", torch.empty(0))
         shape = tuple(layer_type.to_oihw(weight).shape if layer_type and weight.ndim > 1 else weight.shape)
-        if layer_type_name(dense) != layer.layer_type or shape != layer.shape:
+        own = layer_type_name(dense), shape, getattr(dense, "groups", 1)
+        if own != (layer.layer_type, layer.shape, layer.groups):
             raise PlanError(
-                f"{name}: the plan is for a {layer.layer_type} weight {layer.shape}, this model has "
-                f"{type(module).__name__} {shape}; make the plan from this model"
+                f"{name}: the plan is for a {layer.layer_type} weight {layer.shape}{_in_groups(layer.groups)}, this "
+                f"model has {type(module).__name__} {shape}{_in_groups(own[2])}; make the plan from this model"
             )
         if plain is not None and plain.computed_from != layer.computed_from:
             raise PlanError(
@@ -220,6 +221,10 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
             reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
         if reason:
             raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
+
+
+def _in_groups(groups: int) -> str:
+    return f" in {groups} groups" if groups > 1 else ""
 
 
 def _origin(computed_from: int) -> str:

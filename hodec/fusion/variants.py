@@ -74,7 +74,7 @@ def call_sites_of(layer: FactorizedLayer, calls: Sequence[Call]) -> CallSites:
 
 
 def _dense(layer: FactorizedLayer, call_sites: CallSites, norm: nn.Module | None) -> Variant:
-    op = dense_op(layer.shape)
+    op = dense_op(layer.shape, layer.format.conv_groups)
 
     def build() -> nn.Module:
         weight = layer.layer_type.to_oihw(layer.dense_weight().detach())
@@ -137,6 +137,9 @@ def multiplied(ops: Sequence[Op], kernels: Sequence[Tensor]) -> Tensor:
 
     Kernels are multiplied in float64 where the device has it.
     """
+    if (groups := ops[0].blocks) > 1:
+        one = [op._replace(kernel=(op.kernel[0] // groups, *op.kernel[1:]), blocks=1) for op in ops]
+        return torch.cat([multiplied(one, own) for own in zip(*(k.chunk(groups) for k in kernels), strict=True)])
     whole, kernel = ops[0], kernels[0]
     for op, other in zip(ops[1:], kernels[1:], strict=True):
         a, b = _wide(kernel), _wide(other)

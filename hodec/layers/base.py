@@ -271,6 +271,7 @@ class FactorizedLayer(nn.Module):
     def extra_repr(self) -> str:
         out, inp, *kernel = self.shape
         size = "x".join(map(str, kernel))
+        inp *= self.format.conv_groups
         return f"{inp} -> {out}{', ' + size if size else ''}, ranks={list(self.ranks)}, execution={self.execution}"
 
     def running_execution(self) -> str:

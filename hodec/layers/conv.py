@@ -25,7 +25,7 @@ class FactorizedConv(FactorizedLayer):
     """
 
     layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
-    #: what parents read of a dense layer, and this one does not need
+    #: groups of the dense layer; see ``GroupedConv``
     groups: ClassVar[int] = 1
     #: whether the last op adds the bias; otherwise it is added to its output
     bias_inside: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class FactorizedConv(FactorizedLayer):
         **options: Unpack[LayerOptions],
     ) -> None:
         kernel = self._each_axis(kernel_size)
-        super().__init__((out_channels, in_channels, *kernel), **options)
+        super().__init__((out_channels, in_channels // self.groups, *kernel), **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation = kernel, self._each_axis(stride), self._each_axis(dilation)
         self.padding = padding if isinstance(padding, str) else self._each_axis(padding)
@@ -67,7 +67,7 @@ class FactorizedConv(FactorizedLayer):
         return x if self.bias_inside else self._add_bias(x)
 
     def dense_settings(self) -> dict[str, Any]:
-        settings = super().dense_settings()
+        settings = {**super().dense_settings(), "groups": self.groups}
         return settings if self.layer_type.transposed else {k: v for k, v in settings.items() if k != "output_padding"}
 
     def dense_maker(self) -> Callable[..., nn.Module]:
@@ -129,7 +129,8 @@ class FactorizedConv(FactorizedLayer):
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]
         zero, one = (0,) * self.layer_type.dims, (1,) * self.layer_type.dims
-        defaults = {"stride": one, "padding": zero, "output_padding": zero, "dilation": one, "padding_mode": "zeros"}
+        defaults: dict[str, object] = {"stride": one, "padding": zero, "output_padding": zero, "dilation": one}
+        defaults |= {"padding_mode": "zeros", "groups": 1}
         parts += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts if self.bias is not None else [*parts, "bias=False"])
 

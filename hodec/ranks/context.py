@@ -69,6 +69,7 @@ class LayerContext:
             aliases=self.site.aliases,
             notes=(*self.site.notes, *notes),
             role=self.site.role,
+            groups=self.site.groups,
             computed_from=self.site.computed_from,
         ).check(self.name)
 

@@ -105,6 +105,10 @@ def padded() -> nn.Module:
     return Net(lambda self, x: self.layer(x).repeat(1, 1, 2), layer=conv)
 
 
+def grouped() -> nn.Module:
+    return Net(lambda self, x: self.layer(x.mT).mT, layer=nn.Conv1d(8, 8, 3, padding=1, groups=2))
+
+
 def linear() -> nn.Linear:
     return nn.Linear(8, 8)
 
@@ -198,7 +202,8 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
         "layer",
         {"method": "tt", "n_modes": 1},
     ),
-    "grouped or depthwise convolution": (
+    "grouped convolution": (grouped, "layer", {}),
+    "depthwise convolution": (
         lambda: Net(lambda self, x: self.layer(x), layer=nn.Conv1d(5, 5, 3, padding=1, groups=5)),
         "layer",
         {},
@@ -262,6 +267,11 @@ def _(plan, small):
 def _(plan, small):
     assert small.layer.padding == "same_upper"
     assert small.layer(torch.zeros(1, 5, 7)).shape == (1, 5, 4)
+
+
+@fact("grouped like the dense one")
+def _(plan, small):
+    assert small.layer.groups == plan["layer"].groups == 2
 
 
 @fact("like any other")
