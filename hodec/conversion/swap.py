@@ -20,6 +20,7 @@ from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.layers.inner import multiply_out
+from hodec.layers.plain import HOOKS, copied, plain_layer
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -27,17 +28,6 @@ from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
-
-# Where a module keeps what was registered on it for its calls.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 ON_ERROR = ("raise", "skip")
 
@@ -76,13 +66,13 @@ def convert(
     model = uncompiled(model)
     _check_belongs(model, plan)
     covariances = check_covariances(covariances or {}, plan)
-    compressed = copy.deepcopy(model)
-    originals = {name: _dense(compressed, name, one) for name, one in plan.items()}
+    compressed = copied(model)
+    originals = {name: _place(compressed, name, one) for name, one in plan.items()}
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             try:
                 layer = _factorized(
-                    name, originals[name], layer_plan,
+                    name, _plain(originals[name], layer_plan), layer_plan,
                     decompose=decompose, covariance=covariances.get(name), init_factors=(init_factors or {}).get(name),
                 )  # fmt: skip
             except HodecError as error:
@@ -107,14 +97,21 @@ def structure(model: nn.Module, plan: Plan) -> dict[str, FactorizedLayer]:
     _check_belongs(model, plan)
     return {
         name: _factorized(
-            name, _dense(model, name, one), one, decompose=False, covariance=None, init_factors=None
+            name, _plain(_place(model, name, one), one), one, decompose=False, covariance=None, init_factors=None
         )
         for name, one in plan.items()
     }  # fmt: skip
 
 
-def _dense(model: nn.Module, name: str, layer: LayerPlan) -> nn.Module:
+def _place(model: nn.Module, name: str, layer: LayerPlan) -> nn.Module:
+    """The module of a planned layer, or one that holds the planned weight."""
     return model.get_submodule(name) if layer.role is Role.LAYER else stand_in(model, name)
+
+
+def _plain(module: nn.Module, layer: LayerPlan) -> nn.Module:
+    """The plain layer that the module of a planned layer amounts to."""
+    plain = plain_layer(module) if layer.role is Role.LAYER else None
+    return module if plain is None else plain.layer
 
 
 def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str) -> Plan:
@@ -136,7 +133,7 @@ def _factorized(
     covariance: InputCovariance | None,
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    cls = get_method(plan.method).layer(plan.layer_type)
+    cls = get_method(plan.method).layer(plan.layer_type, plan.groups)
     modes, own = plan.modes, dense._parameters
     execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
@@ -169,7 +166,7 @@ def merge(model: nn.Module) -> nn.Module:
     Outputs are the same to rounding; hooks, training modes and what takes gradients are kept (a weight does where its
     factors do). The size is that of the dense model again.
     """
-    dense = multiply_out(copy.deepcopy(uncompiled(model)))
+    dense = multiply_out(copied(uncompiled(model)))
     names = {module: each for module, each in names_by_module(dense).items() if isinstance(module, FactorizedLayer)}
     with same_random_state(dense.parameters()):
         for layer, each in names.items():
@@ -204,18 +201,34 @@ def _check_belongs(model: nn.Module, plan: Plan) -> None:
                 f"the plan names layer {name}, which this model lacks: it was made for another model."
                 f"{near_matches(name, tuple(modules))}"
             )
-        layer_type, weight = layer_type_of(module), getattr(module, "weight", torch.empty(0))
+        plain = plain_layer(module)
+        dense = module if plain is None else plain.layer
+        layer_type, weight = layer_type_of(dense), getattr(dense, "weight", torch.empty(0))
         shape = tuple(layer_type.to_oihw(weight).shape if layer_type and weight.ndim > 1 else weight.shape)
-        if layer_type_name(module) != layer.layer_type or shape != layer.shape:
+        own = layer_type_name(dense), shape, getattr(dense, "groups", 1)
+        if own != (layer.layer_type, layer.shape, layer.groups):
             raise PlanError(
-                f"{name}: the plan is for a {layer.layer_type} weight {layer.shape}, this model has "
-                f"{type(module).__name__} {shape}; make the plan from this model"
+                f"{name}: the plan is for a {layer.layer_type} weight {layer.shape}{_in_groups(layer.groups)}, this "
+                f"model has {type(module).__name__} {shape}{_in_groups(own[2])}; make the plan from this model"
             )
-        reason = refusal(model, name, module, get_method(layer.method))
+        if plain is not None and plain.computed_from != layer.computed_from:
+            raise PlanError(
+                f"{name}: the plan is for a weight that {_origin(layer.computed_from)}, that of this model's "
+                f"{type(module).__name__} {_origin(plain.computed_from)}; make the plan from this model"
+            )
+        reason = refusal(model, name, module, plain, get_method(layer.method))
         if not reason and set(names[module]) != {name, *layer.aliases}:
             reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
         if reason:
             raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
+
+
+def _in_groups(groups: int) -> str:
+    return f" in {groups} groups" if groups > 1 else ""
+
+
+def _origin(computed_from: int) -> str:
+    return f"is computed from {computed_from:,} numbers" if computed_from else "is a parameter"
 
 
 def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None = None) -> dict[str, float]:
@@ -228,7 +241,7 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
     """
     errors, dense = {}, uncompiled(dense)
     for name, layer in plan.items():
-        weight = dense.get_parameter(layer.parameter(name)).detach().float()
+        weight = weight_of(_plain(_place(dense, name, layer), layer)).float()
         near = layer.project(weight) if compressed is None else _dense_weight(compressed, layer.module(name)).to(weight)
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0

@@ -221,6 +221,10 @@ class FactorizedLayer(nn.Module):
         settings = {name: getattr(self, name) for name in self.settings}
         return settings if self.layer_type.is_embedding else {**settings, "bias": self.bias is not None}
 
+    def dense_maker(self) -> Callable[..., nn.Module]:
+        """What makes the dense layer that this one stands in for from ``dense_settings``."""
+        return dense_class(self.layer_type)
+
     def to_dense(self) -> nn.Module:
         """The dense layer with this one's weight and bias, on its device, in its mode; factors in float64 meanwhile.
 
@@ -230,7 +234,7 @@ class FactorizedLayer(nn.Module):
         wide = like.dtype if like.device.type == "mps" else torch.float64
         with torch.no_grad():
             weight = copy.deepcopy(self).to(wide).dense_weight().to(like.dtype).contiguous()
-        dense = dense_class(self.layer_type)(**self.dense_settings())
+        dense = self.dense_maker()(**self.dense_settings())
         dense.weight = nn.Parameter(weight, requires_grad=any(view.requires_grad for view in self.views()))
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
@@ -267,6 +271,7 @@ class FactorizedLayer(nn.Module):
     def extra_repr(self) -> str:
         out, inp, *kernel = self.shape
         size = "x".join(map(str, kernel))
+        inp *= self.format.conv_groups
         return f"{inp} -> {out}{', ' + size if size else ''}, ranks={list(self.ranks)}, execution={self.execution}"
 
     def running_execution(self) -> str:
