@@ -122,6 +122,8 @@ def test_padding_in_front_stays_and_follows_the_size_of_the_input(method: str, k
         torch.testing.assert_close(fuse(small, example_input=x, target="macs")(x), dense(x), rtol=1e-6, atol=1e-6)
     merged = merge(small)
     assert type(merged[0]) is SameConv2d
+    for traced in (torch.fx.symbolic_trace(small), torch.fx.symbolic_trace(merged)):
+        torch.testing.assert_close(traced(X.double()), small(X.double()), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(merged(X.double()), small(X.double()), rtol=1e-9, atol=1e-9)
     assert set(planned(merged, 6, X.double(), allow_larger=True, method=method)) == {"0", "2"}
 
