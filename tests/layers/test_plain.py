@@ -213,6 +213,17 @@ def test_a_plain_subclass_and_its_parameters_are_taken_as_they_are():
     assert made.bias is own.bias
 
 
+@pytest.mark.parametrize("name", ["standardized", "weight_norm", "spectral_norm"])
+def test_it_is_found_without_numbers_too(name: str):
+    """So does transformers build a net before it loads weights into it."""
+    with torch.device("meta"):
+        layer = COMPUTED[name]()
+        plain = plain_layer(layer)
+    assert plain.computed_from == sum(p.numel() for p in layer.parameters()) - 12
+    assert plain.layer.weight.is_meta
+    assert plain.layer.weight.shape == (12, 8, 3, 3)
+
+
 def test_looking_changes_neither_the_layer_nor_the_random_state():
     layer = spectral_norm(nn.Conv2d(8, 12, 3)).train()
     state, random = copy.deepcopy(layer.state_dict()), torch.get_rng_state()
