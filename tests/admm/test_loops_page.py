@@ -1,10 +1,12 @@
 """The loops of docs/loops.md run as they stand, and give the same weights, Z and U; each goes on after a kill.
 
 The fast test runs the loops of what the project installs; the slow ones need ``lightning``, ``transformers`` and
-``accelerate``: ``uv run --with lightning,transformers,accelerate pytest -m slow tests/admm/test_loops_page.py``.
+``accelerate``: ``uv run --with lightning,transformers,accelerate,jsonargparse[signatures] pytest -m slow ..``.
 """
 
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -193,3 +195,34 @@ def test_the_callback_is_one_of_every_lightning_in_use():
     made = hodec.admm.lightning.lightning_callback()
     assert issubclass(made, one.Callback)
     assert issubclass(made, other.Callback)
+
+
+COMMAND_LINE = """
+import sys
+from {name}.cli import LightningCLI
+from {name} import LightningModule
+from torch import nn
+
+class Classifier(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+callback = {{"class_path": "hodec.AdmmCallback", "init_args": {{"plan": sys.argv[1], "pull": 0.6}}}}
+made = LightningCLI(Classifier, args={{"trainer": {{"callbacks": [callback], "accelerator": "cpu"}}}}, run=False)
+found = [one for one in made.trainer.callbacks if type(one).__name__ == "AdmmCallback"]
+print([(one._make.keywords["pull"], *one._make.keywords["plan"]) for one in found])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_a_command_line_of_lightning_builds_the_callback(name, tmp_path):
+    """Needs jsonargparse beside Lightning: the class is found by its path, the plan by its file."""
+    pytest.importorskip("jsonargparse")
+    pytest.importorskip(name)
+    plan_of(quiet_net()).save(tmp_path / "plan.json")
+    command = [sys.executable, "-c", COMMAND_LINE.format(name=name), str(tmp_path / "plan.json")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str([(0.6, *LAYERS)])
