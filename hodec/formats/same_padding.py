@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hodec.formats.one_node import OneNode
+
 # The padding of such a layer, by its name in ONNX: where the zeros are an odd number, the last one is at the end.
 SAME_UPPER = "same_upper"
 
@@ -20,7 +22,7 @@ def same_sides(
     return sides
 
 
-class _Same(nn.modules.conv._ConvNd):
+class _Same(OneNode, nn.modules.conv._ConvNd):
     """Put before the class of a convolution without padding of its own; ``padding`` reads ``same_upper``."""
 
     def __init__(self, *sizes: int, padding: str = SAME_UPPER, **settings: object) -> None:

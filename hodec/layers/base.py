@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy, Tracer
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES, LayerType, dense_class
 from hodec.formats.modes import Modes
+from hodec.formats.one_node import OneNode
 from hodec.formats.ops import Op, Shape
 from hodec.formats.roles import REBUILT
 from hodec.layers.dense_weight import DenseWeight
@@ -44,7 +44,7 @@ class LayerOptions(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-class FactorizedLayer(nn.Module):
+class FactorizedLayer(OneNode):
     """Base of the factorized layers.
 
     A subclass of this, for a layer type, says how it stores the factors: ``build_factors`` and ``views``. Its class
@@ -307,14 +307,6 @@ class FactorizedLayer(nn.Module):
                 merged = tuple(kernel.clone() for kernel in merge())
             self._merged = held = (merged, [w.detach().clone() for w in weights])
         return held[0]
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """The layer's output; under ``torch.fx.symbolic_trace`` one node of the graph, as torch's own layers are."""
-        proxy = next((one for one in (*args, *kwargs.values()) if isinstance(one, Proxy)), None)
-        if proxy is None:
-            return super().__call__(*args, **kwargs)
-        tracer = cast(Tracer, proxy.tracer)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_merged": None}  # copies and pickles merge anew

@@ -68,7 +68,7 @@ def plain_layer(module: nn.Module) -> Plain | None:
     """The plain layer that ``module`` amounts to; None for other modules, or where trying does not show that it is one.
 
     A plain layer made here has the parameters of ``module`` where it applies them as they are, and copies of what it
-    computes from others; mode and hooks are those of ``module``, without the hooks by which torch computes weights.
+    computes from others, and its mode; hooks stay where they are.
     """
     if layer_type_of(module) is not None and not _computes(module):
         return Plain(module)
@@ -76,7 +76,8 @@ def plain_layer(module: nn.Module) -> Plain | None:
     if kind is None:
         return None
     try:
-        with same_random_state(module.parameters()), torch.random.fork_rng(devices=[]):
+        # whatever device is the default now: transformers builds nets without numbers, on ``meta``
+        with same_random_state(module.parameters()), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
             return _tried(module, kind)
     except Exception:  # whatever a forward pass raises: then it is no plain layer
@@ -92,10 +93,12 @@ def _computes(module: nn.Module) -> bool:
 
 def _tried(module: nn.Module, kind: str) -> Plain | None:
     trial = _without_hooks(copied(module))
-    trial = (trial.to_empty(device="cpu") if next(trial.parameters()).is_meta else trial.cpu()).double().eval()
+    blank = next(trial.parameters()).is_meta
+    trial = (trial.to_empty(device="cpu") if blank else trial.cpu()).double().eval()
     with torch.no_grad():
-        for tensor in trial.parameters():  # not the values it has, which may be all zero
-            tensor.copy_(torch.randn_like(tensor))
+        for tensor in (*trial.parameters(), *(trial.buffers() if blank else ())):
+            if tensor.is_floating_point():  # not the values it has, which may be all zero
+                tensor.copy_(torch.randn_like(tensor))
     inputs = list(_probes(module, kind))
     # spectral_norm and its like are defined by what they give in evaluation mode
     tries = [(x, False) for x in inputs] + [(inputs[0], True)] * (not _computes(module))
@@ -133,9 +136,6 @@ def _of(module: nn.Module, kind: str, cls: Callable[..., nn.Module], settings: M
     call = _call(source, kind, x.to(weight.device, weight.dtype))
     own = {id(p): module._parameters[name] for name, p in source._parameters.items() if p is not None}
     made = _build(cls, call, settings, own).train(module.training)
-    for hooks in HOOKS:
-        getattr(made, hooks).update(_users(getattr(module, hooks)))
-    made._is_full_backward_hook = module._is_full_backward_hook
     if id(call.weight) in own:
         return Plain(made)
     bias = 0 if call.bias is None else call.bias.numel()
@@ -259,7 +259,8 @@ def _of_torch(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def _users(hooks: Mapping[int, Any]) -> dict[int, Any]:
+def users(hooks: Mapping[int, Any]) -> dict[int, Any]:
+    """The hooks that are not torch's for computing a weight."""
     return {key: hook for key, hook in hooks.items() if not _of_torch(hook)}
 
 
@@ -267,6 +268,6 @@ def _without_hooks(module: nn.Module) -> nn.Module:
     """``module`` itself, with those hooks only by which torch computes weights."""
     for hooks in HOOKS:
         held = getattr(module, hooks)
-        for key in _users(held):
+        for key in users(held):
             del held[key]
     return module

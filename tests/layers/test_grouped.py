@@ -12,6 +12,7 @@ from hodec.admm.core import Admm
 from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import convert, merge
 from hodec.cost.count import count_cost
+from hodec.cost.probe import probes_of
 from hodec.errors import PlanError
 from hodec.export.checkpoint import load, save
 from hodec.formats.modes import Modes
@@ -206,6 +207,21 @@ def test_it_trains():
     torch.optim.SGD(small.parameters(), 0.1).step()
     assert not torch.equal(small[0].dense_weight(), before)
     assert set(factorized(small)) == {"0"}
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_latency_is_that_of_grouped_convolutions(method: str):
+    _, plan, _ = low_rank(method)
+    for dense in (True, False):
+        probes = [probe for _, probe in probes_of(plan["0"], dense=dense)]
+        made = [probe.build() for probe in probes]
+        assert all(module.groups in (GROUPS, module.in_channels) for module in made)
+        assert len({probe.key for probe in probes}) == len(probes)
+        for probe, module in zip(probes, made, strict=True):
+            assert module(probe.example(2)).shape[2:] == probe.out_size
+            assert all(corner.op.kernel == probe.op.kernel for _, corner in probe.corners())
+    plain = planned(nn.Sequential(nn.Conv2d(4, 24, 3).double()), 2, X[:, :4], allow_larger=True)
+    assert not {p.key for _, p in probes_of(plain["0"], dense=True)} & {p.key for p in probes}
 
 
 def test_onnx_has_grouped_convolutions(tmp_path):

@@ -122,6 +122,8 @@ def test_padding_in_front_stays_and_follows_the_size_of_the_input(method: str, k
         torch.testing.assert_close(fuse(small, example_input=x, target="macs")(x), dense(x), rtol=1e-6, atol=1e-6)
     merged = merge(small)
     assert type(merged[0]) is SameConv2d
+    for traced in (torch.fx.symbolic_trace(small), torch.fx.symbolic_trace(merged)):
+        torch.testing.assert_close(traced(X.double()), small(X.double()), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(merged(X.double()), small(X.double()), rtol=1e-9, atol=1e-9)
     assert set(planned(merged, 6, X.double(), allow_larger=True, method=method)) == {"0", "2"}
 
@@ -209,6 +211,17 @@ def test_a_plain_subclass_and_its_parameters_are_taken_as_they_are():
     made = plain_layer(own).layer
     assert made.weight is own.weight
     assert made.bias is own.bias
+
+
+@pytest.mark.parametrize("name", ["standardized", "weight_norm", "spectral_norm"])
+def test_it_is_found_without_numbers_too(name: str):
+    """So does transformers build a net before it loads weights into it."""
+    with torch.device("meta"):
+        layer = COMPUTED[name]()
+        plain = plain_layer(layer)
+    assert plain.computed_from == sum(p.numel() for p in layer.parameters()) - 12
+    assert plain.layer.weight.is_meta
+    assert plain.layer.weight.shape == (12, 8, 3, 3)
 
 
 def test_looking_changes_neither_the_layer_nor_the_random_state():
