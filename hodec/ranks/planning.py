@@ -136,6 +136,21 @@ def plan_layers(
         several = _contexts(name, site, able, settings, given.get(name), skipped)
         if several:
             contexts[name] = replace(several[0], others=tuple(several[1:]))
+    layers = _chosen(contexts, rule, net, settings, skipped)
+    if not layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
+        raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
+    return layers
+
+
+def _chosen(
+    contexts: Mapping[str, LayerContext],
+    rule: RankRule,
+    net: NetContext,
+    settings: PlanSettings,
+    skipped: dict[str, str],
+) -> dict[str, LayerPlan]:
+    """The layers as the rule has them; those that it leaves dense, or that would cost more, join ``skipped``."""
     choices = rule.choose(contexts, net) if contexts else {}
     layers: dict[str, LayerPlan] = {}
     for name, context in contexts.items():
@@ -150,9 +165,6 @@ def plan_layers(
         else:
             why = f"; rule {rule.name} makes no layer larger" * (settings.allow_larger and not rule.may_enlarge)
             skipped[name] = _not_worth_it(layer) + why
-    if not layers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
-        raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
     return layers
 
 
