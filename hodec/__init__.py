@@ -10,7 +10,8 @@ from pathlib import Path
 # Each line of the stub is: from HOME import NAME as NAME
 _HOMES = {line.split()[-1]: line.split()[1] for line in Path(__file__).with_suffix(".pyi").read_text().splitlines()}
 
-__all__ = sorted(_HOMES)
+# What `from hodec import *` brings: all but the names that need another package, which is asked for by name.
+__all__ = sorted(set(_HOMES) - {"AdmmCallback", "AdmmTrainerCallback"})
 
 
 def __getattr__(name: str) -> object:

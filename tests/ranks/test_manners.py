@@ -10,7 +10,6 @@ from torch import nn
 import hodec
 from hodec import make_plan
 from hodec.errors import ConfigError, PlanError
-from hodec.onnx_graph.planning import Options
 from hodec.ranks import Budget, Energy, Manual, RankRule, Ratio
 from hodec.ranks.planning import PlanSettings, plan_layers
 from hodec.ranks.table import RULES, as_rule
@@ -90,7 +89,7 @@ def test_modes_that_are_no_modes_are_refused(given: object):
 
 
 def test_a_class_of_modules_means_nothing_in_a_file():
-    settings = PlanSettings(**vars(Options(include=[nn.Conv2d])))
+    settings = PlanSettings(include=[nn.Conv2d])
     net = hodec.ranks.NetContext(hodec.cost.count.Cost(1, 1), MODEL.get_submodule)
     with pytest.raises(PlanError, match="allowed: a layer glob, a regular expression, or a list"):
         plan_layers({}, {}, Manual(2), net, method="svd", settings=settings)
