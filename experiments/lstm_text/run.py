@@ -54,7 +54,7 @@ RATES = {
         3e-3,
         1e-2,
     ),  # judged after the retraining, at the rate that is best behind ADMM at the first of these
-    **dict.fromkeys(("admm", "direct", "random"), (1e-2, 3e-2, 9e-2)),
+    **dict.fromkeys(("admm", "direct", "random", "scratch"), (1e-2, 3e-2, 9e-2)),
     "dense": (3e-4, 1e-3, 3e-3),
 }
 
@@ -104,7 +104,7 @@ def bits(net: nn.Module, text: Tensor) -> float:
 
 
 class Experiment:
-    """The text, the rows so far, and one method an arm."""
+    """The text, the rows so far, and how each run is trained."""
 
     def __init__(self, setup: Setup, rows: Path) -> None:
         self.setup, self.rows_file, self.states = setup, rows, rows.parent / "outputs"
@@ -157,26 +157,24 @@ class Experiment:
             if admm:
                 admm.after_step()
             schedule.step()
-        self.seconds = time.perf_counter() - begin
+        self.seconds = round(time.perf_counter() - begin, 1)
         return admm
 
     def arm(self, run: Run) -> tuple[nn.Module, dict[str, float]]:
         """The net at the end of a run, and what else its row holds."""
         n = self.setup.steps
         steps = {"start": range(n), "half": range(n, n + n // 2), "admm": range(n + n // 2, 2 * n), "cut": range(0)}
-        if run.arm == "admm":
-            net = self.trained(Run("half", run.seed, run.admm_rate))
-        else:
-            net = self.fresh(run.seed) if run.arm == "start" else self.trained(self.best("start", run.seed))
+        new, half = run.arm in ("start", "scratch"), Run("half", run.seed, run.admm_rate or 0.0)
+        before = half if run.arm == "admm" else None if new else self.best("start", run.seed)
+        net = self.fresh(run.seed) if before is None else self.trained(before)
         if run.arm == "half":
             admm = self.fit(net, run, steps["half"], self.plan(net))
-            seen = {"untruncated": bits(net, self.validation), "residual": admm.report()["primal_residual"]}
-            return admm.convert(), seen
-        if run.arm in ("cut", "direct", "random"):
+            return admm.convert(), {"untruncated": bits(net, self.validation), "residual": admm.primal[-1]}
+        if run.arm in ("cut", "direct", "random", "scratch"):
             net = hodec.convert(net, self.plan(net))
-        if run.arm == "random":
+        if run.arm in ("random", "scratch"):
             randomize_factors(net, seed=run.seed)
-        self.fit(net, run, steps.get(run.arm, range(n, 2 * n)))
+        self.fit(net, run, steps.get(run.arm, range(0 if run.arm == "scratch" else n, 2 * n)))
         return net, {}
 
     def do(self, run: Run) -> float:
@@ -184,9 +182,9 @@ class Experiment:
         if run.name not in self.rows:
             net, more = self.arm(run)
             torch.save(net.state_dict(), self.states / f"{run.name}.pt")
-            recurrent = sum(weight.numel() for name, weight in net.lstm.named_parameters() if "bias" not in name)
-            parameters = sum(weight.numel() for weight in net.parameters())
-            sizes = {"parameters": parameters, "recurrent": recurrent, "seconds": round(self.seconds, 1)}
+            weights = sum(w.numel() for name, w in net.lstm.named_parameters() if "bias" not in name)
+            parameters = sum(w.numel() for w in net.parameters())
+            sizes = {"parameters": parameters, "recurrent": weights, "seconds": self.seconds}
             self.write({"run": run.name, **run._asdict(), "validation": bits(net, self.validation), **more, **sizes})
         return float(self.rows[run.name]["validation"])
 
@@ -226,11 +224,12 @@ class Experiment:
         runs = {arm: [self.best(arm, seed) for seed in self.setup.seeds] for arm in RATES}
         for run in sum(runs.values(), []):  # all of validation before the first look at the test text
             self.do(run)
-        lines = ["| run of seed 0 | validation | test | seeds | recurrent weights | all | seconds |", "|---" * 7 + "|"]
-        for ones in runs.values():
+        lines = ["| run | rate | validation | test | seeds | recurrent weights | all | seconds |", "|---" * 8 + "|"]
+        for arm, ones in runs.items():
             rows, tests = [self.rows[run.name] for run in ones], [self.read_test(run) for run in ones]
             validation, seconds = (mean(row[key] for row in rows) for key in ("validation", "seconds"))
-            line = f"| {ones[0].name} | {validation:.3f} | {mean(tests):.3f} | {' / '.join(f'{t:.3f}' for t in tests)}"
+            line = f"| {arm} | {ones[0].rate:g} | {validation:.3f} | {mean(tests):.3f} | "
+            line += " / ".join(f"{one:.3f}" for one in tests)
             lines.append(f"{line} | {rows[0]['recurrent']:,} | {rows[0]['parameters']:,} | {seconds:.0f} |")
         return "\n".join(lines) + "\n"
 

@@ -40,14 +40,11 @@ def test_a_killed_script_ends_with_the_same_rows(
     table, second = run()
     assert second == first
     assert run() == (table, first)
-    assert all(f"| {arm}_0" in table for arm in script.RATES)
+    assert [line.split(" ")[1] for line in table.splitlines()[2:]] == list(script.RATES)
 
 
-def test_the_page_shows_the_rows(script: ModuleType, tmp_path: Path):
+def test_the_page_has_the_table_of_the_rows(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = tmp_path / "rows.jsonl"
     shutil.copy(FOLDER / "rows.jsonl", rows)
-    experiment = script.Experiment(script.Setup(), rows)
-    for line in experiment.table().splitlines()[2:]:
-        name, validation, _, seeds, recurrent, parameters, _ = (cell.strip() for cell in line.strip("|").split("|"))
-        ...
-    assert rows.read_text() == (FOLDER / "rows.jsonl").read_text()  # nothing was left to do
+    monkeypatch.setattr(script.Experiment, "arm", None)  # nothing is left to train
+    assert script.Experiment(script.Setup(), rows).table() in (FOLDER / "README.md").read_text()
