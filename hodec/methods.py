@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import cast
 
@@ -12,7 +12,9 @@ from hodec.formats.layer_types import LAYER_TYPES
 from hodec.layers import embedding, staged, tt
 from hodec.layers.base import FactorizedLayer
 from hodec.layers.experts import experts_class
+from hodec.layers.grouped import grouped_class
 from hodec.layers.linear import FactorizedLinear
+from hodec.layers.staged import StagedConv
 
 GROUP = "hodec.methods"
 
@@ -25,25 +27,31 @@ class Method:
         layers: type of dense layer (``conv2d``, ``linear``, ..) -> the factorized layer; its ``format`` is the format.
         source: where the method comes from.
         summary: the layers that stand in for a dense one, in one sentence.
+        grouped: type of dense convolution -> the layer as which each group of a grouped one is factorized.
     """
 
     name: str
     layers: Mapping[str, type[FactorizedLayer]]
     source: str
     summary: str = ""
+    grouped: Mapping[str, type[StagedConv]] = field(default_factory=dict)
 
-    def format(self, layer_type: str) -> Format:
+    def format(self, layer_type: str, groups: int = 1) -> Format:
         """The format's mathematics for a type of layer."""
-        return self.layer(layer_type).format
+        return self.layer(layer_type, groups).format
 
-    def layer(self, layer_type: str) -> type[FactorizedLayer]:
-        """The layer that stands in for a type; of stacked linear maps, one made from that of a linear layer."""
+    def layer(self, layer_type: str, groups: int = 1) -> type[FactorizedLayer]:
+        """The layer that stands in for a type; for experts and groups, one made from that of a single one."""
+        if groups > 1:
+            return grouped_class(self.grouped[layer_type], groups)
         if layer_type in self.layers or not LAYER_TYPES[layer_type].stacked:
             return self.layers[layer_type]
         return experts_class(cast(type[FactorizedLinear], self.layers["linear"]))
 
-    def serves(self, layer_type: str) -> bool:
+    def serves(self, layer_type: str, groups: int = 1) -> bool:
         """Whether it has a layer for that type."""
+        if groups > 1:
+            return layer_type in self.grouped
         known = LAYER_TYPES.get(layer_type)
         return layer_type in self.layers or (known is not None and known.stacked and "linear" in self.layers)
 
@@ -116,6 +124,12 @@ def _check(method: object, table: Mapping[str, Method], origin: str) -> None:
             )
 
 
+def _groups(layers: Mapping[str, type[FactorizedLayer]]) -> dict[str, type[StagedConv]]:
+    """Those of the convolutions that are not transposed: the others store their groups along the inputs."""
+    made = {name: layer for name, layer in layers.items() if not layer.layer_type.transposed}
+    return cast(dict[str, type[StagedConv]], made)
+
+
 _LINEAR = {"linear": staged.SVDLinear, "linear_in_first": staged.SVDLinearInFirst}
 
 METHODS = Methods(
@@ -131,6 +145,7 @@ METHODS = Methods(
             "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015; "
             "Hrinchuk et al., Tensorized Embedding Layers, EMNLP 2020",
             "Tensor train, the kernel in the middle: contract channels in, convolve, contract channels out.",
+            _groups(staged.TUCKER),  # which is a tensor train of one mode a side
         ),
         Method(
             "tt_classical",
@@ -143,36 +158,42 @@ METHODS = Methods(
             {**staged.TUCKER, **_LINEAR},
             "Kim et al., Compression of Deep CNNs, ICLR 2016",
             "Tucker-2: 1x1 to the input rank, the kernel on the core, 1x1 to the outputs.",
+            _groups(staged.TUCKER),
         ),
         Method(
             "cp",
             {**staged.CP, **_LINEAR},
             "Lebedev et al., Speeding-up CNNs Using Fine-tuned CP-Decomposition, ICLR 2015",
             "CP: 1x1 to the rank, one depthwise convolution along each kernel axis, 1x1 to the outputs.",
+            _groups(staged.CP),
         ),
         Method(
             "cp3",
             {**staged.CP3, **_LINEAR},
             "Astrid and Lee, CP-decomposition with Tensor Power Method for CNNs Compression, BigComp 2017",
             "CP with the kernel in one piece: 1x1 to the rank, depthwise K x K, 1x1 to the outputs.",
+            _groups(staged.CP3),
         ),
         Method(
             "svd",
             {**staged.SVD, **_LINEAR, "embedding": embedding.SVDEmbedding},
             "Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016",
             "SVD: the kernel to the rank, 1x1 to the outputs.",
+            _groups(staged.SVD),
         ),
         Method(
             "weight_svd",
             {**staged.WEIGHT_SVD, **_LINEAR},
             "AIMET user guide, weight SVD",
             "Weight SVD: 1x1 to the rank, the kernel to the outputs.",
+            _groups(staged.WEIGHT_SVD),
         ),
         Method(
             "spatial_svd",
             {**staged.SPATIAL_SVD, **_LINEAR},
             "Jaderberg et al., Speeding up CNNs with Low Rank Expansions, BMVC 2014",
             "Spatial SVD: K x 1 to the rank, 1 x K to the outputs, or the orientation that costs less.",
+            _groups(staged.SPATIAL_SVD),
         ),
     ]
 )
@@ -201,7 +222,9 @@ def any_of(names: Sequence[str]) -> Method:
     """
     methods = [get_method(name) for name in names]
     layers = {layer_type: layer for method in reversed(methods) for layer_type, layer in method.layers.items()}
-    return Method(" or ".join(names), layers, "; ".join(method.source for method in methods))
+    grouped = {layer_type: one for method in reversed(methods) for layer_type, one in method.grouped.items()}
+    sources = "; ".join(method.source for method in methods)
+    return Method(" or ".join(names), layers, sources, grouped=grouped)
 
 
 def get_method(name: str) -> Method:

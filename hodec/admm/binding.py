@@ -21,9 +21,18 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
 
     Raises:
         PlanError: nowhere, or in several places; the message says which ``root=`` to give.
+        TrainingError: a planned weight is no parameter.
     """
     if not plan:
         raise PlanError("the plan has no layers, so ADMM has nothing to train: leave it out")
+    if computed := [name for name, layer in plan.items() if layer.computed_from]:
+        raise TrainingError(
+            f"{', '.join(computed[:3])}: the weight is computed from other parameters at each call (weight_norm, a "
+            "standardized convolution), and ADMM can pull parameters only. Make them plain before the plan is made "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or leave them out of it with {exclude}; convert "
+            "takes them as they are",
+            exclude=Use("exclude", f"[{', '.join(computed)}]"),
+        )
     parameters = _parameters(module)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if root is not None:

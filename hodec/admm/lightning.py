@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,7 +24,7 @@ from hodec.admm.penalty import make_penalty
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner, State
 from hodec.admm.stopping import Status
-from hodec.admm.truncated import averaged, forward_of, validation_accuracy
+from hodec.admm.truncated import Module, Trainer, averaged, forward_of, validation_accuracy
 from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import HodecError, TrainingError, Use
 from hodec.inference import Batch
@@ -60,7 +61,7 @@ class AdmmCallback(Callback):
     """Pulls the planned layers towards low rank while they train; see ``hodec.Admm`` for how.
 
     Args:
-        plan: the layers, their methods and ranks.
+        plan: the layers, their methods and ranks; or the file of a saved plan, as LightningCLI can name it.
         stop_when_converged: end the fit then (``min_epochs`` still holds).
         evaluate: module -> accuracy, for modules without a ``forward`` or whose validation batches are not (images,
             labels).
@@ -77,15 +78,16 @@ class AdmmCallback(Callback):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | str | Path,
         *,
         stop_when_converged: bool = True,
-        evaluate: Callable[[Any], float] | None = None,
+        evaluate: Callable[[Module], float] | None = None,
         learner: RankLearner | None = None,
         covariances: Mapping[str, InputCovariance] | None = None,
         root: str | None = None,
         **settings: Unpack[AdmmSettings],
     ) -> None:
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         options = AdmmOptions(**settings)
         make_penalty(options.rho, pull=options.pull, layers=list(plan))  # these two refuse now, not at the fit's start
         Projection(plan, learner, covariances)
@@ -117,7 +119,7 @@ class AdmmCallback(Callback):
         """``Admm.convert``: the part of the module that the plan was made from, factorized."""
         return self.admm.convert(batches)
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         before = self.state_dict() if self._admm and trainer.global_step else None  # goes on with its own fit
         state, self._restored = self._restored or before, None
         check_trainer(type(trainer.strategy).__name__, trainer.optimizers, str(trainer.precision))
@@ -131,19 +133,21 @@ class AdmmCallback(Callback):
         if self._track and self.evaluate is None and forward_of(pl_module) is None:
             self._measure_no_more("the module has no forward")
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
         admm = self._follow(trainer)
         if not admm.steps:
             admm.steps = admm.epoch_began = trainer.global_step
         admm.start()
         self._stop_if_converged(trainer)  # the checkpoint was written just before the fit ended
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Module, optimizer: Optimizer) -> None:
         # Gradients are final here: unscaled, accumulated, reduced over processes, not yet clipped.
         if not _only_measures(trainer):
             self._follow(trainer).before_step(optimizer)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: object, batch: object, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Module, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         if _only_measures(trainer):
             return
         self._follow(trainer).after_step()
@@ -151,7 +155,7 @@ class AdmmCallback(Callback):
             self.admm.update_at_epoch_end()  # before validation, whose checkpoints are to hold the new Z
         self._stop_if_converged(trainer)
 
-    def _follow(self, trainer: Any) -> Admm:
+    def _follow(self, trainer: Trainer) -> Admm:
         """The ADMM, told where the trainer is."""
         batches = trainer.num_training_batches / trainer.accumulate_grad_batches
         if math.isinf(batches) and self._by_epoch:
@@ -166,11 +170,11 @@ class AdmmCallback(Callback):
         self.admm.epoch = trainer.current_epoch
         return self.admm
 
-    def _stop_if_converged(self, trainer: Any) -> None:
+    def _stop_if_converged(self, trainer: Trainer) -> None:
         if self.stop_when_converged and self.admm.status is Status.CONVERGED:
             trainer.should_stop = True
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Module) -> None:
         if trainer.is_last_batch and not _only_measures(trainer):
             self.admm.count_epoch()
         report = {f"admm/{key}": value for key, value in self.admm.report().items()}
@@ -184,7 +188,7 @@ class AdmmCallback(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(per_layer, step=trainer.global_step)
 
-    def _truncated_accuracy(self, trainer: Any, pl_module: Any) -> float | None:
+    def _truncated_accuracy(self, trainer: Trainer, pl_module: Module) -> float | None:
         if not self._track:
             return None
         measure = (
@@ -205,7 +209,7 @@ class AdmmCallback(Callback):
         self._track = False
         log.warning("the accuracy of the truncated net is not measured: %s; give evaluate=, module -> accuracy", why)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Module) -> None:
         self.admm.finish()
 
     def state_dict(self) -> State:
@@ -215,6 +219,6 @@ class AdmmCallback(Callback):
         self._restored = state_dict
 
 
-def _only_measures(trainer: Any) -> bool:
+def _only_measures(trainer: Trainer) -> bool:
     """Whether this epoch trains nothing: StochasticWeightAveraging measures BatchNorm's statistics in its last one."""
     return bool(getattr(trainer.fit_loop, "_skip_backward", False))

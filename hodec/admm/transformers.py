@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from hodec.inference import Batch
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
+
+# What the Trainer tells at an event: its arguments, state and control, the model, the optimizer.
+Told: TypeAlias = Any
 
 # File in a checkpoint's folder that holds the state of ADMM.
 STATE_FILE = "hodec_admm.pt"
@@ -87,7 +90,7 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     # -- events ----------------------------------------------------------------------------------------------------
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_begin(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         if args.deepspeed or getattr(args, "fsdp", None):
             raise TrainingError(
                 "DeepSpeed and FSDP split weights over devices; ADMM projects whole ones: leave them out"
@@ -106,14 +109,14 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             self._admm.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
         self._admm.start()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_pre_optimizer_step(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         self.admm.before_step()  # gradients are clipped already, so that the pull is not
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_step_end(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         self.admm.after_step()
         self._stop(control)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_epoch_end(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         evaluate = partial(self.evaluate, given["model"]) if self.evaluate else None
         cut_short = (
             control.should_training_stop and self.admm.steps - self.admm.epoch_began != self.admm.steps_per_epoch
@@ -123,13 +126,13 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         state.log_history.append({**self.latest, "epoch": state.epoch, "step": state.global_step})
         self._stop(control)
 
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_save(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         if state.is_world_process_zero:
             torch.save(self.admm.state_dict(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_end(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         self.admm.finish()
 
-    def _stop(self, control: Any) -> None:
+    def _stop(self, control: Told) -> None:
         if self.stop_when_converged and self.admm.status is Status.CONVERGED:
             control.should_training_stop = True

@@ -4,15 +4,19 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hodec.inference import inference
 
+# Trainer and LightningModule of whichever Lightning is in use.
+Trainer: TypeAlias = Any
+Module: TypeAlias = Any
 
-def validation_accuracy(trainer: Any, module: Any) -> float | None:
+
+def validation_accuracy(trainer: Trainer, module: Module) -> float | None:
     """Top-1 accuracy, 0..1, of ``module(x)`` over the validation batches (x, y); None if there is nothing to measure.
 
     As many batches as the trainer's own validation takes, those of all processes together. The user's random
@@ -33,7 +37,7 @@ def validation_accuracy(trainer: Any, module: Any) -> float | None:
     return right / count if count else None
 
 
-def _right_and_all(trainer: Any, module: Any, batch: object) -> Tensor:
+def _right_and_all(trainer: Trainer, module: Module, batch: object) -> Tensor:
     """How many of a batch are classified rightly, and how many there are; precision as in validation."""
     x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
     with trainer.precision_plugin.forward_context():
@@ -53,14 +57,14 @@ def _is_labelled(batch: object) -> bool:
     return isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
 
 
-def forward_of(module: Any) -> Callable[..., object] | None:
+def forward_of(module: Module) -> Callable[..., object] | None:
     """The ``forward`` of somebody's LightningModule; None where it has only the one that raises."""
     forward: Callable[..., object] = type(module).forward
     return None if forward.__module__.split(".")[0] in ("torch", "pytorch_lightning", "lightning") else forward
 
 
 @contextmanager
-def averaged(trainer: Any, module: Any) -> Iterator[None]:
+def averaged(trainer: Trainer, module: Module) -> Iterator[None]:
     """Within the block the module has the averaged weights that a WeightAveraging callback will end the fit with."""
     for callback in trainer.callbacks:
         if getattr(callback, "_average_model", None) is not None and hasattr(callback, "_swap_models"):

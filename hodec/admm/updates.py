@@ -99,7 +99,7 @@ def project_layers(
         if name in result:
             continue
         layer = plan[name]
-        key = (layer.method, layer.layer_type, layer.shape, layer.modes, layer.ranks)
+        key = (layer.method, layer.layer_type, layer.groups, layer.shape, layer.modes, layer.ranks)
         alone = () if max(layer.shape[:2]) <= BATCH_CHANNELS else (name,)
         groups.setdefault((*key, *alone, tensors[name].device, tensors[name].dtype), []).append(name)
     for names in groups.values():

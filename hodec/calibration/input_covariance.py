@@ -25,6 +25,7 @@ from hodec.errors import ConfigError, DataError, PlanError, TrainingError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, run_batches, uncompiled
+from hodec.layers.plain import plain_layer
 from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -182,15 +183,19 @@ def collect_covariances(
         raise PlanError(f"the plan names layer {missing[0]}, which this model lacks: it was made for another model")
     with ExitStack() as hooks, inference(model):
         for name, moment in moments.items():
-            hook = modules[name].register_forward_pre_hook(partial(_see, moment), with_kwargs=True)
+            plain = plain_layer(modules[name])
+            see = partial(_see, moment, modules[name] if plain is None else plain.layer)
+            hook = modules[name].register_forward_pre_hook(see, with_kwargs=True)
             hooks.callback(hook.remove)
         if not run_batches(model, batches, count=len(plan.example_input().args) or None):
             raise DataError("no batch to collect covariances from: give at least one, a few hundred images are enough")
     return {name: moment.covariance(damping) for name, moment in moments.items()}
 
 
-def _see(moment: "_Moments", module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
-    moment.add(module, args[0] if args else next(iter(kwargs.values())))
+def _see(
+    moment: "_Moments", plain: nn.Module, _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+) -> None:
+    moment.add(plain, args[0] if args else next(iter(kwargs.values())))
 
 
 class _Moments:

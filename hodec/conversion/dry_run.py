@@ -1,6 +1,5 @@
 """The dry run of a converted model: whether it runs in both modes, and if not, which layer is to blame."""
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from hodec.formats.roles import Role
 from hodec.inputs import ModelInput
 from hodec.layers.base import FactorizedLayer
 from hodec.layers.inner import put_inside
+from hodec.layers.plain import copied
 from hodec.layers.weight import weight_path
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -60,9 +60,9 @@ def find_fault(compressed: nn.Module, dense: nn.Module, plan: Plan, originals: M
             continue
 
         def fails(names: Sequence[str], training: bool = training) -> bool:
-            trial = copy.deepcopy(compressed)
+            trial = copied(compressed)
             for name in plan.keys() - names:
-                put(trial, name, plan[name], copy.deepcopy(originals[name]))
+                put(trial, name, plan[name], copied(originals[name]))
             return _failure(trial, inputs, training, set()) is not None
 
         return _broken(guilty(list(plan), fails), mode, error)
@@ -100,7 +100,7 @@ def guilty(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> Sequ
 @torch.no_grad()
 def _failure(model: nn.Module, inputs: ModelInput, training: bool, called: set[str]) -> Exception | None:
     """What a copy of the model raises, if it does; the names of the factorized layers it calls join ``called``."""
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     for name, module in trial.named_modules():
         if isinstance(module, FactorizedLayer):
             _note_use(module, weight_path(name), called)

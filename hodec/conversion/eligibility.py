@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from hodec.conversion.inner import inner_weights_of
 from hodec.cost.count import trace_call_sites
@@ -17,6 +16,7 @@ from hodec.formats.layer_types import DENSE_CLASSES, LAYER_TYPES, layer_type_of
 from hodec.formats.roles import Role
 from hodec.inputs import Inputs
 from hodec.layers.base import FactorizedLayer
+from hodec.layers.plain import Plain, plain_layer
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
 
@@ -25,6 +25,10 @@ READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 Found = TypeVar("Found")
 
+COMPUTED = (
+    "its weight is computed from other parameters ({how}): conversion takes what that gives in evaluation mode and "
+    "removes them, and ADMM has nothing to pull"
+)
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
 
@@ -38,6 +42,8 @@ class LayerSite:
         call_sites: its calls for one image.
         aliases: further names of the same module.
         role: what uses the weight.
+        groups, computed_from: see ``LayerPlan``.
+        notes: what conversion does to the layer beside factorizing it.
     """
 
     layer_type: str
@@ -45,6 +51,9 @@ class LayerSite:
     call_sites: CallSites
     aliases: tuple[str, ...] = ()
     role: Role = Role.LAYER
+    groups: int = 1
+    computed_from: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,13 +81,18 @@ def eligible_layers(
     for module, (name, *aliases) in names.items():
         if not _has_weight(module) or any(f"{path}.weight" in inner for path in (name, *aliases)):
             continue
-        reason = refusal(model, name, module, method) or ("" if name in call_sites else NOT_CALLED)
-        if reason:
+        plain = plain_layer(module)
+        reason = refusal(model, name, module, plain, method) or ("" if name in call_sites else NOT_CALLED)
+        if plain is None or reason:
             refused[name] = reason
             continue
-        layer_type, weight = LAYER_TYPES[layer_type_name(module)], weight_of(module)
+        layer_type, weight = LAYER_TYPES[layer_type_name(plain.layer)], weight_of(plain.layer)
         check_finite(weight, f"layer {name}")
-        sites[name] = LayerSite(layer_type.name, layer_type.to_oihw(weight), call_sites[name], tuple(aliases))
+        notes = (COMPUTED.format(how=plain.how),) if plain.computed_from else ()
+        sites[name] = LayerSite(
+            layer_type.name, layer_type.to_oihw(weight), call_sites[name], tuple(aliases),
+            groups=groups_of(plain.layer), computed_from=plain.computed_from, notes=notes,
+        )  # fmt: skip
     for path, one in inner.items():
         if not one.reason and one.call_sites is not None:
             check_finite(one.weight, f"weight {path}")
@@ -115,32 +129,36 @@ def _has_weight(module: nn.Module) -> bool:
     return isinstance(module, linear | FactorizedLayer) or layer_type_of(module) is not None
 
 
-def refusal(model: nn.Module, name: str, module: nn.Module, method: Method) -> str:
-    """Why a layer cannot be factorized by this method, or an empty string."""
+def refusal(model: nn.Module, name: str, module: nn.Module, plain: Plain | None, method: Method) -> str:
+    """Why a layer cannot be factorized by this method, or an empty string.
+
+    Args:
+        plain: what it amounts to.
+    """
     if not name:
         return "it is the whole model, which leaves nothing to swap it in: wrap it in nn.Sequential"
     if isinstance(module, FactorizedLayer):
         return f"it is factorized already: {type(module).__name__} of ranks {list(module.ranks)}"
     if isinstance(module, nn.MultiheadAttention):
         return "a subclass of nn.MultiheadAttention may use its weights in its own way"
-    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
-        return "its weight is parametrized (weight_norm, spectral_norm, ..); remove the parametrization first"
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return f"{type(parent).__name__} reads the weights of its children directly"
-    if not layer_type_name(module) and (plain := _plain_base(module)):
-        return (
-            f"{type(module).__name__} changes what {plain.__name__} computes (padding, scaling or another weight in "
-            f"front): put a {plain.__name__} with its weight in its place, and what it does beside that into a module "
-            "of its own before it"
-        )
-    if layer_type_name(module) not in method.layers:
+    if plain is None:
+        return _not_plain(module, method)
+    if layer_type_name(plain.layer) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
-    if getattr(module, "groups", 1) != 1:
-        return f"grouped convolution (groups={module.groups})"
+    if (groups := groups_of(plain.layer)) > 1 and groups == plain.layer.in_channels:
+        return f"depthwise convolution (groups={groups}): no two channels share a kernel, so it has nothing to save"
+    if not method.serves(layer_type_name(plain.layer), groups):
+        return f"method {method.name} has no layer for a grouped {type(plain.layer).__name__} (groups={groups})"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
         return "an embedding with max_norm, sparse or scale_grad_by_freq treats its rows one by one"
     return _tied_with(model, module)
+
+
+def groups_of(module: nn.Module) -> int:
+    return cast(int, getattr(module, "groups", 1))
 
 
 def layer_type_name(module: nn.Module) -> str:
@@ -149,9 +167,10 @@ def layer_type_name(module: nn.Module) -> str:
 
 
 def _tied_with(model: nn.Module, module: nn.Module) -> str:
+    own = set(module.modules())  # a parametrization is a module inside
     for name, other in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if other is not module and any(p is parameter for p in other._parameters.values() if p is not None):
+        for key, parameter in module.named_parameters():
+            if other not in own and any(p is parameter for p in other._parameters.values() if p is not None):
                 return (
                     f"its {key} is shared with {name or 'the model itself'}, and both stay dense: give it a copy of "
                     f"its own (layer.{key} = nn.Parameter(layer.{key}.detach().clone()); in transformers also "
@@ -160,9 +179,16 @@ def _tied_with(model: nn.Module, module: nn.Module) -> str:
     return ""
 
 
-def _plain_base(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch that a layer with a forward pass of its own is derived from."""
-    return next((cls for cls in DENSE_CLASSES.values() if isinstance(module, cls)), None)
+def _not_plain(module: nn.Module, method: Method) -> str:
+    """Why a layer that amounts to no plain one stays dense."""
+    own, base = type(module).__name__, next((cls for cls in DENSE_CLASSES.values() if isinstance(module, cls)), None)
+    if base is None:
+        return f"method {method.name} has no layer for {own}"
+    return (
+        f"{own} changes what {base.__name__} computes, by more than TensorFlow's padding or one weight made from its "
+        f"parameters: put a {base.__name__} with its weight in its place (where it is parametrized, remove the "
+        "parametrization), and what it does beside that into a module of its own before it"
+    )
 
 
 def check_no_lazy(names: Mapping[nn.Module, Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hodec.calibration.input_covariance import InputCovariance, check_covariances, whitened_projection
 from hodec.conversion.dry_run import find_fault, put
-from hodec.conversion.eligibility import layer_type_name, names_by_module, refusal, weight_of
+from hodec.conversion.eligibility import groups_of, layer_type_name, names_by_module, refusal, weight_of
 from hodec.conversion.inner import check_inner, mend_encoders, stand_in
 from hodec.conversion.keeping import forget_plan, keep_plan
 from hodec.errors import ConvertError, HodecError, PlanError, near_matches
@@ -20,6 +20,7 @@ from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.layers.inner import multiply_out
+from hodec.layers.plain import HOOKS, Plain, copied, plain_layer, users
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -27,17 +28,6 @@ from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
-
-# Where a module keeps what was registered on it for its calls.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 ON_ERROR = ("raise", "skip")
 
@@ -74,20 +64,24 @@ def convert(
     if on_error not in ON_ERROR:
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
     model = uncompiled(model)
-    _check_belongs(model, plan)
+    dense = _dense_layers(model, plan)
     covariances = check_covariances(covariances or {}, plan)
-    compressed = copy.deepcopy(model)
-    originals = {name: _dense(compressed, name, one) for name, one in plan.items()}
+    compressed = copied(model)
+    originals = {
+        name: compressed.get_submodule(name) if one.role is Role.LAYER else stand_in(compressed, name)
+        for name, one in plan.items()
+    }
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             try:
                 layer = _factorized(
-                    name, originals[name], layer_plan,
+                    name, dense[name], layer_plan,
                     decompose=decompose, covariance=covariances.get(name), init_factors=(init_factors or {}).get(name),
                 )  # fmt: skip
             except HodecError as error:
                 plan = _without(plan, [name], error, on_error)
                 continue
+            hand_over_hooks(originals[name], layer)
             put(compressed, name, layer_plan, layer)
         mend_encoders(compressed, plan)
         while plan.inputs and (fault := find_fault(compressed, model, plan, originals)):
@@ -104,17 +98,12 @@ def structure(model: nn.Module, plan: Plan) -> dict[str, FactorizedLayer]:
     Raises:
         PlanError: the plan is for another model.
     """
-    _check_belongs(model, plan)
-    return {
-        name: _factorized(
-            name, _dense(model, name, one), one, decompose=False, covariance=None, init_factors=None
-        )
-        for name, one in plan.items()
-    }  # fmt: skip
-
-
-def _dense(model: nn.Module, name: str, layer: LayerPlan) -> nn.Module:
-    return model.get_submodule(name) if layer.role is Role.LAYER else stand_in(model, name)
+    layers = {}
+    for name, dense in _dense_layers(model, plan).items():
+        layers[name] = _factorized(name, dense, plan[name], decompose=False, covariance=None, init_factors=None)
+        if plan[name].role is Role.LAYER:
+            hand_over_hooks(model.get_submodule(name), layers[name])
+    return layers
 
 
 def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str) -> Plan:
@@ -136,7 +125,7 @@ def _factorized(
     covariance: InputCovariance | None,
     init_factors: Sequence[Tensor] | None,
 ) -> FactorizedLayer:
-    cls = get_method(plan.method).layer(plan.layer_type)
+    cls = get_method(plan.method).layer(plan.layer_type, plan.groups)
     modes, own = plan.modes, dense._parameters
     execution = "" if plan.resolved_execution == REBUILT else plan.resolved_execution
     weight, bias = cast(nn.Parameter, own["weight"]), own.get("bias")
@@ -152,24 +141,25 @@ def _factorized(
     layer.train(dense.training).requires_grad_(weight.requires_grad)
     if layer.bias is not None and bias is not None:
         layer.bias.requires_grad_(bias.requires_grad)
-    hand_over_hooks(dense, layer)
     return layer
 
 
 def hand_over_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Register on ``new`` what is registered on ``old`` for its calls."""
+    """Register on ``new`` what is registered on ``old`` for its calls, but for what computes its weight."""
     for hooks in HOOKS:
-        getattr(new, hooks).update(getattr(old, hooks))
+        getattr(new, hooks).update(users(getattr(old, hooks)))
     new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """A copy of a converted model with its factors multiplied out again: layers of the classes and settings it had.
+    """A copy of a converted model with its factors multiplied out again: torch's layers with the settings they had.
+
+    What was a layer of another package is one of torch again, or ``SameConv2d`` where it padded as TensorFlow does.
 
     Outputs are the same to rounding; hooks, training modes and what takes gradients are kept (a weight does where its
     factors do). The size is that of the dense model again.
     """
-    dense = multiply_out(copy.deepcopy(uncompiled(model)))
+    dense = multiply_out(copied(uncompiled(model)))
     names = {module: each for module, each in names_by_module(dense).items() if isinstance(module, FactorizedLayer)}
     with same_random_state(dense.parameters()):
         for layer, each in names.items():
@@ -191,31 +181,59 @@ def _nearest(dense: nn.Module, plan: LayerPlan, covariance: InputCovariance) -> 
     return near
 
 
-def _check_belongs(model: nn.Module, plan: Plan) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    names = names_by_module(model)
+def _dense_layers(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    """Planned layer -> the plain one that it amounts to.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    names, found = names_by_module(model), {}
     for name, layer in plan.items():
         if layer.role is not Role.LAYER:
             check_inner(model, name, layer)
+            found[name] = stand_in(model, name)
             continue
-        module = modules.get(name)
+        module = next((module for module, each in names.items() if name in each), None)
         if module is None:
             raise PlanError(
                 f"the plan names layer {name}, which this model lacks: it was made for another model."
-                f"{near_matches(name, tuple(modules))}"
+                f"{near_matches(name, tuple(n for each in names.values() for n in each))}"
             )
-        layer_type, weight = layer_type_of(module), getattr(module, "weight", torch.empty(0))
-        shape = tuple(layer_type.to_oihw(weight).shape if layer_type and weight.ndim > 1 else weight.shape)
-        if layer_type_name(module) != layer.layer_type or shape != layer.shape:
-            raise PlanError(
-                f"{name}: the plan is for a {layer.layer_type} weight {layer.shape}, this model has "
-                f"{type(module).__name__} {shape}; make the plan from this model"
-            )
-        reason = refusal(model, name, module, get_method(layer.method))
+        plain = plain_layer(module)
+        found[name] = module if plain is None else plain.layer
+        reason = _difference(module, plain, layer)
+        if reason:
+            raise PlanError(f"{name}: the plan is for a {reason}; make the plan from this model")
+        reason = refusal(model, name, module, plain, get_method(layer.method))
         if not reason and set(names[module]) != {name, *layer.aliases}:
             reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
         if reason:
             raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
+    return found
+
+
+def _difference(module: nn.Module, plain: Plain | None, layer: LayerPlan) -> str:
+    """What a plan is for, and what this model has instead; empty where they agree."""
+    own, dense = type(module).__name__, module if plain is None else plain.layer
+    layer_type, weight = layer_type_of(dense), getattr(dense, "weight", torch.empty(0))
+    shape = tuple(layer_type.to_oihw(weight).shape if layer_type and weight.ndim > 1 else weight.shape)
+    groups = groups_of(dense)
+    if (layer_type_name(dense), shape, groups) != (layer.layer_type, layer.shape, layer.groups):
+        return (
+            f"{layer.layer_type} weight {layer.shape}{_in_groups(layer.groups)}, this model has {own} {shape}"
+            f"{_in_groups(groups)}"
+        )
+    if plain is not None and plain.computed_from != layer.computed_from:
+        return f"weight that {_origin(layer.computed_from)}, that of this model's {own} {_origin(plain.computed_from)}"
+    return ""
+
+
+def _in_groups(groups: int) -> str:
+    return f" in {groups} groups" if groups > 1 else ""
+
+
+def _origin(computed_from: int) -> str:
+    return f"is computed from {computed_from:,} numbers" if computed_from else "is a parameter"
 
 
 def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None = None) -> dict[str, float]:
@@ -226,9 +244,9 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
         plan: its plan.
         compressed: what it was converted to; without it, the plain projections are measured.
     """
-    errors, dense = {}, uncompiled(dense)
+    errors, layers = {}, _dense_layers(uncompiled(dense), plan)
     for name, layer in plan.items():
-        weight = dense.get_parameter(layer.parameter(name)).detach().float()
+        weight = weight_of(layers[name]).float()
         near = layer.project(weight) if compressed is None else _dense_weight(compressed, layer.module(name)).to(weight)
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0

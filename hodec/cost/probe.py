@@ -44,7 +44,7 @@ class Probe:
     def key(self) -> str:
         """Its name in the table, unique among probes."""
         sides = " -> ".join("x".join(map(str, size)) for size in (self.in_size, self.out_size))
-        depthwise = " depthwise" * self.op.depthwise
+        depthwise = " depthwise" * self.op.depthwise + f" in {self.op.blocks} groups" * (self.op.blocks > 1)
         name = f"{self.layer_type}{depthwise} {'x'.join(map(str, self.op.kernel))} at {sides}"
         if self.layer is None:
             return name
@@ -54,7 +54,7 @@ class Probe:
 
     def corners(self) -> Iterator[tuple[float, "Probe"]]:
         """The probes on the grid around this one, each with its weight in the linear interpolation between them."""
-        if self.layer is not None:
+        if self.layer is not None or self.op.blocks > 1:  # the grid's counts do not split into groups
             yield 1.0, self
             return
         kernel = self.op.kernel
@@ -77,7 +77,7 @@ class Probe:
         """The module to time, with random weights."""
         if self.layer is not None:
             layer, dense = self.layer, replace(self, layer=None).build()
-            cls = get_method(layer.method).layer(layer.layer_type)
+            cls = get_method(layer.method).layer(layer.layer_type, layer.groups)
             execution = layer.resolved_execution
             return cls.like(dense, layer.ranks, modes=layer.modes, execution=execution, initialize=True)
         out, inp, *kernel = self.op.kernel
@@ -109,7 +109,7 @@ def probes_of(layer: LayerPlan, *, dense: bool) -> list[tuple[int, Probe]]:
 def _of_one_call(layer: LayerPlan, in_size: Size, out_size: Size, *, dense: bool) -> list[Probe]:
     stacked = LAYER_TYPES[layer.layer_type].stacked
     shape, kind = (layer.shape[:2], "linear") if stacked else (layer.shape, layer.layer_type)
-    whole = Probe(kind, dense_op(shape), in_size, out_size, exact=(0, 1))
+    whole = Probe(kind, dense_op(shape, layer.groups), in_size, out_size, exact=(0, 1))
     if dense or layer.resolved_execution == REBUILT:
         return [whole]
     ops = probed_ops(layer)

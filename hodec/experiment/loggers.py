@@ -9,6 +9,7 @@ import csv
 import io
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
@@ -84,7 +85,10 @@ class CsvLogger:
 
 
 class WandbLogger:
-    """One wandb run per run; offline without a key, offline after ``init_timeout`` seconds without an answer."""
+    """One wandb run per run; offline without a key, offline after ``init_timeout`` seconds without an answer.
+
+    Its id stands in the run's folder, so that a run that is gone on with is the same one to wandb.
+    """
 
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb
@@ -98,6 +102,8 @@ class WandbLogger:
             try:
                 self.run = wandb.init(
                     mode=attempt,  # type: ignore[arg-type]
+                    id=_wandb_id(folder),
+                    resume="allow",
                     project=settings.project,
                     group=folder.parent.name,
                     name=folder.name,
@@ -119,6 +125,14 @@ class WandbLogger:
     def finalize(self, status: str) -> None:
         if self.run is not None:
             self.run.finish(exit_code=int(status != "success"))
+
+
+def _wandb_id(folder: Path) -> str:
+    path = folder / "wandb" / "hodec_run_id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8")
 
 
 def _tensorboard(config: Config, folder: Path) -> RunLogger:

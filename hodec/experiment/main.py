@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from hodec.errors import HodecError, Use
 from hodec.experiment.config.groups import CONF, groups
 from hodec.experiment.config.overrides import check_overrides, plain
-from hodec.experiment.config.schema import config_of, job_folder
+from hodec.experiment.config.schema import config_of
+from hodec.experiment.config.sweep_names import job_folder
 
 log = logging.getLogger("hodec")
 

@@ -75,7 +75,7 @@ def _check_converted(model: nn.Module, plan: Plan) -> None:
     for name, layer in plan.items():
         found = modules.get(layer.module(name))
         own = [getattr(found, key, None) for key in ("shape", "ranks", "modes")]
-        right = type(found) is get_method(layer.method).layer(layer.layer_type)
+        right = type(found) is get_method(layer.method).layer(layer.layer_type, layer.groups)
         if not right or own != [layer.shape, layer.ranks, layer.modes]:
             raise CheckpointError(
                 f"save: {name} is {found if found is None else type(found).__name__} in this model, and {layer.method} "

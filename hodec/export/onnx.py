@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from hodec.compare import batch_sizes, verified
 from hodec.errors import ConvertError, near_matches
 from hodec.export.layer_errors import check_layers, layer_errors
-from hodec.export.program import Exported, checked_path, exported_program, plain_net
+from hodec.export.program import Exported, cause, checked_path, exported_program, plain_net
 from hodec.export.runtime import Array, arrays, quiet, session
 from hodec.inference import settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
@@ -136,7 +136,7 @@ def _content(net: nn.Module, inputs: Inputs, dynamic_batch: bool, names: list[st
     except ConvertError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = cause(error)
         raise ConvertError(f"the model cannot be written as ONNX ({reason}); to_program writes it as .pt2") from error
 
 

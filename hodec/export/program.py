@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -107,9 +108,17 @@ def exported_program(net: nn.Module, given: Inputs, *, dynamic_batch: bool) -> t
         with torch.no_grad():
             return torch.export.export(net, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         way_out = "; dynamic_batch=False fixes the batch size" if dynamic_batch else ""
-        raise ConvertError(f"the model cannot be exported by torch.export ({reason}){way_out}") from error
+        raise ConvertError(f"the model cannot be exported by torch.export ({cause(error)}){way_out}") from error
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong first, in one line: exporters wrap it, and hang advice and colours on it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first, *more = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() or [""]
+    details = next((line.strip(" -") for line in more if line.startswith("  - ")), "")
+    return f"{type(error).__name__}: {first}{f' {details}' if details else ''}"
 
 
 def _open_batch(net: nn.Module, inputs: ModelInput) -> dict[str, object]:

@@ -42,6 +42,8 @@ class Format(ABC):
     orthogonal: bool = False
     #: whether model files have its ops: convolutions and products with nothing but reshapes between them
     in_graphs: bool = True
+    #: groups of the convolution, each of which is factorized on its own
+    conv_groups: int = 1
     #: the tensorly type that its factors are: ``tt``, ``tucker`` or ``cp``; empty where there is none
     tensorly_type: str = ""
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hodec.formats.same_padding import SAME_CONVS
+
 
 @dataclass(frozen=True)
 class LayerType:
@@ -88,6 +90,9 @@ LAYER_TYPES: dict[str, LayerType] = {
     layer_type.name: layer_type for layer_type in (*_TYPES.values(), *_BY_NAME.values(), EXPERTS)
 }
 
+# Classes of hodec's own.
+_OTHERS: dict[type[nn.Module], LayerType] = {cls: LAYER_TYPES[name] for name, cls in SAME_CONVS.items()}
+
 # Name of a layer type -> torch's class of its dense layers.
 DENSE_CLASSES: dict[str, type[nn.Module]] = {layer_type.name: cls for cls, layer_type in _TYPES.items()}
 
@@ -96,7 +101,7 @@ def layer_type_of(module: nn.Module) -> LayerType | None:
     """The type of a layer; None for other modules, and for subclasses that may use their weight differently."""
     cls = type(module)
     base = next((one for one in _TYPES if issubclass(cls, one) and _same_forward(cls, one)), None)
-    return _TYPES[base] if base else _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
+    return _TYPES[base] if base else _OTHERS.get(cls) or _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def _same_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:

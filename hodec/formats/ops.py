@@ -35,6 +35,7 @@ class Op(NamedTuple):
         pending: product of the input modes that later ops contract.
         done: product of the output modes that earlier ops made.
         entries: number of kernels of which each token picks one, 0 where nothing is looked up.
+        blocks: groups of the layer, each of which has an equal share of the channels and of the kernel's rows.
     """
 
     kernel: tuple[int, ...]
@@ -45,6 +46,7 @@ class Op(NamedTuple):
     pending: int = 1
     done: int = 1
     entries: int = 0
+    blocks: int = 1
 
     @property
     def contracts(self) -> bool:
@@ -54,7 +56,7 @@ class Op(NamedTuple):
     @property
     def groups(self) -> int:
         """Groups of the convolution."""
-        return self.kernel[0] if self.depthwise else 1
+        return self.kernel[0] if self.depthwise else self.blocks
 
     @property
     def channels(self) -> int:
@@ -76,7 +78,8 @@ class Op(NamedTuple):
         inp = (other if self.depthwise else self).kernel[1]
         sides = (a * b for a, b in zip(self.kernel[2:], other.kernel[2:], strict=True))
         axes = tuple(sorted({*self.axes, *other.axes}))
-        return Op((other.kernel[0], inp, *sides), axes, self.depthwise and other.depthwise)
+        depthwise = self.depthwise and other.depthwise
+        return Op((other.kernel[0], inp, *sides), axes, depthwise, blocks=self.blocks)
 
 
 def total_params(ops: Sequence[Op]) -> int:
@@ -107,9 +110,9 @@ def spatial_axes(shape: Shape) -> tuple[int, ...]:
     return tuple(range(len(shape) - 2))
 
 
-def dense_op(shape: Shape) -> Op:
-    """The dense layer of a weight (O, I, K_1, ..)."""
-    return Op(tuple(shape), spatial_axes(shape))
+def dense_op(shape: Shape, groups: int = 1) -> Op:
+    """The dense layer of a weight (O, I / groups, K_1, ..)."""
+    return Op(tuple(shape), spatial_axes(shape), blocks=groups)
 
 
 def pointwise(out: int, inp: int, shape: Shape) -> Op:

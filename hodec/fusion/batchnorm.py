@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from hodec.conversion.eligibility import READS_WEIGHTS
-from hodec.conversion.swap import HOOKS
 from hodec.errors import ConvertError
 from hodec.formats.layer_types import LayerType, layer_type_of
 from hodec.inputs import Inputs, as_input
 from hodec.layers.base import FactorizedLayer
+from hodec.layers.plain import HOOKS
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hodec.compare import distance, tensors_in
-from hodec.conversion.swap import HOOKS
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import ConvertError, near_matches
 from hodec.formats.ops import CHAIN_RATE
@@ -22,6 +21,7 @@ from hodec.inference import inference, settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.layers.inner import multiply_out
+from hodec.layers.plain import HOOKS
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import DENSE_CLASSES
 from hodec.formats.ops import Op, dense_op, total_macs
+from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER
 from hodec.fusion.answers import Answers, Row, answer_for
 from hodec.fusion.batchnorm import Call, scale_and_shift, scaled_last
 from hodec.layers.base import FactorizedLayer
@@ -73,7 +74,7 @@ def call_sites_of(layer: FactorizedLayer, calls: Sequence[Call]) -> CallSites:
 
 
 def _dense(layer: FactorizedLayer, call_sites: CallSites, norm: nn.Module | None) -> Variant:
-    op = dense_op(layer.shape)
+    op = dense_op(layer.shape, layer.format.conv_groups)
 
     def build() -> nn.Module:
         weight = layer.layer_type.to_oihw(layer.dense_weight().detach())
@@ -136,6 +137,9 @@ def multiplied(ops: Sequence[Op], kernels: Sequence[Tensor]) -> Tensor:
 
     Kernels are multiplied in float64 where the device has it.
     """
+    if (groups := ops[0].blocks) > 1:
+        one = [op._replace(kernel=(op.kernel[0] // groups, *op.kernel[1:]), blocks=1) for op in ops]
+        return torch.cat([multiplied(one, own) for own in zip(*(k.chunk(groups) for k in kernels), strict=True)])
     whole, kernel = ops[0], kernels[0]
     for op, other in zip(ops[1:], kernels[1:], strict=True):
         a, b = _wide(kernel), _wide(other)
@@ -199,6 +203,7 @@ def _conv(layer: FactorizedConv, op: Op, *, transposed: bool, bias: bool) -> nn.
         return tuple(n if axis in op.axes else rest for axis, n in enumerate(values))
 
     settings: dict[str, object] = {"stride": along(layer.stride, 1), "dilation": along(layer.dilation, 1)}
+    same = layer.padding == SAME_UPPER and bool(op.axes)
     if isinstance(layer.padding, str):
         settings["padding"] = layer.padding if op.axes else 0
     else:
@@ -207,7 +212,7 @@ def _conv(layer: FactorizedConv, op: Op, *, transposed: bool, bias: bool) -> nn.
         settings["output_padding"] = along(layer.output_padding, 0)
     elif op.axes:
         settings["padding_mode"] = layer.padding_mode
-    make = DENSE_CLASSES[f"conv{'_transpose' * transposed}{layer.layer_type.dims}d"]
+    make = (SAME_CONVS if same else DENSE_CLASSES)[f"conv{'_transpose' * transposed}{layer.layer_type.dims}d"]
     return make(op.channels, op.kernel[0], op.kernel[2:], groups=op.groups, bias=bias, device="meta", **settings)
 
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Required, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy, Tracer
 
 from hodec.errors import ConvertError
 from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES, LayerType, dense_class
 from hodec.formats.modes import Modes
+from hodec.formats.one_node import OneNode
 from hodec.formats.ops import Op, Shape
 from hodec.formats.roles import REBUILT
 from hodec.layers.dense_weight import DenseWeight
@@ -44,7 +44,7 @@ class LayerOptions(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-class FactorizedLayer(nn.Module):
+class FactorizedLayer(OneNode):
     """Base of the factorized layers.
 
     A subclass of this, for a layer type, says how it stores the factors: ``build_factors`` and ``views``. Its class
@@ -221,6 +221,10 @@ class FactorizedLayer(nn.Module):
         settings = {name: getattr(self, name) for name in self.settings}
         return settings if self.layer_type.is_embedding else {**settings, "bias": self.bias is not None}
 
+    def dense_maker(self) -> Callable[..., nn.Module]:
+        """What makes the dense layer that this one stands in for from ``dense_settings``."""
+        return dense_class(self.layer_type)
+
     def to_dense(self) -> nn.Module:
         """The dense layer with this one's weight and bias, on its device, in its mode; factors in float64 meanwhile.
 
@@ -230,7 +234,7 @@ class FactorizedLayer(nn.Module):
         wide = like.dtype if like.device.type == "mps" else torch.float64
         with torch.no_grad():
             weight = copy.deepcopy(self).to(wide).dense_weight().to(like.dtype).contiguous()
-        dense = dense_class(self.layer_type)(**self.dense_settings())
+        dense = self.dense_maker()(**self.dense_settings())
         dense.weight = nn.Parameter(weight, requires_grad=any(view.requires_grad for view in self.views()))
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
@@ -267,6 +271,7 @@ class FactorizedLayer(nn.Module):
     def extra_repr(self) -> str:
         out, inp, *kernel = self.shape
         size = "x".join(map(str, kernel))
+        inp *= self.format.conv_groups
         return f"{inp} -> {out}{', ' + size if size else ''}, ranks={list(self.ranks)}, execution={self.execution}"
 
     def running_execution(self) -> str:
@@ -302,14 +307,6 @@ class FactorizedLayer(nn.Module):
                 merged = tuple(kernel.clone() for kernel in merge())
             self._merged = held = (merged, [w.detach().clone() for w in weights])
         return held[0]
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """The layer's output; under ``torch.fx.symbolic_trace`` one node of the graph, as torch's own layers are."""
-        proxy = next((one for one in (*args, *kwargs.values()) if isinstance(one, Proxy)), None)
-        if proxy is None:
-            return super().__call__(*args, **kwargs)
-        tracer = cast(Tracer, proxy.tracer)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_merged": None}  # copies and pickles merge anew

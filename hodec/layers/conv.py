@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.ops import Op
+from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER, same_sides
 from hodec.layers.base import FactorizedLayer, LayerOptions
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -19,12 +20,12 @@ class FactorizedConv(FactorizedLayer):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, output_padding: as in
-            torch's layer of the same type.
+            torch's layer of the same type; padding also ``same_upper``, which is TensorFlow's "same".
         options: see ``LayerOptions``.
     """
 
     layer_type: ClassVar[LayerType] = LAYER_TYPES["conv2d"]
-    #: what parents read of a dense layer, and this one does not need
+    #: groups of the dense layer; see ``GroupedConv``
     groups: ClassVar[int] = 1
     #: whether the last op adds the bias; otherwise it is added to its output
     bias_inside: ClassVar[bool] = True
@@ -47,7 +48,7 @@ class FactorizedConv(FactorizedLayer):
         **options: Unpack[LayerOptions],
     ) -> None:
         kernel = self._each_axis(kernel_size)
-        super().__init__((out_channels, in_channels, *kernel), **options)
+        super().__init__((out_channels, in_channels // self.groups, *kernel), **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation = kernel, self._each_axis(stride), self._each_axis(dilation)
         self.padding = padding if isinstance(padding, str) else self._each_axis(padding)
@@ -66,8 +67,12 @@ class FactorizedConv(FactorizedLayer):
         return x if self.bias_inside else self._add_bias(x)
 
     def dense_settings(self) -> dict[str, Any]:
-        settings = super().dense_settings()
+        settings = {**super().dense_settings(), "groups": self.groups}
         return settings if self.layer_type.transposed else {k: v for k, v in settings.items() if k != "output_padding"}
+
+    def dense_maker(self) -> Callable[..., nn.Module]:
+        same = self.padding == SAME_UPPER
+        return SAME_CONVS[self.layer_type.name] if same else super().dense_maker()
 
     def _chain(self, x: Tensor, ops: Sequence[Op]) -> Tensor:
         dims = self.layer_type.dims
@@ -95,7 +100,7 @@ class FactorizedConv(FactorizedLayer):
             extra = self._along(axes, self.output_padding, 0)
             stored = kernel if op.depthwise else kernel.transpose(0, 1)
             return CONV_TRANSPOSE[dims](x, stored, bias, stride, padding, extra, op.groups, dilation)
-        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(self._sides())]
+        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(self._sides(x))]
         padding = [left for left, _ in sides]
         if (axes and self.padding_mode != "zeros") or any(left != right for left, right in sides):
             amounts = [n for side in reversed(sides) for n in side]
@@ -106,8 +111,10 @@ class FactorizedConv(FactorizedLayer):
     def _add_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.reshape(-1, *(1 for _ in self.kernel_size))
 
-    def _sides(self) -> list[tuple[int, int]]:
+    def _sides(self, x: Tensor) -> list[tuple[int, int]]:
         """Padding before and after, per axis."""
+        if self.padding == SAME_UPPER:
+            return same_sides(x.shape[-self.layer_type.dims :], self.kernel_size, self.stride, self.dilation)
         if self.padding == "valid":
             return [(0, 0)] * self.layer_type.dims
         if self.padding == "same":
@@ -122,7 +129,8 @@ class FactorizedConv(FactorizedLayer):
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]
         zero, one = (0,) * self.layer_type.dims, (1,) * self.layer_type.dims
-        defaults = {"stride": one, "padding": zero, "output_padding": zero, "dilation": one, "padding_mode": "zeros"}
+        defaults: dict[str, object] = {"stride": one, "padding": zero, "output_padding": zero, "dilation": one}
+        defaults |= {"padding_mode": "zeros", "groups": 1}
         parts += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts if self.bias is not None else [*parts, "bias=False"])
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from hodec.errors import ConvertError
@@ -33,7 +34,8 @@ class DenseWeight(Tensor):
     @classmethod
     def of(cls, rebuild: Callable[[], Tensor], shape: Sequence[int], like: Tensor) -> "DenseWeight":
         """A weight of this shape, with the type and device of ``like``; nothing is computed yet."""
-        made = torch.empty(tuple(shape), dtype=like.dtype, device="meta").as_subclass(cls)
+        with _disable_current_modes():  # torch.export's would make a fake tensor, which cannot be of this class
+            made = torch.empty(tuple(shape), dtype=like.dtype, device="meta").as_subclass(cls)
         made.rebuild, made.place = rebuild, like.device
         return made
 

@@ -40,6 +40,9 @@ class LayerPlan:
         aliases: other names under which the same module hangs in the net.
         notes: what the rule clipped or rounded.
         role: what uses the weight: a layer of its own, which is swapped, or a module with several weights.
+        groups: of a grouped convolution, each of which is factorized on its own.
+        computed_from: numbers in the parameters that the dense layer computes its weight from (``weight_norm``,
+            standardized convolutions), all of which the factors replace; 0 where the weight is a parameter.
     """
 
     method: str
@@ -52,6 +55,8 @@ class LayerPlan:
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     role: Role = Role.LAYER
+    groups: int = 1
+    computed_from: int = 0
 
     def parameter(self, name: str) -> str:
         """The path of the dense weight of the plan's entry ``name``: a layer's is its ``weight``."""
@@ -76,7 +81,7 @@ class LayerPlan:
     @property
     def format(self) -> Format:
         """The format's mathematics for this layer."""
-        return get_method(self.method).format(self.layer_type)
+        return get_method(self.method).format(self.layer_type, self.groups)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -104,8 +109,8 @@ class LayerPlan:
 
     @property
     def params_before(self) -> int:
-        """Numbers in the dense weight; a bias stays as it is and is not counted here."""
-        return math.prod(self.shape)
+        """Numbers in the dense weight, or in what computes it; a bias stays as it is and is not counted here."""
+        return self.computed_from or math.prod(self.shape)
 
     @property
     def params_after(self) -> int:
@@ -148,8 +153,11 @@ class LayerPlan:
         Raises:
             PlanError: naming the layer, what was given, and what is allowed.
         """
-        if not get_method(self.method).serves(self.layer_type):
-            raise PlanError(f"{name}: method {self.method} has no layer for layer type {self.layer_type!r}")
+        if not get_method(self.method).serves(self.layer_type, self.groups):
+            grouped = f" in {self.groups} groups" * (self.groups > 1)
+            raise PlanError(f"{name}: method {self.method} has no layer for layer type {self.layer_type!r}{grouped}")
+        if self.shape[0] % self.groups:
+            raise PlanError(f"{name}: {self.shape[0]} output channels do not split into {self.groups} groups")
         allowed = ("auto", *self.executions)
         if self.execution not in allowed:
             raise PlanError(
@@ -166,11 +174,11 @@ class LayerPlan:
         return self
 
     def _misfit(self, name: str, error: HodecError) -> PlanError:
-        kernel = "x".join(map(str, self.shape[2:]))
+        kernel, inp = "x".join(map(str, self.shape[2:])), self.shape[1] * self.groups
         fit = self.format.fit_ranks(self.shape, self.modes, self.format.max_ranks(self.shape, self.modes))
         about = (
-            f"{name} ({self.layer_type} {self.shape[1]}->{self.shape[0]}{', ' + kernel if kernel else ''}, method "
-            f"{self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)})"
+            f"{name} ({self.layer_type} {inp}->{self.shape[0]}{', ' + kernel if kernel else ''}, "
+            f"method {self.method}, modes in={list(self.modes.inputs)} out={list(self.modes.outputs)})"
         )
         return PlanError(
             f"{literal(f'{about}: {error}')}. Ranks up to {{ranks}} fit, and one number for all is clipped to fit",
@@ -195,6 +203,8 @@ class LayerPlan:
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
             **({} if self.role is Role.LAYER else {"role": self.role.value}),
+            **({"groups": self.groups} if self.groups > 1 else {}),
+            **({"computed_from": self.computed_from} if self.computed_from else {}),
         }
 
     @classmethod
@@ -215,6 +225,8 @@ class LayerPlan:
                 aliases=tuple(read_text(alias, where + "aliases") for alias in value.get("aliases", ())),
                 notes=tuple(read_text(note, where + "notes") for note in value.get("notes", ())),
                 role=Role(value.get("role", Role.LAYER)),
+                groups=read_wholes([value.get("groups", 1)], where + "groups")[0],
+                computed_from=read_wholes([value.get("computed_from", 0)], where + "computed_from", least=0)[0],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan of layer {name}: field {error} is missing or of the wrong type") from error

@@ -67,8 +67,10 @@ class LayerContext:
             call_sites=self.site.call_sites,
             execution=execution,
             aliases=self.site.aliases,
-            notes=notes,
+            notes=(*self.site.notes, *notes),
             role=self.site.role,
+            groups=self.site.groups,
+            computed_from=self.site.computed_from,
         ).check(self.name)
 
 

@@ -127,8 +127,9 @@ def plan_layers(
     given = _given_modes(settings.modes or {}, included)
     contexts: dict[str, LayerContext] = {}
     for name in included:
-        able = [one for one in methods if one.serves(sites[name].layer_type) and (not fits or one.name in fits[name])]
-        several = _contexts(name, sites[name], able, settings, given.get(name), skipped)
+        site = sites[name]
+        able = [m for m in methods if m.serves(site.layer_type, site.groups) and (not fits or m.name in fits[name])]
+        several = _contexts(name, site, able, settings, given.get(name), skipped)
         if several:
             contexts[name] = replace(several[0], others=tuple(several[1:]))
     choices = rule.choose(contexts, net) if contexts else {}
@@ -185,7 +186,12 @@ def _contexts(
     skipped: dict[str, str],
 ) -> list[LayerContext]:
     """How each method sees a layer; where none can factorize it, the first one's reason joins ``skipped``."""
-    formats = {method.name: method.format(site.layer_type) for method in methods}
+    formats = {method.name: method.format(site.layer_type, site.groups) for method in methods}
+    if site.groups > 1:  # of which no method splits the channels or has a chain
+        asked = {"modes": given is not None, f"execution {settings.execution}": settings.execution == "chain"}
+        note = "a grouped convolution: {} does not apply"
+        site = replace(site, notes=(*site.notes, *(note.format(what) for what, is_asked in asked.items() if is_asked)))
+        given, settings = None, replace(settings, execution="auto")
     if given is not None and not any(fmt.uses_modes for fmt in formats.values()):
         raise PlanError(f"{name}: method {' or '.join(formats)} splits no channels into modes; leave method.modes out")
     out, inp = site.shape[:2]

@@ -25,7 +25,8 @@ class Ratio(RankRule, Limits):
 
     Ranks go down from full in proportion to each other. A layer that is above the target even at its least ranks
     keeps those, with a note. Where ``round_to`` is given, the ranks are the largest multiples within the target. An
-    embedding, which takes no MACs when dense, always goes by ``params``.
+    embedding, which takes no MACs when dense, goes by ``params``, and so does a weight that is ``rebuilt`` at any rank,
+    whose MACs stay.
 
     Source: AIMET user guide, compression ratio of weight SVD and spatial SVD. Unlike there, a 1x1 convolution before
         a strided one is counted at the resolution of the input, where it runs.
@@ -38,8 +39,8 @@ class Ratio(RankRule, Limits):
 
     def choose_layer(self, layer: LayerContext, net: NetContext) -> Choice:
         """Ranks within the target, or the least ranks with a note."""
-        metric = METRICS[self.metric]
-        if not metric.dense(layer.dense):
+        metric, least = METRICS[self.metric], layer.planned(scaled_ranks(layer, 1))
+        if metric.dense(layer.dense) in (0, metric.factorized(least)):
             metric = METRICS["params"]
         # a cost of exactly the target counts as within it: 0.29 * 100 is 28.999999999999996
         limit = self.target * metric.dense(layer.dense) * (1 + 1e-12)
@@ -50,7 +51,7 @@ class Ratio(RankRule, Limits):
                 return Choice(ranks, notes)
         ratio = metric.ratio(planned)
         log.warning("%s keeps %.2f of its dense cost at its least ranks, above the target", layer.name, ratio)
-        note = f"even ranks {list(ranks)} keep {ratio:.3f} of the dense {self.metric}, above the target {self.target:g}"
+        note = f"even ranks {list(ranks)} keep {ratio:.3f} of the dense {metric.name}, above the target {self.target:g}"
         return Choice(ranks, (*notes, note))
 
 

@@ -149,3 +149,49 @@ def cosine(optimizer: torch.optim.Optimizer, steps: int) -> Any:
         optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * min(1, step / steps))
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Flat(Users):
+    """Its loss has no say: what moves the weights is ADMM alone."""
+
+    def training_step(self, batch, index):
+        return 0 * super().training_step(batch, index)
+
+
+class Covered(pl.Callback):
+    """The share of its way to Z - U that each layer covers in each epoch; put it behind the ADMM callback."""
+
+    def __init__(self, callback):
+        self.callback, self.shares, self.reported = callback, [], []
+
+    def on_train_epoch_start(self, trainer, module):
+        admm = self.callback.admm
+        self.start = {
+            n: (w.detach().clone(), admm.states[n].z - admm.states[n].u)
+            for n, w in admm.weights.items()
+            if n in admm.states
+        }
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        """Behind the ADMM callback the Z-update is done already: the weights are those that it saw."""
+        if trainer.is_last_batch:
+            weights = self.callback.admm.weights
+            ways = [
+                1 - distance(weights[n], t) / distance(w, t)
+                for n, (w, t) in self.start.items()
+                if distance(w, t) > 0.01
+            ]
+            self.shares.append(min(ways) if ways else None)
+
+    def on_train_epoch_end(self, trainer, module):
+        self.reported.append(self.callback.latest.get("admm/pull"))
+
+
+def covered(module, callback, **options):
+    seen = Covered(callback)
+    fit(module, callback, seen, **options)
+    return seen
+
+
+def plain_sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.05)

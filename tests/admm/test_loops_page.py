@@ -1,10 +1,12 @@
 """The loops of docs/loops.md run as they stand, and give the same weights, Z and U; each goes on after a kill.
 
 The fast test runs the loops of what the project installs; the slow ones need ``lightning``, ``transformers`` and
-``accelerate``: ``uv run --with lightning,transformers,accelerate pytest -m slow tests/admm/test_loops_page.py``.
+``accelerate``: ``uv run --with lightning,transformers,accelerate,jsonargparse[signatures] pytest -m slow ..``.
 """
 
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -157,9 +159,70 @@ def test_transformers_goes_on_from_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("block", ["plain", "accelerate", "fabric"])
+def test_a_loop_goes_on_from_its_states(block, monkeypatch):
+    """Killed after the first epoch; model, optimizer and ADMM are given their states again."""
+    packages = {"accelerate": ("accelerate", "Accelerator"), "fabric": ("lightning.fabric", "Fabric")}
+    given = {}
+    if block in packages:
+        package, name = packages[block]
+        given = {name: getattr(pytest.importorskip(package), name)}
+    whole, part = run(block, **given), run(block, epochs=1, **given)
+    saved = {key: part[key].state_dict() for key in ("model", "optimizer", "admm")}
+    resumed = "[globals()[key].load_state_dict(saved[key]) for key in saved]\nfor epoch in range(1, epochs):"
+    monkeypatch.setitem(BLOCKS, "resumed", BLOCKS[block].replace("for epoch in range(epochs):", resumed))
+    again = run("resumed", saved=saved, **given)
+    assert_same_states(state_of(whole), state_of(again))
+    assert_close(again["model"].state_dict(), whole["model"].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_each_lightning_goes_on_from_a_checkpoint(name, tmp_path, monkeypatch):
+    whole, part = run("lightning", **lightning(name)), run("lightning", epochs=1, **lightning(name))
+    part["trainer"].save_checkpoint(tmp_path / "one.ckpt")
+    resumed = BLOCKS["lightning"].replace("loader)\ncompressed", "loader, ckpt_path=path)\ncompressed")
+    monkeypatch.setitem(BLOCKS, "resumed", resumed)
+    again = run("resumed", path=tmp_path / "one.ckpt", **lightning(name))
+    assert_same_states(state_of(whole), state_of(again))
+    assert_close(again["model"].state_dict(), whole["model"].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_the_callback_is_one_of_every_lightning_in_use():
     """In one process with both, an instance is accepted by both, and by a command line that is built from types."""
     one, other = pytest.importorskip("pytorch_lightning"), pytest.importorskip("lightning.pytorch")
     made = hodec.admm.lightning.lightning_callback()
     assert issubclass(made, one.Callback)
     assert issubclass(made, other.Callback)
+
+
+COMMAND_LINE = """
+import sys
+from {name}.cli import LightningCLI
+from {name} import LightningModule
+from torch import nn
+
+class Classifier(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+callback = {{"class_path": "hodec.AdmmCallback", "init_args": {{"plan": sys.argv[1], "pull": 0.6}}}}
+made = LightningCLI(Classifier, args={{"trainer": {{"callbacks": [callback], "accelerator": "cpu"}}}}, run=False)
+found = [one for one in made.trainer.callbacks if type(one).__name__ == "AdmmCallback"]
+print([(one._make.keywords["pull"], *one._make.keywords["plan"]) for one in found])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch_lightning", "lightning.pytorch"])
+def test_a_command_line_of_lightning_builds_the_callback(name, tmp_path):
+    """Needs jsonargparse beside Lightning: the class is found by its path, the plan by its file."""
+    pytest.importorskip("jsonargparse")
+    pytest.importorskip(name)
+    plan_of(quiet_net()).save(tmp_path / "plan.json")
+    command = [sys.executable, "-c", COMMAND_LINE.format(name=name), str(tmp_path / "plan.json")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str([(0.6, *LAYERS)])

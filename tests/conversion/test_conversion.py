@@ -170,7 +170,7 @@ def test_rows_1_and_2_nan_and_inf_are_refused_with_the_layers_name(bad: float):
         (lambda m: setattr(m, "conv1", nn.Conv2d(6, 12, 5)), r"conv1: the plan is for a conv2d weight \(12, 6, 3, 3\)"),
         (lambda m: setattr(m, "conv1", nn.Identity()), "this model has Identity"),
         (lambda m: delattr(m, "conv1"), "names layer conv1, which this model lacks.*Did you mean"),
-        (lambda m: setattr(m, "conv1", nn.Conv2d(12, 12, 3, groups=2)), r"conv1 cannot be factorized: grouped"),
+        (lambda m: setattr(m, "conv1", nn.Conv2d(12, 12, 3, groups=2)), r"conv1: .* in 2 groups; make the plan"),
         (lambda m: weight_norm(m.conv1), "conv1: .*ParametrizedConv2d"),
     ],
 )

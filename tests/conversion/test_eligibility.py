@@ -37,11 +37,11 @@ class Bare(nn.Module):
 
 
 @pytest.mark.parametrize("groups", [2, 16])
-def test_row_13_grouped_and_depthwise_convolutions_stay_dense(groups: int):
+def test_row_13_grouped_convolutions_are_factorized_and_depthwise_ones_stay_dense(groups: int):
     model = nn.Sequential(conv(groups=groups), conv())
     plan = planned(model)
-    assert plan.skipped["0"] == f"grouped convolution (groups={groups})"
-    assert set(factorized(convert(model, plan))) == {"1"}
+    assert ("depthwise convolution (groups=16)" in plan.skipped.get("0", "")) == (groups == 16)
+    assert set(factorized(convert(model, plan))) == ({"1"} if groups == 16 else {"0", "1"})
 
 
 def test_row_14_layers_of_other_kinds_stay_dense_with_the_reason():
@@ -231,19 +231,17 @@ def _old_weight_norm(module: nn.Module) -> nn.Module:
     return torch.nn.utils.weight_norm(module)
 
 
-@pytest.mark.parametrize("wrap", [weight_norm, spectral_norm, _old_weight_norm])
+WRAPS = {"WeightNorm": weight_norm, "SpectralNorm": spectral_norm, "WeightNorm ": _old_weight_norm,
+         "L1Unstructured": lambda m: prune.l1_unstructured(m, "weight", 0.5)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRAPS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
-def test_row_19_parametrized_weights_are_refused_with_the_remedy(wrap):
-    model = nn.Sequential(wrap(conv()), conv())
-    plan = planned(model)
-    assert "weight is parametrized" in plan.skipped["0"]
-    assert "remove the parametrization first" in plan.skipped["0"]
-    assert set(plan) == {"1"}
-
-
-def test_row_19_pruned_weights_too():
-    model = nn.Sequential(prune.l1_unstructured(conv(), "weight", 0.5), conv())
-    assert "parametrized" in planned(model).skipped["0"]
+def test_row_19_a_note_names_what_computes_a_weight(name: str):
+    plan = planned(nn.Sequential(WRAPS[name](conv()), conv()))
+    assert plan["0"].notes[0].startswith(f"its weight is computed from other parameters ({name.strip()}): conversion")
+    assert not plan["1"].notes
+    assert f"({name.strip()})" in str(plan).replace("\n", " ")
 
 
 def test_row_20_unused_layers_are_skipped_and_if_none_is_left_that_is_an_error():

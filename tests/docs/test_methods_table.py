@@ -86,6 +86,29 @@ class Net(nn.Module):
         return self.ok(self.run(self, x))
 
 
+class ScaledLinear(nn.Linear):
+    """Its weight is made from its parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight / self.weight.norm(), self.bias)
+
+
+class PaddedConv(nn.Conv1d):
+    """Stride 2 and TensorFlow's padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, [0, 1] if x.shape[-1] % 2 == 0 else [1, 1]))
+
+
+def padded() -> nn.Module:
+    conv = PaddedConv(5, 5, 3, stride=2)
+    return Net(lambda self, x: self.layer(x).repeat(1, 1, 2), layer=conv)
+
+
+def grouped() -> nn.Module:
+    return Net(lambda self, x: self.layer(x.mT).mT, layer=nn.Conv1d(8, 8, 3, padding=1, groups=2))
+
+
 def linear() -> nn.Linear:
     return nn.Linear(8, 8)
 
@@ -165,6 +188,8 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
     "weight_norm or another parametrization": (lambda: plain(weight_norm(linear())), "layer", {}),
     "pruned weight": (lambda: plain(prune.l1_unstructured(linear(), "weight", 0.5)), "layer", {}),
     "subclass of a layer with a forward pass of its own": (lambda: plain(OwnLinear(8, 8)), "layer", {}),
+    "subclass that makes its weight from parameters": (lambda: plain(ScaledLinear(8, 8)), "layer", {}),
+    "subclass that pads as TensorFlow does": (padded, "layer", {}),
     "subclass of a layer that computes the same": (lambda: plain(NamedLinear(8, 8)), "layer", {}),
     "Bilinear": (lambda: Net(lambda self, x: self.layer(x, x), layer=nn.Bilinear(8, 8, 8)), "layer", {}),
     "Lazy layer without a weight": (lambda: plain(nn.LazyLinear(8)), "layer", {}),
@@ -177,7 +202,8 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
         "layer",
         {"method": "tt", "n_modes": 1},
     ),
-    "grouped or depthwise convolution": (
+    "grouped convolution": (grouped, "layer", {}),
+    "depthwise convolution": (
         lambda: Net(lambda self, x: self.layer(x), layer=nn.Conv1d(5, 5, 3, padding=1, groups=5)),
         "layer",
         {},
@@ -229,6 +255,23 @@ def _(plan, small):
 def _(plan, small):
     torch.testing.assert_close(small.layer.weight + 0, small.layer.dense_weight())
     assert not [name for name, _ in small.layer.named_parameters() if name.startswith("weight")]
+
+
+@fact("computed from other parameters")
+def _(plan, small):
+    assert "computed from other parameters" in plan["layer"].notes[0]
+    assert len(list(small.layer.parameters())) == len(list(small.ok.parameters()))
+
+
+@fact("the same padding")
+def _(plan, small):
+    assert small.layer.padding == "same_upper"
+    assert small.layer(torch.zeros(1, 5, 7)).shape == (1, 5, 4)
+
+
+@fact("grouped like the dense one")
+def _(plan, small):
+    assert small.layer.groups == plan["layer"].groups == 2
 
 
 @fact("like any other")

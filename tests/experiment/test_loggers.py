@@ -146,6 +146,14 @@ def test_without_a_key_wandb_is_offline(wandb_module, tmp_path, caplog):
     assert wandb_module.run.ended == 1
 
 
+def test_a_run_that_is_gone_on_with_keeps_its_wandb_id(wandb_module, tmp_path):
+    for folder in (tmp_path / "one", tmp_path / "one", tmp_path / "two"):
+        start(folder).finalize("success")
+    first, again, other = (options["id"] for options in wandb_module.options)
+    assert first == again != other
+    assert {options["resume"] for options in wandb_module.options} == {"allow"}
+
+
 def test_with_a_key_wandb_is_online(wandb_module, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     start(tmp_path, init_timeout=7)
@@ -211,7 +219,10 @@ def test_the_real_wandb_without_a_key_writes_files(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    logger = start(tmp_path)
-    logger.log_metrics({"loss": 1.0}, 0)
-    logger.finalize("success")
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    for step in (0, 1):  # killed after the first epoch, started again
+        logger = start(tmp_path)
+        logger.log_metrics({"loss": 1.0}, step)
+        logger.finalize("success")
+    files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert files
+    assert len({path.stem for path in files}) == 1, "one id, one curve"

@@ -9,7 +9,7 @@ from torch import nn
 
 import hodec
 from hodec.errors import CheckpointError, ConvertError
-from hodec.export.program import to_program
+from hodec.export.program import cause, to_program
 from hodec.ranks import Manual, make_plan
 
 X = torch.randn(1, 6, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -58,6 +58,31 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return self.conv(x.reshape(1, 6, 12, 12))
+
+
+class ReadsWeight(nn.Module):
+    """A parent that looks at the weight of its layer, as embeddings of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.layer(x.to(self.layer.weight.dtype))
+
+
+def test_a_net_that_reads_the_type_of_a_weight(tmp_path):
+    net, x = ReadsWeight().eval(), X[:, 0]
+    small = hodec.convert(net, make_plan(net, Manual(3), example_input=x, method="svd"))
+    assert to_program(small, tmp_path / "net.pt2", example_input=x).error == 0
+
+
+def test_a_reason_is_what_went_wrong_first_without_colours():
+    outer = RuntimeError("\x1b[96mStep 3/3\x1b[0m failed. Next steps:\n- write an issue")
+    outer.__cause__ = ValueError("Constraints violated\n  - batch is at most 63\nSuggested fixes: ..")
+    assert cause(outer) == "ValueError: Constraints violated batch is at most 63"
+    assert cause(RuntimeError("\x1b[96mone\x1b[0m\n- advice")) == "RuntimeError: one"
+    assert cause(RuntimeError()) == "RuntimeError: "
 
 
 def test_a_batch_that_is_not_free_says_how(tmp_path):

@@ -158,8 +158,8 @@ def test_row_21_a_glob_that_matches_nothing_names_its_key_and_near_matches(key: 
 
 
 def test_row_21_including_only_what_cannot_be_factorized_gives_the_reason():
-    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 6, 3))
-    with pytest.raises(PlanError, match="no layer is left to factorize.*0: grouped convolution"):
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 6, 3))
+    with pytest.raises(PlanError, match="no layer is left to factorize.*0: depthwise convolution"):
         make_plan(model, Manual(2), example_input=X, include=["0"])
 
 

@@ -151,6 +151,16 @@ def test_embeddings_cost_no_macs_and_go_by_parameters():
     assert rank == 1000 // 120
 
 
+@pytest.mark.parametrize("method", ["svd", "tt"])
+def test_a_weight_that_is_rebuilt_at_any_rank_goes_by_parameters(method: str):
+    net = nn.Sequential(nn.LSTM(24, 32, batch_first=True))
+    plan = make_plan(net, Ratio(0.5), method=method, example_input=torch.randn(2, 5, 24))
+    for layer in plan.values():
+        assert layer.macs_after == layer.macs_before
+        assert 0.4 < layer.params_after / layer.params_before <= 0.5
+        assert not layer.notes
+
+
 # -- settings ------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -193,9 +192,3 @@ def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
-
-
-def job_folder(number: int, overrides: str) -> str:
-    """Folder name of one job of a sweep, in characters that need no quotes: ``0_admm.rho-1e-4``."""
-    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", overrides).strip("-.")[:120]
-    return f"{number}_{plain}" if plain else str(number)

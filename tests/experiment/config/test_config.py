@@ -19,7 +19,6 @@ from hodec.experiment.config.schema import (
     completed,
     config_of,
     differences,
-    job_folder,
     read_config,
     refuse,
     to_yaml,
@@ -294,13 +293,6 @@ def test_differences_name_dotted_keys_and_hide_what_is_ignored():
     assert differences(a, b, ("logger", "tt_ranks", "see")) == ["seed", "admm.rho"]
     assert differences({"rho": {0: 1.0}, "x": (1,)}, {"rho": {"0": 1}, "x": [1]}) == []
     assert differences({"a": {}}, {"b": None}) == ["a", "b"]
-
-
-def test_job_folders_need_no_quotes():
-    assert job_folder(0, "admm.rho=1e-4") == "0_admm.rho-1e-4"
-    assert job_folder(1, "model.name=torchvision/resnet18,tt_ranks={layer1.*:9}").count("/") == 0
-    assert job_folder(2, "") == "2"
-    assert len(job_folder(3, "x" * 1000)) < 200
 
 
 def test_refuse_lists_each_problem_once():
