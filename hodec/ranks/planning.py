@@ -18,7 +18,7 @@ from hodec.conversion.eligibility import (
     patterns,
 )
 from hodec.cost.count import count_by_parameter
-from hodec.errors import PlanError
+from hodec.errors import PlanError, Use, literal
 from hodec.formats.modes import Modes
 from hodec.inference import running_input, uncompiled
 from hodec.inputs import Inputs, form_of
@@ -124,11 +124,7 @@ def plan_layers(
     """
     included = _included(list(sites), settings, skipped, net.model)
     methods = [get_method(name) for name in rule.methods_for(method)]
-    given = {
-        name: split
-        for glob, split in (settings.modes or {}).items()
-        for name in match_names(glob, included, "method.modes")
-    }
+    given = _given_modes(settings.modes or {}, included)
     contexts: dict[str, LayerContext] = {}
     for name in included:
         site = sites[name]
@@ -179,6 +175,18 @@ def _included(names: list[str], settings: PlanSettings, skipped: dict[str, str],
         elif name not in wanted:
             skipped[name] = "not among include"
     return [name for name in names if name not in skipped]
+
+
+def _given_modes(modes: Mapping[str, Modes], names: Sequence[str]) -> dict[str, Modes]:
+    """The layers whose modes were given; of several globs that match a layer the last counts."""
+    if not isinstance(modes, Mapping) or not all(isinstance(split, Modes) for split in modes.values()):
+        text = literal(f"{modes!r} given; allowed: {{layer glob: Modes((8, 8), (4, 16))}}. For as many modes a side in")
+        raise PlanError(
+            f"{{setting}}: {text} every layer give {{count}}",
+            setting=Use("method.modes"),
+            count=Use("method.n_modes", 2),
+        )
+    return {name: split for glob, split in modes.items() for name in match_names(glob, names, "method.modes")}
 
 
 def _contexts(

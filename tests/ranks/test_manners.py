@@ -82,6 +82,12 @@ def test_what_matches_no_layer_is_refused(setting: str, given: object, message: 
         layers(**{setting: given})
 
 
+@pytest.mark.parametrize("given", [2, {"fc": (2, 3)}])
+def test_modes_that_are_no_modes_are_refused(given: object):
+    with pytest.raises(PlanError, match=r"modes: .* given; allowed: {layer glob: Modes.* give n_modes=2"):
+        make_plan(MODEL, 2, example_input=X, modes=given)
+
+
 def test_a_class_of_modules_means_nothing_in_a_file():
     settings = PlanSettings(include=[nn.Conv2d])
     net = hodec.ranks.NetContext(hodec.cost.count.Cost(1, 1), MODEL.get_submodule)
