@@ -161,7 +161,22 @@ def _chosen(
         else:
             why = f"; rule {rule.name} makes no layer larger" * (settings.allow_larger and not rule.may_enlarge)
             skipped[name] = _not_worth_it(layer) + why
-    return layers
+    return layers if rule.may_enlarge else _without_growth(layers, rule, skipped)
+
+
+def _without_growth(layers: dict[str, LayerPlan], rule: RankRule, skipped: dict[str, str]) -> dict[str, LayerPlan]:
+    """The layers without those embeddings whose products raise the net's multiply-adds: dense they only look up.
+
+    The one that adds most for what it saves goes first; embeddings that the other layers make up for stay.
+    """
+    growth = {name: layer.macs_after - layer.macs_before for name, layer in layers.items()}
+    adding = [name for name in layers if growth[name] > 0]
+    for name in sorted(adding, key=lambda n: -growth[n] / (layers[n].params_before - layers[n].params_after)):
+        if sum(growth.values()) <= 0:
+            break
+        more = f"its products would raise the net's multiply-adds by {growth.pop(name):,}"
+        skipped[name] = f"{more}, which the other layers do not save; rule {rule.name} raises no cost of the net"
+    return {name: layer for name, layer in layers.items() if name in growth}
 
 
 def _included(names: list[str], settings: PlanSettings, skipped: dict[str, str], model: nn.Module | None) -> list[str]:

@@ -36,7 +36,8 @@ class RankRule(Option):
         reads_weights: whether it needs trained weights: ranks of random ones mean nothing.
         runs_net: what it does with a net that can be run, in words: ``evaluates the net ..``. Such a rule serves no
             model file and no plan without training. Empty for rules that look at layers only.
-        may_enlarge: whether layers may cost more than dense where ``allow_larger`` asks for that.
+        may_enlarge: whether layers may cost more than dense where ``allow_larger`` asks for that, and the net where
+            embeddings, which are looked up, become products.
     """
 
     group: ClassVar[str] = "ranks"

@@ -132,3 +132,26 @@ def test_the_public_names_are_there():
         assert name in hodec.__all__
     assert issubclass(hodec.METHODS["tt"].layers["conv2d"], hodec.FactorizedLayer)
     assert callable(hodec.decompose_file)
+
+
+def test_energy_never_raises_the_multiply_adds_of_the_net():
+    """An embedding is looked up; its factors are multiplied. It stays where other layers make up for it."""
+    torch.manual_seed(0)
+
+    class Words(nn.Module):
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            self.table, self.out = nn.Embedding(400, 32), nn.Linear(32, 32)
+            self.table.weight.data = torch.randn(400, 4) @ torch.randn(4, 32)
+            self.out.weight.data = torch.eye(32)[:, :rank] @ torch.eye(32)[:rank]
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.out(self.table(ids))
+
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    plan = make_plan(Words(2), "energy", method="svd", example_input=ids)
+    assert set(plan) == {"table", "out"}
+    assert plan.macs_after <= plan.macs_before
+    with pytest.raises(PlanError, match="table: its products would raise the net's multiply-adds by .* raises no cost"):
+        make_plan(Words(32), "energy", method="svd", example_input=ids)
+    assert set(make_plan(Words(32), 4, method="svd", example_input=ids, include="table")) == {"table"}, "as asked"
