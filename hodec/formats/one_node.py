@@ -11,8 +11,8 @@ class OneNode(nn.Module):
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """The output; one node of the graph where the arguments are those of a tracer."""
-        proxy = next((one for one in (*args, *kwargs.values()) if isinstance(one, Proxy)), None)
-        if proxy is None:
+        traced = [one for one in (*args, *kwargs.values()) if isinstance(one, Proxy)]
+        if not traced:
             return super().__call__(*args, **kwargs)
-        tracer = cast(Tracer, proxy.tracer)
+        tracer = cast(Tracer, traced[0].tracer)
         return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)

@@ -298,6 +298,10 @@ def _check(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
     for one in bare:
         one.shape.SetInParent()
     listed, tensors = {value.name for value in proto.graph.input}, proto.graph.initializer
+    if short := [tensor.name for tensor in tensors if _numbers(tensor) and not _is_whole(tensor)]:
+        raise CheckpointError(
+            f"{path} is not a valid ONNX model: {short[0]} has more or fewer bytes than its shape says"
+        )
     for k in reversed([k for k, tensor in enumerate(tensors) if _is_whole(tensor)]):
         if tensors[k].name not in listed:
             proto.graph.input.append(
@@ -307,8 +311,13 @@ def _check(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
     onnx.checker.check_model(proto)
 
 
+def _numbers(tensor: onnx.TensorProto) -> bool:
+    """Whether it holds plain bytes, for a shape that has any."""
+    return bool(tensor.raw_data) and all(n > 0 for n in tensor.dims)
+
+
 def _is_whole(tensor: onnx.TensorProto) -> bool:
     """Whether the checker would find nothing in it: plain bytes, as many as its shape asks for."""
-    if not tensor.raw_data or any(n <= 0 for n in tensor.dims):
+    if not _numbers(tensor):
         return False
     return ir.serde.TensorProtoTensor(tensor).nbytes == len(tensor.raw_data)
