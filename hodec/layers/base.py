@@ -358,6 +358,11 @@ def conv_classes(
 # -- factors ------------------------------------------------------------------------------------------------------
 
 
+def listed(factors: nn.ParameterList) -> list[Tensor]:
+    """The parameters; by their numbers, because the compiler of torch 2.8 does not unpack a ParameterList."""
+    return [factors[k] for k in range(len(factors))]
+
+
 def randomize_factors(model: nn.Module, *, seed: int) -> None:
     """Overwrite the factors of all factorized layers by seeded random ones; the global generators do not move."""
     with same_random_state(model.parameters()):

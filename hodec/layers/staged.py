@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from hodec.formats import cp, svd, tucker
-from hodec.layers.base import FactorizedLayer, conv_classes
+from hodec.layers.base import FactorizedLayer, conv_classes, listed
 from hodec.layers.conv import FactorizedConv
 from hodec.layers.linear import FactorizedLinear, InFirst
 
@@ -20,7 +20,7 @@ class Staged(FactorizedLayer):
         self.kernels = nn.ParameterList(zeros(*op.kernel) for op in self.ops[self.format.executions[-1]])
 
     def views(self) -> list[Tensor]:
-        return list(self.kernels)
+        return listed(self.kernels)
 
 
 class StagedConv(Staged, FactorizedConv):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from hodec.formats import tt, tt_classical
-from hodec.layers.base import FactorizedLayer, conv_classes
+from hodec.layers.base import FactorizedLayer, conv_classes, listed
 from hodec.layers.conv import FactorizedConv
 from hodec.layers.linear import FactorizedLinear, InFirst
 
@@ -39,7 +39,7 @@ class TTConv(_Cores, FactorizedConv):
         )
 
     def views(self) -> list[Tensor]:
-        return [*self.in_cores, self.kernel.movedim(0, -1), *self.out_cores]
+        return [*listed(self.in_cores), self.kernel.movedim(0, -1), *listed(self.out_cores)]
 
 
 class TTLinear(_Cores, FactorizedLinear):
@@ -58,7 +58,7 @@ class TTLinear(_Cores, FactorizedLinear):
         self.cores = nn.ParameterList(zeros(r[k], o, i, r[k + 1]) for k, (o, i) in enumerate(pairs))
 
     def views(self) -> list[Tensor]:
-        return list(self.cores)
+        return listed(self.cores)
 
 
 class TTLinearInFirst(InFirst, TTLinear):
@@ -77,7 +77,7 @@ class ClassicalTTConv(_Cores, FactorizedConv):
         self.cores = nn.ParameterList(zeros(r[k], i, o, r[k + 1]) for k, (i, o) in enumerate(pairs))
 
     def views(self) -> list[Tensor]:
-        return [self.kernel.movedim(0, -1), *self.cores]
+        return [self.kernel.movedim(0, -1), *listed(self.cores)]
 
 
 TT = conv_classes(TTConv, "TTConv", tt.CONV, transposed=tt.CONV_TRANSPOSED)
