@@ -22,6 +22,8 @@ from hodec.fusion.search import fuse as fuse
 from hodec.layers.base import FactorizedLayer as FactorizedLayer
 from hodec.methods import METHODS as METHODS
 from hodec.onnx_graph.decompose import decompose_file as decompose_file
+from hodec.optim.factor_sgd import FactorSGD as FactorSGD
+from hodec.optim.factor_sgd import param_groups as param_groups
 from hodec.plan.layer import LayerPlan as LayerPlan
 from hodec.plan.plan import Plan as Plan
 from hodec.ranks import make_plan as make_plan

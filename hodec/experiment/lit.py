@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,8 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hodec.errors import ConfigError, TrainingError
 from hodec.inference import inference
+from hodec.optim.factor_sgd import FactorSGD
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+# What makes the optimizer of a net.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda net, **options: torch.optim.SGD(net.parameters(), **options),
+    "adamw": lambda net, **options: torch.optim.AdamW(net.parameters(), **options),
+    "muon": partial(FactorSGD, factors="muon"),
+    "scaled_gd": partial(FactorSGD, factors="scaled_gd"),
+}
 
 # The fraction of the schedule that is done, 0..1 -> the factor on the learning rate.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -34,7 +42,7 @@ class LitClassifier(LightningModule):
 
     Args:
         net: images (N, C, H, W) -> scores (N, classes).
-        optimizer: ``sgd`` or ``adamw``.
+        optimizer: ``sgd``, ``adamw``, ``muon`` or ``scaled_gd``; see ``FactorSGD`` for the last two.
         options: keyword arguments of that optimizer (lr, momentum, weight_decay, ..); its lr is 0.1 by default.
         schedule: ``cosine``, ``linear``, ``step`` (x0.1 at 1/2 and 3/4) or ``constant``, over the whole fit, per step.
         warmup_epochs: epochs of linear warm-up from 0, where the schedule begins.
@@ -139,7 +147,7 @@ class LitClassifier(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(y), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = OPTIMIZERS[self.optimizer](self.net.parameters(), **self.options)
+        optimizer = OPTIMIZERS[self.optimizer](self.net, **self.options)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         epochs = self.trainer.max_epochs or 1
         warmup = int(total * min(1.0, self.warmup_epochs / epochs)) if epochs > 0 else 0

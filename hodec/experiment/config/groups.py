@@ -76,7 +76,9 @@ def groups() -> dict[str, dict[str, Preset]]:
         "method": dict(sorted(_methods().items(), key=lambda item: item[0] != "tt")),
         "ranks": _presets(*RULES.values()),
         "admm": _presets(AdmmOptions, AdmmPaper, AdmmOff),
-        "optimizer": _presets(options.SgdSettings, options.AdamWSettings),
+        "optimizer": _presets(
+            options.SgdSettings, options.AdamWSettings, options.MuonSettings, options.ScaledGdSettings
+        ),
         "trainer": {
             "default": Preset(options.TrainerSettings, doc="Whatever this machine has, in full precision."),
             "gpu": Preset(

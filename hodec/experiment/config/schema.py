@@ -16,7 +16,9 @@ from hodec.experiment.config.options import (
     MethodSettings,
     ModelSettings,
     ModesMethodSettings,
+    MuonSettings,
     RunSettings,
+    ScaledGdSettings,
     SgdSettings,
     TrainerSettings,
 )
@@ -42,7 +44,7 @@ class Config(RunSettings):
     method: MethodSettings | ModesMethodSettings = _section("method")
     ranks: RankRule = _section("ranks")
     admm: AdmmOptions | AdmmOff = _section("admm")
-    optimizer: SgdSettings | AdamWSettings = _section("optimizer")
+    optimizer: SgdSettings | AdamWSettings | MuonSettings | ScaledGdSettings = _section("optimizer")
     distill: DistillSettings = _section("distill")
     trainer: TrainerSettings = _section("trainer")
     logger: Option = _section("logger")
