@@ -50,7 +50,8 @@ class Admm(AdmmLoop):
         clipped: gradients are clipped after ``before_step``. ``rho="auto"`` then moves the weights themselves, which
             it does anyhow once it sees that.
         settings: the fields of ``hodec.admm.options.AdmmOptions``: ``rho``, ``pull``, ``update_every``, ``relax``,
-            ``dual``, ``tolerance``, ``track_truncated``, ``distribute_projection``.
+            ``dual``, ``tolerance``, ``track_truncated``, ``distribute_projection``. With ``mode="project"`` those of
+            ``AdmmProject``: the weights themselves are projected every few steps, and there is no pull.
 
     Attributes:
         projection: has the ``plan`` with the ranks that Z has now, and the ``factors`` of iterative formats.
@@ -106,8 +107,9 @@ class Admm(AdmmLoop):
         if not self.primal:
             self.residuals = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
         overall, pulls = updates.total(self.residuals), self.pulls or self._pull.measured()
+        rho = sum(s.rho for s in self.states.values()) / len(self.states)
         report = {
-            "rho": sum(s.rho for s in self.states.values()) / len(self.states),
+            **({} if self.projects else {"rho": rho}),
             **({"pull": sum(pulls.values()) / len(pulls)} if pulls else {}),
             "primal_residual": overall.primal,
             "dual_residual": overall.dual,

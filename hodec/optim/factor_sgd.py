@@ -100,7 +100,9 @@ class FactorSGD(torch.optim.SGD):
     ) -> None:
         for what, given, known in (("factors", factors, UPDATES), ("decay", decay, ("factors", "product"))):
             if given not in known:
-                raise ConfigError(f"{what}: {given!r} given; allowed: {', '.join(known)}.{near_matches(given, known)}")
+                raise ConfigError(
+                    f"{what}: {given!r} given; allowed: {', '.join(known)}.{near_matches(given, [*known])}"
+                )
         own_decay = 0.0 if factors == "muon" or decay == "product" else weight_decay
         if factor_lr is None and factors == "muon":
             factor_lr = 0.008
@@ -196,7 +198,7 @@ def _inverse(gram: Tensor) -> Tensor:
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
     damped = torch.where(mean > 0, gram + DAMPING * mean * eye, eye)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return cast(Tensor, torch.cholesky_inverse(torch.linalg.cholesky(damped)))
 
 
 def _write(core: Core, values: Tensor) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from hodec.admm.options import AdmmOff, AdmmOptions
+from hodec.admm.options import AdmmOff, AdmmOptions, AdmmProject
 from hodec.errors import ConfigError, HodecError, Use
 from hodec.experiment.config.groups import default_option, foreign, groups, kinds_of, not_among, unknown
 from hodec.experiment.config.options import (
@@ -43,7 +43,7 @@ class Config(RunSettings):
     data: DataSet = _section("data")
     method: MethodSettings | ModesMethodSettings = _section("method")
     ranks: RankRule = _section("ranks")
-    admm: AdmmOptions | AdmmOff = _section("admm")
+    admm: AdmmOptions | AdmmProject | AdmmOff = _section("admm")
     optimizer: SgdSettings | AdamWSettings | MuonSettings | ScaledGdSettings = _section("optimizer")
     distill: DistillSettings = _section("distill")
     trainer: TrainerSettings = _section("trainer")
@@ -56,7 +56,7 @@ class Config(RunSettings):
     @property
     def uses_admm(self) -> bool:
         """Whether the dense net is trained under ADMM."""
-        return isinstance(self.admm, AdmmOptions) and self.dense_epochs > 0
+        return not isinstance(self.admm, AdmmOff) and self.dense_epochs > 0
 
     @property
     def methods(self) -> list[str]:
