@@ -11,6 +11,7 @@ from hodec.conversion.swap import conversion_errors as conversion_errors
 from hodec.conversion.swap import convert as convert
 from hodec.conversion.swap import merge as merge
 from hodec.cost.latency import LatencyTable as LatencyTable
+from hodec.distillation import FeatureDistillation as FeatureDistillation
 from hodec.errors import HodecError as HodecError
 from hodec.export.checkpoint import load as load
 from hodec.export.checkpoint import save as save

@@ -106,7 +106,7 @@ class Admm(AdmmLoop):
         full = self._full()
         if not self.primal:
             self.residuals = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
-        overall, pulls = updates.total(self.residuals), self.pulls or self._pull.measured()
+        overall, pulls = updates.total(self.residuals), self._pulls()
         rho = sum(s.rho for s in self.states.values()) / len(self.states)
         report = {
             **({} if self.projects else {"rho": rho}),
@@ -132,12 +132,17 @@ class Admm(AdmmLoop):
 
     def layer_report(self) -> dict[str, dict[str, float]]:
         """``rho``, ``primal_residual``, ``dual_residual`` and ``pull`` of each layer at the last ``report``."""
-        pulls = self.pulls or self._pull.measured()
+        pulls = self._pulls()
         return {
-            name: {"rho": self.states[name].rho, "primal_residual": r.primal, "dual_residual": r.dual}
+            name: ({} if self.projects else {"rho": self.states[name].rho})
+            | {"primal_residual": r.primal, "dual_residual": r.dual}
             | ({"pull": pulls[name]} if name in pulls else {})
             for name, r in self.residuals.items()
         }
+
+    def _pulls(self) -> dict[str, float]:
+        """What was measured between the last two Z-updates, or since the first; none where nothing pulls."""
+        return {} if self.projects else self.pulls or self._pull.measured()
 
     def final_plan(self) -> Plan:
         """The plan to convert by: where ranks were learned, those of the last Z.

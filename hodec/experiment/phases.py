@@ -211,6 +211,7 @@ def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module |
         teacher=teacher,
         distill_weight=config.distill.weight,
         temperature=config.distill.temperature,
+        feature_weight=config.distill.features,
         channels_last=config.trainer.channels_last,
         compiled=config.trainer.compile,
     )

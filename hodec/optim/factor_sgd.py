@@ -198,7 +198,7 @@ def _inverse(gram: Tensor) -> Tensor:
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
     damped = torch.where(mean > 0, gram + DAMPING * mean * eye, eye)
-    return cast(Tensor, torch.cholesky_inverse(torch.linalg.cholesky(damped)))
+    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
 
 
 def _write(core: Core, values: Tensor) -> None:
@@ -225,4 +225,4 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+    return cast(Tensor, x.mT if matrices.shape[1] > matrices.shape[2] else x)

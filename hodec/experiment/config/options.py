@@ -192,6 +192,9 @@ class DistillSettings(Settings):
 
     weight: float = setting(0.0, "share of the teacher in the loss; 0: off", low=0, high=1)
     temperature: float = setting(4.0, "softens both outputs", above=0)
+    features: float = setting(
+        0.0, "weight of the distances of the factorized layers' outputs from those of the dense layers; 0: off", low=0
+    )
     dense: bool = setting(False, "true: it teaches the dense net during dense_epochs too")
     model: str | None = setting(
         None, "another net that teaches, resnet56 or torchvision/resnet50; null: one like the net that is trained"

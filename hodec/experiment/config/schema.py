@@ -94,6 +94,11 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "allowed: calibration_batches=0, admm=off, or another method",
     ),
     (
+        lambda c: bool(c.distill.features) and (c.distill.init is not None or c.trainer.compile),
+        "distill.features: given with another net that teaches or with trainer.compile; allowed: distill.init=null, "
+        "whose layers are those of the factorized net, and trainer.compile=false",
+    ),
+    (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),
         "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
         "trained net, init=FILE, pretrain_epochs=30 or distill.init=FILE",
