@@ -49,6 +49,8 @@ class AdmmLoop:
         self.options, self.steps_per_epoch = options, steps_per_epoch
         self.projects = isinstance(options, AdmmProject)
         self.penalty = NONE
+        if learner is not None and self.projects:
+            raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
         if isinstance(options, AdmmOptions):
             self.penalty = make_penalty(options.rho, pull=options.pull, layers=list(plan))
         self._every, self._unit = self.options.interval

@@ -14,6 +14,7 @@ from hodec.admm.core import Admm
 from hodec.admm.lightning import AdmmCallback
 from hodec.admm.stopping import Status
 from hodec.errors import ConfigError
+from hodec.ranks import Learned
 
 
 def trained(*, epochs=2, until=None, **settings):
@@ -131,3 +132,9 @@ def test_what_the_mode_does_not_have_is_refused(settings, words):
         AdmmCallback(plan_of(net), **settings)
     with pytest.raises(ConfigError, match=words):
         Admm(net, plan_of(net), sgd(net), **settings)
+
+
+def test_ranks_are_not_learned_by_it():
+    net = new_net()
+    with pytest.raises(ConfigError, match="no penalty to learn ranks from"):
+        Admm(net, plan_of(net), sgd(net), mode="project", learner=Learned(params=0.4))

@@ -78,7 +78,7 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "tt_ranks: given together with another rule than manual; allowed: ranks=manual, or tt_ranks=null",
     ),
     (
-        lambda c: c.ranks.name == "learned" and not c.plan and not c.uses_admm,
+        lambda c: c.ranks.name == "learned" and not c.plan and not (c.uses_admm and isinstance(c.admm, AdmmOptions)),
         "ranks: learned given without ADMM, which learns them; allowed: dense_epochs from 1 and admm=default, or "
         "ranks=budget",
     ),
