@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hodec.errors import CheckpointError, ConfigError
+from hodec.errors import CheckpointError, ConfigError, TrainingError
 from hodec.io.atomic import JsonObject, read_json, sha256, write_json, write_text
-from hodec.io.tensors import load_tensors, save_tensors
+from hodec.io.tensors import load_tensors, not_numbers, save_tensors, zip_fault
 from hodec.plan.plan import Plan
 
 
@@ -119,6 +119,11 @@ class RunFolder:
             self.load_phase(phase, net)
             return Outcome(net, self.phases[phase], self._load_factors(phase))
         outcome = compute()
+        if bad := not_numbers(outcome.net.state_dict()):
+            raise TrainingError(
+                f"phase {phase} ended with NaN in {', '.join(bad[:3])}: it is not kept. Lower optimizer.lr, or give "
+                "bn_batches=0 where it is a statistic of BatchNorm"
+            )
         kept: JsonObject = {}
         if self.writes:
             if outcome.factors:
@@ -221,13 +226,20 @@ def previous(path: Path) -> Path:
 
 
 def damage(path: Path) -> str:
-    """Return what is wrong with a checkpoint file, or an empty string; every byte's checksum is verified."""
+    """Return what is wrong with a checkpoint file, or an empty string; every byte's checksum is verified.
+
+    Nothing can be gone on with from a NaN either. Whether the content is a checkpoint, ``checkpoint_epoch`` tells.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        return f"its part {bad} is altered" if bad else ""
+        if fault := zip_fault(path):
+            return fault
     except (OSError, zipfile.BadZipFile) as error:
         return f"{error}; is it truncated?"
+    try:
+        bad = not_numbers(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except Exception:  # whatever stands in the file
+        return ""
+    return f"it holds NaN in {', '.join(bad[:3])}" if bad else ""
 
 
 def checkpoint_epoch(path: Path) -> int:

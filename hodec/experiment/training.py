@@ -24,6 +24,7 @@ from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
 from hodec.io.atomic import JsonObject
+from hodec.io.tensors import not_numbers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -125,6 +126,7 @@ class KeepCheckpoint(Checkpoint):
         self.path = folder.checkpoint(phase)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_numbers(trainer, pl_module)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         try:
@@ -141,6 +143,27 @@ class KeepCheckpoint(Checkpoint):
         if self.path.exists():
             self.path.replace(previous(self.path))
         part.replace(self.path)
+
+
+def check_numbers(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a state that no training recovers from, before it takes the place of a good one.
+
+    The loss alone does not tell: on a GPU it is looked at every few steps, and the last step changes the weights after
+    it. All processes look, and all raise.
+
+    Raises:
+        TrainingError: a weight is NaN or Inf, or a buffer or what the optimizer remembers is NaN.
+    """
+    bad = [name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())]
+    bad += not_numbers(dict(module.named_buffers()))
+    memory = trainer.optimizers[0].state
+    bad += [f"the optimizer's memory of {name}" for name, w in module.named_parameters() if not_numbers(memory.get(w))]
+    if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+        raise TrainingError(
+            f"{', '.join(bad[:3]) or 'a weight of another process'} holds NaN or Inf after epoch "
+            f"{trainer.current_epoch}: training broke down. Lower optimizer.lr, add optimizer.warmup_epochs=5 or "
+            "trainer.gradient_clip_val=1; the checkpoint of the epoch before is kept"
+        )
 
 
 def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> None:

@@ -318,6 +318,47 @@ def test_row_3_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkey
     assert (tmp_path / "checkpoints" / "admm.ckpt").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [("weight", "net.conv1.weight"), ("running_var", "net.bn1.running_var"), ("momentum", "memory of net.conv1.weight")],
+)
+def test_nan_that_the_loss_does_not_show_takes_the_place_of_no_checkpoint(tmp_path, monkeypatch, where, named):
+    """On a GPU the loss is looked at every 50 steps: here, never; a weight breaks in the last step of epoch 1."""
+    real = LitClassifier.on_train_batch_end
+
+    def end(module, *rest):
+        real(module, *rest)
+        if module.current_epoch == 1 and module.trainer.is_last_batch:
+            first = module.net.conv1.weight
+            broken = {
+                "weight": first,
+                "running_var": module.net.bn1.running_var,
+                "momentum": module.trainer.optimizers[0].state[first]["momentum_buffer"],
+            }[where]
+            broken.data.flatten()[0] = float("nan")
+
+    monkeypatch.setattr(LitClassifier, "on_train_batch_end", end)
+    with pytest.raises(TrainingError, match=rf"{named} holds NaN or Inf after epoch 1: .*Lower optimizer\.lr"):
+        pipeline.run(tiny(admm={"name": "off"}), tmp_path)
+    kept = list((tmp_path / "checkpoints").glob("dense*.ckpt"))
+    assert [checkpoint_epoch(path) for path in kept] == [1]
+    assert not damage(kept[0])
+
+
+def test_a_phase_that_ends_in_nan_is_not_kept(tmp_path, monkeypatch):
+    real = phases.reestimate_batchnorm
+
+    def broken(net, batches):
+        count = real(net, batches)
+        net.bn1.running_mean[0] = float("nan")
+        return count
+
+    monkeypatch.setattr(phases, "reestimate_batchnorm", broken)
+    with pytest.raises(TrainingError, match=r"phase truncated ended with NaN in bn1\.running_mean: it is not kept"):
+        pipeline.run(tiny(dense_epochs=0), tmp_path)
+    assert not (tmp_path / "phases" / "truncated.safetensors").exists()
+
+
 # -- full disks ------------------------------------------------------------------------------------------------
 
 
