@@ -18,6 +18,7 @@ from hodec.experiment.config.groups import CONF, groups
 from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import config_of
 from hodec.experiment.config.sweep_names import job_folder
+from hodec.experiment.config.trust import take_flag
 
 log = logging.getLogger("hodec")
 
@@ -51,6 +52,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below as they are
     store_presets()
     try:
+        sys.argv[1:] = take_flag(sys.argv[1:])
         check_overrides(sys.argv[1:], CONF)
         run_job()
     except HodecError as error:

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from hodec.admm.lightning import AdmmCallback
+from hodec.admm.processes import Processes, check_equal
 from hodec.errors import TrainingError
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
@@ -123,10 +124,14 @@ class KeepCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
-        self.path = folder.checkpoint(phase)
+        self.path, self.phase = folder.checkpoint(phase), phase
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_numbers(trainer, pl_module)
+        if trainer.world_size > 1:
+            weights = {name: w for name, w in pl_module.named_parameters() if w.requires_grad}
+            steps, where = int(trainer.num_training_batches), f"phase {self.phase}, epoch {trainer.current_epoch}"
+            check_equal(Processes.current(), weights, steps=steps, where=where)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         try:

@@ -1,5 +1,6 @@
 """Tensors in safetensors files, whole or not at all."""
 
+import hashlib
 import os
 import re
 import zipfile
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from hodec.errors import CheckpointError
@@ -44,6 +45,33 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a safetensors file, of which only the header is read.
+
+    Raises:
+        CheckpointError: missing, truncated, or another kind of file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """The numbers of a tensor as they stand in memory, whatever its device and type."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
+    return plain.numpy().tobytes()
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    """SHA-256 over the bits of tensors, in order."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(bits(tensor))
+    return found.hexdigest()
 
 
 def zip_fault(path: Path) -> str:

@@ -320,7 +320,11 @@ def test_row_3_nan_stops_the_run_and_keeps_the_last_whole_epoch(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("where", "named"),
-    [("weight", "net.conv1.weight"), ("running_var", "net.bn1.running_var"), ("momentum", "memory of net.conv1.weight")],
+    [
+        ("weight", "net.conv1.weight"),
+        ("running_var", "net.bn1.running_var"),
+        ("momentum", "memory of net.conv1.weight"),
+    ],
 )
 def test_nan_that_the_loss_does_not_show_takes_the_place_of_no_checkpoint(tmp_path, monkeypatch, where, named):
     """On a GPU the loss is looked at every 50 steps: here, never; a weight breaks in the last step of epoch 1."""
