@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 NAME = "run.lock"
 
-# Seconds between two signs of life of a holder, and after which one on another machine counts as dead: five missed ones.
+# Seconds between two signs of life of a holder, and after which one on another machine counts as dead: five missed.
 BEAT_S, STALE_S = 30.0, 150.0
 
 
@@ -112,10 +112,16 @@ def _exclusive(path: Path) -> Iterator[IO[str]]:
             with contextlib.suppress(OSError):  # a file system without locks
                 if fcntl:
                     fcntl.flock(file, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(file.fileno()).st_ino == path.stat().st_ino:  # not one that was removed meanwhile
-                    yield file
-                    return
+            if _is_at(path, os.fstat(file.fileno()).st_ino):  # not one that was removed meanwhile
+                yield file
+                return
+
+
+def _is_at(path: Path, inode: int) -> bool:
+    try:
+        return path.stat().st_ino == inode
+    except FileNotFoundError:
+        return False
 
 
 def _began(pid: int) -> str:

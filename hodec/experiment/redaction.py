@@ -27,8 +27,8 @@ def redacted(value: object) -> object:
 
 def command(arguments: Sequence[str] | None = None) -> str:
     """The command line of this program as a shell reads it, secrets hidden; by default with its own arguments."""
-    script = Path(sys.argv[0]).name
-    program = ["hodec", "train"] if script == "__main__.py" else ["python", script]
+    script = Path(sys.argv[0])
+    program = ["hodec", "train"] if script.parts[-2:] == ("experiment", "__main__.py") else ["python", script.name]
     words = [_without_secret(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     return shlex.join([*program, *words])
 

@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,6 +26,7 @@ from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.experiment.signals import Stopped, soft
 from hodec.io.atomic import JsonObject
 from hodec.io.tensors import not_numbers
 
@@ -181,7 +184,7 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     Raises:
         TrainingError: NaN, or a setting that cannot work.
         CheckpointError: no readable checkpoint among those there are.
-        SystemExit: stopped by Ctrl-C (130) or SIGTERM (143).
+        Stopped: by Ctrl-C or SIGTERM.
     """
     config, folder, epochs = run.config, run.folder, len(run.epochs(phase))
     resume = folder.readable_checkpoint(phase)
@@ -195,15 +198,24 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
-        try:
-            # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
-            trainer.fit(module, datamodule=LitData(run.data, config), ckpt_path=resume, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
-        except SystemExit as stop:
-            # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
-            log.warning("stopped in phase %s; the same command goes on in hydra.run.dir=%s", phase, folder.path)
-            raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+        with soft(lambda number: number == signal.SIGTERM and trainer.received_sigterm):  # it ends the batch first
+            _fit(trainer, module, LitData(run.data, config), phase=phase, resume=resume)
+
+
+def _fit(trainer: Trainer, module: LitClassifier, data: LitData, *, phase: str, resume: Path | None) -> None:
+    try:
+        # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
+    except Stopped as stop:
+        raise Stopped(stop.number, f"in phase {phase}") from stop
+    except SystemExit as stop:
+        # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
+        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        raise Stopped(number, f"in phase {phase}") from stop
+    if trainer.received_sigterm:  # after the last batch, where Lightning looks no more
+        raise Stopped(signal.SIGTERM, f"in phase {phase}")
 
 
 # CPU capabilities, as torch names them, that multiply bfloat16 numbers as they are: x86 and ARM.

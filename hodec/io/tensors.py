@@ -30,8 +30,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 
 def _as_os_error(error: SafetensorError) -> OSError:
-    """The refusal of the system that safetensors words as text: ``IoError(Os { code: 28, kind: StorageFull, .. })``."""
-    found = re.search(r"code: (\d+)", str(error))
+    """The refusal of the system, which safetensors words as text: ``os error 28``, in older versions ``code: 28``."""
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 

@@ -73,9 +73,8 @@ def _read(path: Path) -> StateDict:
 
 
 def _read_torch(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        if fault := zip_fault(path):
-            raise zipfile.BadZipFile(fault)
+    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+        raise zipfile.BadZipFile(fault)
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping):
         return next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)

@@ -1,9 +1,8 @@
 import copy
 import pickle
-
-import pytest
 import zipfile
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
