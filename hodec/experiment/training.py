@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from hodec.admm.lightning import AdmmCallback
+from hodec.admm.processes import Processes, check_equal
 from hodec.errors import TrainingError
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
@@ -23,7 +26,9 @@ from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.experiment.signals import Stopped, soft
 from hodec.io.atomic import JsonObject
+from hodec.io.tensors import not_numbers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -122,9 +127,14 @@ class KeepCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
-        self.path = folder.checkpoint(phase)
+        self.path, self.phase = folder.checkpoint(phase), phase
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_numbers(trainer, pl_module)
+        if trainer.world_size > 1:
+            weights = {name: w for name, w in pl_module.named_parameters() if w.requires_grad}
+            steps, where = int(trainer.num_training_batches), f"phase {self.phase}, epoch {trainer.current_epoch}"
+            check_equal(Processes.current(), weights, steps=steps, where=where)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         try:
@@ -143,6 +153,27 @@ class KeepCheckpoint(Checkpoint):
         part.replace(self.path)
 
 
+def check_numbers(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a state that no training recovers from, before it takes the place of a good one.
+
+    The loss alone does not tell: on a GPU it is looked at every few steps, and the last step changes the weights after
+    it. All processes look, and all raise.
+
+    Raises:
+        TrainingError: a weight is NaN or Inf, or a buffer or what the optimizer remembers is NaN.
+    """
+    bad = [name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())]
+    bad += not_numbers(dict(module.named_buffers()))
+    memory = trainer.optimizers[0].state
+    bad += [f"the optimizer's memory of {name}" for name, w in module.named_parameters() if not_numbers(memory.get(w))]
+    if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+        raise TrainingError(
+            f"{', '.join(bad[:3]) or 'a weight of another process'} holds NaN or Inf after epoch "
+            f"{trainer.current_epoch}: training broke down. Lower optimizer.lr, add optimizer.warmup_epochs=5 or "
+            "trainer.gradient_clip_val=1; the checkpoint of the epoch before is kept"
+        )
+
+
 def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> None:
     """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
@@ -153,7 +184,7 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     Raises:
         TrainingError: NaN, or a setting that cannot work.
         CheckpointError: no readable checkpoint among those there are.
-        SystemExit: stopped by Ctrl-C (130) or SIGTERM (143).
+        Stopped: by Ctrl-C or SIGTERM.
     """
     config, folder, epochs = run.config, run.folder, len(run.epochs(phase))
     resume = folder.readable_checkpoint(phase)
@@ -167,15 +198,24 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
-        try:
-            # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
-            trainer.fit(module, datamodule=LitData(run.data, config), ckpt_path=resume, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
-        except SystemExit as stop:
-            # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
-            log.warning("stopped in phase %s; the same command goes on in hydra.run.dir=%s", phase, folder.path)
-            raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+        with soft(lambda number: number == signal.SIGTERM and trainer.received_sigterm):  # it ends the batch first
+            _fit(trainer, module, LitData(run.data, config), phase=phase, resume=resume)
+
+
+def _fit(trainer: Trainer, module: LitClassifier, data: LitData, *, phase: str, resume: Path | None) -> None:
+    try:
+        # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
+    except Stopped as stop:
+        raise Stopped(stop.number, f"in phase {phase}") from stop
+    except SystemExit as stop:
+        # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
+        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        raise Stopped(number, f"in phase {phase}") from stop
+    if trainer.received_sigterm:  # after the last batch, where Lightning looks no more
+        raise Stopped(signal.SIGTERM, f"in phase {phase}")
 
 
 # CPU capabilities, as torch names them, that multiply bfloat16 numbers as they are: x86 and ARM.

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hodec.errors import CheckpointError, Use, literal
+from hodec.io.tensors import zip_fault
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +73,8 @@ def _read(path: Path) -> StateDict:
 
 
 def _read_torch(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch does not look at the checksums: a flipped bit would load as another weight
-            if (broken := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
+    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+        raise zipfile.BadZipFile(fault)
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping):
         return next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)

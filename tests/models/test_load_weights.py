@@ -1,5 +1,6 @@
 import copy
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -140,6 +141,15 @@ def test_flipped_bit_in_a_zip_file(tmp_path, refused):
 class Harmful:
     def __reduce__(self):
         return (exec, ("raise SystemExit('the file ran code')",))
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds_is_not_unpacked(tmp_path, monkeypatch, refused):
+    path = tmp_path / "bomb.pt"
+    torch.save(small().state_dict(), path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/99", b"\0" * 10**7)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    refused(small(), path, "not readable", "unpack to 10,")
 
 
 def test_code_in_a_file_is_not_run(tmp_path, refused):
