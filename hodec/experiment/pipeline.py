@@ -34,7 +34,16 @@ from hodec.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 # Settings that do not change what a run computes: they may differ when it is resumed.
-FREE_SETTINGS = ("logger", "report", "data.root", "data.num_workers", "data.download", "trainer.threads")
+FREE_SETTINGS = (
+    "logger",
+    "report",
+    "objective",
+    "macs_limit",
+    "data.root",
+    "data.num_workers",
+    "data.download",
+    "trainer.threads",
+)
 
 
 def run(config: Config, run_dir: Path) -> JsonObject:
@@ -158,8 +167,10 @@ def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonO
     }
     checkpoint.save(compressed, path / "compressed.safetensors", plan, facts=facts)
     write_json(path / "metrics.json", metrics)
+    run.loggers.log_results(metrics)
     run.folder.finish("evaluate", {"metrics": metrics})  # only now: a run that counts as finished has all its files
     report(run.folder, run.config)
+    run.loggers.log_files(path)
     log.info("%s", summary(metrics))
 
 

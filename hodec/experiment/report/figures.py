@@ -168,19 +168,34 @@ def sweep(runs: Sequence[RunData]) -> Figure:
 
 @styled
 def tradeoff(runs: Sequence[RunData]) -> Figure:
-    """Compressed test accuracy against the MACs cut, one named point per finished run."""
-    pairs = ((run.reduction("macs"), run.network("compressed").test_accuracy, run.label) for run in runs)
+    """Compressed validation accuracy against the MACs cut, one named point per finished run, and the Pareto front."""
+    pairs = ((run.reduction("macs"), run.network("compressed").validation_accuracy, run.label) for run in runs)
     known = [(100 * x, 100 * y, label) for x, y, label in pairs if x is not None and y is not None]
     points = [point for point in known if math.isfinite(point[0] + point[1])]
-    _need(len({x for x, _, _ in points}) > 1, "Fewer than two finished runs differ in the MACs they cut.")
+    _need(
+        len({x for x, _, _ in points}) > 1,
+        "Fewer than two finished runs with a validation accuracy differ in the MACs they cut.",
+    )
     figure, (axes,) = panels(1, 3.2, width=9.2)
+    front = pareto([(x, y) for x, y, _ in points])
+    axes.step(*zip(*front), where="pre", color=INKS["orange"], linewidth=1.2, label="Pareto front")
     for x, y, label in points:
-        axes.plot([x], [y], "o", markersize=6, color=INKS["blue"])
+        axes.plot([x], [y], "o", markersize=6, color=INKS["orange" if (x, y) in front else "blue"])
         axes.annotate(visible(shorten(label)), (x, y), xytext=(7, 3), textcoords="offset points")
     axes.margins(x=0.15, y=0.15)
-    axes.set_title("Test accuracy of the compressed network, %")
+    axes.set_title("Validation accuracy of the compressed network, %")
     axes.set_xlabel("MACs cut, %")
+    axes.legend(loc="lower left")
     return figure
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one is above and to the right of, from left to right."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front[::-1]
 
 
 CURVES = (

@@ -1,6 +1,7 @@
 """Writes the report of a run and of a sweep: HTML that opens anywhere offline, Markdown, and the figures as files."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ from omegaconf import OmegaConf
 
 from hodec.admm.options import WEAK_PULL
 from hodec.errors import CheckpointError
-from hodec.experiment.report import style, words
-from hodec.experiment.report.collect import collect, collect_sweep
+from hodec.experiment.report import style, table, words
+from hodec.experiment.report.collect import collect, collect_runs, collect_sweep
 from hodec.experiment.report.figures import COSTS, CURVES, SWEEP, FigureSpec, NothingToDraw
 from hodec.experiment.report.rundata import NETWORKS, PHASES, RunData, cut, series
 from hodec.io.atomic import write_text
@@ -54,21 +55,42 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def write_sweep(folder: str | Path) -> Path:
-    """Write ``sweep.html``, ``sweep.png`` and ``sweep.svg`` for a multirun; returns the path of the HTML.
+    """Write the page, the figures and the tables of a multirun; returns the path of ``sweep.html``.
 
-    Where the runs differ in the MACs they cut, ``sweep-tradeoff`` shows what that cost in accuracy.
+    Beside it are ``sweep.csv``, ``sweep.json``, ``sweep.md`` and ``sweep.tex``; see ``table``. Where the runs differ in
+    the MACs they cut, ``sweep-tradeoff`` shows what that cost in accuracy.
 
     Raises:
         CheckpointError: the folder holds no runs or cannot be written to. A broken run is a row of the table.
     """
-    root, runs = Path(folder), collect_sweep(folder)
+    root = Path(folder)
+    return _write_runs(root, collect_sweep(folder), f"hodec sweep · {root.resolve().name}")
+
+
+def write_comparison(folders: Sequence[str | Path], root: str | Path) -> Path:
+    """Write the page, the figures and the tables of any runs into ``root``, as of a sweep; the path of the HTML.
+
+    Raises:
+        CheckpointError: one of them is no run, or ``root`` cannot be written to.
+    """
+    runs = collect_runs(folders)
+    with _writing_to(Path(root)):
+        Path(root).mkdir(parents=True, exist_ok=True)
+    return _write_runs(Path(root), runs, "hodec comparison")
+
+
+def _write_runs(root: Path, runs: Sequence[RunData], kicker: str) -> Path:
     drawn = [draw(spec, runs) for spec in SWEEP]
-    shown = {"runs": runs, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn}
-    head = {"kicker": f"hodec sweep · {root.resolve().name}", "headline": words.sweep_headline(runs)}
+    links = {run.folder: os.path.relpath(run.folder, root) for run in runs}
+    shown = {"runs": runs, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn, "links": links}
+    seeds = table.cells(runs) if any("seed" in run.settings for run in runs) else None
+    head = {"kicker": kicker, "headline": words.sweep_headline(runs), "seeds": seeds, "seeds_note": table.NOTE}
     text = _environment().get_template("sweep.html.j2").render(shown | head)
     with _writing_to(root):
         for each in drawn:
             _save_or_remove(root / each.name, each)
+        for ending, content in table.TABLES.items():
+            write_text(root / f"sweep.{ending}", content(runs))
         write_text(root / "sweep.html", text)
     return root / "sweep.html"
 

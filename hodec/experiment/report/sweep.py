@@ -2,10 +2,13 @@
 
 import atexit
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from hodec.experiment.signals import stoppable
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,7 @@ class SweepReport(Callback):
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+        self._signals = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Remember the folder, absolute: a run may change the working directory."""
@@ -32,10 +36,13 @@ class SweepReport(Callback):
             log.warning("no sweep report: %s (%s)", error, type(error).__name__)
         else:
             atexit.register(self._at_exit)
+            # A launcher that waits for its workers would die of SIGTERM at once, and without a report.
+            self._signals.enter_context(stoppable())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         """Write the sweep report; a failure to do so is a warning, as the runs themselves are done."""
         atexit.unregister(self._at_exit)
+        self._signals.close()
         try:
             from hodec.experiment.report.render import write_sweep
 

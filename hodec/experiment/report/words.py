@@ -99,24 +99,25 @@ def _accuracies(run: RunData) -> str:
 
 
 def sweep_headline(runs: Sequence[RunData]) -> str:
-    """How many runs, of what, how many finished, and between which accuracies they lie."""
+    """How many runs, of what, how many finished; which has the best validation accuracy, and its test accuracy."""
     subjects = list(dict.fromkeys(model_and_data(run) for run in runs if run.config))
     of = f" of {subjects[0]}" if len(subjects) == 1 else ""
     head = f"{_counted(len(runs), 'run')}{of}, {sum(run.finished for run in runs)} finished"
-    scored = _scored(runs)
-    if not scored:
+    best = best_run(runs)
+    if best is None:
         return head
-    ends = dict.fromkeys(f"{accuracy(score)} ({run.label})" for score, run in (scored[-1], scored[0]))
-    return f"{head}; compressed test accuracy {' to '.join(ends)}"
+    scores = best.network("compressed")
+    return (
+        f"{head}; best by validation accuracy, {accuracy(scores.validation_accuracy)}: {best.label}, test accuracy "
+        f"{accuracy(scores.test_accuracy)}"
+    )
 
 
 def best_run(runs: Sequence[RunData]) -> RunData | None:
-    """The finished run with the highest compressed test accuracy, the first of equals; ``None`` without any."""
-    return next((run for _, run in _scored(runs)), None)
+    """The finished run whose compressed network has the highest validation accuracy, the first of equals.
 
-
-def _scored(runs: Sequence[RunData]) -> list[tuple[float, RunData]]:
-    """Finished runs with their compressed test accuracy, the highest first."""
-    scores = [(run.network("compressed").test_accuracy, run) for run in runs if run.finished]
+    ``None`` where no run has one: the test accuracy is not there to choose by.
+    """
+    scores = [(run.network("compressed").validation_accuracy, run) for run in runs if run.finished]
     known = [(score, run) for score, run in scores if score is not None and isfinite(score)]
-    return sorted(known, key=lambda pair: -pair[0])
+    return max(known, key=lambda pair: pair[0])[1] if known else None

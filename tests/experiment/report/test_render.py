@@ -336,14 +336,16 @@ def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
     page = Page(text)
     assert page.headings[0] == (
         "6 runs of resnet8 on fake, 3 finished; "
-        "compressed test accuracy 95.00 % (admm.rho=0.001) to 97.00 % (admm.rho=0.1)"
+        "best by validation accuracy, 98.00 %: admm.rho=0.01, test accuracy 96.00 %"
     )
     assert "unfinished, 1 epoch into ADMM training" in page.text
     assert "plan.json is broken" in page.text
     assert "stopped before its config was written" in page.text
-    assert [address for address in page.addresses if not address.startswith("#")] == ["2/report.html"]
+    tables = [f"sweep.{ending}" for ending in ("csv", "json", "md", "tex")]
+    assert [address for address in page.addresses if not address.startswith("#")] == ["2/report.html", *tables]
+    assert all((sweep / name).exists() for name in tables)
     (best,) = re.findall(r'<tr class="strong">\s*<th scope="row"><a[^>]*>([^<]*)', text)
-    assert best == "admm.rho=0.1"
+    assert best == "admm.rho=0.01", "the test set is not there to choose by"
 
 
 def test_links_of_a_sweep_survive_signs_in_folder_names(copied, tmp_path):
