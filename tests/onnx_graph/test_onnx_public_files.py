@@ -1,4 +1,4 @@
-"""Model files inside public packages: ``uv run --with rapidocr-onnxruntime --with silero-vad --with ddddocr pytest``."""
+"""Model files inside public packages: ``uv run --with rapidocr-onnxruntime --with silero-vad --with ddddocr``."""
 
 from importlib.util import find_spec
 from pathlib import Path
