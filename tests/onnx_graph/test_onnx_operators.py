@@ -10,7 +10,7 @@ from hodec.onnx_graph.decompose import decompose_file
 from hodec.ranks import Budget, Manual
 from hodec.ranks.planning import PlanSettings
 
-from small_graphs import FLOAT, answer, kinds, node, numbers, relative, save  # isort: skip
+from small_graphs import FLOAT, answer, conv_net, kinds, node, numbers, relative, save  # isort: skip
 
 ANY = PlanSettings(allow_larger=True)
 
@@ -171,3 +171,42 @@ def test_what_a_file_holds_is_named_where_nothing_can_be_decomposed(tmp_path):
     text = str(error.value)
     assert "Mul scale, 60.0% of the parameters" in text
     assert "Conv inside, 16.0% of the parameters: it stands in the body of Loop again: those stay as they are" in text
+
+
+def quantized_net(path, kind):
+    """The small net after onnxruntime's static quantization."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            generator = np.random.default_rng(0)
+            self.left = [{"x": generator.standard_normal((1, 8, 10, 12)).astype(np.float32)} for _ in range(8)]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    source = conv_net(path.with_name("float.onnx"), inputs={"x": (1, 8, 10, 12)})
+    quantize_static(str(source), str(path), Reader(), quant_format=getattr(QuantFormat, kind), per_channel=True)
+    return source
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_file_is_decomposed_as_the_float_one(tmp_path):
+    exact, source = quantized_net(tmp_path / "in.onnx", "QDQ"), tmp_path / "in.onnx"
+    with pytest.raises(PlanError, match="DequantizeLinear.*take quantization out first"):
+        decomposed(source)
+    outcome, out = decomposed(source, rule=Manual(10**6), dequantized=True)
+    assert set(outcome.changes) == {"first", "second", "head"}
+    assert any("float now" in remark for remark in outcome.remarks)
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(kinds(out))
+    x = np.random.default_rng(3).standard_normal((1, 8, 10, 12)).astype(np.float32)
+    (dense,) = answer(exact, x=x)
+    assert relative(answer(out, x=x)[0], dense) < 0.03  # the rounding of the weights stays
+    assert relative(answer(source, x=x)[0], dense) < 0.2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_not_of_the_qdq_kind_cannot_be_dequantized(tmp_path):
+    exact = quantized_net(tmp_path / "in.onnx", "QOperator")
+    with pytest.raises(PlanError, match="not of the QDQ kind"):
+        decomposed(exact, dequantized=True)
