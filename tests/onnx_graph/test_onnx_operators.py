@@ -210,3 +210,22 @@ def test_a_file_that_is_not_of_the_qdq_kind_cannot_be_dequantized(tmp_path):
     exact = quantized_net(tmp_path / "in.onnx", "QOperator")
     with pytest.raises(PlanError, match="not of the QDQ kind"):
         decomposed(exact, dequantized=True)
+
+
+def test_a_function_that_multiplies_is_written_out_where_it_is_called(tmp_path):
+    body = [node("Conv", "a b", "c", name="inside", pads=[1, 1, 1, 1]), node("Relu", "c", "d")]
+    block = helper.make_function("own", "block", ["a", "b"], ["d"], body, [helper.make_opsetid("", 17)])
+    nodes = [
+        helper.make_node("block", ["x", "w"], ["h"], domain="own"),
+        helper.make_node("block", ["h", "v"], ["y"], domain="own"),
+    ]
+    weights = {"w": numbers(16, 8, 3, 3), "v": numbers(8, 16, 3, 3)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 8, 10, 12)}, domains=("own",))
+    model = onnx.load(str(source))
+    model.functions.append(block)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, (1, 8, 10, 12)))
+    onnx.save(model, str(source))
+    outcome, out = decomposed(source)
+    assert len(outcome.changes) == 2
+    x = np.random.default_rng(0).standard_normal((1, 8, 10, 12)).astype(np.float32)
+    assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
