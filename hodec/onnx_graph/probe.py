@@ -116,7 +116,12 @@ def _outputs(
         return []
     probe.graph.outputs.clear()
     nodes = [ir.node(op_type, [value], outputs=[ir.val(f"hodec probe {k}")]) for k, value in enumerate(values)]
-    probe.graph.extend(nodes)
+    for node, value in zip(nodes, values, strict=True):  # where the value is made: it need not be kept until the end
+        producer = value.producer() if value else None
+        if producer is None:
+            probe.graph.append(node)
+        else:
+            probe.graph.insert_after(producer, [node])
     probe.graph.outputs.extend(node.outputs[0] for node in nodes)
     found = run_model(ir.to_proto(probe), feeds, folder=folder)
     probe.graph.outputs.clear()

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import onnx_ir as ir
 import torch
@@ -102,7 +103,11 @@ def _method_refusal(one: WeightConsumer, method: Method, shape: Size) -> str:
 
 def _not_run(one: WeightConsumer, graph: OnnxGraph) -> str:
     """Why a node in a subgraph has not run on the example inputs."""
-    owner = graph.owners[one.place]
+    around, place = list[ir.Node](), one.place
+    while place in graph.owners:
+        around.append(graph.owners[place])
+        place = cast(ir.Graph, around[-1].graph)
+    owner = next((node for node in around if node.op_type != "If"), around[0])
     name = f"{owner.op_type} {graph.node_names[owner]}"
     if owner.op_type != "If":
         return f"it stands in the body of {name}: those stay as they are"
