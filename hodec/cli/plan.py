@@ -130,10 +130,12 @@ def renamed(plan: "Plan", words: Callable[[str], str]) -> "Plan":
     names = {name: words(name) for name in (*plan.layers, *plan.skipped)}
     if len(set(names.values())) < len(names):
         names = {name: f"{k} {short}" if short != name else name for k, (name, short) in enumerate(names.items(), 1)}
-    changed = {
-        key: {names[n]: one for n, one in getattr(plan, key).items()} for key in ("layers", "skipped", "skipped_costs")
-    }
-    return replace(plan, **changed)
+    return replace(
+        plan,
+        layers={names[name]: one for name, one in plan.layers.items()},
+        skipped={names[name]: one for name, one in plan.skipped.items()},
+        skipped_costs={names[name]: one for name, one in plan.skipped_costs.items()},
+    )
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:

@@ -20,7 +20,7 @@ from hodec.onnx_graph.feeds import inputs_words
 from hodec.onnx_graph.flush import LEAST, flush
 from hodec.onnx_graph.graph import load_graph, name_of
 from hodec.onnx_graph.planning import check_plan, plan_graph
-from hodec.onnx_graph.probe import nodes_run, probed
+from hodec.onnx_graph.probe import probed
 from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.session import is_finite, relative_difference, run_model
 from hodec.onnx_graph.sizes import Size
@@ -172,8 +172,8 @@ def _measured_macs(facts: GraphFacts, folder: Path) -> tuple[int, tuple[str, ...
     probe = probed(facts.graph, facts.feeds, folder=folder)
     if probe.reason:
         return None
-    total, uncounted = multiply_adds(nodes_run(facts.graph.graph, probe.branches), probe.sizes)
-    return total, tuple(name_of(node) or name_of(node.outputs[0]) for node in uncounted)
+    total, uncounted = multiply_adds(probe.ran.nodes(facts.graph.graph), probe.sizes)
+    return total, tuple(dict.fromkeys(name_of(node) or name_of(node.outputs[0]) for node in uncounted))
 
 
 def _dense_outputs(facts: GraphFacts) -> tuple[list[object] | None, tuple[str, ...]]:

@@ -79,8 +79,8 @@ def _clip(graph: OnnxGraph, node: ir.Node, names: UniqueNames) -> None:
     if scale.size != 1 or zero.dtype.kind not in "iu" or before is None or not isinstance(node.graph, ir.Graph):
         return
     limits = np.iinfo(zero.dtype)  # type: ignore[type-var]
-    bounds = [(n - zero.astype(np.float64)) * scale for n in (limits.min, limits.max)]
-    arrays = [np.array(one.reshape(()), scale.dtype) for one in bounds]
+    step, shift = float(scale.item()), int(zero.item())
+    arrays = [np.array((n - shift) * step, scale.dtype) for n in (limits.min, limits.max)]
     name, inputs, settings = names.new(f"{graph.node_names[node]}.clip"), [before.inputs[0]], {}
     if graph.opset >= BOUNDS_AS_INPUTS:
         values = [initializer(names.new(f"{name}.{what}"), array) for what, array in zip(("min", "max"), arrays)]

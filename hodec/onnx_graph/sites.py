@@ -110,7 +110,7 @@ def _not_run(one: WeightConsumer, graph: OnnxGraph) -> str:
     owner = next((node for node in around if node.op_type != "If"), around[0])
     name = f"{owner.op_type} {graph.node_names[owner]}"
     if owner.op_type != "If":
-        return f"it stands in the body of {name}: those stay as they are"
+        return f"it stands in the body of {name}, which does not run on the example inputs: give others"
     return f"it stands in a branch of {name}, which the example inputs do not take: give others"
 
 
@@ -152,12 +152,12 @@ def _call(one: WeightConsumer, sizes: Mapping[str, Size], batch: int) -> CallSit
     """One node: its convolution's sizes, or the positions that a linear map visits, for one image."""
     before, after = sizes[name_of(one.data)], sizes.get(name_of(one.output), ())
     if one.directions:
-        steps = max(1, math.prod(before[:2]) // batch)
+        steps = max(1, math.prod(before[:2]) * one.times // batch)
         return CallSites.once((steps,), (steps,))
     if one.dims:
-        return CallSites(((max(1, before[0] // batch), before[2:], after[2:]),))
+        return CallSites(((max(1, before[0] * one.times // batch), before[2:], after[2:]),))
     width = sizes[name_of(one.weight)][-1 if one.transposed or one.whole_inputs else -2]
-    positions = max(1, math.prod(after) // width // batch)
+    positions = max(1, math.prod(after) * one.times // width // batch)
     return CallSites.once((positions,), (positions,))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from hodec.errors import PlanError
 from hodec.onnx_graph.decompose import decompose_file
@@ -153,24 +153,68 @@ def test_a_recurrent_weight_is_no_tensor_train(tmp_path):
     assert "needs its weight whole" in outcome.plan.skipped["memory.R"]
 
 
-def test_what_a_file_holds_is_named_where_nothing_can_be_decomposed(tmp_path):
-    nodes = [node("Mul", "x w", "h", name="scale")]
-    loop = helper.make_graph(
-        [node("Identity", "on", "on_again"), node("Conv", "k q", "k_next", name="inside")], "body",
+def looped(path, *, times, inner=None):
+    """A net that puts its input through one convolution so many times, and a Mul beside it."""
+    steps = [node("Identity", "on", "on_again"), node("Conv", "k q", "k_next", name="inside", pads=[1, 1])]
+    if inner is not None:
+        steps[1:] = [
+            node("Conv", "k q", "k_half", name="inside", pads=[1, 1]),
+            helper.make_node("Loop", ["inner", "", "k_half"], ["k_next"], name="deeper", body=inner),
+        ]
+    body = helper.make_graph(
+        steps, "body",
         [helper.make_tensor_value_info("step", TensorProto.INT64, []),
          helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("k", FLOAT, None)],
         [helper.make_tensor_value_info("on_again", TensorProto.BOOL, []),
          helper.make_tensor_value_info("k_next", FLOAT, None)],
     )  # fmt: skip
-    nodes += [helper.make_node("Loop", ["times", "", "start"], ["y"], name="again", body=loop)]
-    weights = {"w": numbers(5, 12), "q": numbers(4, 4, 1), "times": np.array(3), "start": numbers(1, 4, 6)}
-    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (5, 12)}, outputs=("y", "h"))
+    nodes = [
+        node("Mul", "x w", "h", name="scale"),
+        helper.make_node("Loop", ["times", "", "x"], ["y"], name="again", body=body),
+    ]
+    weights = {"w": numbers(8, 12), "q": numbers(8, 8, 3), "times": np.array(times), "inner": np.array(2)}
+    return save(path, nodes, weights, inputs={"x": (1, 8, 12)}, outputs=("y", "h"))
 
+
+def test_convolutions_in_loops_are_decomposed_and_counted_turn_by_turn(tmp_path):
+    source = looped(tmp_path / "in.onnx", times=5)
+    outcome, out = decomposed(source, rule=Manual(4), options=PlanSettings())
+    assert list(outcome.changes) == ["inside"]
+    assert outcome.before.macs == 5 * 12 * 8 * 8 * 3
+    assert outcome.after.macs == outcome.plan.macs_after == 5 * 12 * (4 * 8 * 3 + 8 * 4)
+    assert outcome.uncounted == ()
+    exact, _ = decomposed(source, force=True)
+    assert exact.difference < 1e-4
+    body = onnx.load(str(out)).graph.node[-1].attribute[0].g
+    assert [one.op_type for one in body.node] == ["Identity", "Conv", "Conv"]
+
+
+def test_loops_in_loops(tmp_path):
+    deeper = helper.make_graph(
+        [node("Identity", "on2", "on2_again"), node("Conv", "m q2", "m_next", name="deep", pads=[1, 1])], "deeper",
+        [helper.make_tensor_value_info("step2", TensorProto.INT64, []),
+         helper.make_tensor_value_info("on2", TensorProto.BOOL, []), helper.make_tensor_value_info("m", FLOAT, None)],
+        [helper.make_tensor_value_info("on2_again", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("m_next", FLOAT, None)],
+        [numpy_helper.from_array(numbers(8, 8, 3, seed=4), "q2")],
+    )  # fmt: skip
+    source = looped(tmp_path / "in.onnx", times=3, inner=deeper)
+    outcome, _ = decomposed(source)
+    assert set(outcome.changes) == {"inside", "deep"}
+    assert outcome.before.macs == (3 + 3 * 2) * 12 * 8 * 8 * 3
+    assert outcome.after.macs == outcome.plan.macs_after
+    assert outcome.difference < 1e-4
+
+
+def test_what_a_file_holds_is_named_where_nothing_can_be_decomposed(tmp_path):
+    source = looped(tmp_path / "in.onnx", times=3)
+    model = onnx.load(str(source))
+    (inside,) = (one for one in model.graph.node[1].attribute[0].g.node if one.name == "inside")
+    inside.input[1] = "k"
+    onnx.save(model, str(source))
     with pytest.raises(PlanError) as error:
         decomposed(source, options=PlanSettings(), method="svd")
-    text = str(error.value)
-    assert "Mul scale, 60.0% of the parameters" in text
-    assert "Conv inside, 16.0% of the parameters: it stands in the body of Loop again: those stay as they are" in text
+    assert "the model holds Mul scale, 100.0% of the parameters" in str(error.value)
 
 
 def quantized_net(path, kind):
