@@ -109,7 +109,9 @@ def _not_run(one: WeightConsumer, graph: OnnxGraph) -> str:
         place = cast(ir.Graph, around[-1].graph)
     owner = next((node for node in around if node.op_type != "If"), around[0])
     name = f"{owner.op_type} {graph.node_names[owner]}"
-    if owner.op_type != "If":
+    if owner.op_type not in ("If", "Loop"):
+        return f"it stands in the body of {name}: those stay as they are"
+    if owner.op_type == "Loop":
         return f"it stands in the body of {name}, which does not run on the example inputs: give others"
     return f"it stands in a branch of {name}, which the example inputs do not take: give others"
 

@@ -273,3 +273,24 @@ def test_a_function_that_multiplies_is_written_out_where_it_is_called(tmp_path):
     assert len(outcome.changes) == 2
     x = np.random.default_rng(0).standard_normal((1, 8, 10, 12)).astype(np.float32)
     assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
+
+
+def test_layers_in_a_scan_stay_with_the_reason(tmp_path):
+    body = helper.make_graph(
+        [node("MatMul", "one w", "out", name="inside")], "body",
+        [helper.make_tensor_value_info("one", FLOAT, (4, 12))], [helper.make_tensor_value_info("out", FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Scan", ["x"], ["y"], name="walk", body=body, num_scan_inputs=1),
+        node("MatMul", "y v", "z", name="m"),
+    ]
+    weights = {"w": numbers(12, 20), "v": numbers(20, 20, seed=1)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (5, 4, 12)}, outputs=("z",))
+    outcome, _ = decomposed(source)
+    assert outcome.plan.skipped == {"inside": "it stands in the body of Scan walk: those stay as they are"}
+    assert outcome.uncounted == ("walk",)
+
+
+def test_a_loop_that_does_not_turn(tmp_path):
+    with pytest.raises(PlanError, match="body of Loop again, which does not run on the example inputs"):
+        decomposed(looped(tmp_path / "in.onnx", times=0))
