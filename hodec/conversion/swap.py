@@ -13,7 +13,7 @@ from hodec.conversion.dry_run import find_fault, put
 from hodec.conversion.eligibility import groups_of, layer_type_name, names_by_module, refusal, weight_of
 from hodec.conversion.inner import check_inner, mend_encoders, stand_in
 from hodec.conversion.keeping import forget_plan, keep_plan
-from hodec.conversion.ties import others_with
+from hodec.conversion.ties import check_ties
 from hodec.errors import ConvertError, HodecError, PlanError, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
@@ -67,6 +67,7 @@ def convert(
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
     model = uncompiled(model)
     dense = _dense_layers(model, plan)
+    check_ties(model, plan)
     covariances = check_covariances(covariances or {}, plan)
     compressed = copied(model)
     originals = {name: _originals(compressed, name, layer) for name, layer in plan.items()}
@@ -230,13 +231,6 @@ def _dense_layers(model: nn.Module, plan: Plan) -> dict[str, list[nn.Module]]:
             continue
         tied = list(layer.names(name))
         found[name] = [_dense_layer(model, each, one, names) for each, one in zip(tied, layer.users, strict=True)]
-        shared = others_with(model, model.get_submodule(name)).get("weight", [])
-        if sorted(shared) != sorted(f"{each}.weight" for each in tied[1:]):
-            here, there = (", ".join(sorted(each)) or "nothing" for each in (shared, [f"{t}.weight" for t in tied[1:]]))
-            raise PlanError(
-                f"{name} cannot be factorized: its weight is shared with {here} in this model, and with {there} in the "
-                "plan; make the plan from this model"
-            )
     return found
 
 

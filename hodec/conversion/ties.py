@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hodec.errors import PlanError
 from hodec.formats.calls import CallSites
-from hodec.formats.layer_types import LAYER_TYPES, LayerType
+from hodec.formats.layer_types import LayerType
+from hodec.formats.roles import Role
 from hodec.layers.plain import Plain
 from hodec.methods import Method
 from hodec.plan.layer import Tie
+from hodec.plan.plan import Plan
 
 SHARED = (
     "its {key} is shared with {other}{why}, and both stay dense: give it a copy of its own (layer.{key} = "
@@ -120,8 +123,26 @@ def _misfit(
 
 
 def _looks_up(one: Candidate) -> bool:
-    return LAYER_TYPES[one.layer_type.name].is_embedding
+    return one.layer_type.is_embedding
 
 
 def _shared(key: str, path: str, why: str = "") -> str:
     return SHARED.format(key=key, other=path.rpartition(".")[0] or "the model itself", why=why)
+
+
+def check_ties(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan whose layers share their weights in this model with others than in the plan.
+
+    Raises:
+        PlanError: naming the layer.
+    """
+    for name, layer in plan.items():
+        if layer.role is not Role.LAYER:
+            continue
+        here = sorted(others_with(model, model.get_submodule(name)).get("weight", []))
+        there = sorted(f"{tie.name}.weight" for tie in layer.ties)
+        if here != there:
+            raise PlanError(
+                f"{name} cannot be factorized: its weight is shared with {', '.join(here) or 'nothing'} in this model, "
+                f"and with {', '.join(there) or 'nothing'} in the plan; make the plan from this model"
+            )
