@@ -167,8 +167,7 @@ def refusal(model: nn.Module, name: str, module: nn.Module, plain: Plain | None,
         return _not_plain(module, method)
     if layer_type_name(plain.layer) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
-    if (groups := groups_of(plain.layer)) > 1 and groups == plain.layer.in_channels:
-        return f"depthwise convolution (groups={groups}): no two channels share a kernel, so it has nothing to save"
+    groups = groups_of(plain.layer)
     if not method.serves(layer_type_name(plain.layer), groups):
         return f"method {method.name} has no layer for a grouped {type(plain.layer).__name__} (groups={groups})"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):

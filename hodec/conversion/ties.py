@@ -21,6 +21,11 @@ SHARED = (
 )
 NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
+READ_DIRECTLY = (
+    "never called by the forward pass: what holds it multiplies by its weight by itself, which factors would not make "
+    "any cheaper; where that code is yours, let it call the layer"
+)
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -18,6 +18,7 @@ from hodec.conversion.eligibility import (
     pattern_words,
     patterns,
 )
+from hodec.conversion.ties import NOT_CALLED, READ_DIRECTLY
 from hodec.cost.count import count_by_parameter
 from hodec.errors import PlanError, Use, literal
 from hodec.formats.modes import Modes
@@ -86,6 +87,8 @@ def make_plan(
     example_input = running_input(model, example_input)
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
     cost, macs = count_by_parameter(model, example_input)
+    used = (name for name, reason in skipped.items() if reason == NOT_CALLED and macs.get(f"{name}.weight"))
+    skipped |= dict.fromkeys(used, READ_DIRECTLY)
     skipped |= own_weights(model, {*sites, *skipped}, macs, method)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
