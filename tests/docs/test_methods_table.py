@@ -124,6 +124,12 @@ def tied(key: str) -> nn.Module:
     return net
 
 
+def tied_to_bilinear() -> nn.Module:
+    net = Net(lambda self, x: self.layer(x) + self.other(x, x), layer=linear(), other=nn.Bilinear(8, 8, 8))
+    net.other.kept = net.layer.weight
+    return net
+
+
 def in_a_list() -> nn.Module:
     net = Net(lambda self, x: self.kept[0](x), layer=linear())
     net.kept = [net.layer]
@@ -171,7 +177,8 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
     "a module under two names": (shared, "layer", {}),
     "a module called twice": (lambda: Net(lambda self, x: self.layer(self.layer(x)), layer=linear()), "layer", {}),
     "frozen weight": (lambda: plain(linear().requires_grad_(False)), "layer", {}),
-    "weight tied with another layer": (lambda: tied("weight"), "layer", {}),
+    "weight tied with another layer of its kind": (lambda: tied("weight"), "layer", {}),
+    "weight tied with a layer of another kind": (tied_to_bilinear, "layer", {}),
     "bias tied with another layer": (lambda: tied("bias"), "layer", {}),
     "weight used functionally only": (lambda: Net(functional, layer=linear()), "layer", {}),
     "weight used functionally and by calls": (
