@@ -85,11 +85,14 @@ class LayerPlan:
         return (dataclasses.replace(self, ties=()), *map(self._as_tied, self.ties)) if self.ties else (self,)
 
     def _as_tied(self, tie: Tie) -> "LayerPlan":
-        own = {"layer_type": tie.layer_type, "call_sites": tie.call_sites, "aliases": tie.aliases, "ties": ()}
-        if tie.layer_type != self.layer_type:  # the rows of a linear layer are what an embedding looks up
-            out, inp = self.shape
-            own |= {"shape": (inp, out), "modes": Modes(self.modes.outputs, self.modes.inputs), "execution": "auto"}
-        return dataclasses.replace(self, **own)
+        own = dataclasses.replace(
+            self, layer_type=tie.layer_type, call_sites=tie.call_sites, aliases=tie.aliases, ties=()
+        )
+        if tie.layer_type == self.layer_type:
+            return own
+        out, inp = self.shape  # the rows of a linear layer are what an embedding looks up
+        turned = Modes(self.modes.outputs, self.modes.inputs)
+        return dataclasses.replace(own, shape=(inp, out), modes=turned, execution="auto")
 
     def names(self, name: str) -> dict[str, tuple[str, ...]]:
         """The layers of the plan's entry ``name``: this one and those tied to it, each with all its names."""

@@ -18,6 +18,7 @@ from hodec.errors import HodecError
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import DENSE_CLASSES
 from hodec.formats.modes import Modes
+from hodec.layers.base import factor_parameters
 from hodec.methods import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -279,6 +280,18 @@ def _(plan, small):
 @fact("grouped like the dense one")
 def _(plan, small):
     assert small.layer.groups == plan["layer"].groups == 2
+
+
+@fact("its factors are those of other too")
+def _(plan, small):
+    assert plan["layer"].notes[0].startswith("its factors are those of other too")
+    assert set(factor_parameters(small.layer)) == set(factor_parameters(small.other))
+
+
+@fact("the bias stays shared")
+def _(plan, small):
+    assert small.layer.bias is small.other.bias
+    assert small.layer.factors()[0].data_ptr() != small.other.factors()[0].data_ptr()
 
 
 @fact("like any other")
