@@ -106,9 +106,23 @@ class AdmmLoop:
             check_finite(w.detach(), f"layer {name}")
         self.states = updates.start(self.weights, dict.fromkeys(self.weights, 0.0), self._project)
         self.updated_at = self.steps
+        self._look_at_interval()
         self._choose_rho()
-        if words := haste(self._pull, self._interval_steps()):
+
+    def _look_at_interval(self) -> None:
+        """See to it that W can answer between two Z-updates, or warn.
+
+        Momentum answers a pull in the gradients long after Z has moved on: what it owes adds up in U from update to
+        update, and with 1 to 4 steps between them the weights end as NaN after 30 to 100 epochs. Moved by themselves
+        they are where the pull wants them when Z is updated.
+        """
+        if not (words := haste(self._pull, self._interval_steps())):
+            return
+        if not self.penalty.follows_pull:
             self._warn("interval", words)
+        elif not self._pull.decoupled:
+            log.info("%s. ADMM moves the weights themselves, which needs no answer", words.partition(":")[0])
+            self._pull.decoupled = self._clipped = True
 
     def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Add the pull to the gradients: call it when these are final (unscaled, accumulated, reduced), not clipped.
@@ -176,6 +190,8 @@ class AdmmLoop:
             given = f"an epoch had {counted} optimizer steps, not steps_per_epoch={expected}, by which rho is chosen"
             self._warn("length", f"{given}: its pull was not the one asked for. The next epochs go by this count")
         self.steps_per_epoch, self._chosen_at = counted, (-1, self._chosen_at[1])
+        if self.states:
+            self._look_at_interval()
         self.start()
 
     def update_at_epoch_end(self) -> None:

@@ -57,6 +57,9 @@ class RunSettings(Settings):
 
     seed: int = setting(0, "of weights, order of the data and every other random draw", low=0, high=2**32 - 1)
     init: str | None = setting(None, "file with trained dense weights to start from; null: random weights")
+    init_stage: str | None = setting(
+        None, "RUN/admm: begin with what another run has finished, its folder and phase, to vary what follows; null: no"
+    )
     tt_ranks: object | None = setting(
         None,
         "16: at most 16 everywhere; [8, 12, 8, 8]: these, for every layer; {layer1.*: 9, layer2.*: [4, 8, 8, 4]}: by "
