@@ -35,7 +35,15 @@ from hodec.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 # Settings that do not change what a run computes: they may differ when it is resumed.
-FREE_SETTINGS = ("logger", "report", "data.root", "data.num_workers", "data.download", "trainer.threads")
+FREE_SETTINGS = (
+    "logger",
+    "report",
+    "data.root",
+    "data.num_workers",
+    "data.download",
+    "trainer.threads",
+    "trainer.checkpoint_minutes",
+)
 
 
 def run(config: Config, run_dir: Path) -> JsonObject:

@@ -205,6 +205,9 @@ class TrainerSettings(Settings):
     gradient_clip_val: float | None = setting(None, "largest norm of the gradient; null: no limit", above=0)
     accumulate_grad_batches: int = setting(1, "batches per optimizer step", low=1)
     deterministic: bool = setting(False, "only operations that give the same bits each time; slower")
+    checkpoint_minutes: float | None = setting(
+        10.0, "between two checkpoints within an epoch, exact as those at its end; null: only there", above=0
+    )
     threads: int | None = setting(None, "CPU threads; null: as torch chooses", low=1)
 
     def __post_init__(self) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from hodec.errors import CheckpointError
 from hodec.experiment.report import words
@@ -147,6 +149,24 @@ def test_html_holds_everything_in_order(run, html):
         assert part in page.text, part
     assert {"approximation-error", "accuracy", "loss", "dual-residual", "penalty", "parameters"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_names_of_layers_are_no_tags(finished, tmp_path):
+    """Names come from anybody's model: as keys of settings too, in the block that shows these."""
+    folder, tag = (
+        shutil.copytree(finished[0], tmp_path / "run"),
+        "<img src=x onerror=alert(1)><script>alert(2)</script>",
+    )
+    for name in ("plan.json", "metrics.json", "metrics.jsonl"):
+        path = folder / name
+        path.write_text(path.read_text().replace("layer2.0.conv1", tag))
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"exclude": [tag], "tt_ranks": {tag: 4}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_report(folder)
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert "alert(1)" in text.replace("\\", "")
+        assert not re.search(r"<(script|img)[^>]*(onerror|>alert)", text)
 
 
 def test_markdown_holds_the_same(run, drawn):
