@@ -7,6 +7,7 @@ import pytest
 
 from hodec.experiment.config.trust import BARRED, FLAG, FREE
 from hodec.experiment.redaction import SHORTEST
+from hodec.export.checkpoint import MOST_RATIO
 from hodec.plan.plan import MOST_INPUT
 
 ROOT = Path(__file__).parents[2]
@@ -36,5 +37,5 @@ def test_what_a_file_may_set_is_what_the_page_says():
         assert f"`hydra.{key}`" in SECURITY, key
     assert set(BARRED) == {"sweeper.custom_search_space", "sweeper.storage"}
     assert f"{FLAG}`" in SECURITY or f"`{FLAG}" in SECURITY
-    assert MOST_INPUT == 2**28
+    assert (MOST_INPUT, MOST_RATIO) == (2**28, 10_000)
     assert f"at least {SHORTEST} characters" in SECURITY
