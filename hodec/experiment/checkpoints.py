@@ -45,6 +45,11 @@ class KeepCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: JsonObject) -> None:
         self._restored = state_dict
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning forgets the loader's state where the optimizer has asked how many steps there are.
+        if "loader" in self._restored:
+            trainer.train_dataloader.load_state_dict(self._restored.pop("loader"))
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         if "random" in self._restored:
             restore_random_state(self._restored.pop("random"))
@@ -56,7 +61,8 @@ class KeepCheckpoint(Checkpoint):
         # Gradients that were gathered for a later step are in no checkpoint.
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole and not trainer.is_last_batch and self._is_due(trainer, batch_idx):
-            self._within = {"random": random_state(), "sums": sums_of(trainer)}
+            loader = trainer.train_dataloader.state_dict()
+            self._within = {"random": random_state(), "sums": sums_of(trainer), "loader": loader}
             self._write(trainer, pl_module, f"epoch {trainer.current_epoch}, batch {batch_idx}")
             self._within = {}
 
