@@ -153,7 +153,7 @@ def check_numbers(trainer: Trainer, module: LightningModule) -> None:
     """
     bad = [name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())]
     bad += not_numbers(dict(module.named_buffers()))
-    memory = trainer.optimizers[0].state
+    memory = {weight: kept for optimizer in trainer.optimizers for weight, kept in optimizer.state.items()}
     bad += [f"the optimizer's memory of {name}" for name, w in module.named_parameters() if not_numbers(memory.get(w))]
     if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
         raise TrainingError(

@@ -138,6 +138,7 @@ def open_folder(config: Config, path: Path) -> RunFolder:
     theirs = completed(theirs) if isinstance(theirs, dict) else {}
     keys, before = differences(theirs, mine, ignore=FREE_SETTINGS), theirs.get("retrain_epochs")
     longer = keys == ["retrain_epochs"] and type(before) is int and 0 < before < config.retrain_epochs
+    longer = longer and not config.optimizer.joint_schedule  # by which ADMM has trained for the shorter one
     folder = RunFolder.open(path, to_yaml(config), [] if longer else keys, writes=is_first_process())
     if longer:
         extend(folder, epochs=config.retrain_epochs, before=before)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -15,8 +16,8 @@ from hodec.io.atomic import sha256, write_bytes
 log = logging.getLogger(__name__)
 
 # What only phases after a stage read, so that it may differ from the run that the stage is taken from.
-RETRAINING = ("retrain_epochs", "optimizer.retrain_lr", "distill.weight", "distill.temperature", "distill.model",
-              "distill.init", "init_stage")  # fmt: skip
+RETRAINING = ("retrain_epochs", "optimizer.retrain_lr", "distill.weight", "distill.temperature", "distill.features",
+              "distill.model", "distill.init", "init_stage")  # fmt: skip
 CONVERSION = (*RETRAINING, "bn_batches", "random_factors")
 PLANNING = (*CONVERSION, "calibration_batches", "distill", "plan", "ranks", "tt_ranks", "include", "exclude", "method",
             "admm", "dense_epochs")  # fmt: skip
@@ -51,7 +52,7 @@ def take_stage(folder: RunFolder, stage: str, settings: Mapping[str, object], fr
     if phase not in phases:
         done = ", ".join(name for name in phases if name in LATER) or "none"
         raise CheckpointError(f"init_stage={stage}: that run has not finished phase {phase}; it has finished: {done}")
-    _check_settings(source, settings, ignore=(*LATER[phase], *free))
+    _check_settings(source, settings, ignore=(*_later(phase, settings), *free))
     taken = {name: facts for name, facts in phases.items() if name in (*ALONG[phase], phase)}
     for name, facts in taken.items():
         _copy(source, folder.path, name, facts.get("sha256"))
@@ -62,6 +63,14 @@ def take_stage(folder: RunFolder, stage: str, settings: Mapping[str, object], fr
     folder.phases = taken
     folder.finish(phase, taken[phase])
     log.info("phases %s are those of %s", ", ".join(taken), source)
+
+
+def _later(phase: str, settings: Mapping[str, object]) -> list[str]:
+    """The settings that only phases after ``phase`` read, given what else is set."""
+    distill, optimizer = cast(dict[str, object], settings["distill"]), cast(dict[str, object], settings["optimizer"])
+    early = ["distill"] if distill.get("dense") and phase != "pretrain" else []  # the teacher teaches the stage too
+    early += ["retrain_epochs"] if optimizer.get("joint_schedule") and phase != "pretrain" else []
+    return [key for key in LATER[phase] if key.partition(".")[0] not in early]
 
 
 def _check_settings(source: Path, settings: Mapping[str, object], ignore: Sequence[str]) -> None:

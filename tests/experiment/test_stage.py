@@ -44,6 +44,24 @@ def test_what_the_stage_was_trained_by_may_not_differ(finished, tmp_path, change
         pipeline.run(tiny(**FINISHED, init_stage=str(finished[0] / "admm"), **changed), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("also", "changed"),
+    [
+        ({"optimizer": {"joint_schedule": True}}, {"retrain_epochs": 3}),
+        ({"distill": {"weight": 0.5, "dense": True}}, {"distill": {"weight": 0.6, "dense": True}}),
+    ],
+)
+def test_what_reaches_back_into_the_stage_may_not_differ(tmp_path, also, changed):
+    """Retraining is a part of one schedule, or its teacher taught the dense net too."""
+    common = {"pretrain_epochs": 1, "dense_epochs": 1, "retrain_epochs": 1} | also
+    pipeline.run(tiny(**common), tmp_path / "source")
+    with pytest.raises(ConfigError, match=r"differ in (retrain_epochs|distill\.weight)\)"):
+        pipeline.run(tiny(**common | changed, init_stage=str(tmp_path / "source" / "admm")), tmp_path / "run")
+    if "retrain_epochs" in changed:
+        with pytest.raises(ConfigError, match="differ in retrain_epochs"):
+            pipeline.run(tiny(**common | changed), tmp_path / "source")
+
+
 def test_stages_that_are_not_there_are_one_message(finished, tmp_path):
     source = shutil.copytree(finished[0], tmp_path / "source")
     for stage, words in (
