@@ -124,11 +124,11 @@ class AdmmLoop:
         update, and with 1 to 4 steps between them the weights end as NaN after 30 to 100 epochs. Moved by themselves
         they are where the pull wants them when Z is updated.
         """
-        if not (words := haste(self._pull, self._interval_steps())):
+        if self._pull.decoupled or not (words := haste(self._pull, self._interval_steps())):
             return
         if not self.penalty.follows_pull:
             self._warn("interval", words)
-        elif not self._pull.decoupled:
+        else:
             log.info("%s. ADMM moves the weights themselves, which needs no answer", words.partition(":")[0])
             self._pull.decoupled = self._clipped = True
 
@@ -155,6 +155,7 @@ class AdmmLoop:
         if self.projects:
             return
         if self._chosen_at != (self.epoch, self._pull.rates()):  # a schedule moved: the pull per step is to stay
+            self._look_at_interval()
             self._choose_rho()
         if not self._pull.decoupled:
             idle = self._pull.add(self._targets, {name: state.rho for name, state in self.states.items()})
@@ -200,8 +201,6 @@ class AdmmLoop:
             given = f"an epoch had {counted} optimizer steps, not steps_per_epoch={expected}, by which rho is chosen"
             self._warn("length", f"{given}: its pull was not the one asked for. The next epochs go by this count")
         self.steps_per_epoch, self._chosen_at = counted, (-1, self._chosen_at[1])
-        if self.states and not self.projects:
-            self._look_at_interval()
         self.start()
 
     def update_at_epoch_end(self) -> None:
