@@ -114,9 +114,23 @@ class AdmmLoop:
         self.updated_at = self.steps
         if self.projects:
             return
+        self._look_at_interval()
         self._choose_rho()
-        if words := haste(self._pull, self._interval_steps()):
+
+    def _look_at_interval(self) -> None:
+        """See to it that W can answer between two Z-updates, or warn.
+
+        Momentum answers a pull in the gradients long after Z has moved on: what it owes adds up in U from update to
+        update, and with 1 to 4 steps between them the weights end as NaN after 30 to 100 epochs. Moved by themselves
+        they are where the pull wants them when Z is updated.
+        """
+        if self._pull.decoupled or not (words := haste(self._pull, self._interval_steps())):
+            return
+        if not self.penalty.follows_pull:
             self._warn("interval", words)
+        else:
+            log.info("%s. ADMM moves the weights themselves, which needs no answer", words.partition(":")[0])
+            self._pull.decoupled = self._clipped = True
 
     def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Add the pull to the gradients: call it when these are final (unscaled, accumulated, reduced), not clipped.
@@ -141,6 +155,7 @@ class AdmmLoop:
         if self.projects:
             return
         if self._chosen_at != (self.epoch, self._pull.rates()):  # a schedule moved: the pull per step is to stay
+            self._look_at_interval()
             self._choose_rho()
         if not self._pull.decoupled:
             idle = self._pull.add(self._targets, {name: state.rho for name, state in self.states.items()})
@@ -250,7 +265,8 @@ class AdmmLoop:
             for name, one in kept.items():
                 device = self.weights[name].device
                 self.states[name] = AdmmState(one["z"].to(device), one["u"].to(device), one["rho"])
-            self._choose_rho()
+            if not self.projects:
+                self._choose_rho()
 
     def _project(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rho = {name: self.states[name].rho if self.states else 0.0 for name in tensors}

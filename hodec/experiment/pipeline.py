@@ -26,9 +26,10 @@ from hodec.experiment.lock import held
 from hodec.experiment.loggers import Loggers, loggers_of
 from hodec.experiment.results import measure, summary
 from hodec.experiment.run_folder import RunFolder, probe
+from hodec.experiment.stage import extend, take_stage
 from hodec.experiment.training import quiet_lightning, warn_of_slow_precision
 from hodec.export import checkpoint
-from hodec.io.atomic import NO_SPACE, JsonObject, write_json
+from hodec.io.atomic import NO_SPACE, JsonObject, write_json, write_text
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ FREE_SETTINGS = (
     "data.num_workers",
     "data.download",
     "trainer.threads",
+    "trainer.checkpoint_minutes",
 )
 
 
@@ -135,8 +137,18 @@ def open_folder(config: Config, path: Path) -> RunFolder:
             theirs = yaml.safe_load(stored.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
-    keys = differences(completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
-    return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
+    theirs = completed(theirs) if isinstance(theirs, dict) else {}
+    keys, before = differences(theirs, mine, ignore=FREE_SETTINGS), theirs.get("retrain_epochs")
+    longer = keys == ["retrain_epochs"] and type(before) is int and 0 < before < config.retrain_epochs
+    longer = longer and not config.optimizer.joint_schedule  # by which ADMM has trained for the shorter one
+    folder = RunFolder.open(path, to_yaml(config), [] if longer else keys, writes=is_first_process())
+    if longer:
+        extend(folder, epochs=config.retrain_epochs, before=before)
+        if folder.writes:
+            write_text(stored, to_yaml(config))
+    if config.init_stage:
+        take_stage(folder, config.init_stage, mine, FREE_SETTINGS)
+    return folder
 
 
 def prepare(config: Config) -> None:
@@ -169,15 +181,15 @@ def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonO
     write_json(path / "metrics.json", metrics)
     run.loggers.log_results(metrics)
     run.folder.finish("evaluate", {"metrics": metrics})  # only now: a run that counts as finished has all its files
-    report(run.folder, run.config)
+    report(run.folder, run.config, again=True)
     run.loggers.log_files(path)
     log.info("%s", summary(metrics))
 
 
-def report(folder: RunFolder, config: Config) -> None:
-    """Write the report of a finished run, where it is asked for and has not been written."""
+def report(folder: RunFolder, config: Config, *, again: bool = False) -> None:
+    """Write the report of a finished run, where it is asked for and has not been written, or is to be ``again``."""
     whole = folder.done("report") or all((folder.path / name).exists() for name in ("report.html", "report.md"))
-    if config.report and folder.writes and not whole:
+    if config.report and folder.writes and (again or not whole):
         from hodec.experiment.report.render import write_report
 
         log.info("report: %s", write_report(folder.path))

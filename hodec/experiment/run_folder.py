@@ -98,6 +98,10 @@ class RunFolder:
     def finish(self, phase: str, facts: JsonObject) -> None:
         """Note that a phase is finished, with facts about it."""
         self.phases[phase] = facts
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Write ``run.json``, where this process writes."""
         if self.writes:
             begun = {"begun_with": self.begun_with} if self.begun_with else {}
             write_json(self.path / "run.json", {**begun, "phases": self.phases})

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
@@ -14,21 +13,20 @@ from typing import Any, TypeVar, cast
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from hodec.admm.lightning import AdmmCallback
-from hodec.admm.processes import Processes, check_equal
 from hodec.errors import TrainingError
+from hodec.experiment.checkpoints import KeepCheckpoint
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
-from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.experiment.run_folder import checkpoint_epoch
 from hodec.experiment.signals import Stopped, soft
 from hodec.io.atomic import JsonObject
-from hodec.io.tensors import not_numbers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -94,6 +92,12 @@ class RecordEpochs(Callback):
         self.began = time.perf_counter()
         self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
+    def state_dict(self) -> JsonObject:
+        return {"lr": self.lr, "seconds": time.perf_counter() - self.began}
+
+    def load_state_dict(self, state_dict: JsonObject) -> None:
+        self.lr, self.began = state_dict["lr"], time.perf_counter() - state_dict["seconds"]  # of an epoch under way
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         metrics = {key: float(trainer.callback_metrics[key]) for key in METRICS if key in trainer.callback_metrics}
@@ -119,61 +123,6 @@ def epoch_line(row: JsonObject, epochs: int) -> str:
     return "  ".join([f"{row['phase']} {row['epoch'] + 1}/{epochs}", *numbers])
 
 
-class KeepCheckpoint(Checkpoint):
-    """Writes the state after each epoch, whole or not at all, and keeps the one before it.
-
-    It is a ``Checkpoint``, because Lightning runs those after all other callbacks. ``ModelCheckpoint`` itself ends the
-    training when the disk is full, does not flush its files, and writes absolute paths into them.
-    """
-
-    def __init__(self, folder: RunFolder, phase: str) -> None:
-        self.path, self.phase = folder.checkpoint(phase), phase
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_numbers(trainer, pl_module)
-        if trainer.world_size > 1:
-            weights = {name: w for name, w in pl_module.named_parameters() if w.requires_grad}
-            steps, where = int(trainer.num_training_batches), f"phase {self.phase}, epoch {trainer.current_epoch}"
-            check_equal(Processes.current(), weights, steps=steps, where=where)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        try:
-            trainer.save_checkpoint(part)  # all processes take part, one writes
-            if not trainer.is_global_zero:
-                return
-            with part.open("rb+") as f:
-                os.fsync(f.fileno())
-        except OSError as error:
-            # A full disk is no reason to lose the training: the checkpoint before stays where it is.
-            log.warning("checkpoint %s could not be written (%s); training goes on", self.path, error)
-            part.unlink(missing_ok=True)
-            return
-        if self.path.exists():
-            self.path.replace(previous(self.path))
-        part.replace(self.path)
-
-
-def check_numbers(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse a state that no training recovers from, before it takes the place of a good one.
-
-    The loss alone does not tell: on a GPU it is looked at every few steps, and the last step changes the weights after
-    it. All processes look, and all raise.
-
-    Raises:
-        TrainingError: a weight is NaN or Inf, or a buffer or what the optimizer remembers is NaN.
-    """
-    bad = [name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())]
-    bad += not_numbers(dict(module.named_buffers()))
-    memory = trainer.optimizers[0].state
-    bad += [f"the optimizer's memory of {name}" for name, w in module.named_parameters() if not_numbers(memory.get(w))]
-    if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
-        raise TrainingError(
-            f"{', '.join(bad[:3]) or 'a weight of another process'} holds NaN or Inf after epoch "
-            f"{trainer.current_epoch}: training broke down. Lower optimizer.lr, add optimizer.warmup_epochs=5 or "
-            "trainer.gradient_clip_val=1; the checkpoint of the epoch before is kept"
-        )
-
-
 def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> None:
     """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
@@ -195,7 +144,7 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     callbacks: list[Callback] = [SeedEpochs(config.seed, phase)]
     if admm is not None:
         callbacks.append(admm)
-    callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase)]
+    callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
         with soft(lambda number: number == signal.SIGTERM and trainer.received_sigterm):  # it ends the batch first

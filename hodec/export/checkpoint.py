@@ -16,7 +16,7 @@ from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
-from hodec.io.tensors import bits, load_tensors, save_tensors, tensor_shapes
+from hodec.io.tensors import bits, kind_of, load_tensors, save_tensors, tensor_shapes
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
@@ -128,6 +128,12 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     needed = own.keys() if small.state_dict().keys() == given.keys() else _once(small.state_dict()).keys()
     if wrong := sorted(n for n in needed | given.keys() if own.get(n) != given.get(n)):
         raise _misfit(path, wrong, own, given)
+    kinds = {name: kind_of(t) for name, t in small.state_dict().items()}
+    if wrong := [name for name, t in tensors.items() if kind_of(t) != kinds[name]]:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors hold numbers of another kind than the model's, first {wrong[0]} (file "
+            f"{kind_of(tensors[wrong[0]])}, model {kinds[wrong[0]]}): they would become others"
+        )
     small.load_state_dict(tensors, strict=False)  # what is not in the file is there under another name
     return small
 

@@ -91,6 +91,20 @@ def zip_fault(path: Path) -> str:
     return f"the checksum of its part {bad} is wrong: it is altered" if bad else ""
 
 
+def kind_of(tensor: torch.Tensor) -> str:
+    """What a tensor holds: ``real``, ``complex``, ``integer`` or ``truth``; how it is stored, where not plainly.
+
+    Numbers of one kind go over into another type of it by rounding; between kinds they would become others.
+    """
+    if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return "quantized" if tensor.is_quantized else "absent" if tensor.device.type == "meta" else "sparse"
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "real"
+    return "truth" if tensor.dtype == torch.bool else "integer"
+
+
 def not_numbers(values: object) -> list[str]:
     """The paths of the tensors in nested dicts and lists that hold a NaN: ``state_dict.conv1.weight``.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
-from hodec.io.atomic import read_json, write_json
+from hodec.io.atomic import read_json, write_json, writing
 from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import change, human, rendered, rendered_html
 
@@ -206,8 +206,13 @@ class Plan(Mapping[str, LayerPlan]):
             raise PlanError(f"the plan lacks a field or has one of the wrong type: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
-        write_json(Path(path), self.to_dict())
+        """Write the plan as JSON, atomically.
+
+        Raises:
+            PlanError: it cannot be written there.
+        """
+        with writing(Path(path), PlanError):
+            write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

@@ -13,7 +13,8 @@ from hodec.errors import CheckpointError, PlanError
 from hodec.export import checkpoint
 from hodec.export.checkpoint import load, read_structure, save, weights_digest
 from hodec.fusion.search import fuse
-from hodec.io.tensors import save_tensors
+from hodec.io.atomic import sha256
+from hodec.io.tensors import load_tensors, save_tensors
 from hodec.methods import METHODS
 from hodec.models import build_model
 from hodec.plan.plan import Plan
@@ -256,6 +257,16 @@ def test_facts_that_ask_for_more_than_the_file_holds_take_no_memory(tmp_path, mo
     with pytest.raises(CheckpointError, match=words) as error:
         load(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
+def test_tensors_of_another_kind_of_number_are_refused(written, kind):
+    tensors = {name: t.to(kind) if t.is_floating_point() else t for name, t in load_tensors(written).items()}
+    save_tensors(written, tensors)
+    structure = json.loads(written.with_suffix(".json").read_text()) | {"sha256": sha256(written)}
+    written.with_suffix(".json").write_text(json.dumps(structure))
+    with pytest.raises(CheckpointError, match="hold numbers of another kind than the model's, first"):
+        load(written, dense_net())
 
 
 def test_a_planned_layer_out_of_proportion_to_the_file_takes_no_memory(tmp_path, monkeypatch):

@@ -271,6 +271,21 @@ def test_inputs_that_would_fill_the_memory_are_refused(plan: Plan):
         Plan.from_dict(value)
 
 
+@pytest.mark.parametrize("calls", [[[1, [8], [8]]], [[1, [8, 8, 8], [8, 8, 8]]], [[1, [], []]]])
+def test_calls_of_another_number_of_axes_are_refused(plan: Plan, calls: list[object]):
+    """Their multiply-adds would be counted all the same."""
+    value = json.loads(json.dumps(plan.to_dict()))
+    name = next(iter(plan))
+    value["layers"][name]["call_sites"] = calls
+    with pytest.raises(PlanError, match=rf"{name}: call_sites have .* of other than the 2 axes of its kernel"):
+        Plan.from_dict(value)
+
+
+def test_a_place_that_cannot_be_written_is_one_message(plan: Plan, tmp_path: Path):
+    with pytest.raises(PlanError, match="could not be written"):
+        plan.save(tmp_path)
+
+
 def test_files_nested_without_end_are_refused(plan: Plan, tmp_path: Path):
     path = tmp_path / "plan.json"
     path.write_text("[" * 10**5 + "]" * 10**5)
