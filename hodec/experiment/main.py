@@ -1,5 +1,6 @@
 """The experiment from the command line: train under ADMM, convert, retrain, report."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -42,7 +43,8 @@ def run_job(cfg: DictConfig) -> float | list[float] | None:
     job = HydraConfig.get()
     started.append(job.runtime.output_dir)
     failure = Path(job.runtime.output_dir, "error.txt")  # the report of the sweep reads it
-    failure.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        failure.unlink(missing_ok=True)
     try:
         from hodec.experiment.pipeline import run  # here: mistakes in the settings show before torch is imported
 
@@ -58,7 +60,8 @@ def run_job(cfg: DictConfig) -> float | list[float] | None:
         known = isinstance(error, HodecError)
         log.error("%s: %s", type(error).__name__, in_words(error), exc_info=not known)
         if job.mode is RunMode.MULTIRUN:
-            failure.write_text(f"{type(error).__name__}: {in_words(error)}\n", encoding="utf-8")
+            with contextlib.suppress(OSError):  # the error itself is news, not that it could not be written
+                failure.write_text(f"{type(error).__name__}: {in_words(error)}\n", encoding="utf-8")
             raise  # this job has failed; the others of the sweep go on
         sys.exit(2 if known else 1)
     values = value_of(result, config.objective, config.macs_limit)

@@ -154,7 +154,7 @@ def test_html_holds_everything_in_order(run, html):
 def test_names_of_layers_are_no_tags(finished, tmp_path):
     """Names come from anybody's model: as keys of settings too, in the block that shows these."""
     folder, tag = (
-        shutil.copytree(finished[0], tmp_path / "run"),
+        shutil.copytree(finished, tmp_path / "run"),
         "<img src=x onerror=alert(1)><script>alert(2)</script>",
     )
     for name in ("plan.json", "metrics.json", "metrics.jsonl"):
@@ -347,7 +347,7 @@ def test_a_failed_write_keeps_the_older_report_and_says_what_to_do(tmp_path, mon
 
 
 def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
-    (sweep / "2" / "report.html").write_text("", encoding="utf-8")
+    (sweep / "1" / "report.html").write_text("", encoding="utf-8")
     path = write_sweep(sweep)
     assert path == sweep / "sweep.html"
     assert (sweep / "sweep.png").exists()
@@ -362,7 +362,7 @@ def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
     assert "plan.json is broken" in page.text
     assert "stopped before its config was written" in page.text
     tables = [f"sweep.{ending}" for ending in ("csv", "json", "md", "tex")]
-    assert [address for address in page.addresses if not address.startswith("#")] == ["2/report.html", *tables]
+    assert [address for address in page.addresses if not address.startswith("#")] == ["1/report.html", *tables]
     assert all((sweep / name).exists() for name in tables)
     (best,) = re.findall(r'<tr class="strong">\s*<th scope="row"><a[^>]*>([^<]*)', text)
     assert best == "admm.rho=0.01", "the test set is not there to choose by"
