@@ -19,7 +19,7 @@ from hodec.admm.options import WEAK_PULL
 from hodec.errors import CheckpointError
 from hodec.experiment.report import style, table, words
 from hodec.experiment.report.collect import collect, collect_runs, collect_sweep
-from hodec.experiment.report.figures import COSTS, CURVES, SWEEP, FigureSpec, NothingToDraw
+from hodec.experiment.report.figures import COSTS, CURVES, LEAD, SWEEP, FigureSpec, NothingToDraw
 from hodec.experiment.report.rundata import NETWORKS, PHASES, RunData, cut, series
 from hodec.io.atomic import write_text
 from hodec.text_table import accuracy, change, duration, human, number, percent
@@ -97,7 +97,7 @@ def _write_runs(root: Path, runs: Sequence[RunData], kicker: str) -> Path:
 
 def draw_all(run: RunData) -> list[Drawn]:
     """Every figure that the run holds numbers for, and the reason why another is absent."""
-    return [draw(spec, run) for spec in (*CURVES, *COSTS)]
+    return [draw(spec, run) for spec in (LEAD, *CURVES, *COSTS)]
 
 
 def draw(spec: FigureSpec, subject: RunData | Sequence[RunData]) -> Drawn:
@@ -133,6 +133,9 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
         "kicker": f"hodec report · {run.label}",
         "headline": words.headline(run),
         "dense": dense,
+        "outcome": words.outcome(run),
+        "lead": [each for each in drawn if each.name == LEAD.name],
+        "compressed_bytes": run.compressed_bytes,
         "points": lambda score: None if None in (score, dense.test_accuracy) else score - dense.test_accuracy,
         "tone": tone,
         "verdict": verdict,
@@ -140,7 +143,7 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
         "pull": median(pulls) if pulls else None,
         "weak_pull": WEAK_PULL,
         "error": words.ERROR,
-        "drawn": drawn,
+        "drawn": [each for each in drawn if each.name != LEAD.name],
         "costs": [spec.name for spec in COSTS],
         "notes": _layer_notes(run),
         "config": OmegaConf.to_yaml(OmegaConf.create(dict(run.config))) if run.config else "",

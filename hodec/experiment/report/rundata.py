@@ -131,6 +131,12 @@ class RunData:
         return self.results.reduction.get(cost, measured[cost])
 
     @property
+    def compressed_bytes(self) -> int | None:
+        """Size of ``compressed.safetensors``, where it is there."""
+        path = self.folder / "compressed.safetensors"
+        return path.stat().st_size if path.is_file() else None
+
+    @property
     def latency_ratio(self) -> float | None:
         """Latency of the dense network over that of the compressed one; above 1 the compressed one is faster."""
         dense, compressed = self.network("dense").latency_ms, self.network("compressed").latency_ms

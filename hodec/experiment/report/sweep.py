@@ -12,6 +12,8 @@ from hodec.experiment.signals import stoppable
 
 log = logging.getLogger(__name__)
 
+_signals = ExitStack()  # of the program, and not of the callback, which parallel launchers send to their workers
+
 
 class SweepReport(Callback):
     """Named in the config as ``hydra.callbacks.sweep_report._target_: hodec.experiment.report.sweep.SweepReport``.
@@ -22,7 +24,6 @@ class SweepReport(Callback):
 
     def __init__(self) -> None:
         self._folder: Path | None = None
-        self._signals = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Remember the folder, absolute: a run may change the working directory."""
@@ -37,12 +38,12 @@ class SweepReport(Callback):
         else:
             atexit.register(self._at_exit)
             # A launcher that waits for its workers would die of SIGTERM at once, and without a report.
-            self._signals.enter_context(stoppable())
+            _signals.enter_context(stoppable())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         """Write the sweep report; a failure to do so is a warning, as the runs themselves are done."""
         atexit.unregister(self._at_exit)
-        self._signals.close()
+        _signals.close()
         try:
             from hodec.experiment.report.render import write_sweep
 
