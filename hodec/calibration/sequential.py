@@ -1,16 +1,16 @@
 """Fitting the planned layers of a net to data, one after the other, each on what the net compressed so far gives it.
 
-The dense net and a copy of it run on the same batches. A layer's patches come from the copy, in which all planned layers
-before it have their fitted weights already, and the outputs that it is to give come from the dense net: what earlier
-layers lost is made up for as far as this layer can. Nothing is trained: every fit is a least-squares problem.
+The dense net and a copy of it run on the same batches. A layer's patches come from the copy, in which all planned
+layers before it have their fitted weights already, and the outputs that it is to give come from the dense net: what
+earlier layers lost is made up for as far as this layer can. Nothing is trained: every fit is a least-squares problem.
 
 Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.2.
 """
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -53,6 +53,11 @@ class _Site:
     def bias(self) -> nn.Parameter | None:
         return self.near._parameters.get("bias")
 
+    @property
+    def has_constant(self) -> bool:
+        """Whether its mean output can be moved: by a bias, or by the BatchNorm behind it."""
+        return self.bias is not None or self.norm is not None
+
     def note(self, draw: Draw, output: Tensor) -> None:
         """Keep a dense output (N, O, ..) at some positions, as rows (M, O)."""
         dims = LAYER_TYPES[self.layer.layer_type].dims
@@ -79,7 +84,7 @@ class _Site:
         self.weight.copy_(layer_type.from_oihw(fit.weight))
         if self.norm is not None:
             old = 0 if self.bias is None else self.bias
-            cast(Tensor, self.norm.running_mean).sub_((fit.bias.to(self.weight) - old))
+            cast(Tensor, self.norm.running_mean).sub_(fit.bias.to(self.weight) - old)
         elif self.bias is not None:
             self.bias.copy_(fit.bias)
 
@@ -109,7 +114,7 @@ def fit_to_data(
     solver: str = "als",
     damping: float = DAMPING,
     positions: int | None = 64,
-    passes: int = 64,
+    passes: int = 16,
 ) -> nn.Module:
     """A copy of the dense model whose planned layers have weights of the planned ranks, fitted to data.
 
@@ -136,15 +141,20 @@ def fit_to_data(
             _project(near, name, layer)
     with inference(dense), inference(near):
         sites = _in_order(sites, dense, near, batches, count)
-        size = math.ceil(len(sites) / max(1, passes))
-        for start in range(0, len(sites), size):
-            group = sites[start : start + size]
+        for group in _groups(sites, passes):
             for site, moments in zip(group, _moments(group, dense, near, batches, count, positions), strict=True):
                 weight = LAYER_TYPES[site.layer.layer_type].to_oihw(site.weight.detach())
                 fit = fit_layer(site.layer, weight, moments, solver=solver, damping=damping)
                 log.info("%s: %.3g of the outputs' variance is missed", site.name, fit.error)
                 site.take(fit)
     return near
+
+
+def _groups(sites: Sequence[_Site], most: int) -> list[Sequence[_Site]]:
+    """At most so many groups of neighbours, of equal sizes as nearly as can be."""
+    count = min(max(1, most), len(sites))
+    ends = [round(k * len(sites) / count) for k in range(count + 1)] if count else [0]
+    return [sites[start:end] for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def _sites(dense: nn.Module, near: nn.Module, plan: Plan) -> list[_Site]:
@@ -207,7 +217,7 @@ def _moments(
 ) -> list[FitMoments]:
     """What the fits of these layers need, from one reading of the data."""
     draw = Draw(positions, torch.Generator().manual_seed(0))
-    moments = [FitMoments(site.layer.shape) for site in group]
+    moments = [FitMoments(site.layer.shape, constant=site.has_constant) for site in group]
     last, calls = group[-1], 0
 
     def enough(site: _Site) -> None:
@@ -234,8 +244,6 @@ def _moments(
                     else:
                         hook = site.near.register_forward_pre_hook(partial(met, site, sums), with_kwargs=True)
                     stack.callback(hook.remove)
-                try:
+                with suppress(_Enough):
                     run_batches(net, [batch], count=count)
-                except _Enough:
-                    pass
     return moments
