@@ -99,13 +99,13 @@ def fit_layer(
 def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
     (xx, yx, yy), (x, y) = moments.centred(), moments.means()
-    z = weight.double().flatten(1)
+    z = weight.double().cpu().flatten(1)
     missed = yy.trace() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
     return Fit(weight, y - z @ x, float((missed / yy.trace().clamp_min(1e-300)).clamp_min(0)))
 
 
 def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING) -> Tensor:
-    """The best weight of any rank, W* above, float64 in the shape of ``weight`` (O, I, K_1, ..).
+    """The best weight of any rank, W* above, float64 on the CPU, in the shape of ``weight`` (O, I, K_1, ..).
 
     Raises:
         ConfigError: a damping that is not above 0.
@@ -115,7 +115,7 @@ def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING)
     xx, yx, _ = moments.centred()
     more = _ridge(xx, damping)
     xx.diagonal().add_(more)
-    drawn = yx + more * weight.double().flatten(1)
+    drawn = yx + more * weight.double().cpu().flatten(1)
     return torch.cholesky_solve(drawn.mT, torch.linalg.cholesky(xx)).mT.reshape(weight.shape)
 
 
@@ -162,7 +162,7 @@ def _problem(
 ) -> _Problem:
     best = target_weight(weight, moments, damping).flatten(1)
     if output_root is not None and len(layer.modes.outputs) == 1:  # split outputs do not mix
-        output_root = output_root.double()
+        output_root = output_root.double().cpu()
         best = output_root @ best
     else:
         output_root = None

@@ -118,8 +118,8 @@ def fit_to_data(
 ) -> nn.Module:
     """A copy of the dense model whose planned layers have weights of the planned ranks, fitted to data.
 
-    ``convert(copy, plan)`` makes the small net of it and loses nothing more. Biases are fitted too; where BatchNorm
-    follows a layer, its running mean takes their place.
+    ``convert(copy, plan)`` makes the small net of it and loses nothing more, but for CP where its iteration does not
+    find a weight again. Biases are fitted too; where BatchNorm follows a layer, its running mean takes their place.
 
     Args:
         model: the dense model the plan was made for; it is left as it was.
