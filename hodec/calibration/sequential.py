@@ -66,7 +66,8 @@ class _Site:
             return
         batch = output if output.ndim == dims + 2 else output.unsqueeze(0)
         index = draw.of(batch.shape[2:])
-        seen = batch.flatten(2) if index is None else batch[(slice(None), slice(None), *index)]
+        places: tuple[slice | Tensor, ...] = (slice(None), slice(None), *(index or ()))
+        seen = batch.flatten(2) if index is None else batch[places]
         self.wanted.append((index, seen.transpose(1, 2).flatten(0, 1)))
 
     def see(self, moments: FitMoments, x: Tensor) -> None:
