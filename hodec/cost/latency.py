@@ -85,10 +85,10 @@ class LatencyTable:
         self.machine = Machine.this(self.device)
         self.path = (cache_folder() if folder is None else Path(folder)) / self.machine.file
         self.measured = 0
-        self._times: dict[str, float] = _read(self.path, self.machine)
+        self._times: dict[str, float] = read_times(self.path, self.machine)
         self._known: dict[Hashable, float] = {}
         # written when the table is given up, or at the end of the process
-        self._finalizer = weakref.finalize(self, _write, self.path, self.machine, self._times)
+        self._finalizer = weakref.finalize(self, write_times, self.path, self.machine, self._times)
 
     # -- what the rules ask ----------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class LatencyTable:
 
     def save(self) -> None:
         """Write what was measured now, not only at the end of the process."""
-        _write(self.path, self.machine, self._times)
+        write_times(self.path, self.machine, self._times)
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ def _usable(device: torch.device | str) -> torch.device:
     return found
 
 
-def _read(path: Path, machine: Machine) -> dict[str, float]:
+def read_times(path: Path, machine: Machine) -> dict[str, float]:
     """Times of a file; none where it is missing. A damaged one is measured anew."""
     if not path.exists():
         return {}
@@ -192,9 +192,9 @@ def _read(path: Path, machine: Machine) -> dict[str, float]:
     return times
 
 
-def _write(path: Path, machine: Machine, times: Mapping[str, float]) -> None:
+def write_times(path: Path, machine: Machine, times: Mapping[str, float]) -> None:
     """Write the times, together with those that another process has written meanwhile."""
-    kept = _read(path, machine)
+    kept = read_times(path, machine)
     if times.items() <= kept.items():
         return
     value = {"format": FORMAT, "version": VERSION, "machine": vars(machine), "ms": {**kept, **times}}
