@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hodec.cost.probe import Probe, probes_of
 from hodec.cost.timing import device_name, medians_ms
-from hodec.errors import CheckpointError, ConfigError
+from hodec.errors import CheckpointError, ConfigError, PlanError
 from hodec.inference import inference, settled_input
 from hodec.inputs import Inputs
 from hodec.io.atomic import read_json, write_json
@@ -100,14 +100,19 @@ class LatencyTable:
         """Milliseconds of the dense layer in its place."""
         return self._layer_ms(layer, dense=True)
 
-    def rest_ms(self, model: nn.Module, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
+    def rest_ms(self, model: nn.Module | None, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
         """Milliseconds of the dense net without these layers, at least 0.
 
         Args:
             model: the dense net; it is run in evaluation mode and left as it was.
             example_input: as the model takes; its batch is brought to the table's.
             layers: those that are planned.
+
+        Raises:
+            PlanError: no model, but a model file.
         """
+        if model is None:
+            raise PlanError("a LatencyTable is of PyTorch layers: leave latency_table out for a model file")
         return max(0.0, self.net_ms(model, example_input) - sum(self.before(layer) for layer in layers))
 
     def net_ms(self, model: nn.Module, example_input: Inputs) -> float:

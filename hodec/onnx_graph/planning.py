@@ -90,13 +90,15 @@ def plan_graph(
     Raises:
         PlanError: a rule that needs a model, nothing to decompose, or settings that do not fit.
     """
+    from hodec.onnx_graph.latency import latency_table
+
     check_rule(rule)
     sites, skipped, fits = eligible_sites(facts, rule.methods_for(method))
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
         rule,
-        NetContext(facts.cost, lambda name: _stand_in(sites[name])),
+        NetContext(facts.cost, lambda name: _stand_in(sites[name]), times=latency_table(facts, sites)),
         method=method,
         settings=settings,
         fits=fits,

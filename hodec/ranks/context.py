@@ -8,6 +8,7 @@ from torch import nn
 
 from hodec.conversion.eligibility import LayerSite
 from hodec.cost.count import Cost
+from hodec.cost.metric import LayerTimes
 from hodec.errors import PlanError, Use
 from hodec.formats.base import Format
 from hodec.formats.modes import Modes
@@ -82,12 +83,14 @@ class NetContext:
         cost: its parameters and multiply-adds.
         module: layer name -> its module; of a model file, a module with the node's settings and no numbers.
         model, example_input: the net itself and what it takes; None and () for a model file.
+        times: milliseconds of a model file's layers; None where the net itself is measured.
     """
 
     cost: Cost
     module: Callable[[str], nn.Module]
     model: nn.Module | None = None
     example_input: Inputs = ()
+    times: LayerTimes | None = None
 
     def runnable(self, why: str, **uses: Use) -> tuple[nn.Module, Inputs]:
         """The net and its input.
