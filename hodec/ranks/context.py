@@ -25,6 +25,7 @@ class LayerContext:
         format: the format's mathematics for this layer type.
         modes: how its channels split.
         others: the same layer under the further methods among which the rule may choose.
+        block: channels that the runtime works on at a time; 1 where ranks of any size are as fast.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerContext:
     modes: Modes
     execution: str = "auto"
     others: tuple["LayerContext", ...] = ()
+    block: int = 1
 
     @cached_property
     def full_ranks(self) -> tuple[int, ...]:
@@ -84,6 +86,7 @@ class NetContext:
         module: layer name -> its module; of a model file, a module with the node's settings and no numbers.
         model, example_input: the net itself and what it takes; None and () for a model file.
         times: milliseconds of a model file's layers; None where the net itself is measured.
+        block: of its layers.
     """
 
     cost: Cost
@@ -91,6 +94,7 @@ class NetContext:
     model: nn.Module | None = None
     example_input: Inputs = ()
     times: LayerTimes | None = None
+    block: int = 1
 
     def runnable(self, why: str, **uses: Use) -> tuple[nn.Module, Inputs]:
         """The net and its input.
