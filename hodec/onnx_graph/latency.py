@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 
+import onnx_ir as ir
 import onnxruntime
 from torch import nn
 
@@ -23,14 +24,18 @@ from hodec.cost.timing import processor
 from hodec.errors import ConfigError, PlanError
 from hodec.export.runtime import Array, Cannot, open_session
 from hodec.formats.ops import Op, total_params
+from hodec.formats.roles import Role
 from hodec.inputs import Inputs
 from hodec.io.atomic import sha256
+from hodec.onnx_graph.facts import GraphFacts
+from hodec.onnx_graph.flush import flush
+from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.layer_session import NEIGHBOUR, LayerSession, random_kernels
-from hodec.onnx_graph.planning import GraphFacts
 from hodec.onnx_graph.profile import Kernel, block_width, profiles
 from hodec.onnx_graph.recipes import Recipe, ops_of, steps_of
-from hodec.onnx_graph.session import example_feeds, run_session
+from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.sites import GraphSite
+from hodec.onnx_graph.writing import MAX_BYTES
 from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
@@ -138,7 +143,8 @@ class FileTimes:
     """Milliseconds of one file's layers, for ``Budget(latency_ms=..)``.
 
     A plan does not say which node a layer is: where several have the same sizes and other surroundings, a time is their
-    mean.
+    mean. A weight that is rebuilt from its factors when the file is loaded, as of recurrent nodes, takes 0 on both
+    sides: its node stays as it is, and counts with the rest.
 
     Attributes:
         times: what is known of small sessions.
@@ -170,12 +176,12 @@ class FileTimes:
         return max(0.0, self.whole_ms() - sum(self.before(layer) for layer in layers))
 
     def whole_ms(self) -> float:
-        """Milliseconds of one call of the whole dense file, the least of many."""
+        """Milliseconds of one call of the whole dense file, the least of many; subnormal weights count as 0."""
         facts = self._facts
         sizes = ", ".join(f"{name} {list(size)}" for name, size in facts.inputs.items())
         key = f"file {sha256(facts.graph.path)}: {sizes}"
         if key not in self.times.ms:
-            self.times.ms[key] = file_ms(facts.graph.path, example_feeds(facts.graph, facts.inputs), self.times.threads)
+            self.times.ms[key] = file_ms(facts.graph, facts.feeds, self.times.threads)
             self.times.measured += 1
         return self.times.ms[key]
 
@@ -198,20 +204,27 @@ class FileTimes:
 
     def _mean(self, layer: LayerPlan, how: Hashable, ms: Callable[[LayerSession], float]) -> float:
         same = _identity(layer)
+        if layer.role is not Role.LAYER:
+            return 0.0
         if (same, how) not in self._known:
             groups = self._sessions[same]
             self._known[same, how] = sum(ms(one) for group in groups for one in group) / len(groups)
         return self._known[same, how]
 
 
-def file_ms(path: Path, feeds: Mapping[str, Array], threads: int, *, seconds: float = 2.0, least: int = 8) -> float:
-    """Milliseconds of one call of a model file: the least of at least ``least`` calls.
+def file_ms(
+    graph: OnnxGraph, feeds: Mapping[str, Array], threads: int, *, seconds: float = 2.0, least: int = 8
+) -> float:
+    """Milliseconds of one call of a model as it is in its file, without subnormal weights: the least of many calls.
 
     Raises:
         PlanError: onnxruntime does not run it.
     """
+    content: Path | bytes = graph.path
+    if graph.bytes < MAX_BYTES and flush(again := load_graph(graph.path)):
+        content = ir.to_proto(again.model).SerializeToString()
     try:
-        opened = open_session(path, threads=threads)
+        opened = open_session(content, threads=threads, folder=None if content is graph.path else graph.path.parent)
         run_session(opened, feeds)
         taken, until = list[float](), time.perf_counter() + seconds
         while len(taken) < least or time.perf_counter() < until:
@@ -219,7 +232,7 @@ def file_ms(path: Path, feeds: Mapping[str, Array], threads: int, *, seconds: fl
             run_session(opened, feeds)
             taken.append(1e3 * (time.perf_counter() - began))
     except Cannot as error:
-        raise PlanError(f"{path} cannot be timed: onnxruntime does not run it ({error})") from error
+        raise PlanError(f"{graph.path} cannot be timed: onnxruntime does not run it ({error})") from error
     return min(taken)
 
 
@@ -249,7 +262,7 @@ def with_counts(ops: Sequence[Op], counts: Counts) -> list[Op]:
 
 def _on_grid(ops: Sequence[Op]) -> bool:
     """Whether the ops' times may be interpolated: not of contractions and groups, whose channels are products."""
-    plain = not any(op.contracts or op.blocks > 1 for op in ops)
+    plain = not any(op.contracts or op.blocks > 1 or op.entries for op in ops)
     return len(ops) > 1 and plain and not ops[0].depthwise and not ops[-1].depthwise
 
 
@@ -288,7 +301,8 @@ def _saving(ops: Sequence[Op], block: int) -> list[int]:
 
 
 def _recipe_maker(layer: LayerPlan, ops: Sequence[Op]) -> Callable[[], Recipe]:
-    return lambda: steps_of(layer, random_kernels([op.kernel for op in ops]))
+    shapes = [(op.kernel[0], op.entries) if op.entries else op.kernel for op in ops]
+    return lambda: steps_of(layer, random_kernels(shapes))
 
 
 def _words(ops: Sequence[Op]) -> str:

@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from hodec.export.runtime import Array
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.nodes import Writer, as_stored, initializer
 from hodec.onnx_graph.recipes import Recipe
-from hodec.onnx_graph.sites import WeightConsumer
 from hodec.onnx_graph.sizes import Size
 
 ACTIVATIONS = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip"}
@@ -54,9 +54,11 @@ class LayerSession:
     def tail(self) -> tuple[ir.Node, ...]:
         """The nodes behind it that are fused into it."""
         value, found, summed = self.consumer.output, list[ir.Node](), False
-        while len(value.uses()) == 1 and not self.graph.is_read_outside(value):
+        while len(value.uses()) == 1 and not self.graph.is_given_out(value):
             (use,) = value.uses()
             node = use.node
+            if node.graph is not self.consumer.place:
+                break
             others = [one for one in node.inputs if one is not None and one is not value]
             constant = all(one in self.graph.constants for one in others)
             if node.domain or len(node.outputs) != 1:
@@ -133,7 +135,7 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.arrays: dict[str, Array] = {}
-        self.inputs: dict[str, Size] = {}
+        self.inputs: dict[str, tuple[Size, bool]] = {}  # with whether they are whole numbers
         self.random = np.random.default_rng(0)
 
     def add(self, name: str, size: Size) -> None:
@@ -175,10 +177,11 @@ class _Builder:
     def _neighbour_before(self, name: str, value: ir.Value) -> list[NodeProto]:
         """What makes ``name`` in the place of ``value``: a convolution from one channel, or an input of the model."""
         size = self.session.sizes[name_of(value)]
-        if len(size) != 4 or value.producer() is None:
-            self.inputs[name] = size
+        whole = name_of(value) in self.session.consumer.whole_inputs
+        if len(size) != 4 or value.producer() is None or whole:
+            self.inputs[name] = size, whole
             return []
-        self.inputs[f"{name}.one"] = (size[0], 1, *size[2:])
+        self.inputs[f"{name}.one"] = (size[0], 1, *size[2:]), False
         return [self._neighbour(f"{name}.one", name, (size[1], 1, 1, 1))]
 
     def _neighbour_behind(self, name: str, value: ir.Value) -> list[NodeProto]:
@@ -193,17 +196,23 @@ class _Builder:
         kind = helper.np_dtype_to_tensor_dtype(self.session.dtype)
         graph = helper.make_graph(
             nodes, "layer",
-            [helper.make_tensor_value_info(name, kind, size) for name, size in self.inputs.items()],
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64 if whole else kind, size)
+                for name, (size, whole) in self.inputs.items()
+            ],
             [helper.make_tensor_value_info(nodes[-1].output[0], kind, None)],
             [numpy_helper.from_array(array, name) for name, array in self.arrays.items()],
         )  # fmt: skip
         opset = helper.make_opsetid("", self.session.graph.opset)
         version = min(10, max(4, self.session.graph.model.ir_version))
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=version)
-        feeds = {
-            name: self.random.standard_normal(size).astype(self.session.dtype) for name, size in self.inputs.items()
-        }
+        feeds = {name: self._feed(*kind_of) for name, kind_of in self.inputs.items()}
         return model.SerializeToString(), feeds
+
+    def _feed(self, size: Size, whole: bool) -> Array:
+        if whole:  # positions in a table
+            return np.zeros(size, np.int64)
+        return self.random.standard_normal(size).astype(self.session.dtype)
 
 
 def random_kernels(shapes: Sequence[Size]) -> list[Tensor]:

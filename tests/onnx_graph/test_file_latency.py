@@ -9,10 +9,11 @@ from hodec.cli import main as cli
 from hodec.errors import ConfigError, PlanError
 from hodec.formats.ops import Op
 from hodec.onnx_graph import latency
+from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.latency import inner_counts, latency_table, layer_ms, neighbours, with_counts
 from hodec.onnx_graph.layer_session import LayerSession
-from hodec.onnx_graph.planning import eligible_sites, graph_facts, plan_graph
+from hodec.onnx_graph.planning import eligible_sites, plan_graph
 from hodec.onnx_graph.profile import Kernel, block_width, profiles
 from hodec.ranks import Budget, Energy, Manual
 from hodec.ranks.planning import PlanSettings
