@@ -1,11 +1,12 @@
 """A model file in 8 bits: static quantization by onnxruntime with calibration data, and layers that lose most in float.
 
-Every activation and weight is quantized first (QDQ: nodes that round stand around float operators, which onnxruntime
+Every convolution and product is quantized first (QDQ: nodes that round stand around float operators, which onnxruntime
 joins into integer kernels). Where that loses more than is allowed, each layer by itself is put back to float, to see
-what it costs; those whose return gains most go back, twice as many each time, until the score is reached.
+what it costs; then as few as reach the score go back, those whose return gains most first.
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ Run = Callable[[Feeds], Sequence[Array]]
 Score = Callable[[Run], float]
 # Oldest version of the operators with one scale for each channel of a weight.
 PER_CHANNEL = 13
+# What is quantized: sums, pools and activations between them lose more than they win. PP-OCRv4 recognition is 1.53 times
+# as fast as dense so, 1.37 times with all operators in 8 bits, at a relative error of 0.16 and 0.26.
+OPERATORS = ["Conv", "MatMul", "Gemm"]
 # What outputs may differ by, as a share of their norm, where no score is given.
 ALLOWED = 0.05
 
@@ -89,18 +93,34 @@ def quantize_file(  # noqa: PLR0913
     aim = wanted(_run(model, threads))
     floor = aim - ALLOWED * abs(aim) if least is None else least
     mixed = Mixed(model, _quantized(model, feeds))
-    floats: tuple[str, ...] = ()
-    found = wanted(_run(mixed.model(floats), threads))
-    order: list[str] = []
-    while not found >= floor and len(floats) < len(mixed.layers):
-        order = order or _by_gain(mixed, lambda each: wanted(_run(each, threads)))
-        floats = tuple(order[: max(1, 2 * len(floats))])
-        found = wanted(_run(mixed.model(floats), threads))
-        log.info("%d of %d layers in float: score %.4g, %.4g wanted", len(floats), len(order), found, floor)
-    if not found == found:  # NaN
+    floats, found = _fewest_floats(mixed, lambda each: wanted(_run(each, threads)), floor)
+    if not math.isfinite(found):
         raise ConvertError(f"{source}: the quantized file has no score, even with every layer in float")
     write_bytes(out, mixed.model(floats).SerializeToString())
     return Quantized(out, aim, found, found >= floor, floats, len(mixed.layers))
+
+
+def _fewest_floats(
+    mixed: "Mixed", score: Callable[[onnx.ModelProto], float], floor: float
+) -> tuple[tuple[str, ...], float]:
+    """The layers to put back to float so that the score reaches ``floor``, and the score; all where none are enough."""
+    found = score(mixed.model([]))
+    if found >= floor or not mixed.layers:
+        return (), found
+    order = _by_gain(mixed, score)
+    scores = {0: found}
+    low, high = 0, 1
+    while True:  # twice as many until they are enough, then fewer by halves of the difference
+        scores[high] = score(mixed.model(order[:high]))
+        log.info("%d of %d layers in float: score %.4g, %.4g wanted", high, len(order), scores[high], floor)
+        if scores[high] >= floor or high == len(order):
+            break
+        low, high = high, min(2 * high, len(order))
+    while high - low > 1 and scores[high] >= floor:
+        middle = (low + high) // 2
+        scores[middle] = score(mixed.model(order[:middle]))
+        low, high = (low, middle) if scores[middle] >= floor else (middle, high)
+    return tuple(order[:high]), scores[high]
 
 
 def _split(feeds: Sequence[Feeds], held_out: Sequence[Feeds] | None) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
@@ -142,11 +162,12 @@ def _prepared(source: Path) -> onnx.ModelProto:
     model = onnx.load(str(source))
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     with tempfile.TemporaryDirectory(prefix="hodec-") as folder, quiet():
-        path = str(Path(folder) / "prepared.onnx")
+        given, path = (str(Path(folder) / name) for name in ("given.onnx", "prepared.onnx"))
         try:
             if max(versions) < PER_CHANNEL:
                 model = onnx.version_converter.convert_version(model, PER_CHANNEL)
-            quant_pre_process(model, path, skip_symbolic_shape=True)
+            onnx.save(model, given)
+            quant_pre_process(given, path, skip_symbolic_shape=True)
             prepared = onnx.load(path)
         except Exception as error:  # whatever the quantizer's tools meet
             raise ConvertError(f"{source} cannot be prepared for quantization: {first_line(error)}") from error
@@ -177,7 +198,16 @@ def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProt
     with tempfile.TemporaryDirectory(prefix="hodec-") as folder, quiet("root"):
         path = str(Path(folder) / "int8.onnx")
         try:
-            quantization.quantize_static(copy, path, _Calls(feeds), per_channel=True)
+            quantization.quantize_static(
+                copy,
+                path,
+                _Calls(feeds),
+                op_types_to_quantize=OPERATORS,
+                per_channel=True,
+                # x86 multiplies unsigned by signed bytes: nudenet is 1.8 times as fast as dense so, 0.7 times with
+                # signed activations
+                activation_type=quantization.QuantType.QUInt8,
+            )
             return onnx.load(path)
         except Exception as error:  # its own kinds, and those of the runtime
             raise ConvertError(f"the model cannot be quantized on these data: {first_line(error)}") from error
@@ -210,12 +240,16 @@ class Mixed:
         given = {one.name for one in model.graph.initializer}
         weights = {one.name: one for one in self.floats.graph.initializer}
         for node in model.graph.node:
-            if node.name in chosen:
-                node.input[:] = self._nodes[node.name].input
-                for name in node.input:
-                    if name in weights and name not in given:
-                        model.graph.initializer.append(weights[name])
-                        given.add(name)
+            if node.name not in chosen:
+                continue
+            node.input[:] = self._nodes[node.name].input
+            for k, name in enumerate(node.input):
+                if name in weights and name not in given:  # the quantizer gives its own nodes such names
+                    node.input[k] = f"{name}.float"
+                    if node.input[k] not in given:
+                        model.graph.initializer.add().CopyFrom(weights[name])
+                        model.graph.initializer[-1].name = node.input[k]
+                        given.add(node.input[k])
         if chosen:
             _remove_unread(model.graph)
         return model
