@@ -32,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="PLAN", help="a plan.json to follow, made by --plan-out and perhaps edited")
     parser.add_argument("--plan-out", metavar="PLAN", help="where to write the plan; replaced if it is there")
     add_input_arguments(parser)
+    add_dequantize_argument(parser)
+
+
+def add_dequantize_argument(parser: argparse.ArgumentParser) -> None:
+    """--dequantize."""
+    text = "take the quantization of a QDQ model out first; the result is a float model"
+    parser.add_argument("--dequantize", action="store_true", help=text)
 
 
 def add_shape_argument(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +84,11 @@ def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
     from hodec.plan.plan import Plan
     from hodec.ranks.planning import PlanSettings
 
-    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    inputs = {
+        "shapes": parse_shapes(options.shape),
+        "values": parse_values(options.input),
+        "dequantized": options.dequantize,
+    }
     work = partial(decompose_file, options.path, options.output, **inputs, force=options.force)
     if options.plan:
         return partial(work, plan=Plan.load(options.plan))

@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from hodec.formats.base import Format, Ranks
+from hodec.formats.base import Core, Format, Ranks
 from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape, dense_op
-from hodec.formats.staged import StagedFormat
+from hodec.formats.staged import StagedFormat, staged_cores
 from hodec.linalg.svd import singular_values
 
 
@@ -101,6 +101,9 @@ class Stacked(Several):
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
         return self.one.ranks([factor[0] for factor in factors])
 
+    def cores(self, factors: Sequence[Tensor]) -> list[Core]:
+        return staged_cores(factors) if isinstance(self.one, StagedFormat) else [Core(factor) for factor in factors]
+
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         return int(shape[2]) * self.one.params(shape[:2], ranks, modes)
 
@@ -165,6 +168,9 @@ class Grouped(Several):
 
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
         return self.one.ranks(next(iter(self._each(factors))))
+
+    def cores(self, factors: Sequence[Tensor]) -> list[Core]:
+        return staged_cores([factor.unflatten(0, (self.conv_groups, -1)) for factor in factors])
 
     def _each(self, factors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """The factors of each group."""
