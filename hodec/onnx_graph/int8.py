@@ -159,8 +159,7 @@ def closeness(run: Run, feeds: Sequence[Feeds]) -> Score:
 
 
 def _run(model: onnx.ModelProto, threads: int) -> Run:
-    opened = open_session(model.SerializeToString(), threads=threads)
-    return lambda feeds: run_session(opened, feeds)  # type: ignore[return-value]
+    return partial(run_session, open_session(model.SerializeToString(), threads=threads))  # type: ignore[return-value]
 
 
 def _prepared(source: Path) -> onnx.ModelProto:
@@ -176,7 +175,7 @@ def _prepared(source: Path) -> onnx.ModelProto:
                 model = onnx.version_converter.convert_version(model, PER_CHANNEL)
             onnx.save(model, given)
             quant_pre_process(given, path, skip_symbolic_shape=True)
-            prepared = onnx.load(path)
+            prepared: onnx.ModelProto = onnx.load(path)
         except Exception as error:  # whatever the quantizer's tools meet
             raise ConvertError(f"{source} cannot be prepared for quantization: {first_line(error)}") from error
     del prepared.metadata_props[:]
@@ -216,9 +215,10 @@ def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProt
                 # signed activations
                 activation_type=quantization.QuantType.QUInt8,
             )
-            return onnx.load(path)
+            quantized: onnx.ModelProto = onnx.load(path)
         except Exception as error:  # its own kinds, and those of the runtime
             raise ConvertError(f"the model cannot be quantized on these data: {first_line(error)}") from error
+    return quantized
 
 
 class Mixed:
@@ -244,8 +244,8 @@ class Mixed:
 
     def model(self, names: Iterable[str]) -> onnx.ModelProto:
         """The quantized model with these layers in float; a value is rounded only where 8 bits make or read it."""
-        model, chosen = onnx.ModelProto.FromString(self.quantized.SerializeToString()), {*names}
-        if chosen:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.quantized.SerializeToString())
+        if chosen := {*names}:
             self._give_weights(model.graph, chosen)
             _unround(model.graph, {*self.layers} - chosen)
             _remove_unread(model.graph)
@@ -365,7 +365,7 @@ def four_rows(files: Mapping[str, Path], score: Score, *, seconds: float = 10.0,
     for what, path in files.items():
         try:
             opened = open_session(path, threads=threads)
-            found = score(lambda feeds, opened=opened: run_session(opened, feeds))  # type: ignore[misc]
+            found = score(partial(run_session, opened))  # type: ignore[arg-type]
         except Cannot as error:
             raise ConvertError(f"onnxruntime does not run {path}: {error}") from error
         bench = bench_files(first, path, seconds=seconds, threads=threads) if rows else None
