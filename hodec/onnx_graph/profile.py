@@ -16,8 +16,9 @@ from hodec.export.runtime import Array, Session, open_session
 from hodec.onnx_graph.session import run_session
 
 Feeds = Mapping[str, Array]
-# A run counts as undisturbed if its thread had the processor for this share of the time. With six programs on each core,
-# the least of such runs repeats within 0.6 % (median of 272 small sessions of nudenet and PP-OCRv4; nine in ten: 2.4 %).
+# A run counts as undisturbed if its thread had the processor for this share of the time. With six programs on each
+# core, the least of such runs repeats within 0.6 % (median of 272 small sessions of nudenet and PP-OCRv4; nine in ten
+# within 2.4 %).
 UNDISTURBED, FEW, PATIENCE = 0.95, 4, 4
 
 
