@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec._version import __version__
 from hodec.conversion.keeping import PLAN_ATTRIBUTE
@@ -53,7 +53,7 @@ def save(
     plan = _plan_of(model) if plan is None else plan
     _check_converted(model, plan)
     with writing(path):
-        save_tensors(path, model.state_dict(), {"format": FORMAT})  # one entry: of several, the order would vary
+        save_tensors(path, _once(model.state_dict()), {"format": FORMAT})  # one entry: of several, the order would vary
         structure = {
             "format": FORMAT,
             "version": VERSION,
@@ -63,6 +63,14 @@ def save(
             "plan": plan.to_dict(),
         }
         write_json(path.with_suffix(".json"), structure)
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without those that are an earlier one under another name, such as factors that layers share."""
+    first: dict[object, str] = {}
+    for name, t in tensors.items():
+        first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name, name)
+    return {name: tensors[name] for name in first.values()}
 
 
 def _plan_of(model: nn.Module) -> Plan:
@@ -78,10 +86,11 @@ def _plan_of(model: nn.Module) -> Plan:
 def _check_converted(model: nn.Module, plan: Plan) -> None:
     """Refuse to write what could not be read again."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, layer in plan.items():
+    users = [(name, layer, one) for key, layer in plan.items() for name, one in zip(layer.names(key), layer.users)]
+    for name, whole, layer in users:
         found = modules.get(layer.module(name))
         own = [getattr(found, key, None) for key in ("shape", "ranks", "modes")]
-        right = type(found) is get_method(layer.method).layer(layer.layer_type, layer.groups)
+        right = type(found) is get_method(layer.method).tied_layer(whole.layer_type, layer.layer_type, layer.groups)
         if not right or own != [layer.shape, layer.ranks, layer.modes]:
             raise CheckpointError(
                 f"save: {name} is {found if found is None else type(found).__name__} in this model, and {layer.method} "
@@ -116,8 +125,8 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     tensors = load_tensors(path)
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
-    if own != given:
-        wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    needed = own.keys() if small.state_dict().keys() == given.keys() else _once(small.state_dict()).keys()
+    if wrong := sorted(n for n in needed | given.keys() if own.get(n) != given.get(n)):
         raise _misfit(path, wrong, own, given)
     kinds = {name: kind_of(t) for name, t in small.state_dict().items()}
     if wrong := [name for name, t in tensors.items() if kind_of(t) != kinds[name]]:
@@ -125,7 +134,7 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
             f"{path}: {len(wrong)} tensors hold numbers of another kind than the model's, first {wrong[0]} (file "
             f"{kind_of(tensors[wrong[0]])}, model {kinds[wrong[0]]}): they would become others"
         )
-    small.load_state_dict(tensors)
+    small.load_state_dict(tensors, strict=False)  # what is not in the file is there under another name
     return small
 
 
@@ -191,7 +200,8 @@ def _check_size(path: Path, blank: nn.Module, plan: Plan) -> None:
     Raises:
         CheckpointError: a tensor outside the plan has another shape in the file, or the dense net is out of proportion.
     """
-    planned = {layer.parameter(name) for name, layer in plan.items()}
+    users = [(name, one) for key, layer in plan.items() for name, one in zip(layer.names(key), layer.users)]
+    planned = {one.parameter(name) for first, one in users for name in (first, *one.aliases)}
     dense = {name: tuple(t.shape) for name, t in blank.state_dict().items()}
     stored = tensor_shapes(path)
     numbers, held = (sum(math.prod(shape) for shape in shapes.values()) for shapes in (dense, stored))

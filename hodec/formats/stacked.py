@@ -3,6 +3,7 @@
 Each is factorized on its own, all at the same ranks.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import cast
@@ -122,7 +123,6 @@ class Grouped(Several):
     """
 
     uses_modes = False
-    in_graphs = False
 
     def __init__(self, one: StagedFormat, groups: int) -> None:
         super().__init__()
@@ -134,6 +134,18 @@ class Grouped(Several):
 
     def part_shape(self, shape: Shape) -> Shape:
         return (shape[0] // self.conv_groups, *shape[1:])
+
+    def unsuitable(self, shape: Shape, modes: Modes) -> str:
+        kernel = shape[2:]
+        least = self.fit_ranks(shape, modes, [1] * len(self.max_ranks(shape, modes)))
+        if shape[:2] == (self.conv_groups, 1) and self.params(shape, least, modes) >= math.prod(shape):
+            return (
+                f"depthwise convolution (groups={self.conv_groups}): a {'x'.join(map(str, kernel))} kernel of one "
+                "channel in and one out has no smaller factors by this method"
+                + "; spatial_svd splits it along its axes"
+                * (len(kernel) == 2 and min(kernel) > 1)
+            )
+        return super().unsuitable(shape, modes)
 
     def part_spectra(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return self.one.spectra(weight, modes)

@@ -28,11 +28,6 @@ class Grams(NamedTuple):
     right: Tensor | None
 
 
-def factor_parameters(layer: FactorizedLayer) -> list[nn.Parameter]:
-    """The parameters that hold the factors: all but the bias."""
-    return [parameter for parameter in layer.parameters() if parameter is not layer.bias]
-
-
 @torch.no_grad()
 def cores_of(layer: FactorizedLayer, values: Mapping[nn.Parameter, Tensor] | None = None) -> list[Core]:
     """The layer's cores as views of its parameters, or of tensors of their shapes that stand in for them."""

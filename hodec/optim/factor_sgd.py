@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from hodec.errors import ConfigError, near_matches
 from hodec.formats.base import Core
-from hodec.layers.base import FactorizedLayer
-from hodec.optim.cores import as_matrix, cores_of, factor_parameters, grams, through
+from hodec.layers.base import FactorizedLayer, factor_parameters
+from hodec.optim.cores import as_matrix, cores_of, grams, through
 
 # Added to a Gram matrix, as a share of its mean eigenvalue: what bounds a step along a direction that has all but gone.
 DAMPING = 1e-3
@@ -49,8 +49,13 @@ def param_groups(  # noqa: PLR0913
 
 
 def factorized_layers(net: nn.Module) -> list[FactorizedLayer]:
-    """The factorized layers of a net, each once."""
-    return [module for module in net.modules() if isinstance(module, FactorizedLayer)]
+    """The factorized layers of a net, each once; of those with the same factors one, if it can be no embedding."""
+    found: dict[frozenset[nn.Parameter], FactorizedLayer] = {}
+    for layer in (module for module in net.modules() if isinstance(module, FactorizedLayer)):
+        held = found.setdefault(own := frozenset(factor_parameters(layer)), layer)
+        if held.layer_type.is_embedding and not layer.layer_type.is_embedding:
+            found[own] = layer
+    return list(found.values())
 
 
 class FactorSGD(torch.optim.SGD):

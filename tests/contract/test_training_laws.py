@@ -5,8 +5,8 @@ import torch
 from cases import Case, every_case, relative
 from torch import Tensor
 
-from hodec.layers.base import FactorizedLayer
-from hodec.optim.cores import cores_of, factor_parameters, grams, through
+from hodec.layers.base import FactorizedLayer, factor_parameters
+from hodec.optim.cores import cores_of, grams, through
 from hodec.optim.factor_sgd import FactorSGD
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import hodec
 from hodec.errors import ConfigError
+from hodec.layers.base import factor_parameters
 from hodec.optim.factor_sgd import FactorSGD, factorized_layers, newton_schulz, param_groups
 
 
@@ -117,3 +118,21 @@ def test_newton_schulz_makes_singular_values_alike(shape: tuple[int, int, int]) 
 def test_unknown_words_are_refused(net: nn.Module, options: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         FactorSGD(net, 0.1, **options)
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd", "sgd"])
+@pytest.mark.parametrize("method", ["svd", "tt"])
+def test_factors_that_layers_share_move_once_a_step(factors: str, method: str) -> None:
+    """An embedding and the head behind it, which has its weight."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Embedding(96, 32), nn.Linear(32, 32), nn.Linear(32, 96))
+    dense[2].weight = dense[0].weight
+    tokens = torch.arange(24).reshape(2, 12)
+    plan = hodec.make_plan(dense, 4, method=method, example_input=tokens, allow_larger=True)
+    net = hodec.convert(dense, plan)
+    optimizer = FactorSGD(net, 0.05, factors=factors, factor_lr=0.01)
+    assert optimizer.layers == [net[2], net[1]]
+    step(net, optimizer, tokens)
+    for parameter in factor_parameters(net[2]):  # the first step's momentum is the gradient itself
+        torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], parameter.grad)
+    assert factor_parameters(net[0]) == factor_parameters(net[2])
