@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,9 @@ def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Modu
         with same_random_state([]):
             with torch.device("meta"):
                 blank = build()
-            _check_size(Path(path), blank, Plan.from_dict(structure["plan"]))  # before any memory is taken
+            _check_size(
+                Path(path), blank, Plan.from_dict(cast(dict[str, Any], structure["plan"]))
+            )  # before any memory is taken
             return build()
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: no net can be built from its facts {facts}: {error}") from error

@@ -154,7 +154,7 @@ def test_html_holds_everything_in_order(run, html):
 def test_names_of_layers_are_no_tags(finished, tmp_path):
     """Names come from anybody's model: as keys of settings too, in the block that shows these."""
     folder, tag = (
-        shutil.copytree(finished[0], tmp_path / "run"),
+        shutil.copytree(finished, tmp_path / "run"),
         "<img src=x onerror=alert(1)><script>alert(2)</script>",
     )
     for name in ("plan.json", "metrics.json", "metrics.jsonl"):
