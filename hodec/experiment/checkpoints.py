@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import time
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from hodec.admm.processes import Processes, check_equal
 from hodec.errors import TrainingError
+from hodec.experiment.data.loaders import EpochLoader
 from hodec.experiment.run_folder import RunFolder, previous
 from hodec.io.atomic import JsonObject
 from hodec.io.tensors import not_numbers
@@ -48,7 +50,7 @@ class KeepCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning forgets the loader's state where the optimizer has asked how many steps there are.
         if "loader" in self._restored:
-            trainer.train_dataloader.load_state_dict(self._restored.pop("loader"))
+            loader_of(trainer).load_state_dict(self._restored.pop("loader"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         if "random" in self._restored:
@@ -61,7 +63,7 @@ class KeepCheckpoint(Checkpoint):
         # Gradients that were gathered for a later step are in no checkpoint.
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole and not trainer.is_last_batch and self._is_due(trainer, batch_idx):
-            loader = trainer.train_dataloader.state_dict()
+            loader = loader_of(trainer).state_dict()
             self._within = {"random": random_state(), "sums": sums_of(trainer), "loader": loader}
             self._write(trainer, pl_module, f"epoch {trainer.current_epoch}, batch {batch_idx}")
             self._within = {}
@@ -105,12 +107,17 @@ class KeepCheckpoint(Checkpoint):
 # -- what is beside the weights within an epoch: plain values and tensors, which load with weights_only=True ----------
 
 
+def loader_of(trainer: Trainer) -> EpochLoader[Any]:
+    """The loader of the training images."""
+    return cast(EpochLoader[Any], trainer.train_dataloader)
+
+
 def random_state() -> JsonObject:
     """The global random numbers of Python, NumPy and torch, on the CPU and on each GPU."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

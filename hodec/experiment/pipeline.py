@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning
 import torch
@@ -143,7 +144,7 @@ def open_folder(config: Config, path: Path) -> RunFolder:
     longer = longer and not config.optimizer.joint_schedule  # by which ADMM has trained for the shorter one
     folder = RunFolder.open(path, to_yaml(config), [] if longer else keys, writes=is_first_process())
     if longer:
-        extend(folder, epochs=config.retrain_epochs, before=before)
+        extend(folder, epochs=config.retrain_epochs, before=cast(int, before))
         if folder.writes:
             write_text(stored, to_yaml(config))
     if config.init_stage:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,9 @@ def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Modu
         with same_random_state([]):
             with torch.device("meta"):
                 blank = build()
-            _check_size(Path(path), blank, Plan.from_dict(structure["plan"]))  # before any memory is taken
+            _check_size(
+                Path(path), blank, Plan.from_dict(cast(dict[str, Any], structure["plan"]))
+            )  # before any memory is taken
             return build()
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: no net can be built from its facts {facts}: {error}") from error
@@ -200,7 +202,8 @@ def _check_size(path: Path, blank: nn.Module, plan: Plan) -> None:
     Raises:
         CheckpointError: a tensor outside the plan has another shape in the file, or the dense net is out of proportion.
     """
-    planned = {layer.parameter(name) for name, layer in plan.items()}
+    users = [(name, one) for key, layer in plan.items() for name, one in zip(layer.names(key), layer.users)]
+    planned = {one.parameter(name) for first, one in users for name in (first, *one.aliases)}
     dense = {name: tuple(t.shape) for name, t in blank.state_dict().items()}
     stored = tensor_shapes(path)
     numbers, held = (sum(math.prod(shape) for shape in shapes.values()) for shapes in (dense, stored))

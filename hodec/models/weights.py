@@ -115,7 +115,7 @@ def _without_prefix(tensors: StateDict, target: StateDict, path: Path) -> StateD
 def _differences(tensors: StateDict, target: StateDict) -> dict[str, str]:
     """Name -> how the tensor of the file differs from the model's: missing ones, other shapes, unknown ones."""
     differ = {key: "not in the file" for key in target if key not in tensors}
-    for key in target.keys() & tensors.keys():
+    for key in (key for key in target if key in tensors):
         theirs, mine = tensors[key], target[key]
         if theirs.shape != mine.shape:
             differ[key] = f"{tuple(theirs.shape)} in the file, {tuple(mine.shape)} in the model"
