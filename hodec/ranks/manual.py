@@ -85,7 +85,7 @@ class Manual(RankRule):
         if not others:
             return
         name, few = next(iter(others)), len(others) <= most and len(others) < len(layers)
-        by_glob = self.tt_ranks if isinstance(self.tt_ranks, Mapping) else {"*": self.tt_ranks}
+        by_glob = self.tt_ranks if isinstance(self.tt_ranks, Mapping) else {"*": given[name]}
         fitting = {**by_glob, **dict.fromkeys(others, self.default)}
         entries = ",".join(f"{glob}:{str(list(r) if not isinstance(r, int) else r)}" for glob, r in fitting.items())
         more = f", and so in {len(others) - 1} more" if len(others) > 1 else ""

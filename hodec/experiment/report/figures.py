@@ -141,7 +141,7 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
 def _before_after(run: RunData) -> Figure:
     """Accuracy, parameters, MACs and latency of the compressed network, each against the dense one (100 %)."""
     dense, small = run.network(run.reference), run.network("compressed")
-    pairs = {
+    pairs: dict[str, tuple[float | None, float | None, Callable[[float], str]]] = {
         "test accuracy": (dense.test_accuracy, small.test_accuracy, accuracy),
         "parameters": (dense.params, small.params, human),
         "MACs": (dense.macs, small.macs, human),

@@ -74,8 +74,8 @@ def groups(runs: Sequence[RunData]) -> list[Group]:
 
 
 def _group(settings: Mapping[str, str], runs: Sequence[RunData]) -> Group:
-    rows = [row(run) for run in runs]
-    columns = {name: [float(one[name]) for one in rows if isinstance(one[name], int | float)] for name in NUMBERS}
+    numbers = {name: [of(run) for run in runs] for name, of in NUMBERS.items()}
+    columns = {name: [x for x in values if x is not None and isfinite(x)] for name, values in numbers.items()}
     return Group(
         settings,
         len(runs),
