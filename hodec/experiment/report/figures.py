@@ -250,7 +250,7 @@ def tradeoff(runs: Sequence[RunData]) -> Figure:
     axes.margins(x=0.15, y=0.15)
     axes.set_title("Validation accuracy of the compressed network, %")
     axes.set_xlabel("MACs cut, %")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     return figure
 
 
