@@ -228,7 +228,9 @@ def _stacked(arrays: Mapping[str, Array], specs: Sequence[InputSpec]) -> list[di
     counts = {name: len(array) for name, array in arrays.items() if array.ndim}
     most = max((counts[name] for name in whole), default=0) or max(counts.values(), default=0)
     fixed = {one.name: one.dims[0] for one in specs if one.dims and one.dims[0] is not None}
-    same = {n for n in arrays if n not in whole and (n not in counts or (counts[n] != most and counts[n] == fixed.get(n)))}
+    same = {
+        n for n in arrays if n not in whole and (n not in counts or (counts[n] != most and counts[n] == fixed.get(n)))
+    }
     cut = [name for name in arrays if name not in whole and name not in same]
     sizes = {fixed[name] for name in cut if name in fixed}
     step = 1 if whole else next(iter(sizes), None) or max(1, min(CALL, most // LEAST_SAMPLES))

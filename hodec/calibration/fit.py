@@ -165,13 +165,13 @@ def _problem(
         output_root = None
     xx = moments.centred()[0]
     xx.diagonal().add_(_ridge(xx, damping))
-    covariance = _kronecker(layer, xx)
+    covariance = kronecker(layer, xx)
     turned = InputCovariance(covariance.sizes, tuple(AxisRoot(r.axes, r.root, r.inverse.mT) for r in covariance.roots))
     metric = turned.undo(turned.undo(xx).mT)
     return _Problem(covariance.apply(best), metric / metric.diagonal().mean(), covariance, output_root)
 
 
-def _kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
+def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
     """The covariance of patches as a Kronecker product over what the format can mix, from its partial traces.
 
     Roots are Cholesky factors, a tenth of the time of symmetric roots: any C = S S^T serves.

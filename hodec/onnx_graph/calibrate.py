@@ -62,7 +62,9 @@ class Probe:
         """Names of the model's outputs."""
         return tuple(name_of(one) for one in self.graph.graph.outputs)
 
-    def run(self, feeds: Feeds, taps: Sequence[str] = (), tried: Mapping[str, Replacement] | None = None) -> list[Array]:
+    def run(
+        self, feeds: Feeds, taps: Sequence[str] = (), tried: Mapping[str, Replacement] | None = None
+    ) -> list[Array]:
         """Values of the graph; by default its outputs.
 
         Args:
@@ -111,7 +113,9 @@ class Probe:
 
     def _session(self, taps: tuple[str, ...]) -> Session:
         if taps not in self._sessions:
-            self._sessions[taps] = open_session(self._content(taps), threads=self.threads, folder=self.graph.path.parent)
+            self._sessions[taps] = open_session(
+                self._content(taps), threads=self.threads, folder=self.graph.path.parent
+            )
         return self._sessions[taps]
 
     def _content(self, taps: tuple[str, ...]) -> bytes:
@@ -230,9 +234,7 @@ def _own_bias(one: WeightConsumer, graph: OnnxGraph) -> Tensor:
     return bias * one.node.attributes.get_float("beta", 1.0)
 
 
-def rows_of(
-    one: WeightConsumer, x: Tensor, y: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def rows_of(one: WeightConsumer, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most ``count`` patches (M, I, K..) of a node's input and its outputs (M, O) there, drawn at random."""
     if not one.dims:
         return _linear_rows(one, x, y, count, generator)

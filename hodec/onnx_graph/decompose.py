@@ -110,7 +110,7 @@ def decompose_file(  # noqa: PLR0913
         changes, total_macs = rewrite(facts, sites, plan)
     after = Cost(parameters(graph), total_macs // facts.batch)
     with written(graph, out) as files:
-        _check_file(files[0])
+        check_file(files[0])
         difference, more = _check_outputs(files[0], feeds, wanted)
         size = sum(path.stat().st_size for path in files)
     remarks = (*remarks, *more)
@@ -131,7 +131,7 @@ def _dense_outputs(facts: GraphFacts, feeds: Mapping[str, Array]) -> tuple[list[
         return None, (remark,)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
