@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hodec.calibration.images import IMAGE_ENDINGS, Pixels, image_calls
 from hodec.errors import DataError
@@ -85,7 +85,7 @@ def load_samples(
     given: Given,
     specs: Sequence[InputSpec],
     *,
-    values: Mapping[str, float] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
     pixels: Pixels | None = None,
     labels: str | Path | Array | None = None,
@@ -95,7 +95,7 @@ def load_samples(
     Args:
         given: ``.npz`` or ``.npy`` (first axis: samples), a folder of such (one call each), a folder of images,
             ``file.py:function`` that gives dicts name -> array (one call each), or such dicts themselves.
-        values: name of an input -> the number that fills it, for those that the data do not have.
+        values: name of an input -> the number that fills it, or its array, for those that the data do not have.
         sizes: of inputs that the file leaves open: what images are scaled to, what values fill.
         pixels: how images become numbers.
         labels: ``.npy`` with one row a sample, in the order of the data.
@@ -115,16 +115,17 @@ def load_samples(
 
 
 def _filled(
-    specs: Sequence[InputSpec], values: Mapping[str, float], sizes: Mapping[str, tuple[int, ...]]
+    specs: Sequence[InputSpec], values: Mapping[str, ArrayLike], sizes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Array]:
     known = {one.name: one for one in specs}
     filled = {}
     for name, value in values.items():
         if name not in known:
-            raise DataError(f"--value {name}: the model has no such input; it has {', '.join(known)}")
+            raise DataError(f"--input {name}: the model has no such input; it has {', '.join(known)}")
         one = known[name]
         size = sizes.get(name) or tuple(1 if n is None else n for n in one.dims or ())
-        filled[name] = np.full(size, value, one.dtype)
+        array = np.asarray(value)
+        filled[name] = _fitting(array if array.ndim else np.full(size, array), one, "--input")
     return filled
 
 
@@ -268,9 +269,7 @@ def _smaller(calls: list[dict[str, Array]], specs: Sequence[InputSpec]) -> list[
         alone = len(lengths) == 1 and len(firsts) == 1
         first, length = next(iter(firsts), None), next(iter(lengths), 1)
         step = first or (CALL if length > CALL or len(calls) >= LEAST_SAMPLES else max(1, length // LEAST_SAMPLES))
-        if alone and length > step and length % step == 0:
-            parts += [{name: array[i : i + step] for name, array in call.items()} for i in range(0, length, step)]
-        elif alone and first is None and length > step:
+        if alone and length > step and length % step == 0 or alone and first is None and length > step:
             parts += [{name: array[i : i + step] for name, array in call.items()} for i in range(0, length, step)]
         else:
             parts.append(call)
@@ -289,8 +288,8 @@ def _check_names(arrays: Mapping[str, Array], specs: Sequence[InputSpec]) -> Non
     names = [one.name for one in specs]
     if missing := [name for name in names if name not in arrays]:
         raise DataError(
-            f"--data: input {', '.join(missing)} is not in it; it has {', '.join(arrays) or 'nothing'}. Add an array of "
-            f"that name, or fill it by --value {missing[0]}=NUMBER"
+            f"--data: input {', '.join(missing)} is not in it; it has {', '.join(arrays) or 'nothing'}. Add an array "
+            f"of that name, or fill it by --input {missing[0]}=NUMBER"
         )
     if unknown := [name for name in arrays if name not in names]:
         raise DataError(f"--data: {unknown[0]} is no input of the model; it takes {', '.join(names)}")
@@ -302,11 +301,10 @@ def _cast(call: Mapping[str, Array], specs: Sequence[InputSpec], at: int) -> dic
     Raises:
         DataError: another shape, numbers that the type cannot hold, NaN or Inf.
     """
-    return {one.name: _fitting(call[one.name], one, at) for one in specs}
+    return {one.name: _fitting(call[one.name], one, f"--data: {one.name} of call {at}") for one in specs}
 
 
-def _fitting(array: Array, one: InputSpec, at: int) -> Array:
-    where = f"--data: {one.name} of call {at}"
+def _fitting(array: Array, one: InputSpec, where: str) -> Array:
     fits = one.dims is None or (
         len(one.dims) == array.ndim and all(want in (None, n) for want, n in zip(one.dims, array.shape))
     )

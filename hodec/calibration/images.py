@@ -54,7 +54,7 @@ def image_calls(
         names = ", ".join(name for name, _, _ in inputs)
         raise DataError(
             f"--data: a folder of images feeds one input with four axes; this model takes {names}. Fill the others by "
-            "--value NAME=NUMBER, or give arrays"
+            "--input NAME=NUMBER, or give arrays"
         )
     name, dtype, dims = inputs[0]
     size = tuple(n or given for n, given in zip(dims or (), sizes.get(name, (1, 0, 0, 0))))

@@ -24,9 +24,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--labels", metavar="FILE.npy", help="whole numbers, one a sample: accuracy is what may drop")
     group.add_argument(
-        "--value", action="append", default=[], metavar="NAME=NUMBER", help="what fills an input that the data lack"
-    )
-    group.add_argument(
         "--mean", metavar="NUMBERS", help="of images' pixels, 0..255 (default: ImageNet's; 0 for one channel)"
     )
     group.add_argument(
@@ -43,6 +40,7 @@ def calibration_from(options: argparse.Namespace) -> "Calibration":
     """
     from hodec.calibration.images import Pixels
     from hodec.onnx_graph.compress import Calibration
+    from hodec.onnx_graph.feeds import parse_values
     from hodec.onnx_graph.sizes import parse_shapes
 
     if options.channels not in ORDERS:
@@ -50,7 +48,7 @@ def calibration_from(options: argparse.Namespace) -> "Calibration":
     pixels = Pixels(_numbers("--mean", options.mean), _numbers("--std", options.std), options.channels)
     if 0 in pixels.std:
         raise ConfigError("--std: 0 given; allowed: numbers other than 0")
-    values = dict(_value(text) for text in options.value)
+    values = parse_values(options.input)
     return Calibration(options.data, options.labels, values, parse_shapes(options.shape), pixels)
 
 
@@ -59,18 +57,6 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...]:
         return tuple(float(one) for one in (text or "").split(",") if one.strip())
     except ValueError:
         raise ConfigError(f"{flag}: {text!r} given; allowed: numbers with commas between them") from None
-
-
-def _value(text: str) -> tuple[str, float]:
-    name, _, number = text.rpartition("=")
-    try:
-        return (name, float(number)) if name else _refuse(text)
-    except ValueError:
-        return _refuse(text)
-
-
-def _refuse(text: str) -> tuple[str, float]:
-    raise ConfigError(f"--value: {text!r} given; allowed: NAME=NUMBER") from None
 
 
 @contextmanager

@@ -51,8 +51,10 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when it worked, 141 when nobody reads its output; else one line on stderr and 2, or 3 where it could
-    but nothing pays."""
+    """Run one verb; 0 when it worked, 141 when nobody reads its output.
+
+    Else there is one line on stderr: 2 where it could not, 3 where it could and nothing pays.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["train"]:  # Hydra reads what follows

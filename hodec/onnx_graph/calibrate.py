@@ -1,10 +1,11 @@
 """A model file run on calibration data, with weights to try in place of its own: what its layers are fitted by.
 
-The file becomes a probe whose weights are inputs, so that one session serves every weight that is tried, and each of
-whose layers adds a correction to its outputs, another input. What is fed there stands for a file that would first have
-to be written.
+The file becomes a trial graph whose weights are inputs, so that one session serves every weight that is tried, and
+each of whose layers adds a shift to its outputs, another input. What is fed there stands for a file that would first
+have to be written.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from hodec.calibration.im2col import windows
 from hodec.calibration.moments import FitMoments
-from hodec.export.runtime import Array, Cannot, Session, first_line, open_session
+from hodec.export.runtime import Array, Cannot, Session, first_line, open_session, quiet
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.sites import GraphSite, WeightConsumer
 
@@ -44,7 +45,7 @@ class Replacement:
 
 
 @dataclass
-class Probe:
+class TrialGraph:
     """The graph with its layers' weights as inputs.
 
     Attributes:
@@ -119,9 +120,9 @@ class Probe:
         return self._sessions[taps]
 
     def _content(self, taps: tuple[str, ...]) -> bytes:
-        """The probe with these values as outputs."""
+        """The trial graph with these values as outputs."""
         model = self.graph.model.clone()
-        nodes = dict(zip(self.graph.graph, model.graph, strict=True))
+        nodes = dict(zip(self.graph.graph.all_nodes(), model.graph.all_nodes(), strict=True))
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
         for k, site in enumerate(self.sites.values()):
             stored = self.graph.array(site.consumers[0].weight)
@@ -130,11 +131,14 @@ class Probe:
             weight, add = _input(_weight(k), kind, stored.shape), _input(_shift(k), kind, shift.shape)
             model.graph.inputs.extend([weight, add])
             for one in site.consumers:
-                _corrected(model.graph, nodes[one.node], one.input_index, weight, add)
+                nodes[one.node].replace_input_with(one.input_index, weight)
+                if one.place is self.graph.graph:
+                    _corrected(model.graph, nodes[one.node], add)
         ends = [one for one in model.graph.outputs] if taps == self.outputs else [values[name] for name in taps]
         model.graph.outputs.clear()
         model.graph.outputs.extend(ends)
-        RemoveUnusedNodesPass()(model)
+        with quiet("onnx_ir", logging.CRITICAL):
+            RemoveUnusedNodesPass()(model)
         model.ir_version = max(4, model.ir_version)
         try:
             return ir.to_proto(model).SerializeToString()
@@ -160,9 +164,8 @@ def _shaped(one: WeightConsumer, shift: Array) -> Array:
     return shift.reshape(-1, *(1,) * axes)
 
 
-def _corrected(graph: ir.Graph, node: ir.Node, index: int, weight: ir.Value, shift: ir.Value) -> None:
-    """Let a node read its weight from an input, and all that read the node read it plus a shift."""
-    node.replace_input_with(index, weight)
+def _corrected(graph: ir.Graph, node: ir.Node, shift: ir.Value) -> None:
+    """Let all that read a node read it plus a shift."""
     raw = node.outputs[0]
     add = ir.node("Add", [raw, shift], outputs=[ir.val(f"{raw.name} hodec shifted")])
     for use in list(raw.uses()):
@@ -180,7 +183,7 @@ def _corrected(graph: ir.Graph, node: ir.Node, index: int, weight: ir.Value, shi
 def unmeasured(site: GraphSite, graph: OnnxGraph) -> str:
     """Why a layer's rows cannot be had, or an empty string: then it keeps the weight that truncation gives."""
     for one in site.consumers:
-        if one.node.graph is not graph.graph:
+        if one.place is not graph.graph:
             return "it stands in a subgraph"
         if one.bias is not None and one.bias not in graph.constants:
             return "its bias is computed"
@@ -190,29 +193,29 @@ def unmeasured(site: GraphSite, graph: OnnxGraph) -> str:
 
 
 def moments_of(
-    probe: Probe,
+    net: TrialGraph,
     names: Iterable[str],
     calls: Sequence[Feeds],
     tried: Mapping[str, Replacement] | None = None,
 ) -> dict[str, FitMoments]:
     """Sums of some layers: their inputs in the net that is ``tried``, their outputs in the dense net."""
-    sites = {name: probe.sites[name] for name in names}
+    sites = {name: net.sites[name] for name in names}
     moments = {name: FitMoments(site.layer.shape) for name, site in sites.items()}
     inputs = list(dict.fromkeys(name_of(one.data) for site in sites.values() for one in site.consumers))
     outputs = list(dict.fromkeys(name_of(one.output) for site in sites.values() for one in site.consumers))
     for at, feeds in enumerate(calls):
         if tried:
-            found = dict(zip(inputs, probe.run(feeds, inputs, tried), strict=True))
-            found |= zip(outputs, probe.run(feeds, outputs), strict=True)
+            found = dict(zip(inputs, net.run(feeds, inputs, tried), strict=True))
+            found |= zip(outputs, net.run(feeds, outputs), strict=True)
         else:
             both = list(dict.fromkeys((*inputs, *outputs)))
-            found = dict(zip(both, probe.run(feeds, both), strict=True))
+            found = dict(zip(both, net.run(feeds, both), strict=True))
         for name, site in sites.items():
             for k, one in enumerate(site.consumers):
                 rows = -(-_rows(site.layer.shape) // (len(calls) * len(site.consumers)))
                 generator = torch.Generator().manual_seed(1000 * at + k)
                 x, y = _tensor(found[name_of(one.data)]), _tensor(found[name_of(one.output)])
-                moments[name].add(*rows_of(one, x, y - _own_bias(one, probe.graph), rows, generator))
+                moments[name].add(*rows_of(one, x, y - _own_bias(one, net.graph), rows, generator))
     return moments
 
 

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import ArrayLike
 
 from hodec.calibration.data import Given, InputSpec, Samples, function_of, load_samples
 from hodec.calibration.images import Pixels
@@ -17,13 +18,14 @@ from hodec.errors import ConfigError, DataError, NothingPays
 from hodec.export.runtime import Array, Cannot, Session, open_session
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.bench import bench_files
-from hodec.onnx_graph.calibrate import Probe, Replacement
+from hodec.onnx_graph.calibrate import Replacement, TrialGraph
 from hodec.onnx_graph.changes import Change
 from hodec.onnx_graph.cost import parameters
-from hodec.onnx_graph.decompose import check_file
+from hodec.onnx_graph.decompose import check_file, flushed, measured_macs
+from hodec.onnx_graph.facts import GraphFacts, graph_facts
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.judge import Judge, judge_of
-from hodec.onnx_graph.planning import GraphFacts, check_plan, eligible_sites, graph_facts
+from hodec.onnx_graph.planning import check_plan, eligible_sites
 from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.search import TARGETS, Progress, Search, Trial
 from hodec.onnx_graph.session import run_session
@@ -48,14 +50,14 @@ class Calibration:
     Attributes:
         data: see ``load_samples``.
         labels: one row a sample.
-        values: name of an input -> the number that fills it.
+        values: name of an input -> the number that fills it, or its array.
         shapes: sizes of inputs that the file leaves open.
         pixels: how images become numbers.
     """
 
     data: Given
     labels: str | Path | Array | None = None
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, ArrayLike] = field(default_factory=dict)
     shapes: Mapping[str, Size] = field(default_factory=dict)
     pixels: Pixels = field(default_factory=Pixels)
 
@@ -84,7 +86,7 @@ def compress_file(  # noqa: PLR0913
     options: PlanSettings | None = None,
     limits: Limits | None = None,
     shapes: Mapping[str, Size] | None = None,
-    values: Mapping[str, float] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
     force: bool = False,
@@ -99,13 +101,13 @@ def compress_file(  # noqa: PLR0913
     read, and ``out`` is touched once everything is checked.
 
     Args:
-        data: ``.npz`` or ``.npy`` (first axis: samples), a folder of such or of images, ``"file.py:function"``, arrays by
-            name of input, or dicts name -> array, one for each call.
+        data: ``.npz`` or ``.npy`` (first axis: samples), a folder of such or of images, ``"file.py:function"``,
+            arrays by name of input, or dicts name -> array, one for each call.
         labels: whole numbers, one a sample: then accuracy is what may drop.
-        evaluate: ``run -> score``, higher is better, or ``"file.py:function"``: ``run`` maps a dict name -> array to such
-            a dict of outputs.
-        max_drop: in the score's own unit, or a share of the dense score as ``"1%"``, which is the default; ``"5%"`` where
-            outputs are compared as numbers.
+        evaluate: ``run -> score``, higher is better, or ``"file.py:function"``: ``run`` maps a dict name -> array to
+            such a dict of outputs.
+        max_drop: in the score's own unit, or a share of the dense score as ``"1%"``, which is the default; ``"5%"``
+            where outputs are compared as numbers.
         loss: how outputs are compared where there is no score: ``top1``, ``tokens`` or ``error``.
         target: what is made small: ``macs`` or ``size``.
         methods: of which each layer takes the one that loses least.
@@ -130,14 +132,14 @@ def compress_file(  # noqa: PLR0913
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
     samples = given.read(graph)
     fit, held = samples.split()
-    facts = graph_facts(graph, example_sizes(samples))
+    facts = graph_facts(graph, {}, samples.calls[0])
     threads = threads or torch.get_num_threads()
     judge = dense_judge(graph, samples, held, evaluate=evaluate, loss=loss, max_drop=max_drop, threads=threads)
     with sharing():
         sites, _, _ = eligible_sites(facts, methods)
         search = Search(
-            facts, sites, Probe(graph, sites, threads), fit, judge, target, tuple(methods), options or PlanSettings(),
-            limits or Limits(), progress,
+            facts, sites, TrialGraph(graph, sites, threads), fit, judge, target, tuple(methods),
+            options or PlanSettings(), limits or Limits(), progress,
         )  # fmt: skip
         best = search.best()
         while best is not None:
@@ -155,12 +157,6 @@ def input_specs(graph: OnnxGraph) -> list[InputSpec]:
         dims = None if value.shape is None else tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
         specs.append(InputSpec(name, (value.dtype or ir.DataType.FLOAT).numpy(), dims))
     return specs
-
-
-def example_sizes(samples: Samples) -> dict[str, Size]:
-    """Sizes of one sample, where calls can be cut to one; else of the first call."""
-    call = samples.calls[0]
-    return {name: array.shape for name, array in call.items()}
 
 
 def dense_judge(  # noqa: PLR0913
@@ -197,7 +193,7 @@ def write_fitted(
     facts: GraphFacts, plan: Plan, tried: Mapping[str, Replacement]
 ) -> tuple[GraphFacts, dict[str, Change], int]:
     """A fresh copy of the graph with the plan's layers replaced by fitted ones, in memory."""
-    again = graph_facts(load_graph(facts.graph.path), facts.inputs)
+    again = graph_facts(load_graph(facts.graph.path), {}, facts.feeds)
     sites = check_plan(plan, again)
     shifts = {name: np.asarray(one.shift, np.float64) for name, one in tried.items()}
     again = shifted(again, sites, shifts)
@@ -208,17 +204,18 @@ def write_fitted(
 def _written(trial: Trial, search: Search, held: Samples, out: Path, seconds: float) -> Compressed | None:
     """The file of a trial, if it keeps in onnxruntime what the trial promised; else nothing is written."""
     facts, judge = search.facts, search.judge
-    again, changes, macs = write_fitted(facts, trial.plan, trial.tried)
-    after = Cost(parameters(again.graph), macs // facts.batch)
+    again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
+    remarks = flushed(again)
     try:
         with written(again.graph, out) as files:
             check_file(files[0])
-            opened = open_session(files[0], threads=search.probe.threads)
+            opened = open_session(files[0], threads=search.net.threads)
             score = judge.score(_runner(opened))
             if not judge.accepts(score):
                 raise _Refused
-            bench = bench_files(facts.graph.path, files[0], seconds=seconds, shapes=facts.inputs)
+            bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
             size = sum(path.stat().st_size for path in files)
+            macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
     except _Refused:
         log.warning("the written file scores %.5g, not the %.5g of its trial", score, trial.score)
         return None
@@ -226,9 +223,9 @@ def _written(trial: Trial, search: Search, held: Samples, out: Path, seconds: fl
         output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=score,
         allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
         samples=(len(search.fit), len(held)), words=search.fit.words,
-        before=facts.cost, after=after, uncounted=facts.uncounted,
-        bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.probe.threads,
-        layers=len(search.sites),
+        before=facts.cost, after=Cost(parameters(again.graph), macs // facts.batch), uncounted=uncounted,
+        bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
+        layers=len(search.sites), remarks=remarks,
     )  # fmt: skip
 
 

@@ -134,8 +134,8 @@ def _by_labels(held: Samples, outputs: Sequence[Sequence[Array]], max_drop: str 
     at = next((k for k, one in enumerate(first) if one.dtype.kind == "f" and one.ndim == 2 and one.shape[1] > 1), None)
     if at is None or any(label.ndim != 1 or label.dtype.kind not in "iu" for label in held.labels):
         raise ConfigError(
-            "--labels: they are compared with the largest of an output (samples, classes), as whole numbers (samples,); "
-            "for anything else give a score of your own with --eval file.py:function"
+            "--labels: they are compared with the largest of an output (samples, classes), as whole numbers "
+            "(samples,); for anything else give a score of your own with --eval file.py:function"
         )
     wanted, index = np.concatenate(held.labels), at
 

@@ -17,9 +17,10 @@ from hodec.calibration.data import Samples
 from hodec.calibration.fit import DAMPING, Fit, as_fit, fit_layer, fittable, kronecker
 from hodec.calibration.moments import FitMoments
 from hodec.errors import HodecError, PlanError
-from hodec.onnx_graph.calibrate import Probe, Replacement, batches, moments_of, unmeasured
+from hodec.onnx_graph.calibrate import Replacement, TrialGraph, batches, moments_of, unmeasured
+from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.judge import Judge, softened, squared_errors
-from hodec.onnx_graph.planning import GraphFacts, plan_graph
+from hodec.onnx_graph.planning import plan_graph
 from hodec.onnx_graph.sites import GraphSite
 from hodec.options import argument
 from hodec.plan.layer import LayerPlan
@@ -102,7 +103,7 @@ class Search:
 
     facts: GraphFacts
     sites: Mapping[str, GraphSite]
-    probe: Probe
+    net: TrialGraph
     fit: Samples
     judge: Judge
     target: str
@@ -135,7 +136,7 @@ class Search:
 
     def _tabulate(self, layers: Mapping[str, LayerContext]) -> None:
         calls = self.fit.part(range(min(SENSITIVITY_CALLS, len(self.fit.calls)))).calls
-        wanted = [softened(self.probe.run(call)) for call in calls]
+        wanted = [softened(self.net.run(call)) for call in calls]
         done = 0
         for group in self._memory_groups(list(layers)):
             moments = self._dense_moments(group)
@@ -154,7 +155,7 @@ class Search:
         if middle is not None:
             context = next(one for one in (layer, *layer.others) if one.method == middle.method)
             tried = {layer.name: _truncated(context.planned(middle.ranks or ()), layer.site.weight, moments)}
-            found = [softened(self.probe.run(call, tried=tried)) for call in calls]
+            found = [softened(self.net.run(call, tried=tried)) for call in calls]
             errors = squared_errors(found, wanted)
             weight = min(1e6, sum(errors) / max(1, len(errors))) / max(middle.loss, 1e-9)
         log.info("%s: weight %.3g of its outputs' squared error", layer.name, weight)
@@ -179,14 +180,14 @@ class Search:
     def _dense_moments(self, names: Sequence[str]) -> dict[str, FitMoments]:
         """Sums on the dense net's own inputs; kept where all layers' fit into memory."""
         wanted = [name for name in names if name not in self._moments and self._measurable(name)]
-        found = moments_of(self.probe, wanted, self.fit.calls) if wanted else {}
+        found = moments_of(self.net, wanted, self.fit.calls) if wanted else {}
         if sum(_bytes(site) for site in self.sites.values()) <= MEMORY:
             self._moments |= found
-        self.probe.forget()
+        self.net.forget()
         return {name: self._moments.get(name) or found[name] for name in names if self._measurable(name)}
 
     def _measurable(self, name: str) -> bool:
-        return not unmeasured(self.sites[name], self.probe.graph)
+        return not unmeasured(self.sites[name], self.net.graph)
 
     # -- trials --------------------------------------------------------------------------------------------------
 
@@ -212,14 +213,14 @@ class Search:
         for k, group in enumerate(groups):
             if sequential:
                 measured = [name for name in group if self._measurable(name)]
-                moments = moments_of(self.probe, measured, self.fit.calls, tried)
+                moments = moments_of(self.net, measured, self.fit.calls, tried)
             else:
                 moments = self._dense_moments(group)
             for name in group:
                 solver = "als" if sequential else "none"
                 tried[name] = self._fit(name, plan[name], moments.get(name), solver)
             self.progress(words, k + 1, len(groups))
-            self.probe.forget()
+            self.net.forget()
         return tried
 
     def _fit(self, name: str, layer: LayerPlan, moments: FitMoments | None, solver: str) -> Replacement:
@@ -242,8 +243,8 @@ class Search:
         return self.judged(share, plan, self.fitted(plan, sequential=sequential, words=words))
 
     def judged(self, share: float, plan: Plan, tried: Mapping[str, Replacement]) -> Trial:
-        """A plan with its weights, judged by the probe."""
-        score = self.judge.score(lambda feeds: self.probe.run(feeds, tried=tried))
+        """A plan with its weights, judged by running the trial graph."""
+        score = self.judge.score(lambda feeds: self.net.run(feeds, tried=tried))
         trial = Trial(share, plan, dict(tried), score, self._cost(plan))
         self.trials.append(replace(trial, tried={}))
         log.info("share %.3f: score %.5g (dense %.5g)", share, score, self.judge.dense)
@@ -326,11 +327,11 @@ class Search:
     def _by_harm(self, trial: Trial) -> list[str]:
         """The layers, the one first whose return to dense takes most off the outputs' error for what it costs."""
         calls = self.fit.part(range(min(SENSITIVITY_CALLS, len(self.fit.calls)))).calls
-        wanted = [softened(self.probe.run(call)) for call in calls]
+        wanted = [softened(self.net.run(call)) for call in calls]
         metric, gains = self.costs[0].metric, {}
 
         def error(tried: Mapping[str, Replacement]) -> float:
-            found = [softened(self.probe.run(call, tried=tried)) for call in calls]
+            found = [softened(self.net.run(call, tried=tried)) for call in calls]
             return min(1e6, sum(squared_errors(found, wanted)))
 
         whole = error(trial.tried)

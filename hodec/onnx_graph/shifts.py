@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from hodec.export.runtime import Array
+from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.nodes import initializer
-from hodec.onnx_graph.planning import GraphFacts
 from hodec.onnx_graph.rewrite import add_initializers, remove_unread
 from hodec.onnx_graph.sites import GraphSite, WeightConsumer
 from hodec.onnx_graph.sizes import Size
@@ -65,7 +65,7 @@ def _replaced(
     value = initializer(names.new(f"{name_of(old) or node.name or node.op_type}.fitted"), array.astype(kind))
     node.resize_inputs(max(len(node.inputs), at + 1))
     node.replace_input_with(at, value)
-    add_initializers(graph, [value])
+    add_initializers(graph, [value], graph.graph)
     if old is not None:
         remove_unread(graph, old)
     return {name_of(value): array.shape}
@@ -74,7 +74,7 @@ def _replaced(
 def _following_add(one: WeightConsumer, graph: OnnxGraph, outputs: int) -> tuple[ir.Node | None, int]:
     """The Add of a constant with a number for each output that alone reads a product, and which input that is."""
     uses = list(one.output.uses())
-    if len(uses) != 1 or graph.is_read_outside(one.output) or uses[0].node.op_type != "Add" or one.input_index == 0:
+    if len(uses) != 1 or graph.is_given_out(one.output) or uses[0].node.op_type != "Add" or one.input_index == 0:
         return None, 0
     at = 1 - uses[0].idx
     bias = uses[0].node.inputs[at]
@@ -100,5 +100,5 @@ def _added(one: WeightConsumer, shift: Array, facts: GraphFacts, names: UniqueNa
             graph.graph.outputs[k] = total
     raw.name = names.new(f"{raw.name}.product")
     graph.graph.insert_after(one.node, add)
-    add_initializers(graph, [value])
+    add_initializers(graph, [value], graph.graph)
     return {name_of(raw): size, name_of(value): shaped.shape}

@@ -26,6 +26,7 @@ class Compressed:
         bench: latency of both files.
         threads: of onnxruntime while searching.
         layers: that could be decomposed.
+        remarks: what else was done, or could not be checked.
     """
 
     output: str
@@ -47,6 +48,7 @@ class Compressed:
     bench: Bench
     threads: int
     layers: int
+    remarks: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -77,6 +79,7 @@ class Compressed:
             "changes": {name: change.to_dict() for name, change in self.changes.items()},
             "skipped": dict(self.plan.skipped),
             "threads": self.threads,
+            "remarks": list(self.remarks),
         }
 
     def __str__(self) -> str:
@@ -90,6 +93,7 @@ class Compressed:
             _pair(f"multiply-adds{without}", self.before.macs, self.after.macs),
             _pair("bytes", self.bytes_before, self.bytes_after),
             str(self.bench).splitlines()[0],
+            *(f"note: {remark}" for remark in self.remarks),
             f"written: {self.output}",
         ]
         return "\n".join(lines)
