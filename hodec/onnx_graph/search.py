@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hodec.calibration.data import Samples
+from hodec.calibration.data import Feeds, Samples
 from hodec.calibration.fit import DAMPING, Fit, as_fit, fit_layer, fittable, kronecker
 from hodec.calibration.moments import FitMoments
 from hodec.errors import HodecError, PlanError
+from hodec.export.runtime import Array
 from hodec.onnx_graph.calibrate import Replacement, TrialGraph, batches, moments_of, unmeasured
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.judge import Judge, softened, squared_errors
@@ -36,8 +38,8 @@ log = logging.getLogger(__name__)
 
 # Bytes of sums that are in memory at a time, and groups that layers are fitted in, one after the other.
 MEMORY, GROUPS = 2**29, 16
-# Calls that tell what a layer's error does to the outputs.
-SENSITIVITY_CALLS = 8
+# Samples that tell what a layer's error does to the outputs.
+SENSITIVITY_SAMPLES = 12
 # Trials: of fits to the dense net's inputs, then of fits to those that the compressed net really gives.
 QUICK_TRIALS, TRIALS, UPWARD = 6, 4, 4
 # Shares of the dense cost: how fine the bisection is, and the least saving that is worth a file.
@@ -135,7 +137,7 @@ class Search:
         }
 
     def _tabulate(self, layers: Mapping[str, LayerContext]) -> None:
-        calls = self.fit.part(range(min(SENSITIVITY_CALLS, len(self.fit.calls)))).calls
+        calls = self._few()
         wanted = [softened(self.net.run(call)) for call in calls]
         done = 0
         for group in self._memory_groups(list(layers)):
@@ -144,8 +146,13 @@ class Search:
                 self.progress("what each layer does to the outputs", done := done + 1, len(layers))
                 self._tabulate_layer(layers[name], moments.get(name), calls, wanted)
 
+    def _few(self) -> Sequence[Feeds]:
+        """The first calls, as many as hold the samples by which layers are compared."""
+        before = np.cumsum([0, *self.fit.counts])[:-1]
+        return self.fit.part(k for k, count in enumerate(before) if count < SENSITIVITY_SAMPLES).calls
+
     def _tabulate_layer(
-        self, layer: LayerContext, moments: FitMoments | None, calls: Sequence, wanted: Sequence
+        self, layer: LayerContext, moments: FitMoments | None, calls: Sequence[Feeds], wanted: Sequence[Sequence[Array]]
     ) -> None:
         contexts = [_whitened(one, moments) for one in (layer, *layer.others)]
         tables = [MethodOptions(one, self.costs, limits=self.limits) for one in contexts]
@@ -326,7 +333,7 @@ class Search:
 
     def _by_harm(self, trial: Trial) -> list[str]:
         """The layers, the one first whose return to dense takes most off the outputs' error for what it costs."""
-        calls = self.fit.part(range(min(SENSITIVITY_CALLS, len(self.fit.calls)))).calls
+        calls = self._few()
         wanted = [softened(self.net.run(call)) for call in calls]
         metric, gains = self.costs[0].metric, {}
 

@@ -64,7 +64,7 @@ def test_a_sample_in_a_file_gets_its_batch_axis(tmp_path):
 
 def test_a_function_gives_dicts(tmp_path):
     (tmp_path / "loader.py").write_text(
-        "import numpy as np\ndef batches():\n    for k in range(3):\n        yield {'x': np.full((5, 3, 4, 5), k, 'f')}\n"
+        "import numpy as np\ndef batches():\n    return ({'x': np.full((5, 3, 4, 5), k, 'f')} for k in range(3))\n"
     )
     samples = load_samples(f"{tmp_path}/loader.py:batches", [X])
     assert len(samples) == 15
