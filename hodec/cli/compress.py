@@ -10,7 +10,6 @@ from hodec.errors import ConfigError
 HELP = "make an ONNX model file as small as an allowed loss on your data permits; no training"
 
 TARGETS = ("macs", "size")
-LOSSES = ("top1", "tokens", "error")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     group = parser.add_argument_group("what may be lost, and what is won")
     group.add_argument("--eval", metavar="FILE.py:FUNCTION", help="run -> score, higher is better, on data of your own")
-    group.add_argument(
-        "--loss", metavar="NAME", help=f"without a score, how outputs are compared: {' | '.join(LOSSES)}"
-    )
     group.add_argument(
         "--max-drop", metavar="DROP", help="in the score's own unit (0.01), or a share of it (1%%, the default)"
     )
