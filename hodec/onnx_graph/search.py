@@ -42,7 +42,7 @@ MEMORY, GROUPS = 2**29, 16
 SENSITIVITY_SAMPLES = 12
 # Trials: of fits to the dense net's inputs, then of fits to those that the compressed net really gives.
 QUICK_TRIALS, TRIALS, UPWARD = 6, 4, 4
-# Multiply-adds of one product with a layer's metric, of some hundred in alternating least squares, up to which these are
+# Multiply-adds of one product with a metric, of some hundred in alternating least squares, up to which these are
 # worth their time: PP-OCRv4's recognition at 0.8 of its multiply-adds took 153 s with them and 9 s without, and
 # read 99 and 96 of 100 lines.
 REFINED_WORK = 3e7
