@@ -148,14 +148,13 @@ def _apply_preset(options: argparse.Namespace) -> None:
 
 def _text(outcome: "Outcome", out: str) -> str:
     """A few lines for people."""
+    from hodec.onnx_graph.changes import layer_lines, shortened
+
     lines = [f"{len(outcome.changes)} layers decomposed, {len(outcome.plan.skipped)} left dense"]
-    lines += [
-        f"  {name} -> {', '.join(change.nodes)}  {change.layer.method} {list(change.layer.ranks)}, "
-        f"weight error {change.error:.3f}"
-        for name, change in outcome.changes.items()
-    ]
-    lines += [f"  {name} stays: {reason}" for name, reason in outcome.plan.skipped.items()]
-    without = f" without {', '.join(outcome.uncounted)}, which cannot be counted" if outcome.uncounted else ""
+    layers = {name: change.to_dict() for name, change in outcome.changes.items()}
+    lines += layer_lines(layers, outcome.plan.skipped)
+    uncounted = ", ".join(map(shortened, outcome.uncounted))
+    without = f" without {uncounted}, which cannot be counted" if uncounted else ""
     lines.append(_pair("parameters", outcome.before.params, outcome.after.params))
     lines.append(_pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
     lines.append(_pair("bytes", outcome.bytes_before, outcome.bytes_after))

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from hodec.errors import PlanError, near_matches
+from hodec.formats.roles import Role
 from hodec.methods import Method, get_method
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.contents import nothing_to_decompose, skipped_costs
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.recipes import numbers_of
-from hodec.onnx_graph.sites import GraphSite, WeightConsumer, refusal, site_of
+from hodec.onnx_graph.sites import GraphSite, refusal, site_of
 from hodec.onnx_graph.sizes import Size
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -75,7 +77,12 @@ def eligible_sites(
 
 
 def _is_linear_train(method: Method, site: GraphSite) -> bool:
-    return method.format(site.layer.layer_type).uses_modes and not site.layer.shape[2:]
+    layer = site.layer
+    return (
+        method.format(layer.layer_type, layer.groups).uses_modes
+        and site.layer.role is Role.LAYER
+        and not layer.shape[2:]
+    )
 
 
 # Said of the tensor train of a linear layer where its chain of products costs more than the dense layer.
@@ -119,7 +126,7 @@ def check_rule(rule: RankRule) -> None:
 
 def _stand_in(site: GraphSite) -> nn.Module:
     """A layer with a node's settings and no weights. Of nodes that share a weight, the one that strides most counts."""
-    out, inp, *kernel = site.layer.shape
+    groups, (out, inp, *kernel) = site.layer.groups, site.layer.shape
     if site.layer.layer_type != "conv2d":
         return nn.Identity()
     stride, dilation = (
@@ -127,7 +134,8 @@ def _stand_in(site: GraphSite) -> nn.Module:
         for key in ("strides", "dilations")
     )
     dtype, device = site.layer.weight.dtype, torch.device("meta")
-    return nn.Conv2d(inp, out, tuple(kernel), stride, dilation=dilation, device=device, dtype=dtype)  # type: ignore[arg-type]
+    inp *= groups
+    return nn.Conv2d(inp, out, tuple(kernel), stride, dilation=dilation, groups=groups, device=device, dtype=dtype)  # type: ignore[arg-type]
 
 
 def check_plan(plan: Plan, facts: GraphFacts) -> dict[str, GraphSite]:
@@ -156,7 +164,8 @@ def _fitting(
     if site is None:
         raise PlanError(f"{name} cannot be decomposed: its weight holds NaN or Inf")
     found = site.layer
-    if (found.layer_type, found.shape, found.aliases) != (layer.layer_type, layer.shape, layer.aliases):
+    given = (layer.layer_type, layer.shape, layer.aliases, layer.groups, layer.role)
+    if (found.layer_type, found.shape, found.aliases, found.groups, found.role) != given:
         raise PlanError(
             f"{name}: the plan is for a {layer.layer_type} weight {layer.shape} shared with {list(layer.aliases)}, "
             f"this model has {found.layer_type} {found.shape} shared with {list(found.aliases)}; make the plan "
