@@ -96,10 +96,14 @@ def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
     """
     if reason := no_recipe(layer.format, layer.layer_type):
         raise ConvertError(f"method {layer.method} for {layer.layer_type}: {reason}")
-    ops = _ops(layer)
     if LAYER_TYPES[layer.layer_type].is_embedding:  # rows of the first factor, the table, are looked up
         return Recipe(tuple(Step(factor) for factor in factors))
-    kernels = layer.format.kernels(factors, layer.shape, layer.modes, execution=layer.resolved_execution)
+    return steps_of(layer, layer.format.kernels(factors, layer.shape, layer.modes, execution=layer.resolved_execution))
+
+
+def steps_of(layer: LayerPlan, kernels: Sequence[Tensor]) -> Recipe:
+    """The steps that a layer's ops come to with these kernels, one for each op."""
+    ops = ops_of(layer)
     pairs = list(zip(ops, kernels, strict=True))
     if any(op.contracts for op in ops):
         return _conv_chain(layer, pairs) if layer.shape[2:] else _linear_chain(layer, pairs)
@@ -108,7 +112,7 @@ def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
 
 def numbers_of(layer: LayerPlan) -> int:
     """Elements of the kernels in a file. They are more than ``params_after`` where factors are merged."""
-    return layer.params_after if layer.resolved_execution == REBUILT else total_params(_ops(layer))
+    return layer.params_after if layer.resolved_execution == REBUILT else total_params(ops_of(layer))
 
 
 def no_recipe(fmt: Format, layer_type: str) -> str:
@@ -127,7 +131,8 @@ def movers(fmt: Format, shape: Sequence[int], kind: str) -> int:
     return sum(bool(op.axes) for op in fmt.ops(shape, ones, modes, execution=fmt.executions[0]))
 
 
-def _ops(layer: LayerPlan) -> list[Op]:
+def ops_of(layer: LayerPlan) -> list[Op]:
+    """The ops of a planned layer, by the execution that it has in a file."""
     return layer.format.ops(layer.shape, layer.ranks, layer.modes, execution=layer.resolved_execution)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from hodec.calibration.data import Feeds, Samples
 from hodec.calibration.fit import DAMPING, Fit, as_fit, fit_layer, fittable, kronecker
 from hodec.calibration.moments import FitMoments
+from hodec.cost.metric import LATENCY, latency_metric
 from hodec.errors import HodecError, PlanError
 from hodec.export.runtime import Array
 from hodec.onnx_graph.calibrate import Replacement, TrialGraph, batches, moments_of, unmeasured
@@ -54,7 +55,7 @@ HURTS = "decomposed, it loses too much on held-out data"
 Progress = Callable[[str, int, int], None]
 """Told what is done, how many steps of it are, and how many there will be."""
 
-TARGETS = {"macs": "macs", "size": "params"}
+TARGETS = {"latency": LATENCY, "macs": "macs", "size": "params"}
 """What is made small -> the metric that is limited."""
 
 
@@ -103,7 +104,7 @@ class Search:
 
     Attributes:
         sites: the layers that can be decomposed, in the order of the graph.
-        target: ``macs`` or ``size``.
+        target: a key of ``TARGETS``.
         limits: of ranks.
     """
 
@@ -113,7 +114,7 @@ class Search:
     fit: Samples
     judge: Judge
     methods: tuple[str, ...]
-    target: str = "macs"
+    target: str = "latency"
     settings: PlanSettings = field(default_factory=PlanSettings)
     limits: Limits = field(default_factory=Limits)
     progress: Progress = lambda what, done, total: None
@@ -128,7 +129,7 @@ class Search:
     def _choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
         """The choice within the allowed share; tables are made at the first call."""
         if not self.options:
-            self.costs = cost_limits({TARGETS[self.target]: 1.0}, layers, net)
+            self.costs = [self._limit(layers, net)]
             self._tabulate(layers)
         limits = [replace(one, limit=one.limit * self._allowed) for one in self.costs]
         selection = select(self.options, limits)
@@ -139,6 +140,16 @@ class Search:
             name: Choice(one.ranks, method=one.method) if one.ranks else Choice(None, reason=dense)
             for name, one in selection.options.items()
         }
+
+    def _limit(self, layers: Mapping[str, LayerContext], net: NetContext) -> CostLimit:
+        """The whole cost of the dense file in the target's metric."""
+        if TARGETS[self.target] != LATENCY:
+            return cost_limits({TARGETS[self.target]: 1.0}, layers, net)[0]
+        dense = [layer.dense for layer in layers.values()]
+        self.progress("timing layers", 0, len(dense))
+        metric = latency_metric(net.times, None, (), dense)
+        rest = metric.remainder(net.cost, dense)
+        return CostLimit(metric, rest + sum(map(metric.dense, dense)), rest)
 
     def _tabulate(self, layers: Mapping[str, LayerContext]) -> None:
         calls = self._few()
@@ -261,7 +272,7 @@ class Search:
         except PlanError as error:
             log.info("share %.3f: %s", share, error)
             return None
-        words = f"fitting at {share:.0%} of the {'size' if self.target == 'size' else 'multiply-adds'}"
+        words = f"fitting at {share:.0%} of the dense {self.target}"
         return self.judged(share, plan, self.fitted(plan, sequential=sequential, words=words))
 
     def judged(self, share: float, plan: Plan, tried: Mapping[str, Replacement]) -> Trial:
@@ -361,7 +372,7 @@ class Search:
             self.progress("which layers hurt", k + 1, len(trial.tried))
             layer = trial.plan[name]
             less = whole - error({other: one for other, one in trial.tried.items() if other != name})
-            gains[name] = less / max(1, metric.dense(layer) - metric.factorized(layer))
+            gains[name] = less / max(1e-9, metric.dense(layer) - metric.factorized(layer))
         return sorted(gains, key=lambda name: -gains[name])
 
 

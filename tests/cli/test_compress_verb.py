@@ -32,7 +32,19 @@ def data(tmp_path):
 def test_a_file_and_data_in_a_smaller_file_and_a_verdict_out(capsys, tmp_path, source, data):
     out = tmp_path / "out.onnx"
     code, text, err = call(
-        capsys, "compress", source, "--data", data, "-o", out, "--max-drop", "10%", "--loss", "error"
+        capsys,
+        "compress",
+        source,
+        "--data",
+        data,
+        "-o",
+        out,
+        "--max-drop",
+        "10%",
+        "--loss",
+        "error",
+        "--target",
+        "macs",
     )
     assert (code, err) == (0, "")
     first = text.splitlines()[0]

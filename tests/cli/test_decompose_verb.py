@@ -165,11 +165,11 @@ def test_rules_that_need_training_name_the_verb_that_has_them(capsys, tmp_path, 
     assert "hodec train ranks=greedy does" in err
 
 
-def test_milliseconds_are_no_target_for_a_file(capsys, tmp_path, source):
-    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2")
+def test_milliseconds_that_the_dense_file_meets_are_refused(capsys, monkeypatch, tmp_path, source):
+    monkeypatch.setenv("HODEC_CACHE", str(tmp_path / "cache"))
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2000")
     assert code == 2
-    assert "--latency-ms 2.0 is measured on PyTorch layers, for a file give" in err
-    assert "give --macs 0.4 or --params 0.4" in err
+    assert "the dense net meets --latency-ms 2000 already" in err
 
 
 def test_without_data_the_default_has_to_be_asked_for(capsys, tmp_path, source):

@@ -10,8 +10,9 @@ from onnx import numpy_helper
 
 import hodec
 from hodec.calibration.data import load_samples
+from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.onnx_graph import compress
+from hodec.onnx_graph import compress, search
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
@@ -45,12 +46,13 @@ def source(tmp_path):
     return path
 
 
+MACS = {"target": "macs", "seconds": 0.1}  # of so small a file every layer is fastest dense
 DATA = {"x": smooth(48, 8, 10, 12)}
 
 
 def test_the_written_file_keeps_its_outputs_on_other_data(source, tmp_path):
     out = tmp_path / "out.onnx"
-    result = hodec.compress_file(source, out, data=DATA, loss="error", max_drop=0.1, seconds=0.1)
+    result = hodec.compress_file(source, out, data=DATA, loss="error", max_drop=0.1, **MACS)
     assert result.after.macs < 0.5 * result.before.macs
     assert out.stat().st_size == result.bytes_after < source.stat().st_size
     x = smooth(64, 8, 10, 12, seed=5)
@@ -60,7 +62,7 @@ def test_the_written_file_keeps_its_outputs_on_other_data(source, tmp_path):
 
 def test_the_score_is_of_the_written_file_on_what_was_held_out(source, tmp_path):
     out = tmp_path / "out.onnx"
-    result = compress_file(source, out, data=DATA, loss="error", max_drop=0.2, seconds=0.1)
+    result = compress_file(source, out, data=DATA, loss="error", max_drop=0.2, **MACS)
     _, held = load_samples(DATA, input_specs(load_graph(source))).split()
     outputs = [[answer(path, x=call["x"]) for call in held.calls] for path in (out, source)]
     (error,) = squared_errors(*outputs)
@@ -79,7 +81,7 @@ def test_nothing_that_is_held_out_is_fitted_to(source, tmp_path, monkeypatch):
         return add(self, feeds, taps, tried)
 
     monkeypatch.setattr(compress.TrialGraph, "run", spy)
-    compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, seconds=0.1)
+    compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, **MACS)
     fit, held = load_samples(DATA, input_specs(load_graph(source))).split()
     assert set(seen) == {call["x"].tobytes() for call in fit.calls}
     assert not set(seen) & {call["x"].tobytes() for call in held.calls}
@@ -96,7 +98,7 @@ def test_the_held_out_check_catches_a_file_that_loses_more(source, tmp_path, mon
     monkeypatch.setattr(compress, "write_fitted", spoilt)
     out = tmp_path / "out.onnx"
     with pytest.raises(NothingPays):
-        compress_file(source, out, data=DATA, loss="error", max_drop=0.1, seconds=0.1)
+        compress_file(source, out, data=DATA, loss="error", max_drop=0.1, **MACS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
 
 
@@ -104,13 +106,13 @@ def test_nothing_is_written_where_nothing_pays(source, tmp_path):
     out = tmp_path / "out.onnx"
     noise = np.random.default_rng(0).standard_normal((48, 8, 10, 12)).astype(np.float32)
     with pytest.raises(NothingPays, match="nothing pays: no smaller file keeps 100 % of 100 %"):
-        compress_file(source, out, data={"x": noise}, loss="error", max_drop=0, seconds=0.1)
+        compress_file(source, out, data={"x": noise}, loss="error", max_drop=0, **MACS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
 
 
 def test_labels_make_accuracy_what_may_drop(source, tmp_path):
     labels = answer(source, x=DATA["x"])[0].argmax(1)
-    result = compress_file(source, tmp_path / "out.onnx", data=DATA, labels=labels, max_drop="10%", seconds=0.1)
+    result = compress_file(source, tmp_path / "out.onnx", data=DATA, labels=labels, max_drop="10%", **MACS)
     assert result.judge == "accuracy on 16 held-out samples"
     assert result.dense == 1
     assert result.score >= 0.9
@@ -126,7 +128,7 @@ def test_a_score_of_ones_own_decides(source, tmp_path):
         calls.append(1)
         return -float(np.abs(outputs["y"] - wanted).mean() / np.abs(wanted).mean())
 
-    result = compress_file(source, tmp_path / "out.onnx", data=DATA, evaluate=score, max_drop=0.2, seconds=0.1)
+    result = compress_file(source, tmp_path / "out.onnx", data=DATA, evaluate=score, max_drop=0.2, **MACS)
     assert result.dense == 0
     assert -0.2 <= result.score < 0
     assert len(calls) > 3
@@ -151,7 +153,7 @@ def test_shared_weights_and_two_inputs(tmp_path):
     weights = {"w": low_rank(24, 20), "bias": numbers(20, seed=1)}
     source = save(tmp_path / "in.onnx", nodes, weights, inputs={"a": ("n", 24), "b": ("n", 24)})
     data = {"a": smooth(64, 24), "b": smooth(64, 24, seed=1)}
-    result = compress_file(source, tmp_path / "out.onnx", data=data, loss="error", max_drop=0.1, seconds=0.1)
+    result = compress_file(source, tmp_path / "out.onnx", data=data, loss="error", max_drop=0.1, **MACS)
     assert set(result.changes) == {"one", "two"}
     a, b = smooth(32, 24, seed=2), smooth(32, 24, seed=3)
     (error,) = squared_errors([answer(tmp_path / "out.onnx", a=a, b=b)], [answer(source, a=a, b=b)])
@@ -159,7 +161,7 @@ def test_shared_weights_and_two_inputs(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "kind", "words"), [
-    ({"target": "speed"}, ConfigError, "'speed' given; allowed: macs | size"),
+    ({"target": "speed"}, ConfigError, "'speed' given; allowed: latency | macs | size"),
     ({"max_drop": "much"}, ConfigError, "'much' given; allowed: a number"),
     ({"max_drop": -1}, ConfigError, "-1 given"),
     ({"loss": "tokens"}, ConfigError, "no output is"),
@@ -172,8 +174,29 @@ def test_shared_weights_and_two_inputs(tmp_path):
 ])  # fmt: skip
 def test_what_has_to_be_mended_is_said_before_anything_is_written(source, tmp_path, settings, kind, words):
     with pytest.raises(kind, match=words.replace("|", r"\|")):
-        compress_file(source, tmp_path / "out.onnx", **{"data": DATA, "seconds": 0.1, **settings})
+        compress_file(source, tmp_path / "out.onnx", **{"data": DATA, **MACS, **settings})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+
+
+@pytest.mark.parametrize(("slower", "pays"), [(False, True), (True, False)])
+def test_a_layer_is_decomposed_for_latency_where_it_gets_faster(source, tmp_path, monkeypatch, slower, pays):
+    """Times of layers by their multiply-adds: timing is no matter of a test."""
+
+    def times(*_):
+        def after(layer):
+            return layer.macs_before + 1.0 if slower else layer.macs_after
+
+        return CostMetric("latency_ms", after, lambda layer: layer.macs_before, rest=1000.0)
+
+    monkeypatch.setattr(search, "latency_metric", times)
+    out = tmp_path / "out.onnx"
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, "seconds": 0.1}
+    if pays:
+        assert compress_file(source, out, **settings).changes
+    else:
+        with pytest.raises(NothingPays):
+            compress_file(source, out, **settings)
+    assert out.exists() == pays
 
 
 COUNT = iter(range(100))
