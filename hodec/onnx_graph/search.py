@@ -7,6 +7,7 @@ over all is bisected; each plan is fitted to the data, and judged by running it 
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,10 +38,12 @@ from hodec.ranks.selection.select import least_costs, select
 
 log = logging.getLogger(__name__)
 
-# Bytes of sums that are in memory at a time, and groups that layers are fitted in, one after the other.
-MEMORY, GROUPS = 2**29, 16
-# Samples that tell what a layer's error does to the outputs.
-SENSITIVITY_SAMPLES = 12
+# Bytes of sums that are made at a time, those of the dense net that are kept, and groups that layers are fitted in.
+MEMORY, KEPT, GROUPS = 2**29, 3 * 2**29, 16
+# Samples that tell what a layer's error does to the outputs: at least and at most, and seconds that it may take.
+FEW, SEVERAL, SENSITIVITY_SECONDS = 8, 32, 60.0
+# Share of a layer's cost at which its error is made: near to what budgets choose.
+SENSITIVE_SHARE = 0.6
 # Trials: of fits to the dense net's inputs, then of fits to those that the compressed net really gives.
 QUICK_TRIALS, TRIALS, UPWARD = 6, 4, 4
 # Multiply-adds of one product with a metric, of some hundred in alternating least squares, up to which these are
@@ -152,7 +155,7 @@ class Search:
         return CostLimit(metric, rest + sum(map(metric.dense, dense)), rest)
 
     def _tabulate(self, layers: Mapping[str, LayerContext]) -> None:
-        calls = self._few()
+        calls = self._few(len(layers))
         wanted = [softened(self.net.run(call)) for call in calls]
         done = 0
         for group in self._memory_groups(list(layers)):
@@ -171,10 +174,15 @@ class Search:
                 found[name] = replace(several[0], others=tuple(several[1:]))
         return found
 
-    def _few(self) -> Sequence[Feeds]:
-        """The first calls, as many as hold the samples by which layers are compared."""
+    def _few(self, layers: int) -> Sequence[Feeds]:
+        """The first calls, as many as hold the samples by which layers are compared in reasonable time."""
         before = np.cumsum([0, *self.fit.counts])[:-1]
-        return self.fit.part(k for k, count in enumerate(before) if count < SENSITIVITY_SAMPLES).calls
+        self.net.run(self.fit.calls[0])
+        began = time.perf_counter()
+        self.net.run(self.fit.calls[0])
+        taken = (time.perf_counter() - began) / self.fit.counts[0]
+        most = min(SEVERAL, max(FEW, int(SENSITIVITY_SECONDS / (layers * taken))))
+        return self.fit.part(k for k, count in enumerate(before) if count < most).calls
 
     def _tabulate_layer(
         self, layer: LayerContext, moments: FitMoments | None, calls: Sequence[Feeds], wanted: Sequence[Sequence[Array]]
@@ -213,7 +221,7 @@ class Search:
         """Sums on the dense net's own inputs; kept where all layers' fit into memory."""
         wanted = [name for name in names if name not in self._moments and self._measurable(name)]
         found = moments_of(self.net, wanted, self.fit.calls) if wanted else {}
-        if sum(_bytes(site) for site in self.sites.values()) <= MEMORY:
+        if sum(_bytes(site) for site in self.sites.values()) <= KEPT:
             self._moments |= found
         self.net.forget()
         return {name: self._moments.get(name) or found[name] for name in names if self._measurable(name)}
@@ -359,7 +367,7 @@ class Search:
 
     def _by_harm(self, trial: Trial) -> list[str]:
         """The layers, the one first whose return to dense takes most off the outputs' error for what it costs."""
-        calls = self._few()
+        calls = self._few(len(trial.tried))
         wanted = [softened(self.net.run(call)) for call in calls]
         metric, gains = self.costs[0].metric, {}
 
@@ -379,7 +387,7 @@ class Search:
 def _bytes(site: GraphSite) -> int:
     """Bytes of a layer's sums."""
     out, inputs = site.layer.shape[0], math.prod(site.layer.shape[1:])
-    return 8 * (inputs + out) ** 2
+    return 8 * inputs * (inputs + out)
 
 
 def _whitened(layer: LayerContext, moments: FitMoments | None) -> LayerContext:
@@ -399,8 +407,8 @@ def _damped(moments: FitMoments) -> Tensor:
 
 
 def _middle(options: LayerOptions) -> RankOption | None:
-    """The option whose cost is nearest to half of the dense one."""
-    half = options.dense.costs[0] / 2
+    """The option whose cost is nearest to the share of the dense one at which layers are compared."""
+    half = options.dense.costs[0] * SENSITIVE_SHARE
     several = [one for one in options.options() if one.ranks is not None]
     return min(several, key=lambda one: abs(one.costs[0] - half), default=None)
 
