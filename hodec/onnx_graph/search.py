@@ -21,7 +21,7 @@ from hodec.calibration.moments import FitMoments
 from hodec.cost.metric import LATENCY, latency_metric
 from hodec.errors import HodecError, PlanError
 from hodec.export.runtime import Array
-from hodec.onnx_graph.calibrate import Replacement, TrialGraph, batches, moments_of, unmeasured
+from hodec.onnx_graph.calibrate import Replacement, Rows, TrialGraph, batches, dense_rows, tried_moments, unmeasured
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.judge import Judge, softened, squared_errors
 from hodec.onnx_graph.planning import plan_graph
@@ -125,6 +125,7 @@ class Search:
     costs: list[CostLimit] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     _moments: dict[str, FitMoments] = field(default_factory=dict)
+    _rows: Rows = field(default_factory=dict)
     _allowed: float = 1.0
 
     # -- tables --------------------------------------------------------------------------------------------------
@@ -220,10 +221,10 @@ class Search:
     def _dense_moments(self, names: Sequence[str]) -> dict[str, FitMoments]:
         """Sums on the dense net's own inputs; kept where all layers' fit into memory."""
         wanted = [name for name in names if name not in self._moments and self._measurable(name)]
-        found = moments_of(self.net, wanted, self.fit.calls) if wanted else {}
+        rows, found = dense_rows(self.net, wanted, self.fit.calls) if wanted else ({}, {})
+        self._rows |= rows
         if sum(_bytes(site) for site in self.sites.values()) <= KEPT:
             self._moments |= found
-        self.net.forget()
         return {name: self._moments.get(name) or found[name] for name in names if self._measurable(name)}
 
     def _measurable(self, name: str) -> bool:
@@ -249,17 +250,18 @@ class Search:
         """
         tried: dict[str, Replacement] = {}
         names = list(plan)
+        for group in self._memory_groups([name for name in names if name not in self._rows]) if sequential else ():
+            self._dense_moments(group)
         groups = list(batches(names, GROUPS)) if sequential else self._memory_groups(names)
         for k, group in enumerate(groups):
             if sequential:
                 measured = [name for name in group if self._measurable(name)]
-                moments = moments_of(self.net, measured, self.fit.calls, tried)
+                moments = tried_moments(self.net, self._rows, measured, self.fit.calls, tried)
             else:
                 moments = self._dense_moments(group)
             for name in group:
                 tried[name] = self._fit(name, plan[name], moments.get(name), refined=sequential)
             self.progress(words, k + 1, len(groups))
-            self.net.forget()
         return tried
 
     def _fit(self, name: str, layer: LayerPlan, moments: FitMoments | None, *, refined: bool) -> Replacement:
@@ -285,7 +287,7 @@ class Search:
 
     def judged(self, share: float, plan: Plan, tried: Mapping[str, Replacement]) -> Trial:
         """A plan with its weights, judged by running the trial graph."""
-        score = self.judge.score(lambda feeds: self.net.run(feeds, tried=tried))
+        score = self.judge.score(self.net.fixed((), tried))
         trial = Trial(share, plan, dict(tried), score, self._cost(plan))
         self.trials.append(replace(trial, tried={}))
         log.info("share %.3f: score %.5g (dense %.5g)", share, score, self.judge.dense)
