@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
-from hodec.cli.decompose import add_input_arguments
+from hodec.cli.decompose import add_dequantize_argument, add_input_arguments
 from hodec.cli.rule_options import add_method_options, add_rule_options, method_from, read, rule_from
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
 from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, the layers, the ranks, the file."""
     parser.add_argument("path", nargs="?", metavar="MODEL.onnx", help="a model file, instead of a network")
     add_input_arguments(parser)
+    add_dequantize_argument(parser)
     net = parser.add_argument_group("network")
     net.add_argument("--model", metavar="NAME", help="resnet32, torchvision/resnet50, ..")
     net.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .ckpt, .pt or .pth")
@@ -77,7 +78,9 @@ def _check_source(options: argparse.Namespace) -> None:
         both = "" if options.path is None else f" {options.path} and --model {options.model} are given;"
         raise ConfigError(f"what is to be planned?{both} allowed: one of MODEL.onnx and --model NAME")
     nets = ["weights", *settings_of(ImageSpec)]
-    foreign, owner = (nets, "--model NAME") if options.path else (["shape", "input", "allow_larger"], "MODEL.onnx")
+    foreign, owner = (
+        (nets, "--model NAME") if options.path else (["shape", "input", "allow_larger", "dequantize"], "MODEL.onnx")
+    )
     for name in foreign:
         if getattr(options, name):
             raise ConfigError(f"{flag_of(name)} goes with {owner} only")
@@ -92,7 +95,11 @@ def plan_of_file(options: argparse.Namespace, target: Path | None) -> tuple["Pla
     from hodec.onnx_graph.sizes import parse_shapes
     from hodec.ranks.planning import PlanSettings
 
-    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    inputs = {
+        "shapes": parse_shapes(options.shape),
+        "values": parse_values(options.input),
+        "dequantized": options.dequantize,
+    }
     method, settings = how.pop("method"), PlanSettings(**how, allow_larger=options.allow_larger)
     plan = plan_file(options.path, rule, method=method, options=settings, **inputs)
     step = f"hodec decompose {shlex.quote(options.path)} -o small.onnx --plan {shlex.quote(str(target))}"
@@ -123,10 +130,12 @@ def renamed(plan: "Plan", words: Callable[[str], str]) -> "Plan":
     names = {name: words(name) for name in (*plan.layers, *plan.skipped)}
     if len(set(names.values())) < len(names):
         names = {name: f"{k} {short}" if short != name else name for k, (name, short) in enumerate(names.items(), 1)}
-    changed = {
-        key: {names[n]: one for n, one in getattr(plan, key).items()} for key in ("layers", "skipped", "skipped_costs")
-    }
-    return replace(plan, **changed)
+    return replace(
+        plan,
+        layers={names[name]: one for name, one in plan.layers.items()},
+        skipped={names[name]: one for name, one in plan.skipped.items()},
+        skipped_costs={names[name]: one for name, one in plan.skipped_costs.items()},
+    )
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:
