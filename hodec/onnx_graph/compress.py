@@ -89,6 +89,7 @@ def compress_file(  # noqa: PLR0913
     values: Mapping[str, ArrayLike] | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
+    int8: bool = False,
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Compressed:
@@ -116,6 +117,7 @@ def compress_file(  # noqa: PLR0913
         shapes, values: sizes of open inputs, and numbers that fill inputs that the data do not have.
         threads: of onnxruntime while searching; by default as many as torch uses.
         seconds: how long latency is measured.
+        int8: quantize the decomposed file too, with the same data and within the same loss.
         progress: told what is being done.
 
     Returns:
@@ -132,11 +134,14 @@ def compress_file(  # noqa: PLR0913
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
+    write = write_trial
+    if int8:
+        from hodec.onnx_graph.compress_int8 import write_int8 as write  # it needs this module
     with sharing():
         best = search.best()
         while best is not None:
             try:
-                return write_trial(best, search, held, Path(out), seconds=seconds)
+                return write(best, search, held, Path(out), seconds=seconds)
             except LosesMore as error:
                 log.warning("%s", error)
                 best = _larger(search, best)

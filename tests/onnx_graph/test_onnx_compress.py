@@ -199,3 +199,16 @@ def test_a_layer_is_decomposed_for_latency_where_it_gets_faster(source, tmp_path
 
 
 COUNT = iter(range(100))
+
+
+def test_int8_stands_on_top_within_the_same_loss(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    result = compress_file(source, out, data=DATA, loss="error", max_drop=0.2, int8=True, **MACS)
+    assert [line.split(" score")[0].strip() for line in result.rows] == [
+        "fp32 dense", "int8 dense", "decomposed", "decomposed, int8"
+    ]  # fmt: skip
+    assert result.score >= 0.8
+    assert result.bytes_after == out.stat().st_size
+    assert any("8 bits" in remark for remark in result.remarks)
+    answer(out, x=DATA["x"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
