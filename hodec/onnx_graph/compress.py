@@ -27,7 +27,9 @@ from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.judge import Judge, judge_of
 from hodec.onnx_graph.planning import check_plan, eligible_sites
 from hodec.onnx_graph.rewrite import rewrite
-from hodec.onnx_graph.search import TARGETS, Progress, Search, Trial
+from hodec.onnx_graph.saved import Saved
+from hodec.onnx_graph.search import TARGETS, Search, Trial
+from hodec.onnx_graph.sensitivity import Progress, Sensitivity
 from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.shifts import shifted
 from hodec.onnx_graph.sizes import Size
@@ -132,7 +134,7 @@ def compress_file(  # noqa: PLR0913
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
     task = Task(given, evaluate, loss, max_drop)
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
-    search.target, search.progress = target, progress
+    search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
     write = write_trial
     if int8:
@@ -174,7 +176,8 @@ def prepared(
     threads = threads or torch.get_num_threads()
     judge = dense_judge(graph, samples, held, task, threads=threads)
     sites, _, _ = eligible_sites(facts, methods)
-    return Search(facts, sites, TrialGraph(graph, sites, threads), fit, judge, tuple(methods)), held
+    tables = Sensitivity(TrialGraph(graph, sites, threads), fit, saved=Saved.of(graph, fit, methods))
+    return Search(facts, sites, tables, judge, tuple(methods)), held
 
 
 def input_specs(graph: OnnxGraph) -> list[InputSpec]:

@@ -12,10 +12,11 @@ import hodec
 from hodec.calibration.data import load_samples
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.onnx_graph import compress, search
+from hodec.onnx_graph import compress, search, sensitivity
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
+from hodec.onnx_graph.sensitivity import Sensitivity
 
 from small_graphs import answer, conv_net, node, numbers, save  # isort: skip
 
@@ -26,6 +27,11 @@ def smooth(n, *size, seed=0):
     patterns = np.random.default_rng(99).standard_normal((4, *size))
     mixed = np.tensordot(generator.standard_normal((n, 4)), patterns, 1)
     return (mixed + 0.01 * generator.standard_normal((n, *size))).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HODEC_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def low_rank(out, *size, seed=0, rank=3):
@@ -212,3 +218,38 @@ def test_int8_stands_on_top_within_the_same_loss(source, tmp_path):
     assert any("8 bits" in remark for remark in result.remarks)
     answer(out, x=DATA["x"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
+
+
+def test_the_second_search_knows_the_first(source, tmp_path, monkeypatch):
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, **MACS}
+    first = compress_file(source, tmp_path / "first.onnx", **settings)
+    trials = []
+    judged = search.Search.judged
+    monkeypatch.setattr(search.Search, "judged", lambda self, *args: trials.append(1) or judged(self, *args))
+    monkeypatch.setattr(Sensitivity, "_weight", None)  # no table is made again
+    second = compress_file(source, tmp_path / "second.onnx", **settings)
+    assert len(trials) == 1
+    assert second.changes.keys() == first.changes.keys()
+    assert second.score >= 0.8
+    third = compress_file(source, tmp_path / "third.onnx", **{**settings, "max_drop": 0.1})
+    assert len(trials) > 2  # another question
+    assert third.score >= 0.9
+
+
+def test_a_search_goes_on_where_it_was_stopped(source, tmp_path, monkeypatch):
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, **MACS}
+    monkeypatch.setattr(sensitivity, "MEMORY", 1)  # a group for each layer
+    seen, weight = [], Sensitivity._weight
+
+    def stopped(self, options, several, *rest):
+        seen.append(several[0].name)
+        if seen.count("head") == 1 and seen[-1] == "head":
+            raise KeyboardInterrupt
+        return weight(self, options, several, *rest)
+
+    monkeypatch.setattr(Sensitivity, "_weight", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress_file(source, tmp_path / "out.onnx", **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+    compress_file(source, tmp_path / "out.onnx", **settings)
+    assert seen == ["first", "second", "head", "head"]
