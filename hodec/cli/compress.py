@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="IN", help="model.onnx; it is only read")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the smaller model")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--report", metavar="PAGE.html", help="a page about it, in one file; replaced if it is there")
     add_data_options(parser)
     group = parser.add_argument_group("what may be lost, and what is won")
     group.add_argument("--eval", metavar="FILE.py:FUNCTION", help="run -> score, higher is better, on data of your own")
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> Answer:
             options.path, options.output, data=calibration_from(options), evaluate=options.eval, loss=options.loss,
             max_drop=options.max_drop, target=options.target, methods=methods or METHODS,
             options=PlanSettings(options.include, options.exclude), limits=Limits(round_to=round_to),
-            int8=options.int8, force=options.force, progress=progress,
+            int8=options.int8, report=options.report, force=options.force, progress=progress,
         )  # fmt: skip
     return Answer(str(result), result.to_dict())
 

@@ -16,6 +16,7 @@ from hodec.calibration.images import Pixels
 from hodec.cost.count import Cost
 from hodec.errors import ConfigError, DataError, NothingPays
 from hodec.export.runtime import Array, Cannot, Session, open_session
+from hodec.io.atomic import check_place, writing
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.bench import bench_files
 from hodec.onnx_graph.calibrate import Replacement, TrialGraph
@@ -92,6 +93,7 @@ def compress_file(  # noqa: PLR0913
     threads: int | None = None,
     seconds: float = 3.0,
     int8: bool = False,
+    report: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Compressed:
@@ -120,6 +122,7 @@ def compress_file(  # noqa: PLR0913
         threads: of onnxruntime while searching; by default as many as torch uses.
         seconds: how long latency is measured.
         int8: quantize the decomposed file too, with the same data and within the same loss.
+        report: where to write a page about it: one HTML file that needs nothing else.
         progress: told what is being done.
 
     Returns:
@@ -133,6 +136,8 @@ def compress_file(  # noqa: PLR0913
         raise ConfigError(f"--target: {target!r} given; allowed: {' | '.join(TARGETS)}")
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
     task = Task(given, evaluate, loss, max_drop)
+    if report is not None:
+        check_place(Path(report), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
@@ -143,11 +148,26 @@ def compress_file(  # noqa: PLR0913
         best = search.best()
         while best is not None:
             try:
-                return write(best, search, held, Path(out), seconds=seconds)
+                result = write(best, search, held, Path(out), seconds=seconds)
+                break
             except LosesMore as error:
                 log.warning("%s", error)
                 best = _larger(search, best)
-    raise NothingPays(_nothing(search))
+        else:
+            raise NothingPays(_nothing(search))
+    if report is not None:
+        _report(Path(report), result, search, held)
+    return result
+
+
+def _report(path: Path, result: Compressed, search: Search, held: Samples, *, most: int = 8) -> None:
+    from hodec.onnx_graph.report import write_report  # which needs this module's parts
+
+    files = (search.facts.graph.path, Path(result.output))
+    runs = [_runner(open_session(one, threads=search.net.threads)) for one in files]
+    samples = [(runs[0](call), runs[1](call)) for call in held.calls[:most]]
+    with writing(path, ConfigError, f"the model {result.output} is written"):
+        write_report(path, result, search, samples)
 
 
 @dataclass(frozen=True)
@@ -161,7 +181,7 @@ class Task:
 
 
 def prepared(
-    source: str | Path, out: Path, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
+    source: str | Path, out: Path | None, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
 ) -> tuple[Search, Samples]:
     """A search over the file, which was run on all data, and the data that are held out.
 
@@ -169,7 +189,8 @@ def prepared(
         DataError, ConfigError, ConvertError, CheckpointError: what has to be mended.
     """
     graph = load_graph(source)
-    check_target(out, graph, force=force)
+    if out is not None:
+        check_target(out, graph, force=force)
     samples = task.data.read(graph)
     fit, held = samples.split()
     facts = graph_facts(graph, {}, samples.calls[0])
