@@ -38,9 +38,9 @@ class CurvePoint:
 
 def point_of(trial: Trial, search: Search) -> CurvePoint:
     """What a trial comes to."""
-    cost, saved = search.facts.cost, [(one.macs_before - one.macs_after, one.params_before - one.params_after)
-                                      for one in trial.plan.values()]  # fmt: skip
-    macs, params = (sum(each) for each in zip(*saved, strict=True)) if saved else (0, 0)
+    cost, layers = search.facts.cost, trial.plan.values()
+    macs = sum(one.macs_before - one.macs_after for one in layers)
+    params = sum(one.params_before - one.params_after for one in layers)
     return CurvePoint(
         trial.share, 1 - macs / max(1, cost.macs), 1 - params / max(1, cost.params), trial.score, len(trial.plan)
     )
@@ -62,14 +62,14 @@ def write_curve(path: Path, source: Path, search: Search, points: Sequence[Curve
     """The curve as one HTML file."""
     judge = search.judge
     title = f"What {source.name} keeps"
+    allowed = f"{judge.allowed * judge.scale:.3g}{judge.unit}"
     words = (
-        f"Score: {judge.words}; dense {judge.told(judge.dense)}, of which {judge.allowed * judge.scale:.3g}{judge.unit} "
-        f"may be lost (dashed). Fitted to {len(search.fit)} samples of {search.fit.words}. Layers are fitted to the dense "
-        "file's activations; hodec compress fits the last candidates once more, in order, which mostly keeps more."
+        f"Score: {judge.words}; dense {judge.told(judge.dense)}, of which {allowed} may be lost (dashed). "
+        f"Fitted to {len(search.fit)} samples of {search.fit.words}. Layers are fitted to the dense file's activations; "
+        "hodec compress fits the last candidates once more, in order, which mostly keeps more."
     )
-    write_text(
-        path, page(title, [heading(title, 1), paragraph(words), *_charts(points, judge), _points(points, judge)])
-    )
+    parts = [heading(title, 1), paragraph(words), *_charts(points, judge), _points(points, judge)]
+    write_text(path, page(title, parts))
 
 
 def _charts(points: Sequence[CurvePoint], judge: Judge) -> list[str]:
