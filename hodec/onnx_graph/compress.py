@@ -193,9 +193,9 @@ def prepared(
         check_target(out, graph, force=force)
     samples = task.data.read(graph)
     fit, held = samples.split()
-    facts = graph_facts(graph, {}, samples.calls[0])
     threads = threads or torch.get_num_threads()
     judge = dense_judge(graph, samples, held, task, threads=threads)
+    facts = graph_facts(graph, {}, _one_sample(graph, samples.calls[0]))
     sites, _, _ = eligible_sites(facts, methods)
     tables = Sensitivity(TrialGraph(graph, sites, threads), fit, saved=Saved.of(graph, fit, methods))
     return Search(facts, sites, tables, judge, tuple(methods)), held
@@ -208,6 +208,22 @@ def input_specs(graph: OnnxGraph) -> list[InputSpec]:
         dims = None if value.shape is None else tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
         specs.append(InputSpec(name, (value.dtype or ir.DataType.FLOAT).numpy(), dims))
     return specs
+
+
+def _one_sample(graph: OnnxGraph, call: Mapping[str, Array]) -> Mapping[str, Array]:
+    """A call of one sample, by which costs are counted and times are measured; the call as it is where that cannot be.
+
+    Calls are cut where every input leaves its first axis open and has it as long.
+    """
+    opened = all(one.dims is not None and one.dims[:1] == (None,) for one in input_specs(graph))
+    if not opened or len({array.shape[:1] for array in call.values()}) > 1:
+        return call
+    cut = {name: array[:1] for name, array in call.items()}
+    try:
+        run_session(open_session(graph.path), cut)
+    except Cannot:
+        return call
+    return cut
 
 
 def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *, threads: int) -> Judge:
@@ -244,7 +260,7 @@ def write_fitted(
 
 
 class LosesMore(NothingPays):
-    """A written file that loses more than is allowed."""
+    """A written file that loses more than is allowed, or wins nothing."""
 
 
 def write_trial(
@@ -257,7 +273,7 @@ def write_trial(
         judged: whether the file has to lose no more than is allowed.
 
     Raises:
-        LosesMore: it does lose more in onnxruntime; nothing is written.
+        LosesMore: it does lose more in onnxruntime, or is slower where it was to be faster; nothing is written.
     """
     facts, judge = search.facts, search.judge
     again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
@@ -269,6 +285,8 @@ def write_trial(
             told = f"{judge.told(score)}, where {judge.told(judge.dense - judge.allowed)} is allowed ({judge.words})"
             raise LosesMore(f"the decomposed file has {told}; nothing is written")
         bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
+        if judged and search.target == "latency" and bench.high < 1:
+            raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
         size = sum(path.stat().st_size for path in files)
         macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
     return Compressed(

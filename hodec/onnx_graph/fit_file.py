@@ -53,6 +53,7 @@ def fit_file(  # noqa: PLR0913
         check_rule(rule)
     methods = rule.methods_for(method) if rule else tuple(dict.fromkeys(one.method for one in (plan or {}).values()))
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
+    search.target = "macs"
     search.tables.progress, search.settings = progress, options or PlanSettings()
     with sharing():
         if plan is None:

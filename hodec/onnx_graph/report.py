@@ -65,7 +65,7 @@ def write_curve(path: Path, source: Path, search: Search, points: Sequence[Curve
     allowed = f"{judge.allowed * judge.scale:.3g}{judge.unit}"
     words = (
         f"Score: {judge.words}; dense {judge.told(judge.dense)}, of which {allowed} may be lost (dashed). "
-        f"Fitted to {len(search.fit)} samples of {search.fit.words}. Layers are fitted to the dense file's activations; "
+        f"Fitted to {len(search.fit)} samples of {search.fit.words}, on the dense file's activations: "
         "hodec compress fits the last candidates once more, in order, which mostly keeps more."
     )
     parts = [heading(title, 1), paragraph(words), *_charts(points, judge), _points(points, judge)]
