@@ -185,13 +185,14 @@ class Search:
         return tried
 
     def _fit(self, name: str, layer: LayerPlan, moments: FitMoments | None, *, refined: bool) -> Replacement:
-        work = layer.shape[0] * math.prod(layer.shape[1:]) ** 2
-        solver = "als" if refined and work <= REFINED_WORK else "none"
         weight = self.sites[name].layer.weight
         if moments is None or not fittable(layer):
             return truncated(layer, weight, None)
+        work = layer.shape[0] * math.prod(layer.shape[1:]) ** 2
         try:
-            return replacement(fit_layer(layer, weight, moments, solver=solver))
+            if refined and work <= REFINED_WORK:
+                return replacement(fit_layer(layer, weight, moments))
+            return self.tables.projected(name, layer, moments, dense=not refined)
         except HodecError as error:
             raise error.prefixed(f"{name}: ") from error
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hodec.calibration.data import Feeds, Samples
-from hodec.calibration.fit import DAMPING, Fit, as_fit, fittable, kronecker
+from hodec.calibration.fit import DAMPING, Fit, as_fit, fittable, kronecker, target_weight
+from hodec.calibration.input_covariance import InputCovariance
 from hodec.calibration.moments import FitMoments
 from hodec.export.runtime import Array
+from hodec.formats.modes import Modes
 from hodec.onnx_graph.calibrate import Replacement, Rows, TrialGraph, dense_rows, unmeasured
 from hodec.onnx_graph.judge import softened, squared_errors
 from hodec.onnx_graph.saved import Saved
@@ -52,6 +54,7 @@ class Sensitivity:
     saved: Saved = field(default_factory=Saved)
     rows: Rows = field(default_factory=dict)
     _moments: dict[str, FitMoments] = field(default_factory=dict)
+    _problems: dict[tuple[str, str, Modes], tuple[InputCovariance, Tensor]] = field(default_factory=dict)
 
     def options(
         self, layers: Mapping[str, LayerContext], costs: Sequence[CostLimit], limits: Limits
@@ -146,6 +149,24 @@ class Sensitivity:
         if sum(map(_bytes, self.net.sites.values())) <= KEPT:
             self._moments |= found
         return {name: self._moments.get(name) or found[name] for name in names}
+
+    @torch.no_grad()
+    def projected(self, name: str, layer: LayerPlan, moments: FitMoments, *, dense: bool) -> Replacement:
+        """A layer fitted as ``fit_layer`` does without a solver; what does not depend on ranks is computed once.
+
+        Args:
+            dense: whether the moments are those of the dense file, so that they stay the same.
+        """
+        weight, key = self.net.sites[name].layer.weight, (name, layer.method, layer.modes)
+        found = self._problems.get(key) if dense else None
+        if found is None:
+            covariance = kronecker(layer, _damped(moments))
+            found = covariance, covariance.apply(target_weight(weight, moments))
+            if dense and sum(map(_bytes, self.net.sites.values())) <= KEPT:
+                self._problems[key] = found
+        covariance, wanted = found
+        near = covariance.undo(layer.format.project(wanted, layer.ranks, layer.modes))
+        return replacement(as_fit(near, moments))
 
     def is_measurable(self, name: str) -> bool:
         """Whether rows of the layer's input can be had."""

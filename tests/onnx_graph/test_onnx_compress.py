@@ -10,13 +10,16 @@ from onnx import numpy_helper
 
 import hodec
 from hodec.calibration.data import load_samples
+from hodec.calibration.fit import fit_layer
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
 from hodec.onnx_graph import compress, search, sensitivity
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
+from hodec.onnx_graph.planning import plan_graph
 from hodec.onnx_graph.sensitivity import Sensitivity
+from hodec.ranks import Manual
 
 from small_graphs import answer, conv_net, node, numbers, save  # isort: skip
 
@@ -253,3 +256,16 @@ def test_a_search_goes_on_where_it_was_stopped(source, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
     compress_file(source, tmp_path / "out.onnx", **settings)
     assert seen == ["first", "second", "head", "head"]
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker"])
+def test_quick_fits_are_those_of_fit_layer(source, tmp_path, method):
+    task = compress.Task(compress.Calibration(DATA), loss="error")
+    found, _ = compress.prepared(source, None, task, methods=[method], threads=1, force=False)
+    plan, _ = plan_graph(found.facts, Manual(3), method, found.settings)
+    moments = found.tables.dense_moments(["first"])["first"]
+    wanted = fit_layer(plan["first"], found.sites["first"].layer.weight, moments, solver="none")
+    for _ in range(2):  # the second time from what was kept
+        quick = found.tables.projected("first", plan["first"], moments, dense=True)
+        torch.testing.assert_close(quick.weight, wanted.weight.float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(quick.shift, wanted.bias, rtol=1e-6, atol=1e-6)
