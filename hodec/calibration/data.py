@@ -58,9 +58,9 @@ class Samples:
     def part(self, indices: Iterable[int]) -> "Samples":
         """Some of the calls."""
         at = list(indices)
-        calls, counts = ([each[i] for i in at] for each in (self.calls, self.counts))
+        calls, counts = tuple(self.calls[i] for i in at), tuple(self.counts[i] for i in at)
         labels = tuple(self.labels[i] for i in at) if self.labels else ()
-        return replace(self, calls=tuple(calls), counts=tuple(counts), labels=labels)
+        return replace(self, calls=calls, counts=counts, labels=labels)
 
     def split(self) -> "tuple[Samples, Samples]":
         """A part to fit and a part that is held out: a third of the calls, drawn with a seed, at least 4 samples.

@@ -93,7 +93,7 @@ def _array(file: Path, pixels: Pixels, size: tuple[int, int, int], *, last: bool
     try:
         with Image.open(file) as image:
             scaled = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-            array = np.asarray(scaled, np.float32).reshape(height, width, channels)
+            array: NDArray[Any] = np.asarray(scaled, np.float32).reshape(height, width, channels)
     except (OSError, ValueError) as error:
         raise DataError(f"--data: image {file} cannot be read: {error}") from error
     if pixels.order == "bgr" and channels == 3:

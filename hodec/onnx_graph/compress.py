@@ -141,9 +141,7 @@ def compress_file(  # noqa: PLR0913
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
-    write = write_trial
-    if int8:
-        from hodec.onnx_graph.compress_int8 import write_int8 as write  # it needs this module
+    write = _writer(int8=int8)
     with sharing():
         best = search.best()
         while best is not None:
@@ -158,6 +156,14 @@ def compress_file(  # noqa: PLR0913
     if report is not None:
         _report(Path(report), result, search, held)
     return result
+
+
+def _writer(*, int8: bool) -> Callable[..., Compressed]:
+    if int8:
+        from hodec.onnx_graph.compress_int8 import write_int8  # which needs this module's parts
+
+        return write_int8
+    return write_trial
 
 
 def _report(path: Path, result: Compressed, search: Search, held: Samples, *, most: int = 8) -> None:
