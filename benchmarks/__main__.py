@@ -27,6 +27,7 @@ GROUPS = {
     "vbmf": "benchmarks.vbmf",
     "admm": "benchmarks.admm_cost",
     "training": "benchmarks.training",
+    "factors": "benchmarks.factors",
     "inference": "benchmarks.fused",
     "layers": "benchmarks.fused_layers",
     "chain": "benchmarks.chain",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
-from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmSettings
-from hodec.admm.penalty import Moment, make_penalty
+from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
+from hodec.admm.penalty import NONE, Moment, make_penalty
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.pull import CLIPPED, Pull, haste, weakness
@@ -45,8 +45,14 @@ class AdmmLoop:
         if steps_per_epoch is not None and steps_per_epoch < 1:
             text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
             raise ConfigError(text, steps=Use("steps_per_epoch"))
-        self.options, self.start_plan, self.steps_per_epoch = AdmmOptions(**settings), plan, steps_per_epoch
-        self.penalty = make_penalty(self.options.rho, pull=self.options.pull, layers=list(plan))
+        options, self.start_plan = mode_options(**settings), plan
+        self.options, self.steps_per_epoch = options, steps_per_epoch
+        self.projects = isinstance(options, AdmmProject)
+        self.penalty = NONE
+        if learner is not None and self.projects:
+            raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
+        if isinstance(options, AdmmOptions):
+            self.penalty = make_penalty(options.rho, pull=options.pull, layers=list(plan))
         self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
@@ -105,6 +111,8 @@ class AdmmLoop:
             check_finite(w.detach(), f"layer {name}")
         self.states = updates.start(self.weights, dict.fromkeys(self.weights, 0.0), self._project)
         self.updated_at = self.steps
+        if self.projects:
+            return
         self._choose_rho()
         if words := haste(self._pull, self._interval_steps()):
             self._warn("interval", words)
@@ -128,6 +136,8 @@ class AdmmLoop:
         if not self.states:
             text = "rho depends on the optimizer steps of an epoch, not known without steps_per_epoch"
             self._warn("steps", f"{text}: this epoch counts its steps and is trained without ADMM")
+            return
+        if self.projects:
             return
         if self._chosen_at != (self.epoch, self._pull.rates()):  # a schedule moved: the pull per step is to stay
             self._choose_rho()
@@ -174,13 +184,13 @@ class AdmmLoop:
 
     def update_at_epoch_end(self) -> None:
         """Update Z and U if this epoch's end is one where that is due."""
-        due = self._unit == "epoch" and (self.epoch + 1) % self._every == 0
+        due = self.projects or (self._unit == "epoch" and (self.epoch + 1) % self._every == 0)
         if due and self.states and self.steps > self.updated_at:  # an epoch may be one that only measures BatchNorm
             self.update()
 
     def finish(self) -> Status:
         """Settle the status once training is over."""
-        self.status = final_status(self.status, self.primal)
+        self.status = Status.EPOCHS_ENDED if self.projects else final_status(self.status, self.primal)
         last = f"{self.primal[-1]:.4g}" if self.primal else "not measured: no Z-update took place"
         log.info("ADMM %s; norm(W - Z) / norm(W) = %s", self.status.value, last)
         return self.status
@@ -195,14 +205,21 @@ class AdmmLoop:
         """
         for name, w in self.weights.items():
             check_finite(w.detach(), f"layer {name}, epoch {self.epoch}, step {self.steps}")
-        relax, dual = self.options.relax, self.options.dual
+        relax, dual = (self.options.relax, self.options.dual) if isinstance(self.options, AdmmOptions) else (1.0, False)
         self.states, self.residuals = updates.step(self.weights, self.states, self._project, relax=relax, dual=dual)
-        self._judge_pull()
         self.updated_at = self.steps
         overall = updates.total(self.residuals)
         self.primal, self.dual = [*self.primal, overall.primal], [*self.dual, overall.dual]
+        if isinstance(self.options, AdmmOptions):
+            self._judge(self.options)
+        else:
+            updates.put(self.weights, {name: state.z for name, state in self.states.items()})
+
+    def _judge(self, options: AdmmOptions) -> None:
+        """Choose rho and the status by the Z-update just done."""
+        self._judge_pull(options)
         self._choose_rho(self.residuals)
-        self.status = check_convergence(self.primal, self.dual, tolerance=self.options.tolerance)
+        self.status = check_convergence(self.primal, self.dual, tolerance=options.tolerance)
         if self.status is Status.DIVERGED:
             rise = f"norm(W - Z) / norm(W) rose from {self.primal[0]:.3g} to {self.primal[-1]:.3g}"
             way_out = "raise pull (rho=auto) or rho, or update less often"
@@ -236,10 +253,10 @@ class AdmmLoop:
             weak = f"rho pulls W only {self.pull:.2f} of its way to Z between two updates"
             self._warn("pull", f"{weak}; below {WEAK_PULL} U winds up instead. Use rho=auto, or a larger rho")
 
-    def _judge_pull(self) -> None:
+    def _judge_pull(self, options: AdmmOptions) -> None:
         """Keep the pull that was measured since the last Z-update; say what took most of it away."""
         self.pulls, steps = self._pull.measured(), self._interval_steps()
-        asked = self.options.pull if self.penalty.follows_pull else None
+        asked = options.pull if self.penalty.follows_pull else None
         rho = {name: state.rho for name, state in self.states.items()}
         if words := weakness(self._pull, asked=asked, steps=steps, rho=rho):
             self._warn("weak", words)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec._version import __version__
 from hodec.conversion.keeping import PLAN_ATTRIBUTE
@@ -47,7 +47,7 @@ def save(
     plan = _plan_of(model) if plan is None else plan
     _check_converted(model, plan)
     with writing(path):
-        save_tensors(path, model.state_dict(), {"format": FORMAT})  # one entry: of several, the order would vary
+        save_tensors(path, _once(model.state_dict()), {"format": FORMAT})  # one entry: of several, the order would vary
         structure = {
             "format": FORMAT,
             "version": VERSION,
@@ -57,6 +57,14 @@ def save(
             "plan": plan.to_dict(),
         }
         write_json(path.with_suffix(".json"), structure)
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without those that are an earlier one under another name, such as factors that layers share."""
+    first: dict[object, str] = {}
+    for name, t in tensors.items():
+        first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name, name)
+    return {name: tensors[name] for name in first.values()}
 
 
 def _plan_of(model: nn.Module) -> Plan:
@@ -72,10 +80,11 @@ def _plan_of(model: nn.Module) -> Plan:
 def _check_converted(model: nn.Module, plan: Plan) -> None:
     """Refuse to write what could not be read again."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, layer in plan.items():
+    users = [(name, layer, one) for key, layer in plan.items() for name, one in zip(layer.names(key), layer.users)]
+    for name, whole, layer in users:
         found = modules.get(layer.module(name))
         own = [getattr(found, key, None) for key in ("shape", "ranks", "modes")]
-        right = type(found) is get_method(layer.method).layer(layer.layer_type, layer.groups)
+        right = type(found) is get_method(layer.method).tied_layer(whole.layer_type, layer.layer_type, layer.groups)
         if not right or own != [layer.shape, layer.ranks, layer.modes]:
             raise CheckpointError(
                 f"save: {name} is {found if found is None else type(found).__name__} in this model, and {layer.method} "
@@ -110,14 +119,14 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     tensors = load_tensors(path)
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
-    if own != given:
-        wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    needed = own.keys() if small.state_dict().keys() == given.keys() else _once(small.state_dict()).keys()
+    if wrong := sorted(n for n in needed | given.keys() if own.get(n) != given.get(n)):
         first = wrong[0]
         raise CheckpointError(
             f"{path} does not fit this skeleton: {len(wrong)} of {len(own)} tensors differ, first {first} "
             f"(file {given.get(first, 'absent')}, model {own.get(first, 'absent')})"
         )
-    small.load_state_dict(tensors)
+    small.load_state_dict(tensors, strict=False)  # what is not in the file is there under another name
     return small
 
 

@@ -1,6 +1,7 @@
 """The Plan: which layer is factorized how, at which ranks and cost, and why each other layer stays dense."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,9 +243,23 @@ def _cost(name: str, value: object) -> tuple[int, int | None]:
 
 def _form(value: object, inputs: Sizes) -> object:
     """The form of a file's inputs, tried on tensors without numbers."""
+    value = _in_order(value)[1]
     if [x.shape for x in from_form(value, _without_numbers(inputs)).tensors] != [shape for shape, _ in inputs]:
         raise PlanError(f"form of the plan's inputs: {value!r} does not hold each of its {len(inputs)} inputs once")
     return value
+
+
+def _in_order(value: object) -> tuple[float, object]:
+    """The number of its first tensor, and the value with keys in the order of their tensors: some writers sort them."""
+    if isinstance(value, dict):
+        if type(value.get("tensor")) is int:
+            return value["tensor"], value
+        found = sorted(((key, *_in_order(one)) for key, one in value.items()), key=lambda item: item[1])
+        return min((first for _, first, _ in found), default=math.inf), {key: one for key, _, one in found}
+    if isinstance(value, list):
+        each = [_in_order(one) for one in value]
+        return min((first for first, _ in each), default=math.inf), [one for _, one in each]
+    return math.inf, value
 
 
 def _without_numbers(inputs: Sizes) -> list[Tensor]:

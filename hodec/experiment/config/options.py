@@ -144,6 +144,29 @@ class SgdSettings(OptimizerSettings):
 
 
 @dataclass(frozen=True)
+class MuonSettings(SgdSettings):
+    """SGD for all but the factors, which move by orthogonalized momentum when the factorized net is retrained."""
+
+    name: ClassVar[str] = "muon"
+
+    factor_lr: float = setting(0.008, "highest step of a factor, as a share of its norm", above=0, below=1)
+
+    def torch_arguments(self) -> dict[str, object]:
+        return {**super().torch_arguments(), "factor_lr": self.factor_lr}
+
+
+@dataclass(frozen=True)
+class ScaledGdSettings(SgdSettings):
+    """SGD whose gradients of factors are divided by the Gram matrices of the other factors."""
+
+    name: ClassVar[str] = "scaled_gd"
+
+    retrain_lr: float | None = setting(
+        0.05, "highest rate when the factorized net is retrained; null: the same as lr", above=0
+    )
+
+
+@dataclass(frozen=True)
 class AdamWSettings(OptimizerSettings):
     """Adam with decoupled weight decay."""
 
@@ -169,6 +192,9 @@ class DistillSettings(Settings):
 
     weight: float = setting(0.0, "share of the teacher in the loss; 0: off", low=0, high=1)
     temperature: float = setting(4.0, "softens both outputs", above=0)
+    features: float = setting(
+        0.0, "weight of the distances of the factorized layers' outputs from those of the dense layers; 0: off", low=0
+    )
     dense: bool = setting(False, "true: it teaches the dense net during dense_epochs too")
     model: str | None = setting(
         None, "another net that teaches, resnet56 or torchvision/resnet50; null: one like the net that is trained"

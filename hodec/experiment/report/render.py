@@ -130,7 +130,8 @@ def _layer_notes(run: RunData) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
     for name, layer in (run.plan or {}).items():
         calls = sum(times for times, _, _ in layer.call_sites.calls)
-        shared = [f"shared with {', '.join(layer.aliases)}"] if layer.aliases else []
+        others = [*layer.aliases, *(tie.name for tie in layer.ties)]
+        shared = [f"shared with {', '.join(others)}"] if others else []
         called = [f"called {calls} times per image"] if calls > 1 else []
         for note in (*shared, *called, *layer.notes):
             notes.setdefault(note, []).append(name)

@@ -300,10 +300,10 @@ def test_more_parameters_are_called_more(folder):
 def test_write_report_writes_whole_files_and_takes_stale_figures_away(folder):
     assert write_report(folder) == folder / "report.html"
     names = {path.name for path in (folder / "figures").iterdir()}
-    stems = ("approximation-error", "accuracy", "loss", "dual-residual", "penalty", "parameters", "macs")
+    stems = ("approximation-error", "accuracy", "loss", "dual-residual", "penalty", "pull", "parameters", "macs")
     assert names == {f"{stem}{ending}" for stem in stems for ending in (".png", ".svg")}
     links = re.findall(r"\]\(([^)]*)\)", (folder / "report.md").read_text(encoding="utf-8"))
-    assert len(links) == 7
+    assert len(links) == 8
     assert all((folder / link).exists() for link in links)
     (folder / "metrics.jsonl").unlink()
     write_report(folder)
