@@ -32,6 +32,7 @@ GROUPS = {
     "layers": "benchmarks.fused_layers",
     "chain": "benchmarks.chain",
     "files": "benchmarks.files",
+    "file_latency": "benchmarks.file_latency",
     "scaling": "benchmarks.scaling",
 }
 REFUSED = 2
