@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hodec.calibration.images import IMAGE_ENDINGS, Pixels, image_calls
+from hodec.calibration.images import IMAGE_ENDINGS, Array, Pixels, image_calls
 from hodec.errors import DataError
-from hodec.export.runtime import Array
 
 Feeds = Mapping[str, Array]
 Given = str | Path | Mapping[str, Array] | Iterable[Feeds]

@@ -13,7 +13,7 @@ from hodec.calibration.data import load_samples
 from hodec.calibration.fit import fit_layer
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.onnx_graph import compress, search, sensitivity
+from hodec.onnx_graph import compress, search, sensitivity, trial_file
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
@@ -97,13 +97,13 @@ def test_nothing_that_is_held_out_is_fitted_to(source, tmp_path, monkeypatch):
 
 def test_the_held_out_check_catches_a_file_that_loses_more(source, tmp_path, monkeypatch):
     """Whatever the trials promise: the written file is run, and refused."""
-    real = compress.write_fitted
+    real = trial_file.write_fitted
 
     def spoilt(facts, plan, tried):
         worse = {name: replace(one, weight=torch.zeros_like(one.weight)) for name, one in tried.items()}
         return real(facts, plan, worse)
 
-    monkeypatch.setattr(compress, "write_fitted", spoilt)
+    monkeypatch.setattr(trial_file, "write_fitted", spoilt)
     out = tmp_path / "out.onnx"
     with pytest.raises(NothingPays):
         compress_file(source, out, data=DATA, loss="error", max_drop=0.1, **MACS)
