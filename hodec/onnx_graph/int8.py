@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 
 from hodec.errors import ConvertError
 from hodec.export.runtime import Array, Cannot, first_line, open_session, quiet
@@ -24,6 +25,7 @@ from hodec.onnx_graph.bench import Bench, bench_files
 from hodec.onnx_graph.cost import COUNTS
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.session import run_session
+from hodec.onnx_graph.sizes import Size
 from hodec.onnx_graph.writing import MAX_BYTES, check_target
 
 log = logging.getLogger(__name__)
@@ -350,24 +352,34 @@ class FileRow:
         return f"{self.what:<17} score {self.score:.4g}, {self.bytes:,} bytes, {ratio}"
 
 
-def four_rows(files: Mapping[str, Path], score: Score, *, seconds: float = 10.0, threads: int = 1) -> list[FileRow]:
+def four_rows(
+    files: Mapping[str, Path],
+    score: Score,
+    *,
+    seconds: float = 10.0,
+    threads: int = 1,
+    shapes: Mapping[str, Size] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
+) -> list[FileRow]:
     """The table: score, bytes and latency ratio of each file beside the first.
 
     Args:
         files: what stands in the line -> file; the dense one first.
         seconds: how long to measure each pair.
+        shapes, values: of the inputs, see ``bench_files``.
 
     Raises:
         ConvertError: a file that does not run.
     """
     rows: list[FileRow] = []
     first = next(iter(files.values()))
+    measured = partial(bench_files, seconds=seconds, threads=threads, shapes=shapes, values=values)
     for what, path in files.items():
         try:
             opened = open_session(path, threads=threads)
             found = score(partial(run_session, opened))  # type: ignore[arg-type]
         except Cannot as error:
             raise ConvertError(f"onnxruntime does not run {path}: {error}") from error
-        bench = bench_files(first, path, seconds=seconds, threads=threads) if rows else None
+        bench = measured(first, path) if rows else None
         rows.append(FileRow(what, path, found, load_graph(path).bytes, bench))
     return rows
