@@ -56,9 +56,10 @@ class Fit:
 
 
 def fittable(layer: LayerPlan) -> bool:
-    """Whether a layer has one weight that is multiplied by patches of its input."""
+    """Whether a layer has one weight, of no other layer's, that is multiplied by patches of its input."""
     layer_type = LAYER_TYPES[layer.layer_type]
-    return layer.role is Role.LAYER and layer.groups == 1 and not layer_type.is_embedding and not layer_type.stacked
+    looked_up = layer_type.is_embedding or layer_type.stacked
+    return layer.role is Role.LAYER and layer.groups == 1 and not looked_up and not layer.ties
 
 
 @torch.no_grad()
