@@ -12,7 +12,7 @@ from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
 from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
 from hodec.admm.penalty import NONE, Moment, make_penalty
-from hodec.admm.processes import Processes
+from hodec.admm.processes import Processes, check_equal, differing
 from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.pull import CLIPPED, Pull, haste, weakness
 from hodec.admm.stopping import Status, check_convergence, final_status
@@ -68,6 +68,7 @@ class AdmmLoop:
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
         self._warned: set[str] = set()
+        self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._bind()
 
     def _bind(self, before: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -113,9 +114,23 @@ class AdmmLoop:
         self.updated_at = self.steps
         if self.projects:
             return
+        self._look_at_interval()
         self._choose_rho()
-        if words := haste(self._pull, self._interval_steps()):
+
+    def _look_at_interval(self) -> None:
+        """See to it that W can answer between two Z-updates, or warn.
+
+        Momentum answers a pull in the gradients long after Z has moved on: what it owes adds up in U from update to
+        update, and with 1 to 4 steps between them the weights end as NaN after 30 to 100 epochs. Moved by themselves
+        they are where the pull wants them when Z is updated.
+        """
+        if self._pull.decoupled or not (words := haste(self._pull, self._interval_steps())):
+            return
+        if not self.penalty.follows_pull:
             self._warn("interval", words)
+        else:
+            log.info("%s. ADMM moves the weights themselves, which needs no answer", words.partition(":")[0])
+            self._pull.decoupled = self._clipped = True
 
     def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Add the pull to the gradients: call it when these are final (unscaled, accumulated, reduced), not clipped.
@@ -140,6 +155,7 @@ class AdmmLoop:
         if self.projects:
             return
         if self._chosen_at != (self.epoch, self._pull.rates()):  # a schedule moved: the pull per step is to stay
+            self._look_at_interval()
             self._choose_rho()
         if not self._pull.decoupled:
             idle = self._pull.add(self._targets, {name: state.rho for name, state in self.states.items()})
@@ -171,7 +187,12 @@ class AdmmLoop:
             self.update()
 
     def count_epoch(self) -> None:
-        """Choose rho by the steps that this epoch had, from the next one on; ADMM begins if it waited for them."""
+        """Choose rho by the steps that this epoch had, from the next one on; ADMM begins if it waited for them.
+
+        Raises:
+            TrainingError: the processes that train together hold different weights.
+        """
+        self._compare()
         counted, expected = self.steps - self.epoch_began, self.steps_per_epoch
         self.epoch_began = self.steps
         if not counted or counted == expected:
@@ -201,8 +222,9 @@ class AdmmLoop:
         """Update Z and U of all layers, then rho and the status.
 
         Raises:
-            TrainingError: a weight is NaN or Inf.
+            TrainingError: a weight is NaN or Inf, or differs between the processes that train together.
         """
+        self._compare()
         for name, w in self.weights.items():
             check_finite(w.detach(), f"layer {name}, epoch {self.epoch}, step {self.steps}")
         relax, dual = (self.options.relax, self.options.dual) if isinstance(self.options, AdmmOptions) else (1.0, False)
@@ -224,6 +246,27 @@ class AdmmLoop:
             rise = f"norm(W - Z) / norm(W) rose from {self.primal[0]:.3g} to {self.primal[-1]:.3g}"
             way_out = "raise pull (rho=auto) or rho, or update less often"
             self._warn("diverged", f"ADMM diverges: {rise}. U winds up because W does not follow: {way_out}")
+
+    def _compare(self) -> None:
+        """See that all processes hold one state: the pull is added after gradients were reduced, so nothing else would.
+
+        Raises:
+            TrainingError: their weights differ.
+        """
+        if self.processes.count == 1 or self._compared_at == self.steps:
+            return
+        where, steps = f"epoch {self.epoch}, step {self.steps}", self.steps - self._compared_at
+        self._compared_at = self.steps
+        check_equal(self.processes, self.weights, steps=steps, where=where)
+        parts = {name: [s.z, s.u, torch.tensor(s.rho)] for name, s in self.states.items()}
+        if names := differing(self.processes, parts):
+            log.warning("%s: Z, U or rho of %s differ between the processes; all take the first one's", where, names)
+            kept = self.processes.broadcast({name: vars(self.states[name]) for name in names})
+            for name, one in kept.items():
+                device = self.weights[name].device
+                self.states[name] = AdmmState(one["z"].to(device), one["u"].to(device), one["rho"])
+            if not self.projects:
+                self._choose_rho()
 
     def _project(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rho = {name: self.states[name].rho if self.states else 0.0 for name in tensors}

@@ -209,6 +209,11 @@ class LayerPlan:
                 raise PlanError(f"{name}: method {self.method} cannot tie the layer {tie.name} {kinds}")
         if self.shape[0] % self.groups:
             raise PlanError(f"{name}: {self.shape[0]} output channels do not split into {self.groups} groups")
+        axes = LAYER_TYPES[self.layer_type].dims
+        if axes and any(len(size) != axes for _, *sizes in self.call_sites.calls for size in sizes):
+            raise PlanError(
+                f"{name}: call_sites have input and output sizes of other than the {axes} axes of its kernel"
+            )
         allowed = ("auto", *self.executions)
         if self.execution not in allowed:
             raise PlanError(

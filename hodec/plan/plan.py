@@ -16,7 +16,7 @@ from torch import Tensor
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
-from hodec.io.atomic import read_json, write_json
+from hodec.io.atomic import read_json, write_json, writing
 from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import change, human, rendered, rendered_html
 
@@ -24,6 +24,9 @@ FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
 
 # Layers that are named behind a note; the rest is counted.
 NAMED = 3
+
+# Numbers in the example inputs that a plan's file may ask for: 1 GiB of float32, a volume of 645 voxels a side.
+MOST_INPUT = 2**28
 
 MAPPINGS = ("layers", "skipped", "skipped_costs", "other")
 
@@ -187,9 +190,7 @@ class Plan(Mapping[str, LayerPlan]):
                 (totals["params_before"], totals["macs_before"]), "the plan's totals", least=0
             )
             other = value.get("other", {})
-            inputs = tuple(
-                (read_wholes(i["shape"], "the plan's inputs"), _dtype_name(i["dtype"])) for i in value["inputs"]
-            )
+            inputs = _inputs(value["inputs"])
             return cls(
                 layers={name: LayerPlan.from_dict(name, layer) for name, layer in layers.items()},
                 skipped={name: read_text(reason, f"reason of {name}") for name, reason in skipped.items()},
@@ -201,12 +202,17 @@ class Plan(Mapping[str, LayerPlan]):
                 skipped_costs={name: _cost(name, cost) for name, cost in value.get("skipped_costs", {}).items()},
                 other=dict(zip(other, read_wholes(tuple(other.values()), "the plan's other parameters"), strict=True)),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PlanError(f"the plan lacks a field or has one of the wrong type: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
-        write_json(Path(path), self.to_dict())
+        """Write the plan as JSON, atomically.
+
+        Raises:
+            PlanError: it cannot be written there.
+        """
+        with writing(Path(path), PlanError):
+            write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -239,6 +245,18 @@ def _cost(name: str, value: object) -> tuple[int, int | None]:
         raise PlanError(f"{what}: {value!r} is no list of both")
     params, macs = value
     return read_wholes((params,), what, least=0)[0], macs if macs is None else read_wholes((macs,), what, least=0)[0]
+
+
+def _inputs(value: Sequence[Mapping[str, object]]) -> Sizes:
+    """Shapes and types of a file's inputs, which the dry run after conversion makes two of."""
+    inputs = tuple((read_wholes(one["shape"], "the plan's inputs"), _dtype_name(one["dtype"])) for one in value)
+    numbers = sum(math.prod(shape) for shape, _ in inputs)
+    if numbers > MOST_INPUT:
+        raise PlanError(
+            f"the plan's inputs: {', '.join(str(list(shape)) for shape, _ in inputs)} hold {numbers:,} numbers; a file "
+            f"may ask for {MOST_INPUT:,}. Make the plan with smaller example inputs, which may be of batch 1"
+        )
+    return inputs
 
 
 def _form(value: object, inputs: Sizes) -> object:

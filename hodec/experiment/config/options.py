@@ -57,6 +57,9 @@ class RunSettings(Settings):
 
     seed: int = setting(0, "of weights, order of the data and every other random draw", low=0, high=2**32 - 1)
     init: str | None = setting(None, "file with trained dense weights to start from; null: random weights")
+    init_stage: str | None = setting(
+        None, "RUN/admm: begin with what another run has finished, its folder and phase, to vary what follows; null: no"
+    )
     tt_ranks: object | None = setting(
         None,
         "16: at most 16 everywhere; [8, 12, 8, 8]: these, for every layer; {layer1.*: 9, layer2.*: [4, 8, 8, 4]}: by "
@@ -228,6 +231,9 @@ class TrainerSettings(Settings):
     gradient_clip_val: float | None = setting(None, "largest norm of the gradient; null: no limit", above=0)
     accumulate_grad_batches: int = setting(1, "batches per optimizer step", low=1)
     deterministic: bool = setting(False, "only operations that give the same bits each time; slower")
+    checkpoint_minutes: float | None = setting(
+        10.0, "between two checkpoints within an epoch, exact as those at its end; null: only there", above=0
+    )
     threads: int | None = setting(None, "CPU threads; null: as torch chooses", low=1)
 
     def __post_init__(self) -> None:

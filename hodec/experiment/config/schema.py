@@ -23,6 +23,7 @@ from hodec.experiment.config.options import (
     TrainerSettings,
 )
 from hodec.experiment.data.options import DataSet
+from hodec.experiment.redaction import redacted
 from hodec.options import Option, Settings, settings_of, values_or_errors
 from hodec.ranks import RankRule
 
@@ -167,7 +168,7 @@ def to_yaml(config: Config) -> str:
     """The settings as YAML text, in the order of the classes."""
     import yaml
 
-    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=10**6)
+    text: str = yaml.safe_dump(redacted(config.to_dict()), sort_keys=False, allow_unicode=True, width=10**6)
     return text
 
 

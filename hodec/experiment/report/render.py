@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -173,6 +173,8 @@ def _escaped(value: object) -> Markup:
 
 def _fenced(yaml: str) -> Markup:
     """A code block whose fence is longer than any run of backticks inside."""
+    if "<" in yaml:  # names of layers may hold tags, which not every reader leaves alone inside a fence
+        return Markup(f"<pre>\n{escape(yaml.rstrip())}\n</pre>")
     longest = max((len(run) for run in re.findall(r"`+", yaml)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markup(f"{fence}yaml\n{yaml.rstrip()}\n{fence}") if yaml else Markup()
