@@ -23,6 +23,7 @@ from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse
 from hodec.layers.base import FactorizedLayer as FactorizedLayer
 from hodec.methods import METHODS as METHODS
+from hodec.onnx_graph.compress import compress_file as compress_file
 from hodec.onnx_graph.decompose import decompose_file as decompose_file
 from hodec.optim.factor_sgd import FactorSGD as FactorSGD
 from hodec.optim.factor_sgd import param_groups as param_groups

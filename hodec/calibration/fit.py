@@ -101,8 +101,8 @@ def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
     (xx, yx, yy), (x, y) = moments.centred(), moments.means()
     z = weight.double().cpu().flatten(1)
-    missed = yy.trace() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
-    return Fit(weight, y - z @ x, float((missed / yy.trace().clamp_min(1e-300)).clamp_min(0)))
+    missed = yy.sum() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
+    return Fit(weight, y - z @ x, float((missed / yy.sum().clamp_min(1e-300)).clamp_min(0)))
 
 
 def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING) -> Tensor:
@@ -169,13 +169,13 @@ def _problem(
         output_root = None
     xx = moments.centred()[0]
     xx.diagonal().add_(_ridge(xx, damping))
-    covariance = _kronecker(layer, xx)
+    covariance = kronecker(layer, xx)
     turned = InputCovariance(covariance.sizes, tuple(AxisRoot(r.axes, r.root, r.inverse.mT) for r in covariance.roots))
     metric = turned.undo(turned.undo(xx).mT)
     return _Problem(covariance.apply(best), metric / metric.diagonal().mean(), covariance, output_root)
 
 
-def _kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
+def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
     """The covariance of patches as a Kronecker product over what the format can mix, from its partial traces.
 
     Roots are Cholesky factors, a tenth of the time of symmetric roots: any C = S S^T serves.

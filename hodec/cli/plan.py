@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
+from hodec.cli.calibration import add_data_options, calibration_from, progress_bar
 from hodec.cli.decompose import add_dequantize_argument, add_input_arguments
-from hodec.cli.rule_options import add_method_options, add_rule_options, method_from, read, rule_from
+from hodec.cli.rule_options import (
+    add_method_options,
+    add_rule_options,
+    decided_flags,
+    method_from,
+    read,
+    rule_from,
+)
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
 from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
+from hodec.io.atomic import check_place, writing
 from hodec.options import Settings, setting, settings_of
 
 if TYPE_CHECKING:
@@ -54,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method_options(parser)
     add_rule_options(parser)
     parser.add_argument("--allow-larger", action="store_true", help="of a file: keep layers that cost more than dense")
+    add_data_options(parser)
+    parser.add_argument("--curve", metavar="PAGE.html", help="of a file, with --data: quality against cost, as a page")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the plan there as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
 
@@ -61,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Make the plan, print it, and write it where that is asked for."""
     _check_source(options)
+    if options.curve or options.data:
+        return _curve(options)
     target = checked_output(options.output, force=options.force)
     plan, text, steps = (plan_of_file if options.path else plan_of_net)(options, target)
     if target is None:
@@ -84,6 +97,28 @@ def _check_source(options: argparse.Namespace) -> None:
     for name in foreign:
         if getattr(options, name):
             raise ConfigError(f"{flag_of(name)} goes with {owner} only")
+
+
+def _curve(options: argparse.Namespace) -> Answer:
+    """Draw what a model file keeps at several costs."""
+    if not (options.curve and options.data and options.path):
+        raise ConfigError("--curve and --data: allowed together, of a file: hodec plan MODEL.onnx --data D --curve C")
+    if given := [flag for flag in (*decided_flags(), "--output") if getattr(options, flag[2:].replace("-", "_"))]:
+        raise ConfigError(f"{given[0]}: given with --curve, which chooses ranks at several costs; leave it out")
+    path = Path(options.curve)
+    check_place(path, ConfigError, "--curve: ")
+    from hodec.onnx_graph.compress import METHODS, Task, prepared
+    from hodec.onnx_graph.report import curve_of, curve_text, write_curve
+
+    task = Task(calibration_from(options), loss=options.loss)
+    with progress_bar() as progress:
+        search, _ = prepared(options.path, None, task, methods=METHODS, threads=None, force=True)
+        search.target, search.tables.progress = "macs", progress
+        points = curve_of(search)
+    with writing(path, ConfigError):
+        write_curve(path, Path(options.path), search, points)
+    value = {"judge": search.judge.words, "dense": search.judge.dense, "points": [vars(one) for one in points]}
+    return Answer(f"{curve_text(points, search.judge)}\nwritten to {path}", value)
 
 
 def plan_of_file(options: argparse.Namespace, target: Path | None) -> tuple["Plan", str, str]:
