@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
 from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
-from hodec.admm.penalty import NONE, Moment, make_penalty
+from hodec.admm.penalty import Moment, penalty_of
 from hodec.admm.processes import Processes, check_equal, differing
 from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.pull import CLIPPED, Pull, haste, weakness
@@ -48,11 +48,9 @@ class AdmmLoop:
         options, self.start_plan = mode_options(**settings), plan
         self.options, self.steps_per_epoch = options, steps_per_epoch
         self.projects = isinstance(options, AdmmProject)
-        self.penalty = NONE
         if learner is not None and self.projects:
             raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
-        if isinstance(options, AdmmOptions):
-            self.penalty = make_penalty(options.rho, pull=options.pull, layers=list(plan))
+        self.penalty = penalty_of(options, list(plan))
         self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()

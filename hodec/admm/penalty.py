@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hodec.admm.options import Rho
+from hodec.admm.options import AdmmOptions, AdmmProject, Rho
 from hodec.admm.updates import Residuals
 from hodec.conversion.eligibility import match_names
 from hodec.errors import ConfigError, Use, literal
@@ -111,6 +111,11 @@ def balanced(pull: float, ratio: float = 10.0, factor: float = 2.0) -> Penalty:
         return now.current
 
     return Penalty(rho, follows_pull=True)
+
+
+def penalty_of(options: AdmmOptions | AdmmProject, layers: list[str]) -> Penalty:
+    """The penalty of a mode, for the layers of these names; see ``make_penalty``."""
+    return make_penalty(options.rho, pull=options.pull, layers=layers) if isinstance(options, AdmmOptions) else NONE
 
 
 def make_penalty(rho: Rho, *, pull: float, layers: list[str]) -> Penalty:

@@ -16,8 +16,8 @@ except ImportError as error:
     raise ImportError("hodec.AdmmTrainerCallback needs transformers: pip install transformers") from error
 
 from hodec.admm.core import Admm
-from hodec.admm.options import AdmmOptions, AdmmSettings, mode_options
-from hodec.admm.penalty import make_penalty
+from hodec.admm.options import AdmmSettings, mode_options
+from hodec.admm.penalty import penalty_of
 from hodec.admm.projection import RankLearner
 from hodec.admm.stopping import Status
 from hodec.calibration.input_covariance import InputCovariance
@@ -66,9 +66,8 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         root: str | None = None,
         **settings: Unpack[AdmmSettings],
     ) -> None:
-        options = mode_options(**settings)  # these two refuse now, not when training begins
-        if isinstance(options, AdmmOptions):
-            make_penalty(options.rho, pull=options.pull, layers=list(plan))
+        options = mode_options(**settings)  # this and the next refuse now, not when training begins
+        penalty_of(options, list(plan))
         self.evaluate, self.stop_when_converged, self.resume = evaluate, stop_when_converged, resume
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None

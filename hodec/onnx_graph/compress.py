@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -134,21 +135,28 @@ def compress_file(  # noqa: PLR0913
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
-    write = write_int8 if int8 else write_trial
+    write = partial(write_int8 if int8 else write_trial, search=search, held=held, out=Path(out), seconds=seconds)
     with sharing():
-        best = search.best()
-        while best is not None:
-            try:
-                result = write(best, search, held, Path(out), seconds=seconds)
-                break
-            except LosesMore as error:
-                log.warning("%s", error)
-                best = _larger(search, best)
-        else:
-            raise NothingPays(_nothing(search))
+        result = _best_written(search, write)
     if report is not None:
         _report(Path(report), result, search, held)
     return result
+
+
+def _best_written(search: Search, write: Callable[[Trial], Compressed]) -> Compressed:
+    """The best trial as a file, or the next larger one where the file itself loses more than the trial did.
+
+    Raises:
+        NothingPays: none is left.
+    """
+    best = search.best()
+    while best is not None:
+        try:
+            return write(best)
+        except LosesMore as error:
+            log.warning("%s", error)
+            best = _larger(search, best)
+    raise NothingPays(_nothing(search))
 
 
 def _report(path: Path, result: Compressed, search: Search, held: Samples, *, most: int = 8) -> None:
