@@ -1,0 +1,70 @@
+"""What a file is worth: its task score, multiply-adds, bytes, and time beside the dense file."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_files.case import SEEDS, Case, Feeds, session
+from benchmarks.timing import in_turns
+
+SECONDS = 4.0  # of turns of both files, for one ratio
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file of a case.
+
+    Attributes:
+        case, way: what it is for, and how it was made; ``dense`` is the file as it was found.
+        score: on the final inputs, a share of 1; None where nothing was written.
+        macs: multiply-adds of one run, of sizes measured in it; of convolutions and products outside of branches.
+        uncounted: nodes whose multiply-adds are in no count.
+        bytes: size.
+        faster: median of the dense file's time over this one's, both in turns on one thread.
+        spread: half the interquartile range of ``faster`` over the rounds, as a share of its median.
+        seconds: time that making it took.
+        said: the command's last line.
+    """
+
+    case: str
+    way: str
+    score: float | None = None
+    macs: int | None = None
+    uncounted: int = 0
+    bytes: int | None = None
+    faster: float | None = None
+    spread: float | None = None
+    seconds: float | None = None
+    said: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measured(case: Case, way: str, path: Path, *, seconds: float | None = None, said: str = "") -> Row:
+    """All figures of one file; ``seconds`` and ``said`` are of the command that made it."""
+    feeds = case.feeds(SEEDS["search"], 32)[-1]
+    macs, uncounted = multiply_adds_of(path, feeds)
+    score = case.score(session(path), SEEDS["final"], case.sizes.final)
+    size = path.stat().st_size
+    if path == case.path:
+        return Row(case.name, way, score, macs, uncounted, size, 1.0, said=said)
+    runs = {"dense": session(case.path), "this": session(path)}
+    times = in_turns({name: (lambda run=run: run(feeds)) for name, run in runs.items()}, seconds=SECONDS)
+    faster, spread = times.ratio("dense", "this"), times.spread("dense", "this")
+    return Row(case.name, way, score, macs, uncounted, size, faster, spread, seconds, said)
+
+
+def multiply_adds_of(path: Path, feeds: Feeds) -> tuple[int, int]:
+    """Multiply-adds of one run, from the sizes that it has, and the number of nodes that are not counted."""
+    from hodec.onnx_graph.cost import counted_values, multiply_adds
+    from hodec.onnx_graph.graph import load_graph, name_of
+    from hodec.onnx_graph.sizes import inferred_sizes, measured_sizes
+
+    graph = load_graph(path)
+    nodes = list(graph.graph)
+    names = [name_of(value) for node in nodes for value in counted_values(node)]
+    inputs = {name: array.shape for name, array in feeds.items()}
+    sizes = inferred_sizes(graph, inputs) | measured_sizes(graph, names, feeds)
+    total, uncounted = multiply_adds(nodes, sizes)
+    return total, len(uncounted)
