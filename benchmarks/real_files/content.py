@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.real_files.case import Array, Feeds, SampleCase
+from benchmarks.real_files.case import Array, Feeds, SampleCase, share_right
 from benchmarks.real_files.drawing import WORDS, phrase
 
 EDGE, BLOCK, FILLER = 1024, 4096, 256  # bytes from each end, bytes they are looked for in, and the sign for none
@@ -35,10 +35,12 @@ class FileTypes(SampleCase):
         kind = list(MADE)[rng.integers(len(MADE))]
         return {"bytes": ends_of(MADE[kind](rng))[None]}, kind
 
-    def judge(self, told: list[tuple[Sequence[Array], Any]]) -> float:
-        folder = self.path.parent
-        labels = json.loads((folder / "config.min.json").read_text())["target_labels_space"]
-        return float(np.mean([labels[int(outputs[0][0].argmax())] == truth for outputs, truth in told]))
+    def answer(self, outputs: Sequence[Array]) -> int:
+        return int(outputs[0][0].argmax())
+
+    def judge(self, told: list[tuple[Any, Any]]) -> float:
+        held = json.loads((self.path.parent / "config.min.json").read_text())
+        return share_right([(held["target_labels_space"][answer], truth) for answer, truth in told])
 
 
 def ends_of(content: bytes) -> np.ndarray:

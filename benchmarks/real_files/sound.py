@@ -137,11 +137,13 @@ class Notes(SampleCase):
         sound *= rng.uniform(0.2, 0.9) / np.abs(sound).max()
         return {"serving_default_input_2:0": sound.astype(np.float32)[None, :, None]}, truth
 
-    def judge(self, told: list[tuple[Sequence[Array], Any]]) -> float:
+    def answer(self, outputs: Sequence[Array]) -> np.ndarray:
         # of the outputs in the file's order (onsets, notes, contours) the second has the notes
-        pairs = [(outputs[1][0] > NOTE_THRESHOLD, truth) for outputs, truth in told]
-        hits = sum(int((found & truth).sum()) for found, truth in pairs)
-        return 2 * hits / max(1, sum(int(found.sum() + truth.sum()) for found, truth in pairs))
+        return np.asarray(outputs[1][0] > NOTE_THRESHOLD)
+
+    def judge(self, told: list[tuple[Any, Any]]) -> float:
+        hits = sum(int((found & truth).sum()) for found, truth in told)
+        return 2 * hits / max(1, sum(int(found.sum() + truth.sum()) for found, truth in told))
 
 
 def _tone(pitch: float, count: int, fade: float, strength: float) -> np.ndarray:
