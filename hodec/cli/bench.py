@@ -3,7 +3,7 @@
 import argparse
 
 from hodec.cli import Answer
-from hodec.cli.decompose import add_shape_argument
+from hodec.cli.decompose import add_input_arguments
 
 HELP = "compare two ONNX model files: latency ratio, worst output difference, size"
 
@@ -13,13 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="FIRST", help="the model to compare with, e.g. the dense one")
     parser.add_argument("second", metavar="SECOND", help="the model to judge, e.g. the decomposed one")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (default: 10)")
-    add_shape_argument(parser)
+    add_input_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Measure both in turns, one thread; the ratio stands beside how far this machine's own noise goes."""
     from hodec.onnx_graph.bench import bench_files
+    from hodec.onnx_graph.feeds import parse_values
     from hodec.onnx_graph.sizes import parse_shapes
 
-    found = bench_files(options.first, options.second, seconds=options.seconds, shapes=parse_shapes(options.shape))
+    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    found = bench_files(options.first, options.second, seconds=options.seconds, **inputs)
     return Answer(str(found), found.to_dict())

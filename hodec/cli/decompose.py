@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-larger", action="store_true", help="keep layers that cost more than they do dense")
     parser.add_argument("--plan", metavar="PLAN", help="a plan.json to follow, made by --plan-out and perhaps edited")
     parser.add_argument("--plan-out", metavar="PLAN", help="where to write the plan; replaced if it is there")
-    add_shape_argument(parser)
+    add_input_arguments(parser)
 
 
 def add_shape_argument(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,19 @@ def add_shape_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME:1,3,224,224",
         help="size of an input that the model leaves open (default: batch 1, images of 224, other axes 32)",
+    )
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """--shape and --input."""
+    add_shape_argument(parser)
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a number that fills an input (sr=16000), or an .npy file for it (default: random numbers, ones where "
+        "whole numbers are taken)",
     )
 
 
@@ -59,12 +72,13 @@ def run(options: argparse.Namespace) -> Answer:
 def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
     """``decompose_file`` with its arguments: a plan, or a rule and its settings."""
     from hodec.onnx_graph.decompose import decompose_file
+    from hodec.onnx_graph.feeds import parse_values
     from hodec.onnx_graph.sizes import parse_shapes
     from hodec.plan.plan import Plan
     from hodec.ranks.planning import PlanSettings
 
-    shapes = parse_shapes(options.shape)
-    work = partial(decompose_file, options.path, options.output, shapes=shapes, force=options.force)
+    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    work = partial(decompose_file, options.path, options.output, **inputs, force=options.force)
     if options.plan:
         return partial(work, plan=Plan.load(options.plan))
     rule, settings = rule_from(options), method_from(options)

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hodec.cost.timing import samples_ms
 from hodec.errors import ConfigError, ConvertError, Use
 from hodec.export.runtime import Array, Cannot, Session, open_session
+from hodec.onnx_graph.feeds import example_inputs
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
-from hodec.onnx_graph.session import example_feeds, is_finite, relative_difference, run_session
-from hodec.onnx_graph.sizes import Size, input_sizes
+from hodec.onnx_graph.session import is_finite, relative_difference, run_session
+from hodec.onnx_graph.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ class Bench:
 
 
 def bench_files(
-    first: str | Path, second: str | Path, *, seconds: float = 10.0, shapes: Mapping[str, Size] | None = None
+    first: str | Path,
+    second: str | Path,
+    *,
+    seconds: float = 10.0,
+    shapes: Mapping[str, Size] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
 ) -> Bench:
     """Compare two models on the same seeded random inputs.
 
@@ -72,6 +79,7 @@ def bench_files(
     Args:
         seconds: how long to measure, above 0.
         shapes: sizes of inputs that the models leave open.
+        values: numbers that fill inputs, or arrays for them.
 
     Raises:
         CheckpointError: a file that cannot be read.
@@ -80,10 +88,9 @@ def bench_files(
     if not 0 < seconds < math.inf:
         raise ConfigError("{seconds} is not a number above 0", seconds=Use("seconds", seconds))
     graphs = [load_graph(first), load_graph(second)]
-    sizes = [input_sizes(graph, shapes or {}) for graph in graphs]
-    if sizes[0] != sizes[1]:
-        raise ConvertError(f"the models take different inputs: {sizes[0]} and {sizes[1]}")
-    feeds = example_feeds(graphs[0], sizes[0])
+    (sizes, feeds), (others, _) = (example_inputs(graph, shapes or {}, values or {}) for graph in graphs)
+    if sizes != others:
+        raise ConvertError(f"the models take different inputs: {sizes} and {others}")
     opened = [_opened(graph, feeds) for graph in graphs]
     difference, relative = _differences(*(run_session(one, feeds) for one in opened))
     works = {name: partial(one.run, None, feeds) for name, one in zip("abc", (*opened, opened[0]))}

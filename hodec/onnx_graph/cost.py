@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import onnx_ir as ir
 
-from hodec.onnx_graph.graph import OnnxGraph, constants_of, name_of
+from hodec.onnx_graph.graph import OnnxGraph, constants_of, name_of, subgraphs_of
 from hodec.onnx_graph.sizes import Size
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -16,13 +16,19 @@ def parameters(graph: OnnxGraph) -> int:
 
     A constant that only other constants are made of is not counted beside them.
     """
-    constants, total = constants_of(graph), 0
+    return sum(held(graph).values())
+
+
+def held(graph: OnnxGraph) -> dict[ir.Node | None, int]:
+    """Node -> elements of the floating constants that it is the first to read; None for those that are outputs only."""
+    constants, found = constants_of(graph), dict[ir.Node | None, int]()
     for value in constants:
-        made = [use.node.outputs[0] in constants for use in value.uses() if use.node.graph is graph.graph]
-        if graph.is_read_outside(value) or not all(made):
-            array = graph.array(value)
-            total += array.size if str(array.dtype) in FLOATS else 0
-    return total
+        readers = [use.node for use in value.uses() if use.node.outputs[0] not in constants]
+        if readers or graph.is_given_out(value):
+            array, reader = graph.array(value), readers[0] if readers else None
+            if str(array.dtype) in FLOATS:
+                found[reader] = found.get(reader, 0) + array.size
+    return found
 
 
 def multiply_adds(nodes: Iterable[ir.Node], sizes: Mapping[str, Size]) -> tuple[int, list[ir.Node]]:
@@ -36,7 +42,7 @@ def multiply_adds(nodes: Iterable[ir.Node], sizes: Mapping[str, Size]) -> tuple[
     """
     total, uncounted = 0, []
     for node in nodes:
-        inner = [one for graph in _subgraphs(node) for one in graph.all_nodes()]
+        inner = [one for graph in subgraphs_of(node) for one in graph.all_nodes()]
         if node.domain or node.op_type in UNCOUNTED or any(map(multiplies, inner)):
             uncounted.append(node)
         elif node.op_type in COUNTS:
@@ -59,14 +65,6 @@ def counted_values(node: ir.Node) -> tuple[ir.Value | None, ...]:
 def multiplies(node: ir.Node) -> bool:
     """Whether a node is known to multiply, or may do so unseen."""
     return bool(node.domain) or node.op_type in COUNTS or node.op_type in UNCOUNTED
-
-
-def _subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _conv(node: ir.Node, data: Size, weight: Size, output: Size) -> int:

@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from numpy.typing import ArrayLike
 
 from hodec.cost.count import Cost
 from hodec.errors import ConvertError
 from hodec.export.runtime import Array, Cannot, first_line
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.changes import Change
-from hodec.onnx_graph.cost import parameters
-from hodec.onnx_graph.graph import load_graph
-from hodec.onnx_graph.planning import GraphFacts, check_plan, graph_facts, plan_graph
+from hodec.onnx_graph.cost import multiply_adds, parameters
+from hodec.onnx_graph.facts import GraphFacts, graph_facts
+from hodec.onnx_graph.feeds import inputs_words
+from hodec.onnx_graph.flush import LEAST, flush
+from hodec.onnx_graph.graph import load_graph, name_of
+from hodec.onnx_graph.planning import check_plan, plan_graph
+from hodec.onnx_graph.probe import nodes_run, probed
 from hodec.onnx_graph.rewrite import rewrite
-from hodec.onnx_graph.session import example_feeds, is_finite, relative_difference, run_model
-from hodec.onnx_graph.sizes import Size, shape_words
+from hodec.onnx_graph.session import is_finite, relative_difference, run_model
+from hodec.onnx_graph.sizes import Size
 from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
 from hodec.ranks import RankRule
@@ -74,6 +79,7 @@ def decompose_file(  # noqa: PLR0913
     plan: Plan | None = None,
     options: PlanSettings | None = None,
     shapes: Mapping[str, Size] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
     force: bool = False,
 ) -> Outcome:
     """Decompose the layers of an ONNX file and write the smaller model.
@@ -87,6 +93,7 @@ def decompose_file(  # noqa: PLR0913
         plan: a finished plan instead of a method and a rule.
         options: which layers, how many modes.
         shapes: sizes of inputs that the model leaves open, for cost and checks.
+        values: numbers that fill inputs, or arrays for them, where random ones will not do.
         force: replace an existing ``out``.
 
     Raises:
@@ -97,8 +104,7 @@ def decompose_file(  # noqa: PLR0913
     graph, out = load_graph(source), Path(out)
     check_target(out, graph, force=force)
     before = graph.bytes
-    facts = graph_facts(graph, shapes or {})
-    feeds = example_feeds(graph, facts.inputs)
+    facts = graph_facts(graph, shapes or {}, values)
     with sharing():
         if plan is not None:
             sites = check_plan(plan, facts)
@@ -106,26 +112,41 @@ def decompose_file(  # noqa: PLR0913
             plan, sites = plan_graph(facts, rule, method, options or PlanSettings())
         else:
             raise ConvertError("there is neither a rule nor a plan")
-        wanted, remarks = _dense_outputs(facts, feeds)
-        changes, total_macs = rewrite(facts, sites, plan)
-    after = Cost(parameters(graph), total_macs // facts.batch)
+        wanted, remarks = _dense_outputs(facts)
+        changes, planned_macs = rewrite(facts, sites, plan)
+        remarks = (*remarks, *_flushed(facts))
     with written(graph, out) as files:
         _check_file(files[0])
-        difference, more = _check_outputs(files[0], feeds, wanted)
+        difference, more = _check_outputs(files[0], facts.feeds, wanted)
+        total_macs, uncounted = _measured_macs(facts, out.parent) or (planned_macs, facts.uncounted)
         size = sum(path.stat().st_size for path in files)
-    remarks = (*remarks, *more)
-    return Outcome(plan, changes, facts.cost, after, facts.uncounted, before, size, difference, remarks)
+    after = Cost(parameters(graph), total_macs // facts.batch)
+    return Outcome(plan, changes, facts.cost, after, uncounted, before, size, difference, (*remarks, *more))
 
 
-def _dense_outputs(facts: GraphFacts, feeds: Mapping[str, Array]) -> tuple[list[object] | None, tuple[str, ...]]:
+def _flushed(facts: GraphFacts) -> tuple[str, ...]:
+    """Set weights that are 0 in all but name to 0; a remark where there are such."""
+    count = flush(facts.graph)
+    return (f"{count:,} weights below {LEAST:g} were set to 0: many CPUs are slow at such",) if count else ()
+
+
+def _measured_macs(facts: GraphFacts, folder: Path) -> tuple[int, tuple[str, ...]] | None:
+    """Multiply-adds of the rewritten graph and the nodes that they leave out, by one run; None if it does not run."""
+    probe = probed(facts.graph, facts.feeds, folder=folder)
+    if probe.reason:
+        return None
+    total, uncounted = multiply_adds(nodes_run(facts.graph.graph, probe.branches), probe.sizes)
+    return total, tuple(name_of(node) or name_of(node.outputs[0]) for node in uncounted)
+
+
+def _dense_outputs(facts: GraphFacts) -> tuple[list[object] | None, tuple[str, ...]]:
     """The outputs of the dense model; or None, and why they are not known."""
     try:
-        return run_model(facts.graph.path, feeds), ()
+        return run_model(facts.graph.path, facts.feeds), ()
     except Cannot as error:
-        sizes = " ".join(shape_words(name, size) for name, size in facts.inputs.items())
         remark = (
-            f"onnxruntime does not run the given model on inputs of {sizes} ({error}); only the replaced layers were "
-            "checked. Give sizes that it runs on"
+            f"onnxruntime does not run the given model on {inputs_words(facts.feeds)} ({error}); only the replaced "
+            "layers were checked, and multiply-adds are those planned. Give inputs that it runs on"
         )
         log.warning(remark)
         return None, (remark,)

@@ -74,12 +74,17 @@ class OnnxGraph:
 
     @cached_property
     def node_names(self) -> dict[ir.Node, str]:
-        """Node of the main graph -> its name, after its output where it has none, made unique."""
+        """Node -> its name, after its output where it has none, made unique; those of subgraphs come last."""
         names, taken = {}, UniqueNames(set())
-        for node in self.graph:
+        for node in (*self.graph, *(node for graph in self.graph.subgraphs() for node in graph)):
             base = node.name or next((one.name for one in node.outputs if one.name), node.op_type)
             names[node] = taken.new(base)
         return names
+
+    @cached_property
+    def owners(self) -> dict[ir.Graph, ir.Node]:
+        """Subgraph -> the node that it belongs to."""
+        return {part: node for node in self.graph.all_nodes() for part in subgraphs_of(node)}
 
     @cached_property
     def constants(self) -> set[ir.Value]:
@@ -91,10 +96,9 @@ class OnnxGraph:
         """Names of outputs of subgraphs: one that no node there makes is read from the graph around it."""
         return {name_of(value) for graph in self.graph.subgraphs() for value in graph.outputs}
 
-    def is_read_outside(self, value: ir.Value) -> bool:
-        """Whether the graph's output or a subgraph reads a value."""
-        inside = all(use.node.graph is self.graph for use in value.uses())
-        return not inside or value.is_graph_output() or value.name in self.passed_through
+    def is_given_out(self, value: ir.Value) -> bool:
+        """Whether a value is an output of the graph or of a subgraph."""
+        return value.is_graph_output() or value.name in self.passed_through
 
     def array(self, value: ir.Value) -> Array:
         """The elements of a constant.
@@ -144,6 +148,15 @@ def name_of(thing: ir.Value | ir.Node | None) -> str:
     return (thing.name or "") if thing is not None else ""
 
 
+def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs among a node's attributes."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 class UniqueNames:
     """Names in use; a new one that is taken gets ``#2``, ``#3``, .. behind it."""
 
@@ -173,16 +186,18 @@ class UniqueNames:
 
 
 def constants_of(graph: OnnxGraph) -> set[ir.Value]:
-    """Values of the main graph that are the same in every run, in its present state.
+    """Values of the graph and its subgraphs that are the same in every run, in its present state.
 
     Initializers that are inputs too are not among them: a caller may replace them.
     """
-    initializers = graph.graph.initializers.values()
-    found = {one for one in initializers if graph.lists_initializers or not one.is_graph_input()}
-    for node in graph.graph:  # a constant stands before what reads it
-        foldable = node.op_type in FOLDABLE and not node.domain and len(node.outputs) == 1
-        if foldable and all(one is None or one in found for one in node.inputs):
-            found.add(node.outputs[0])
+    found = set[ir.Value]()
+    for part in graph.model.graphs():  # outer ones come first, and a constant stands before what reads it
+        initializers = part.initializers.values()
+        found |= {one for one in initializers if graph.lists_initializers or not one.is_graph_input()}
+        for node in part:
+            foldable = node.op_type in FOLDABLE and not node.domain and len(node.outputs) == 1
+            if foldable and all(one is None or one in found for one in node.inputs):
+                found.add(node.outputs[0])
     return found
 
 
@@ -234,7 +249,24 @@ def load_graph(path: str | Path) -> OnnxGraph:
     for value in (one for part in graph.model.graphs() for one in part.initializers.values()):
         if not value.is_graph_input() and not value.is_graph_output():
             value.type = value.shape = None  # its tensor has both, and the file need not say it twice
+    _name_once(graph.model)
     return graph
+
+
+def _name_once(model: ir.Model) -> None:
+    """Give values of subgraphs that have the name of another value one of their own: sizes are known by name."""
+    names = UniqueNames.of_model(model)
+    seen = {name_of(value) for value in _made(model.graph)}
+    for graph in model.graph.subgraphs():
+        for value in _made(graph):
+            if value.name and value.name in seen:
+                value.name = names.new(value.name)
+            seen.add(name_of(value))
+
+
+def _made(graph: ir.Graph) -> list[ir.Value]:
+    """Inputs, initializers and what the nodes of a graph make, without those of its subgraphs."""
+    return [*graph.inputs, *graph.initializers.values(), *(one for node in graph for one in node.outputs)]
 
 
 def _opset(proto: onnx.ModelProto, path: Path) -> int:

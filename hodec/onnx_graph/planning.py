@@ -1,85 +1,23 @@
 """A plan for the layers of a graph: the same rules and the same Plan as for a model with a Python class."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from hodec.cost.count import Cost
 from hodec.errors import PlanError, near_matches
 from hodec.methods import Method, get_method
-from hodec.onnx_graph.cost import counted_values, multiply_adds, parameters
-from hodec.onnx_graph.graph import OnnxGraph
+from hodec.onnx_graph.contents import nothing_to_decompose, skipped_costs
+from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.recipes import numbers_of
-from hodec.onnx_graph.session import example_feeds
-from hodec.onnx_graph.sites import GraphSite, WeightConsumer, groups_by_weight, refusal, site_of, weight_consumers
-from hodec.onnx_graph.sizes import Size, inferred_sizes, input_sizes, measured_sizes, open_axes
+from hodec.onnx_graph.sites import GraphSite, WeightConsumer, refusal, site_of
+from hodec.onnx_graph.sizes import Size
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks import RULES, RankRule
 from hodec.ranks.context import NetContext
 from hodec.ranks.planning import PlanSettings, plan_layers
-
-
-@dataclass(frozen=True)
-class GraphFacts:
-    """What planning and rewriting need to know of a graph; it is looked at once.
-
-    Attributes:
-        inputs: sizes of the example input.
-        sizes: sizes of the values for that.
-        axes: input or output without a shape -> its number of axes.
-        groups: the nodes that multiply by a constant, those that share one together.
-        refused: nodes that look like them -> why they are not.
-        params: elements of the constants that nodes read.
-        total_macs: multiply-adds of the whole example.
-        uncounted: names of nodes whose multiply-adds are not known.
-        batch: images in the example.
-    """
-
-    graph: OnnxGraph
-    inputs: Mapping[str, Size]
-    sizes: Mapping[str, Size]
-    axes: Mapping[str, int]
-    groups: Sequence[tuple[WeightConsumer, ...]]
-    refused: Mapping[str, str]
-    params: int
-    total_macs: int
-    uncounted: tuple[str, ...]
-    batch: int
-
-    @property
-    def cost(self) -> Cost:
-        """Parameters and multiply-adds of one image, without the nodes in ``uncounted``."""
-        return Cost(self.params, self.total_macs // self.batch)
-
-
-def graph_facts(graph: OnnxGraph, shapes: Mapping[str, Size]) -> GraphFacts:
-    """The facts of a graph for inputs of these sizes (its own where none are given); the graph stays as it is.
-
-    Raises:
-        ConfigError: sizes that do not fit its inputs, or are needed and not given.
-    """
-    inputs = input_sizes(graph, shapes)
-    sizes = inferred_sizes(graph, inputs)
-    wanted = [value.name for node in graph.graph for value in counted_values(node) if value]
-    missing = [name for name in (*wanted, *(one.name for one in graph.without_axes)) if name and name not in sizes]
-    if missing:
-        sizes |= measured_sizes(graph, missing, example_feeds(graph, inputs))
-    consumers, refused = weight_consumers(graph, sizes)
-    macs, uncounted = multiply_adds(graph.graph, sizes)
-    return GraphFacts(
-        graph, inputs, sizes,
-        axes=open_axes(graph, sizes, inputs),
-        groups=groups_by_weight(consumers),
-        refused=refused,
-        params=parameters(graph),
-        total_macs=macs,
-        uncounted=tuple(graph.node_names[node] for node in uncounted),
-        batch=next((size[0] for size in inputs.values() if size), 1),
-    )  # fmt: skip
 
 
 def plan_graph(
@@ -92,6 +30,8 @@ def plan_graph(
     """
     check_rule(rule)
     sites, skipped, fits = eligible_sites(facts, rule.methods_for(method))
+    if not sites:
+        raise nothing_to_decompose(facts, skipped)
     layers = plan_layers(
         {name: site.layer for name, site in sites.items()},
         skipped,
@@ -108,7 +48,8 @@ def plan_graph(
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
         raise PlanError(f"no layer is left to decompose: {reasons}")
-    return Plan(layers, skipped, rule.name, facts.cost.params, facts.cost.macs, _plan_inputs(facts)), sites
+    cost, inputs, costs, other = facts.cost, _plan_inputs(facts), *skipped_costs(facts, layers, skipped)
+    return Plan(layers, skipped, rule.name, cost.params, cost.macs, inputs, None, costs, other), sites
 
 
 def eligible_sites(

@@ -12,10 +12,10 @@ from hodec.export.runtime import Array
 from hodec.linalg.svd import naming
 from hodec.onnx_graph.changes import METADATA, Change, changes_text, earlier_layers
 from hodec.onnx_graph.cost import multiply_adds
+from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.layer_check import check_layer
 from hodec.onnx_graph.nodes import Writer, as_stored, count_layer, initializer
-from hodec.onnx_graph.planning import GraphFacts
 from hodec.onnx_graph.recipes import Recipe, dense_of, error_of, factors_of, recipe_of
 from hodec.onnx_graph.sites import GraphSite, WeightConsumer
 from hodec.plan.layer import LayerPlan
@@ -48,11 +48,12 @@ def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> tu
         for one, writer in zip(sites[name].consumers, lowered.writers, strict=True):
             nodes = tuple(name_of(node) for node in writer.nodes)
             changes[one.name] = Change(nodes, weights, layer, lowered.error)
+            _add_initializers(graph, writer.constants, one.place)
             ir.convenience.replace_nodes_and_values(
-                graph.graph, one.node, [one.node], writer.nodes, [one.output], [writer.output]
+                one.place, one.node, [one.node], writer.nodes, [one.output], [writer.output]
             )
-            _add_initializers(graph, writer.constants)
-        _add_initializers(graph, lowered.weights)
+        weight = sites[name].consumers[0].weight
+        _add_initializers(graph, lowered.weights, weight.graph or graph.graph)
         _remove_unread(graph, sites[name].consumers[0].weight)
         log.info("%s: %s at ranks %s, error %.4f", name, layer.method, list(layer.ranks), lowered.error)
     notes = graph.model.metadata_props
@@ -98,11 +99,11 @@ def _arrays(one: WeightConsumer, recipe: Recipe, dtype: np.dtype[np.generic]) ->
     return arrays
 
 
-def _add_initializers(graph: OnnxGraph, values: Sequence[ir.Value]) -> None:
+def _add_initializers(graph: OnnxGraph, values: Sequence[ir.Value], place: ir.Graph | ir.Function) -> None:
     for value in values:
-        graph.graph.register_initializer(value)
-        if graph.lists_initializers:
-            graph.graph.inputs.append(value)
+        place.register_initializer(value)  # type: ignore[union-attr]
+        if graph.lists_initializers and place is graph.graph:
+            place.inputs.append(value)
         else:
             value.type = value.shape = None  # its tensor has both
 
@@ -112,13 +113,14 @@ def _remove_unread(graph: OnnxGraph, weight: ir.Value) -> None:
     unread: list[ir.Value | None] = [weight]
     while unread:
         value = unread.pop()
-        if value is None or value.uses() or graph.is_read_outside(value):
+        if value is None or value.uses() or graph.is_given_out(value):
             continue
-        if node := value.producer():
+        place = value.graph
+        if (node := value.producer()) and place:
             inputs = list(node.inputs)
-            graph.graph.remove(node, safe=True)
+            place.remove(node, safe=True)
             unread += inputs
-        elif value.is_initializer():
-            del graph.graph.initializers[name_of(value)]
+        elif value.is_initializer() and isinstance(place, ir.Graph):
+            del place.initializers[name_of(value)]
             if value.is_graph_input():
-                graph.graph.inputs.remove(value)
+                place.inputs.remove(value)

@@ -5,6 +5,7 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import onnx_ir as ir
 import torch
@@ -21,7 +22,7 @@ from hodec.methods import Method
 from hodec.onnx_graph.cost import FLOATS
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.recipes import movers, no_recipe
-from hodec.onnx_graph.sizes import Size, shape_words
+from hodec.onnx_graph.sizes import Size
 
 QUANTIZED = {
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "DynamicQuantizeMatMul",
@@ -29,7 +30,18 @@ QUANTIZED = {
 }  # fmt: skip
 # Operators with a weight -> what the names of their layer types begin with.
 LAYERS = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
+# Operators that hold weights and stay as they are -> why, where there is more to say.
+OTHERS = {
+    "LSTM": "recurrent layers stay dense",
+    "GRU": "recurrent layers stay dense",
+    "RNN": "recurrent layers stay dense",
+    "Gather": "a table that is looked up stays dense",
+    "Einsum": "products by Einsum stay dense",
+    "Attention": "",
+    "DeformConv": "",
+}
 # Lists of a convolution's settings, and how many numbers each has for an axis.
+UNSIZED = "the sizes of its input and output are not known: neither shape inference nor a run of the model tells them"
 PER_AXIS = {"strides": 1, "dilations": 1, "pads": 2, "output_padding": 1, "output_shape": 1, "kernel_shape": 1}
 
 
@@ -71,6 +83,11 @@ class WeightConsumer:
         return self.node.outputs[0]
 
     @property
+    def place(self) -> ir.Graph:
+        """The graph or subgraph in which it stands."""
+        return cast(ir.Graph, self.node.graph)
+
+    @property
     def exclusion(self) -> Use:
         """The setting that leaves it dense."""
         return Use("exclude", [self.name], f"--exclude {shlex.quote(self.name)}")
@@ -105,8 +122,14 @@ class GraphSite:
     layer: LayerSite
 
 
-def weight_consumers(graph: OnnxGraph, sizes: Mapping[str, Size]) -> tuple[list[WeightConsumer], dict[str, str]]:
-    """The nodes that multiply by a constant, and others that look like them, with the reason why they are not."""
+def weight_consumers(
+    graph: OnnxGraph, sizes: Mapping[str, Size], params: Mapping[ir.Node | None, int]
+) -> tuple[list[WeightConsumer], dict[str, str]]:
+    """The nodes that multiply by a constant, and others that hold weights, with the reason why they stay dense.
+
+    Args:
+        params: node -> its parameters.
+    """
     consumers, refused = [], {}
     for node, name in graph.node_names.items():
         if node.op_type in QUANTIZED:
@@ -117,6 +140,8 @@ def weight_consumers(graph: OnnxGraph, sizes: Mapping[str, Size]) -> tuple[list[
                 consumers.append(found)
             elif found:
                 refused[name] = found
+        elif params.get(node) and (node.domain or node.op_type in OTHERS):
+            refused[name] = OTHERS.get(node.op_type, "") or f"{node.op_type} nodes stay as they are"
     return consumers, refused
 
 
@@ -156,10 +181,11 @@ def groups_by_weight(consumers: Sequence[WeightConsumer]) -> list[tuple[WeightCo
 def refusal(group: Sequence[WeightConsumer], graph: OnnxGraph, method: Method, sizes: Mapping[str, Size]) -> str:
     """Why ``method`` cannot decompose the nodes that share a weight, or an empty string."""
     weight = group[0].weight
-    outside = graph.is_read_outside(weight)
+    outside = graph.is_given_out(weight)
     if outside or len(weight.uses()) != len(group) or len({(one.layer_type, one.transposed) for one in group}) > 1:
-        inside = {use.node.op_type for use in weight.uses() if use.node.graph is graph.graph}
-        others = sorted(inside | ({"the graph's output or a subgraph"} if outside else set()))
+        others = sorted(
+            {use.node.op_type for use in weight.uses()} | ({"an output of the graph"} if outside else set())
+        )
         return f"its weight {weight.name!r} is used in different ways ({', '.join(others)})"
     for one in group:
         reason = _own_refusal(one, graph, method, sizes)
@@ -170,6 +196,8 @@ def refusal(group: Sequence[WeightConsumer], graph: OnnxGraph, method: Method, s
 
 def _own_refusal(one: WeightConsumer, graph: OnnxGraph, method: Method, sizes: Mapping[str, Size]) -> str:
     shape = sizes.get(name_of(one.weight), ())
+    if one.place is not graph.graph and one.output.name not in sizes:
+        return _not_run(one, graph)
     if not one.layer_type:
         return f"{one.node.op_type} with a weight of shape {list(shape)}: no layer type has such"
     if one.layer_type not in method.layers:
@@ -182,13 +210,18 @@ def _own_refusal(one: WeightConsumer, graph: OnnxGraph, method: Method, sizes: M
     if reason := _settings_refusal(one, fmt, method.name, shape):
         return reason
     if one.data.name not in sizes or one.output.name not in sizes:
-        example = ", ".join(shape_words(name, (1, 3, 224, 224)) for name in graph.inputs)
-        return (
-            "the sizes of its input and output are not known: neither shape inference nor a run of the model tells "
-            f"them; give sizes of the inputs that the model runs on, as in {example}"
-        )
+        return UNSIZED
     dtype = str(graph.array(one.weight).dtype)
     return "" if dtype in FLOATS else f"its weight is {dtype}; only {', '.join(FLOATS)} are decomposed"
+
+
+def _not_run(one: WeightConsumer, graph: OnnxGraph) -> str:
+    """Why a node in a subgraph has not run on the example inputs."""
+    owner = graph.owners[one.place]
+    name = f"{owner.op_type} {graph.node_names[owner]}"
+    if owner.op_type != "If":
+        return f"it stands in the body of {name}: those stay as they are"
+    return f"it stands in a branch of {name}, which the example inputs do not take: give others"
 
 
 def _settings_refusal(one: WeightConsumer, fmt: Format, method: str, shape: Size) -> str:

@@ -9,9 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from hodec.errors import ConfigError, Use, literal
-from hodec.export.runtime import Array, Cannot, quiet
+from hodec.export.runtime import quiet
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.session import run_model
 
 Size = tuple[int, ...]
 
@@ -91,7 +90,7 @@ def _symbols(value: ir.Value, size: Size) -> dict[str, int]:
     if value.shape is not None and len(dims) != len(size):
         raise ConfigError(f"{{shape}} has {len(size)} axes, the model's input has {len(dims)}", shape=shape)
     for dim, n in zip(dims, size):
-        if isinstance(dim, int) and dim != n:
+        if is_fixed(dim) and dim != n:
             raise ConfigError(f"{{shape}} does not fit: the model fixes {dim} for {n}", shape=shape)
     return {dim.value: n for dim, n in zip(dims, size) if isinstance(dim, ir.SymbolicDim) and dim.value}
 
@@ -108,12 +107,21 @@ def _size(
     dims = tuple(dims)
     usual = image if len(dims) >= 4 else other
     guess = (1, channels or usual, *(usual for _ in dims[2:]))
-    return tuple(dim if isinstance(dim, int) else symbols.get(dim.value or "", n) for dim, n in zip(dims, guess))
+    names = (dim.value or "" if isinstance(dim, ir.SymbolicDim) else "" for dim in dims)
+    return tuple(
+        dim if is_fixed(dim) else symbols.get(name, n)
+        for dim, name, n in zip(dims, names, guess)  # type: ignore[misc]
+    )
+
+
+def is_fixed(dim: int | ir.SymbolicDim) -> bool:
+    """Whether a model fixes an axis; some exporters write -1 for an open one, where the format wants a name."""
+    return isinstance(dim, int) and dim >= 0
 
 
 def inferred_sizes(graph: OnnxGraph, inputs: Mapping[str, Size]) -> dict[str, Size]:
-    """Sizes of all values that shape inference can tell for inputs of these sizes."""
-    initializers = graph.graph.initializers.items()
+    """Sizes of all values of the main graph that shape inference can tell for inputs of these sizes."""
+    initializers = [one for part in graph.model.graphs() for one in part.initializers.items()]
     sizes = {name: tuple(one.const_value.shape.numpy()) for name, one in initializers if one.const_value is not None}
     sizes |= inputs
     try:
@@ -130,23 +138,6 @@ def inferred_sizes(graph: OnnxGraph, inputs: Mapping[str, Size]) -> dict[str, Si
         if value.shape is not None and value.shape.is_static():
             sizes.setdefault(name, value.shape.numpy())
     return sizes
-
-
-def measured_sizes(graph: OnnxGraph, names: Iterable[str], feeds: Mapping[str, Array]) -> dict[str, Size]:
-    """Sizes of these values in one run; none if the model does not run."""
-    try:
-        probe = graph.model.clone()
-        values = ir.convenience.create_value_mapping(probe.graph, include_subgraphs=False)
-        wanted = [name for name in dict.fromkeys(names) if name in values]
-        probe.graph.outputs.clear()
-        for k, name in enumerate(wanted):
-            node = ir.node("Shape", [values[name]], outputs=[ir.val(f"hodec size {k}", ir.DataType.INT64)])
-            probe.graph.append(node)
-            probe.graph.outputs.append(node.outputs[0])
-        found = run_model(ir.to_proto(probe), feeds, folder=graph.path.parent)
-    except (Cannot, RuntimeError, ValueError):  # the last two: it cannot be copied, or is too large to be given whole
-        return {}
-    return {name: tuple(int(n) for n in size) for name, size in zip(wanted, found)}  # type: ignore[attr-defined]
 
 
 def open_axes(graph: OnnxGraph, sizes: Mapping[str, Size], inputs: Mapping[str, Size]) -> dict[str, int]:

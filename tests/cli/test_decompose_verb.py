@@ -124,7 +124,7 @@ def test_nothing_to_decompose_is_exit_code_2(capsys, tmp_path):
     source = save(tmp_path / "in.onnx", [node("Relu", "x")], {})
     code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--ranks", "4")
     assert code == 2
-    assert "no layer is left to factorize" in err
+    assert "no layer is left to decompose" in err
 
 
 @pytest.fixture

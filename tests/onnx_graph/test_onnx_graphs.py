@@ -218,7 +218,7 @@ def test_other_floating_types_stay_what_they_are(tmp_path, kind, tolerance):
     same(source, out, tolerance, reference, x=image(1).astype(dtype))
 
 
-def test_subgraphs_and_custom_operators_stay_as_they_are(tmp_path):
+def test_branches_are_decomposed_where_they_stand(tmp_path):
     branch = helper.make_graph(
         [node("Conv", "h inner", "t", name="inside")], "then", [],
         [helper.make_tensor_value_info("t", FLOAT, None)], [numpy_helper.from_array(numbers(8, 16, 1, 1), "inner")],
@@ -234,11 +234,16 @@ def test_subgraphs_and_custom_operators_stay_as_they_are(tmp_path):
     weights = {"w1": numbers(16, 8, 3, 3), "w2": numbers(8, 16, 1, 1), "yes": np.array(True)}
     source = save(tmp_path / "in.onnx", nodes, weights, outputs=("y", "z"))
     outcome, out = decompose(source)
-    assert list(outcome.changes) == ["c"]
-    assert "a subgraph" in outcome.plan.skipped["d"]
-    before, after = onnx.load(str(source)).graph.node[-1], onnx.load(str(out)).graph.node[-1]
-    assert before == after
+    assert list(outcome.changes) == ["c", "inside"]
+    assert "shared with else: it stands in a branch of If" in outcome.plan.skipped["d"]
+    branches = {one.name: one.g for one in onnx.load(str(out)).graph.node[-1].attribute}
+    then, other = branches["then_branch"], branches["else_branch"]
+    assert [one.name for one in then.initializer] == ["inner.0", "inner.1", "inner.2"]
+    assert [one.name for one in then.node] == ["inside.0", "inside.1", "inside.2"]
+    assert [one.name for one in other.node] == ["else"]
     same(source, out, x=image())
+    macs = {name: layer.macs_before for name, layer in outcome.plan.items()}
+    assert outcome.before.macs == macs["c"] + macs["inside"] + 8 * 10 * 8 * 16
 
 
 def test_a_model_that_onnxruntime_cannot_run_is_checked_layer_by_layer(tmp_path):
@@ -348,19 +353,24 @@ def test_quantized_operators_are_refused_with_the_reason(tmp_path):
     source = tmp_path / "in.onnx"
     imports = [helper.make_opsetid("", 17)]
     source.write_bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
-    with pytest.raises(PlanError, match=r"no layer is left.*q: it is quantized \(ConvInteger\)"):
+    with pytest.raises(
+        PlanError, match=r"no layer is left.*ConvInteger q, 0.0% of the parameters: it is quantized \(ConvInteger\)"
+    ):
         decompose(source)
 
 
 @pytest.mark.parametrize("method", ["tt_classical"])
 def test_a_method_without_plain_nodes_is_refused_with_the_reason(tmp_path, method):
-    with pytest.raises(PlanError, match="first: method tt_classical: its layer is no chain of plain convolutions"):
+    with pytest.raises(
+        PlanError,
+        match="Conv first and 1 more, 95.3% of the parameters: method tt_classical: its layer is no chain",
+    ):
         decompose(conv_net(tmp_path / "in.onnx"), method=method)
 
 
 def test_a_model_without_layers_says_so(tmp_path):
     source = save(tmp_path / "in.onnx", [node("Relu", "x")], {})
-    with pytest.raises(PlanError, match="no layer is left to factorize"):
+    with pytest.raises(PlanError, match="no layer is left to decompose; the model holds no parameters"):
         decompose(source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from hodec.errors import ConfigError, PlanError
+from hodec.errors import ConfigError, PlanError, Use
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.sizes import input_sizes
@@ -80,8 +80,11 @@ def test_open_channels_are_those_of_the_convolution_that_reads_them(tmp_path):
 def test_layers_of_unknown_size_name_the_input(tmp_path):
     nodes = [helper.make_node("Odd", ["x"], ["h"], domain="own"), node("Conv", "h w", name="first")]
     source = save(tmp_path / "in.onnx", nodes, {"w": numbers(16, 8, 3, 3)}, domains=("own",))
-    with pytest.raises(PlanError, match="first: the sizes .* are not known.* as in x:1,3,224,224"):
+    with pytest.raises(
+        PlanError, match="Conv first, 100.0% .*: the sizes .* are not known.* run it on x .*8.*Give"
+    ) as error:
         decompose_file(source, tmp_path / "out.onnx", rule=Manual(4))
+    assert error.value.told(Use.in_flags).endswith("Give other inputs with --shape x:1,8,10,12")
 
 
 def test_an_output_that_nothing_sizes_is_named(tmp_path):
@@ -95,4 +98,4 @@ def test_sizes_that_the_model_does_not_run_on_are_said(tmp_path):
     source = bare(conv_net(tmp_path / "in.onnx"))
     made = decompose_file(source, tmp_path / "out.onnx", rule=Manual(4), shapes={"x": (1, 4, 10, 12)})
     assert made.difference is None
-    assert "does not run the given model on inputs of x:1,4,10,12 (" in made.remarks[0]
+    assert "does not run the given model on x float32 (1, 4, 10, 12) (" in made.remarks[0]

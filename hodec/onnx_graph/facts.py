@@ -1,0 +1,87 @@
+"""What planning and rewriting need to know of a graph; it is looked at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from numpy.typing import ArrayLike
+
+from hodec.cost.count import Cost
+from hodec.export.runtime import Array
+from hodec.onnx_graph.cost import counted_values, held, multiply_adds
+from hodec.onnx_graph.feeds import example_inputs
+from hodec.onnx_graph.graph import OnnxGraph, name_of
+from hodec.onnx_graph.probe import Probe, nodes_run, probed
+from hodec.onnx_graph.sites import WeightConsumer, groups_by_weight, weight_consumers
+from hodec.onnx_graph.sizes import Size, inferred_sizes, open_axes
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """The facts of a graph.
+
+    Attributes:
+        inputs: sizes of the example input.
+        feeds: the example input.
+        branches: ``If`` node -> the branch that the example input takes.
+        reason: why the model does not run on it; empty where it does, or need not be tried.
+        sizes: sizes of the values for that.
+        axes: input or output without a shape -> its number of axes.
+        groups: the nodes that multiply by a constant, those that share one together.
+        refused: nodes that look like them -> why they are not.
+        params: node -> elements of the constants that it reads, see ``held``.
+        total_macs: multiply-adds of the whole example.
+        uncounted: names of nodes whose multiply-adds are not known.
+        batch: images in the example.
+    """
+
+    graph: OnnxGraph
+    inputs: Mapping[str, Size]
+    feeds: Mapping[str, Array]
+    branches: Mapping[ir.Node, ir.Graph]
+    reason: str
+    sizes: Mapping[str, Size]
+    axes: Mapping[str, int]
+    groups: Sequence[tuple[WeightConsumer, ...]]
+    refused: Mapping[str, str]
+    params: Mapping[ir.Node | None, int]
+    total_macs: int
+    uncounted: tuple[str, ...]
+    batch: int
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters and multiply-adds of one image, without the nodes in ``uncounted``."""
+        return Cost(sum(self.params.values()), self.total_macs // self.batch)
+
+
+def graph_facts(
+    graph: OnnxGraph, shapes: Mapping[str, Size], values: Mapping[str, ArrayLike] | None = None
+) -> GraphFacts:
+    """The facts of a graph for inputs of these sizes (its own where none are given); the graph stays as it is.
+
+    Args:
+        values: numbers or arrays for inputs, see ``example_inputs``.
+
+    Raises:
+        ConfigError: sizes or values that do not fit its inputs, or are needed and not given.
+    """
+    inputs, feeds = example_inputs(graph, shapes, values or {})
+    sizes = inferred_sizes(graph, inputs)
+    wanted = [name_of(value) for node in graph.graph for value in counted_values(node) if value]
+    missing = [name for name in (*wanted, *map(name_of, graph.without_axes)) if name not in sizes]
+    probe = probed(graph, feeds, known=sizes) if missing or any(graph.graph.subgraphs()) else Probe()
+    sizes |= probe.sizes
+    params = held(graph)
+    consumers, refused = weight_consumers(graph, sizes, params)
+    macs, uncounted = multiply_adds(nodes_run(graph.graph, probe.branches), sizes)
+    return GraphFacts(
+        graph, inputs, feeds, probe.branches, probe.reason, sizes,
+        axes=open_axes(graph, sizes, inputs),
+        groups=groups_by_weight(consumers),
+        refused=refused,
+        params=params,
+        total_macs=macs,
+        uncounted=tuple(graph.node_names[node] for node in uncounted),
+        batch=next((size[0] for size in inputs.values() if size), 1),
+    )  # fmt: skip
