@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,17 @@ class SampleCase(Case):
     def judge(self, told: list[tuple[Any, Any]]) -> float:
         """Score of answers beside their truths."""
 
-    def samples(self, seed: int, n: int) -> list[tuple[Feeds, Any]]:
-        rng = np.random.default_rng(seed)
-        return [self.sample(rng) for _ in range(n)]
-
     def feeds(self, seed: int, n: int) -> list[Feeds]:
-        return [feeds for feeds, _ in self.samples(seed, n)]
+        return [feeds for feeds, _ in _samples(self, seed, n)]
 
     def score(self, run: Run, seed: int, n: int) -> float:
-        rng = np.random.default_rng(seed)
-        pairs = (self.sample(rng) for _ in range(n))
-        return self.judge([(self.answer(run(feeds)), truth) for feeds, truth in pairs])
+        return self.judge([(self.answer(run(feeds)), truth) for feeds, truth in _samples(self, seed, n)])
+
+
+@lru_cache(maxsize=2)  # a search asks for the score of many files on the same inputs
+def _samples(case: SampleCase, seed: int, n: int) -> list[tuple[Feeds, Any]]:
+    rng = np.random.default_rng(seed)
+    return [case.sample(rng) for _ in range(n)]
 
 
 def share_right(told: Sequence[tuple[Any, Any]]) -> float:

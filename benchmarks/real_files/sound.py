@@ -6,7 +6,7 @@ import subprocess
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,12 +98,17 @@ class Voice(Case):
         return [every[k] for k in sorted(rng.choice(len(every), n, replace=False))]
 
     def score(self, run: Run, seed: int, n: int) -> float:
-        rng, shares, truths = np.random.default_rng(seed), list[float](), list[int]()
-        for _ in range(n):
-            samples, truth = self.clip(rng)
+        shares, truths = list[float](), list[int]()
+        for samples, truth in _clips(self, seed, n):
             shares += self.chunks(run, samples)[1]
             truths += truth.tolist()
         return area_under_curve(np.array(shares), np.array(truths))
+
+
+@lru_cache(maxsize=2)
+def _clips(case: Voice, seed: int, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [case.clip(rng) for _ in range(n)]
 
 
 def area_under_curve(shares: np.ndarray, truth: np.ndarray) -> float:
