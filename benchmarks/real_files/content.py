@@ -179,8 +179,10 @@ def _array(rng: np.random.Generator) -> bytes:
 
 def _base(rng: np.random.Generator) -> bytes:
     base = sqlite3.connect(":memory:")
-    base.execute(
-        f"create table {_name(rng)}s (id integer primary key, name text, amount real)".replace("orders", "bills")
+    base.execute(f'create table "{_name(rng)}" (id integer primary key, name text, amount real)')
+    base.executemany(
+        f'insert into "{base.execute("select name from sqlite_master").fetchone()[0]}" values (?, ?, ?)',
+        [(k, phrase(rng, 3), float(rng.uniform(0, 99))) for k in range(int(rng.integers(5, 60)))],
     )
     return base.serialize()
 
