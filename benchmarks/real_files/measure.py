@@ -17,7 +17,7 @@ class Row:
     Attributes:
         case, way: what it is for, and how it was made; ``dense`` is the file as it was found.
         score: on the final inputs, a share of 1; None where nothing was written.
-        macs: multiply-adds of one run, of sizes measured in it; of convolutions and products outside of branches.
+        macs: multiply-adds of one run, of the sizes that it has and the branches that it takes.
         uncounted: nodes whose multiply-adds are in no count.
         bytes: size.
         faster: median of the dense file's time over this one's, both in turns on one thread.
@@ -57,14 +57,8 @@ def measured(case: Case, way: str, path: Path, *, seconds: float | None = None, 
 
 def multiply_adds_of(path: Path, feeds: Feeds) -> tuple[int, int]:
     """Multiply-adds of one run, from the sizes that it has, and the number of nodes that are not counted."""
-    from hodec.onnx_graph.cost import counted_values, multiply_adds
-    from hodec.onnx_graph.graph import load_graph, name_of
-    from hodec.onnx_graph.sizes import inferred_sizes, measured_sizes
+    from hodec.onnx_graph.facts import graph_facts
+    from hodec.onnx_graph.graph import load_graph
 
-    graph = load_graph(path)
-    nodes = list(graph.graph)
-    names = [name_of(value) for node in nodes for value in counted_values(node)]
-    inputs = {name: array.shape for name, array in feeds.items()}
-    sizes = inferred_sizes(graph, inputs) | measured_sizes(graph, names, feeds)
-    total, uncounted = multiply_adds(nodes, sizes)
-    return total, len(uncounted)
+    facts = graph_facts(load_graph(path), {name: array.shape for name, array in feeds.items()}, feeds)
+    return facts.total_macs, len(facts.uncounted)

@@ -24,8 +24,8 @@ CASE = all_cases(Path({cache!r}))[{name!r}]
 
 
 def score(run):
-    """Of a model, given as a function from a dict of inputs to its outputs."""
-    return CASE.score(run, {seed}, {n})
+    """Of a model, given as a function from a dict of inputs to a dict of outputs."""
+    return CASE.score(lambda feeds: list(run(feeds).values()), {seed}, {n})
 '''
 
 
