@@ -142,12 +142,17 @@ def drawn_page(
     """A page of text and the box of each line; with ``apart`` lines stand alone, as on a form."""
     ink, paper = colours(rng)
     page, boxes = Image.new("RGB", size, paper), []
+    if apart:
+        # soft patches, as of a sheet that lies in the sun and in shadows
+        spots = np.array(paper) + rng.normal(0, 28, (4, 4, 3))
+        page = Image.fromarray(np.clip(spots, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        ink = tuple(int(i + rng.uniform(0.2, 0.7) * (p - i)) for i, p in zip(ink, paper))
     draw, y = ImageDraw.Draw(page), int(rng.integers(16, 50))
     rows = int(rng.integers(13, 24))
     face = font(rng, case.cache, rows)
     while y < size[1] - 60:
         if apart or rng.random() < 0.15:
-            rows = int(rng.integers(14, 40))
+            rows = int(rng.integers(11, 34))
             face = font(rng, case.cache, rows)
         x = int(rng.integers(12, size[0] // 3)) if apart else size[0] // 12
         words = int(rng.integers(1, 4)) if apart else int(rng.integers(3, 11))
@@ -159,4 +164,4 @@ def drawn_page(
         edge = rows / 8  # people who label pages leave a margin around the ink
         boxes.append((left - edge, top - edge, right + edge, bottom + edge))
         y += int(rows * (rng.uniform(1.9, 3.2) if apart else rng.uniform(1.3, 1.5)))
-    return worn(rng, page), np.array(boxes, dtype=float)
+    return worn(rng, page, noise=28.0 if apart else 14.0), np.array(boxes, dtype=float)
