@@ -21,6 +21,7 @@ from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse
 from hodec.layers.base import FactorizedLayer as FactorizedLayer
 from hodec.methods import METHODS as METHODS
+from hodec.onnx_graph.compress import compress_file as compress_file
 from hodec.onnx_graph.decompose import decompose_file as decompose_file
 from hodec.plan.layer import LayerPlan as LayerPlan
 from hodec.plan.plan import Plan as Plan

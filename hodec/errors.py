@@ -66,7 +66,12 @@ class HodecError(Exception):
             for the setting given as ``target=Use(..)``, and literal braces are doubled.
         uses: the settings that the message names. ``str(error)`` has them as arguments in Python, ``told`` as each
             other surface writes them.
+
+    Attributes:
+        exit_code: of the command line.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str = "", **uses: Use) -> None:
         self.message, self.uses = message, uses
@@ -109,6 +114,12 @@ class TrainingError(HodecError):
 
 class CheckpointError(HodecError):
     """A file that is truncated, altered, or belongs to another model or run."""
+
+
+class NothingPays(HodecError):
+    """A search that found nothing worth a file."""
+
+    exit_code = 3
 
 
 def near_matches(given: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:

@@ -67,7 +67,7 @@ def _unfolded(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tensor:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     amounts = [n for side in reversed(_padding(module, x)) for n in side]
     padded = F.pad(x, amounts, mode=mode) if any(amounts) else x
-    return _gathered(_windows(padded, module.kernel_size, module.stride, module.dilation), len(module.stride), draw)
+    return _gathered(windows(padded, module.kernel_size, module.stride, module.dilation), len(module.stride), draw)
 
 
 def _unfolded_transposed(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tensor:
@@ -85,7 +85,7 @@ def _unfolded_transposed(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tenso
     padded = F.pad(spread, [n for side in reversed(sides) for n in side])
     ones = (1,) * len(module.stride)
     turned = tuple(range(2, 2 + len(ones)))
-    return _gathered(_windows(padded, module.kernel_size, ones, module.dilation), len(ones), draw).flip(turned)
+    return _gathered(windows(padded, module.kernel_size, ones, module.dilation), len(ones), draw).flip(turned)
 
 
 def _padding(module: _ConvNd, x: Tensor) -> list[tuple[int, int]]:
@@ -100,7 +100,7 @@ def _padding(module: _ConvNd, x: Tensor) -> list[tuple[int, int]]:
     return [(n, n) for n in cast(tuple[int, ...], module.padding)]
 
 
-def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+def windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """(N, I, ..) -> (N, I, positions.., K..), a view."""
     for axis, size in enumerate(kernel):
         reach = dilation[axis] * (size - 1) + 1

@@ -13,7 +13,7 @@ from hodec.errors import HodecError, Use, near_matches
 
 # What the shell knows a program by that a closed pipe has ended: 128 + SIGPIPE.
 OK, FAILED, NO_READER = 0, 2, 141
-VERBS = ("train", "show", "report", "plan", "export", "decompose", "bench")
+VERBS = ("train", "show", "report", "plan", "export", "decompose", "compress", "bench")
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +51,10 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when it worked, 2 with one line on stderr when it could not, 141 when nobody reads its output."""
+    """Run one verb; 0 when it worked, 141 when nobody reads its output.
+
+    Else there is one line on stderr: 2 where it could not, 3 where it could and nothing pays.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["train"]:  # Hydra reads what follows
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = verb_module(options.verb).run(options)
     except HodecError as error:
-        return _say(f"hodec {options.verb}: {error.told(Use.in_flags)}\n", sys.stderr) or FAILED
+        return _say(f"hodec {options.verb}: {error.told(Use.in_flags)}\n", sys.stderr) or error.exit_code
     text = json.dumps(answer.value, indent=1) if options.json else answer.text
     return _say(f"{text}\n" if text else "", sys.stdout)
 

@@ -114,23 +114,23 @@ def decompose_file(  # noqa: PLR0913
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts)
         changes, planned_macs = rewrite(facts, sites, plan)
-        remarks = (*remarks, *_flushed(facts))
+        remarks = (*remarks, *flushed(facts))
     with written(graph, out) as files:
-        _check_file(files[0])
+        check_file(files[0])
         difference, more = _check_outputs(files[0], facts.feeds, wanted)
-        total_macs, uncounted = _measured_macs(facts, out.parent) or (planned_macs, facts.uncounted)
+        total_macs, uncounted = measured_macs(facts, out.parent) or (planned_macs, facts.uncounted)
         size = sum(path.stat().st_size for path in files)
     after = Cost(parameters(graph), total_macs // facts.batch)
     return Outcome(plan, changes, facts.cost, after, uncounted, before, size, difference, (*remarks, *more))
 
 
-def _flushed(facts: GraphFacts) -> tuple[str, ...]:
+def flushed(facts: GraphFacts) -> tuple[str, ...]:
     """Set weights that are 0 in all but name to 0; a remark where there are such."""
     count = flush(facts.graph)
     return (f"{count:,} weights below {LEAST:g} were set to 0: many CPUs are slow at such",) if count else ()
 
 
-def _measured_macs(facts: GraphFacts, folder: Path) -> tuple[int, tuple[str, ...]] | None:
+def measured_macs(facts: GraphFacts, folder: Path) -> tuple[int, tuple[str, ...]] | None:
     """Multiply-adds of the rewritten graph and the nodes that they leave out, by one run; None if it does not run."""
     probe = probed(facts.graph, facts.feeds, folder=folder)
     if probe.reason:
@@ -152,7 +152,7 @@ def _dense_outputs(facts: GraphFacts) -> tuple[list[object] | None, tuple[str, .
         return None, (remark,)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from torch import Tensor
 
 from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array
@@ -24,11 +25,16 @@ from hodec.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 
-def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> tuple[dict[str, Change], int]:
+def rewrite(
+    facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan, fitted: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Change], int]:
     """Replace the planned layers of ``facts.graph``, in place.
 
     Every replaced node is run beside its dense reconstruction first, see ``check_layer``. Inputs and outputs without a
     shape get their number of axes.
+
+    Args:
+        fitted: layer -> the weight (O, I, ..) to decompose instead of its own.
 
     Returns:
         What became of each node, and the multiply-adds of the whole example input afterwards, without those of the
@@ -42,19 +48,19 @@ def rewrite(facts: GraphFacts, sites: Mapping[str, GraphSite], plan: Plan) -> tu
         value.shape = ir.Shape([None] * facts.axes[name_of(value)])
     changes, total_macs = dict[str, Change](), facts.total_macs
     for name, layer in plan.items():
-        lowered = _lowered(sites[name], layer, facts, names)
+        lowered = _lowered(sites[name], layer, facts, names, (fitted or {}).get(name))
         total_macs += lowered.macs - multiply_adds([one.node for one in sites[name].consumers], facts.sizes)[0]
         weights = tuple(name_of(one) for one in lowered.weights)
         for one, writer in zip(sites[name].consumers, lowered.writers, strict=True):
             nodes = tuple(name_of(node) for node in writer.nodes)
             changes[one.name] = Change(nodes, weights, layer, lowered.error)
-            _add_initializers(graph, writer.constants, one.place)
+            add_initializers(graph, writer.constants, one.place)
             ir.convenience.replace_nodes_and_values(
                 one.place, one.node, [one.node], writer.nodes, [one.output], [writer.output]
             )
         weight = sites[name].consumers[0].weight
-        _add_initializers(graph, lowered.weights, weight.graph or graph.graph)
-        _remove_unread(graph, sites[name].consumers[0].weight)
+        add_initializers(graph, lowered.weights, weight.graph or graph.graph)
+        remove_unread(graph, sites[name].consumers[0].weight)
         log.info("%s: %s at ranks %s, error %.4f", name, layer.method, list(layer.ranks), lowered.error)
     notes = graph.model.metadata_props
     notes[METADATA] = changes_text(earlier_layers(notes.get(METADATA, "")), changes, plan)
@@ -69,10 +75,12 @@ class _Lowered:
     macs: int
 
 
-def _lowered(site: GraphSite, layer: LayerPlan, facts: GraphFacts, names: UniqueNames) -> _Lowered:
+def _lowered(
+    site: GraphSite, layer: LayerPlan, facts: GraphFacts, names: UniqueNames, fitted: Tensor | None
+) -> _Lowered:
     first, graph = site.consumers[0], facts.graph
     with naming(f"node {first.name}"):
-        factors = factors_of(layer, site.layer.weight)
+        factors = factors_of(layer, site.layer.weight if fitted is None else fitted)
     recipe = recipe_of(layer, factors)
     arrays = _arrays(first, recipe, graph.array(first.weight).dtype)
     weights = [initializer(names.new(f"{first.weight.name}.{k}"), array) for k, array in enumerate(arrays)]
@@ -99,7 +107,7 @@ def _arrays(one: WeightConsumer, recipe: Recipe, dtype: np.dtype[np.generic]) ->
     return arrays
 
 
-def _add_initializers(graph: OnnxGraph, values: Sequence[ir.Value], place: ir.Graph | ir.Function) -> None:
+def add_initializers(graph: OnnxGraph, values: Sequence[ir.Value], place: ir.Graph | ir.Function) -> None:
     for value in values:
         place.register_initializer(value)  # type: ignore[union-attr]
         if graph.lists_initializers and place is graph.graph:
@@ -108,7 +116,7 @@ def _add_initializers(graph: OnnxGraph, values: Sequence[ir.Value], place: ir.Gr
             value.type = value.shape = None  # its tensor has both
 
 
-def _remove_unread(graph: OnnxGraph, weight: ir.Value) -> None:
+def remove_unread(graph: OnnxGraph, weight: ir.Value) -> None:
     """Remove a replaced weight, and the constants that only it was made from; other dead code is the user's."""
     unread: list[ir.Value | None] = [weight]
     while unread:

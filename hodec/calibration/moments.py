@@ -1,0 +1,81 @@
+"""Sums over calibration data of what a least-squares fit of one layer needs: the data are not kept."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hodec.errors import DataError, TrainingError
+
+
+class FitMoments:
+    """First and second moments of a layer's patches and of the outputs that are wanted there, in float64.
+
+    With n = I * K_1 * .. numbers in a patch and O outputs this takes 8 (n + O)^2 bytes, however many data are added.
+
+    Attributes:
+        shape: of the weight that is fitted, (O, I, K_1, ..).
+        count: rows that were added.
+        x, y: sums of patches, (n,), and of outputs, (O,).
+        xx, yx, yy: sums of their products, (n, n), (O, n) and (O, O).
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        out, inputs = shape[0], math.prod(shape[1:])
+        self.shape, self.count = tuple(shape), 0
+        self.x, self.y = (torch.zeros(n, dtype=torch.float64) for n in (inputs, out))
+        self.xx, self.yx = (torch.zeros(n, inputs, dtype=torch.float64) for n in (inputs, out))
+        self.yy = torch.zeros(out, out, dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            x: patches (M, I, K_1, ..) that the layer meets in the net as it is compressed so far.
+            y: outputs (M, O) that the dense layer gives there in the dense net, bias included.
+
+        Raises:
+            DataError: rows of other sizes, or not as many of both.
+        """
+        if x.shape[1:] != self.shape[1:] or y.shape != (len(x), self.shape[0]):
+            raise DataError(
+                f"patches {tuple(x.shape)} and outputs {tuple(y.shape)} given; allowed for a weight {self.shape}: "
+                f"patches (M, {', '.join(map(str, self.shape[1:]))}) and outputs (M, {self.shape[0]})"
+            )
+        rows, wanted = x.flatten(1).double().cpu(), y.double().cpu()
+        self.count += len(rows)
+        self.x += rows.sum(0)
+        self.y += wanted.sum(0)
+        self.xx += rows.mT @ rows
+        self.yx += wanted.mT @ rows
+        self.yy += wanted.mT @ wanted
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Covariances of patches (n, n), of outputs with patches (O, n), and of outputs (O, O).
+
+        Raises:
+            DataError: nothing was added.
+            TrainingError: NaN or Inf among what was added.
+        """
+        x, y = self.means()
+        return (
+            self.xx / self.count - torch.outer(x, x),
+            self.yx / self.count - torch.outer(y, x),
+            self.yy / self.count - torch.outer(y, y),
+        )
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Mean patch (n,) and mean output (O,).
+
+        Raises:
+            DataError: nothing was added.
+            TrainingError: NaN or Inf among what was added.
+        """
+        if not self.count:
+            raise DataError("a layer is to be fitted to no data: the net never calls it on these batches")
+        if not all(bool(sums.isfinite().all()) for sums in (self.xx, self.yy)):
+            raise TrainingError(
+                "calibration data give NaN or Inf at a layer; look at the data and the layers before it"
+            )
+        return self.x / self.count, self.y / self.count

@@ -1,0 +1,254 @@
+"""compress_file: a model file made small by a search over data, within an allowed loss on data it was not fitted to."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import ArrayLike
+
+from hodec.calibration.data import Given, InputSpec, Samples, function_of, load_samples
+from hodec.calibration.images import Pixels
+from hodec.cost.count import Cost
+from hodec.errors import ConfigError, DataError, NothingPays
+from hodec.export.runtime import Array, Cannot, Session, open_session
+from hodec.linalg.svd import sharing
+from hodec.onnx_graph.bench import bench_files
+from hodec.onnx_graph.calibrate import Replacement, TrialGraph
+from hodec.onnx_graph.changes import Change
+from hodec.onnx_graph.cost import parameters
+from hodec.onnx_graph.decompose import check_file, flushed, measured_macs
+from hodec.onnx_graph.facts import GraphFacts, graph_facts
+from hodec.onnx_graph.graph import OnnxGraph, load_graph
+from hodec.onnx_graph.judge import Judge, judge_of
+from hodec.onnx_graph.planning import check_plan, eligible_sites
+from hodec.onnx_graph.rewrite import rewrite
+from hodec.onnx_graph.search import TARGETS, Progress, Search, Trial
+from hodec.onnx_graph.session import run_session
+from hodec.onnx_graph.shifts import shifted
+from hodec.onnx_graph.sizes import Size
+from hodec.onnx_graph.verdict import Compressed
+from hodec.onnx_graph.writing import check_target, written
+from hodec.plan.plan import Plan
+from hodec.ranks.planning import PlanSettings
+from hodec.ranks.rule import Limits
+
+log = logging.getLogger(__name__)
+
+# As of ``hodec.compress``: by these two nets lose least where they are not retrained.
+METHODS = ("spatial_svd", "svd")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The data of a file, and how they are read.
+
+    Attributes:
+        data: see ``load_samples``.
+        labels: one row a sample.
+        values: name of an input -> the number that fills it, or its array.
+        shapes: sizes of inputs that the file leaves open.
+        pixels: how images become numbers.
+    """
+
+    data: Given
+    labels: str | Path | Array | None = None
+    values: Mapping[str, ArrayLike] = field(default_factory=dict)
+    shapes: Mapping[str, Size] = field(default_factory=dict)
+    pixels: Pixels = field(default_factory=Pixels)
+
+    def read(self, graph: OnnxGraph) -> Samples:
+        """The calls that the file takes.
+
+        Raises:
+            DataError: see ``load_samples``.
+        """
+        return load_samples(
+            self.data, input_specs(graph), values=self.values, sizes=self.shapes, pixels=self.pixels, labels=self.labels
+        )
+
+
+def compress_file(  # noqa: PLR0913
+    source: str | Path,
+    out: str | Path,
+    *,
+    data: Given | Calibration,
+    labels: str | Path | Array | None = None,
+    evaluate: str | Callable[..., float] | None = None,
+    max_drop: str | float | None = None,
+    loss: str | None = None,
+    target: str = "macs",
+    methods: Sequence[str] = METHODS,
+    options: PlanSettings | None = None,
+    limits: Limits | None = None,
+    shapes: Mapping[str, Size] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
+    threads: int | None = None,
+    seconds: float = 3.0,
+    force: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Compressed:
+    """Write the smallest file found whose loss on held-out data is allowed::
+
+        result = hodec.compress_file("model.onnx", "small.onnx", data="calib.npz", max_drop=0.01)
+        print(result)
+
+    A third of the data is held out: every figure of quality is of that part, of the written file. ``source`` is only
+    read, and ``out`` is touched once everything is checked.
+
+    Args:
+        data: ``.npz`` or ``.npy`` (first axis: samples), a folder of such or of images, ``"file.py:function"``,
+            arrays by name of input, or dicts name -> array, one for each call.
+        labels: whole numbers, one a sample: then accuracy is what may drop.
+        evaluate: ``run -> score``, higher is better, or ``"file.py:function"``: ``run`` maps a dict name -> array to
+            such a dict of outputs.
+        max_drop: in the score's own unit, or a share of the dense score as ``"1%"``, which is the default; ``"5%"``
+            where outputs are compared as numbers.
+        loss: how outputs are compared where there is no score: ``top1``, ``tokens`` or ``error``.
+        target: what is made small: ``macs`` or ``size``.
+        methods: of which each layer takes the one that loses least.
+        options: which layers.
+        limits: of ranks.
+        shapes, values: sizes of open inputs, and numbers that fill inputs that the data do not have.
+        threads: of onnxruntime while searching; by default as many as torch uses.
+        seconds: how long latency is measured.
+        progress: told what is being done.
+
+    Returns:
+        What was written, with its figures.
+
+    Raises:
+        NothingPays: no smaller file loses as little as is allowed; nothing is written.
+        DataError, ConfigError, ConvertError, CheckpointError, PlanError: what has to be mended; nothing is written.
+    """
+    if target not in TARGETS:
+        raise ConfigError(f"--target: {target!r} given; allowed: {' | '.join(TARGETS)}")
+    graph, out = load_graph(source), Path(out)
+    check_target(out, graph, force=force)
+    given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
+    samples = given.read(graph)
+    fit, held = samples.split()
+    facts = graph_facts(graph, {}, samples.calls[0])
+    threads = threads or torch.get_num_threads()
+    judge = dense_judge(graph, samples, held, evaluate=evaluate, loss=loss, max_drop=max_drop, threads=threads)
+    with sharing():
+        sites, _, _ = eligible_sites(facts, methods)
+        search = Search(
+            facts, sites, TrialGraph(graph, sites, threads), fit, judge, target, tuple(methods),
+            options or PlanSettings(), limits or Limits(), progress,
+        )  # fmt: skip
+        best = search.best()
+        while best is not None:
+            result = _written(best, search, held, out, seconds)
+            if result is not None:
+                return result
+            best = _larger(search, best)
+    raise NothingPays(_nothing(search))
+
+
+def input_specs(graph: OnnxGraph) -> list[InputSpec]:
+    """The graph's inputs as data have to fit them."""
+    specs = []
+    for name, value in graph.inputs.items():
+        dims = None if value.shape is None else tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
+        specs.append(InputSpec(name, (value.dtype or ir.DataType.FLOAT).numpy(), dims))
+    return specs
+
+
+def dense_judge(  # noqa: PLR0913
+    graph: OnnxGraph,
+    samples: Samples,
+    held: Samples,
+    *,
+    evaluate: str | Callable[..., float] | None,
+    loss: str | None,
+    max_drop: str | float | None,
+    threads: int,
+) -> Judge:
+    """The judge of files made from this one; the dense file runs on all data first.
+
+    Raises:
+        DataError: it does not run on them, or gives NaN or Inf.
+        ConfigError: see ``judge_of``.
+    """
+    function = function_of(evaluate) if isinstance(evaluate, str) else evaluate
+    try:
+        opened = open_session(graph.path, threads=threads)
+        run_session(opened, samples.calls[0])
+    except Cannot as error:
+        raise DataError(f"onnxruntime does not run {graph.path} on the data: {error}") from error
+    names = [value.name or "" for value in graph.graph.outputs]
+    return judge_of(_runner(opened), held, names, evaluate=function, loss=loss, max_drop=max_drop)
+
+
+def _runner(opened: Session) -> Callable[[Mapping[str, Array]], list[Array]]:
+    return lambda feeds: cast(list[Array], run_session(opened, feeds))
+
+
+def write_fitted(
+    facts: GraphFacts, plan: Plan, tried: Mapping[str, Replacement]
+) -> tuple[GraphFacts, dict[str, Change], int]:
+    """A fresh copy of the graph with the plan's layers replaced by fitted ones, in memory."""
+    again = graph_facts(load_graph(facts.graph.path), {}, facts.feeds)
+    sites = check_plan(plan, again)
+    shifts = {name: np.asarray(one.shift, np.float64) for name, one in tried.items()}
+    again = shifted(again, sites, shifts)
+    changes, macs = rewrite(again, sites, plan, {name: one.weight for name, one in tried.items()})
+    return again, changes, macs
+
+
+def _written(trial: Trial, search: Search, held: Samples, out: Path, seconds: float) -> Compressed | None:
+    """The file of a trial, if it keeps in onnxruntime what the trial promised; else nothing is written."""
+    facts, judge = search.facts, search.judge
+    again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
+    remarks = flushed(again)
+    try:
+        with written(again.graph, out) as files:
+            check_file(files[0])
+            opened = open_session(files[0], threads=search.net.threads)
+            score = judge.score(_runner(opened))
+            if not judge.accepts(score):
+                raise _Refused
+            bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
+            size = sum(path.stat().st_size for path in files)
+            macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
+    except _Refused:
+        log.warning("the written file scores %.5g, not the %.5g of its trial", score, trial.score)
+        return None
+    return Compressed(
+        output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=score,
+        allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
+        samples=(len(search.fit), len(held)), words=search.fit.words,
+        before=facts.cost, after=Cost(parameters(again.graph), macs // facts.batch), uncounted=uncounted,
+        bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
+        layers=len(search.sites), remarks=remarks,
+    )  # fmt: skip
+
+
+class _Refused(Exception):
+    """The written file loses more than is allowed."""
+
+
+def _larger(search: Search, refused: Trial) -> Trial | None:
+    """The next trial after one whose file was refused: halfway to the dense net."""
+    share = (refused.share + 1) / 2
+    if 1 - share < 0.02:
+        return None
+    trial = search.trial(share, sequential=True)
+    return trial if trial is not None and search.accepts(trial) else None
+
+
+def _nothing(search: Search) -> str:
+    judge = search.judge
+    near = max(search.trials, key=lambda one: one.score, default=None)
+    said = (
+        "" if near is None else f"; the nearest has {judge.told(near.score)} at {near.cost:.0%} of the {search.target}"
+    )
+    return (
+        f"nothing pays: no smaller file keeps {judge.told(judge.dense - judge.allowed)} of {judge.told(judge.dense)} "
+        f"({judge.words}){said}. Nothing is written. A larger --max-drop, more data, or training (hodec train) may help"
+    )

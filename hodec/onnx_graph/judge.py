@@ -1,0 +1,234 @@
+"""What a compressed file loses: a task's score, or how far its outputs agree with the dense file's on held-out data."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hodec.calibration.data import Feeds, Samples
+from hodec.errors import ConfigError, DataError
+from hodec.export.runtime import Array
+
+Run = Callable[[Feeds], Sequence[Array]]
+Numbers = NDArray[np.float64]
+
+# Share of the dense score that may be lost where nothing is said.
+MAX_DROP = "1%"
+# The same where outputs are compared as numbers: a relative error of 5 % changes few decisions.
+ERROR_DROP = "5%"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A score, higher is better, and how much of it may be lost.
+
+    Attributes:
+        words: what the score is, for people: ``"agreement of top-1 on 12 held-out samples"``.
+        score: of a file, by its runs.
+        dense: the dense file's score.
+        allowed: the most that may be lost of it, in its own unit.
+        scale: what the score is multiplied by to be printed.
+        unit: what is printed behind it.
+    """
+
+    words: str
+    score: Callable[[Run], float]
+    dense: float
+    allowed: float
+    scale: float = 1.0
+    unit: str = ""
+
+    def accepts(self, score: float) -> bool:
+        """Whether a file of this score has lost no more than is allowed; rounding of the last bit is none."""
+        return math.isfinite(score) and self.dense - score <= self.allowed + 1e-9 * max(1.0, abs(self.dense))
+
+    def told(self, score: float) -> str:
+        """A score as it is printed."""
+        return f"{score * self.scale:.4g}{self.unit}"
+
+
+def allowed_drop(text: str | float, dense: float) -> float:
+    """``0.01``: in the score's own unit; ``0.5%``: a share of the dense score.
+
+    Raises:
+        ConfigError: another form, or below 0.
+    """
+    try:
+        number = float(str(text).removesuffix("%"))
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError(f"--max-drop: {text!r} given; allowed: a number in the score's unit, or a share of it as 1%")
+    return number / 100 * abs(dense) if str(text).endswith("%") else number
+
+
+def judge_of(
+    dense: Run,
+    held: Samples,
+    names: Sequence[str],
+    *,
+    evaluate: Callable[..., float] | None = None,
+    loss: str | None = None,
+    max_drop: str | float | None = None,
+) -> Judge:
+    """The judge of files by ``evaluate``, by labels where the data have them, else by agreement with the dense file.
+
+    Args:
+        dense: runs the dense file.
+        held: data that nothing is fitted to.
+        names: of the file's outputs.
+        evaluate: takes ``run``, which maps a dict name -> array to such a dict of outputs, and returns the score.
+        loss: how outputs are compared: ``top1``, ``tokens`` or ``error``; by default what they look like.
+
+    Raises:
+        ConfigError: a score that is no number or not the same twice, or a loss that does not fit the outputs.
+        DataError: the dense file gives NaN or Inf on the data.
+    """
+    outputs = [[np.asarray(one) for one in dense(call)] for call in held.calls]
+    if not all(np.isfinite(one).all() for each in outputs for one in each if one.dtype.kind == "f"):
+        raise DataError("--data: the dense model answers it with NaN or Inf; look at the data and their scale")
+    if evaluate is not None:
+        return _by_function(evaluate, dense, names, MAX_DROP if max_drop is None else max_drop)
+    if held.labels:
+        return _by_labels(held, outputs, MAX_DROP if max_drop is None else max_drop)
+    kind, at = _kind_of(outputs, loss)
+    usual = ERROR_DROP if kind == "error" else MAX_DROP
+    score = AGREEMENTS[kind]
+    wanted = [each if at is None else [each[at]] for each in outputs]
+
+    def agreement(run: Run) -> float:
+        found = [[np.asarray(one) for one in run(call)] for call in held.calls]
+        return score([each if at is None else [each[at]] for each in found], wanted)
+
+    words = f"{WORDS[kind]} the dense model's on {len(held)} held-out samples"
+    allowed = allowed_drop(usual if max_drop is None else max_drop, 1.0)
+    return Judge(words, agreement, 1.0, allowed, 100.0, " %")
+
+
+def _by_function(evaluate: Callable[..., float], dense: Run, names: Sequence[str], max_drop: str | float) -> Judge:
+    def score(run: Run) -> float:
+        def named(feeds: Feeds) -> dict[str, Array]:
+            given = {name: np.asarray(one) for name, one in feeds.items()}
+            return dict(zip(names, run(given), strict=True))
+
+        try:
+            found = evaluate(named)
+            return float(found)
+        except Exception as error:  # of the user's own code
+            raise ConfigError(f"--eval: the function fails: {type(error).__name__}: {error}") from error
+
+    first, second = score(dense), score(dense)
+    if not math.isfinite(first):
+        raise ConfigError(f"--eval: the dense model's score is {first}; allowed: a number, higher is better")
+    if first != second:
+        raise ConfigError(
+            f"--eval: the dense model scores {first:.6g}, then {second:.6g}; allowed: the same every time"
+        )
+    return Judge("score of --eval", score, first, allowed_drop(max_drop, first))
+
+
+def _by_labels(held: Samples, outputs: Sequence[Sequence[Array]], max_drop: str | float) -> Judge:
+    first = outputs[0]
+    at = next((k for k, one in enumerate(first) if one.dtype.kind == "f" and one.ndim == 2 and one.shape[1] > 1), None)
+    if at is None or any(label.ndim != 1 or label.dtype.kind not in "iu" for label in held.labels):
+        raise ConfigError(
+            "--labels: they are compared with the largest of an output (samples, classes), as whole numbers "
+            "(samples,); for anything else give a score of your own with --eval file.py:function"
+        )
+    wanted, index = np.concatenate(held.labels), at
+
+    def accuracy(run: Run) -> float:
+        found = np.concatenate([np.asarray(run(call)[index]).argmax(1) for call in held.calls])
+        return float((found == wanted).mean())
+
+    dense = float((np.concatenate([each[index].argmax(1) for each in outputs]) == wanted).mean())
+    words = f"accuracy on {len(held)} held-out samples"
+    return Judge(words, accuracy, dense, allowed_drop(max_drop, dense), 100.0, " %")
+
+
+# -- agreement with the dense file -----------------------------------------------------------------------------
+
+
+def _kind_of(outputs: Sequence[Sequence[Array]], loss: str | None) -> tuple[str, int | None]:
+    """How outputs are compared, and which of them; None for all."""
+    if loss not in (None, *AGREEMENTS):
+        raise ConfigError(f"--loss: {loss!r} given; allowed: {' | '.join(AGREEMENTS)}")
+    first = outputs[0]
+    scores = [k for k, one in enumerate(first) if one.dtype.kind == "f" and one.ndim == 2 and one.shape[1] > 1]
+    steps = [k for k, one in enumerate(first) if one.dtype.kind == "f" and one.ndim == 3 and one.shape[2] > 1]
+    if loss == "top1" or (loss is None and len(first) == len(scores) == 1):
+        if not scores:
+            raise ConfigError("--loss top1: no output is (samples, classes); give --loss error")
+        return "top1", scores[0]
+    if loss == "tokens" or (loss is None and len(steps) == len(first) == 1 and _sums_to_one(first[steps[0]])):
+        if not steps:
+            raise ConfigError("--loss tokens: no output is (samples, steps, classes); give --loss error")
+        return "tokens", steps[0]
+    return "error", None
+
+
+def _sums_to_one(array: Array) -> bool:
+    """Whether the last axis holds probabilities, or their logarithms."""
+    numbers = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        sums = (numbers if (numbers >= 0).all() else np.exp(np.minimum(numbers, 0))).sum(-1)
+    return bool(np.abs(sums - 1).max() < 1e-2) and bool((numbers <= 1 + 1e-3).all())
+
+
+def _top1(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> float:
+    pairs = [(a[0].argmax(1), b[0].argmax(1)) for a, b in zip(found, wanted, strict=True)]
+    return float(np.concatenate([a == b for a, b in pairs]).mean())
+
+
+def _tokens(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> float:
+    """1 - steps that disagree / steps of the dense file that are not its most frequent token, which says nothing."""
+    pairs = [(a[0].argmax(-1).ravel(), b[0].argmax(-1).ravel()) for a, b in zip(found, wanted, strict=True)]
+    ours, theirs = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    _, counts = np.unique(theirs, return_counts=True)
+    telling = max(1, len(theirs) - int(counts.max()))
+    return 1.0 - float((ours != theirs).sum()) / telling
+
+
+def _error(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> float:
+    """1 - the largest relative error of an output: norm of the difference over that of its deviation from its mean."""
+    return 1.0 - math.sqrt(max(squared_errors(found, wanted), default=0.0))
+
+
+def squared_errors(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> list[float]:
+    """Of each floating output over all calls: squared norm of the difference, over that of the deviation from the mean.
+
+    Infinite where sizes differ or numbers are not finite.
+    """
+    errors = []
+    for ours, theirs in zip(zip(*found, strict=True), zip(*wanted, strict=True), strict=True):
+        if theirs[0].dtype.kind != "f":
+            continue
+        if any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
+            return [math.inf]
+        pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(ours, theirs, strict=True)]
+        lost = sum(float(np.square(a - b).sum()) for a, b in pairs)
+        count, total = sum(b.size for _, b in pairs), sum(float(b.sum()) for _, b in pairs)
+        spread = sum(float(np.square(b - total / max(1, count)).sum()) for _, b in pairs)
+        errors.append(lost / spread if spread > 0 else (math.inf if lost else 0.0))
+    return [one if math.isfinite(one) else math.inf for one in errors]
+
+
+AGREEMENTS: Mapping[str, Callable[[Sequence[Sequence[Array]], Sequence[Sequence[Array]]], float]] = {
+    "top1": _top1,
+    "tokens": _tokens,
+    "error": _error,
+}
+WORDS = {"top1": "top-1 agrees with", "tokens": "tokens agree with", "error": "outputs are as near as this to"}
+
+
+def softened(outputs: Sequence[Array]) -> list[Array]:
+    """Outputs with logarithms in place of probabilities, which are all near 0 and 1 where a net is sure."""
+    return [_logarithm(one) if one.ndim >= 2 and one.dtype.kind == "f" and one.size else one for one in outputs]
+
+
+def _logarithm(array: Array) -> Array:
+    numbers: Numbers = array.astype(np.float64)
+    is_scores = bool((numbers >= 0).all()) and array.shape[-1] > 1 and _sums_to_one(array)
+    return np.log(np.maximum(numbers, 1e-6)) if is_scores else array
