@@ -320,7 +320,7 @@ def _fitting(array: Array, one: InputSpec, where: str) -> Array:
     same = np.array_equal(cast, array) if one.dtype.kind in "iub" else bool(np.isfinite(cast).all())
     if not same:
         raise DataError(f"{where} has numbers that the model's {one.dtype} cannot hold")
-    return np.ascontiguousarray(cast)
+    return np.asarray(cast, order="C")  # a scalar stays one
 
 
 def _labels(given: str | Path | Array, counts: Sequence[int]) -> tuple[Array, ...]:
