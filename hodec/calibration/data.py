@@ -18,8 +18,8 @@ Given = str | Path | Mapping[str, Array] | Iterable[Feeds]
 
 # Fewer samples cannot be split into a part to fit and a part to judge by.
 LEAST_SAMPLES, LEAST_HELD = 8, 4
-# Samples in one call where a file takes any number: activations of a few are in memory at a time.
-CALL = 8
+# Where a file takes any number of samples at a time: most in one call, as activations are in memory, and least calls.
+CALL, CALLS = 8, 24
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _read(
         return _smaller(list(_named(given)), specs), "dicts"
     path, text = Path(given), str(given)
     if ".py:" in text and not path.exists():
-        return _smaller(list(_named(_function_of(text)())), specs), text
+        return _smaller(list(_named(_function_of(text))), specs), text
     if path.is_dir():
         return _folder(path, specs, sizes, pixels)
     if not path.is_file():
@@ -204,7 +204,7 @@ function_of = _function_of
 
 def _named(given: Any) -> Iterator[dict[str, Array]]:
     try:
-        for one in given:
+        for one in given() if callable(given) else given:
             if not isinstance(one, Mapping):
                 raise DataError(f"--data: the function gives {type(one).__name__}; allowed: dicts name -> array")
             yield {str(name): np.asarray(array) for name, array in one.items()}
@@ -234,7 +234,7 @@ def _stacked(arrays: Mapping[str, Array], specs: Sequence[InputSpec]) -> list[di
     }
     cut = [name for name in arrays if name not in whole and name not in same]
     sizes = {fixed[name] for name in cut if name in fixed}
-    step = 1 if whole else next(iter(sizes), None) or max(1, min(CALL, most // LEAST_SAMPLES))
+    step = 1 if whole else next(iter(sizes), None) or max(1, min(CALL, most // CALLS))
     for name in (*whole, *cut):
         if len(sizes) > 1 or counts[name] != most or (name in cut and most % step and name in fixed):
             raise DataError(
@@ -268,7 +268,7 @@ def _smaller(calls: list[dict[str, Array]], specs: Sequence[InputSpec]) -> list[
         firsts = {one.dims[0] for one in specs if one.dims}
         alone = len(lengths) == 1 and len(firsts) == 1
         first, length = next(iter(firsts), None), next(iter(lengths), 1)
-        step = first or (CALL if length > CALL or len(calls) >= LEAST_SAMPLES else max(1, length // LEAST_SAMPLES))
+        step = first or max(1, min(CALL, len(calls) * length // CALLS))
         if alone and length > step and length % step == 0 or alone and first is None and length > step:
             parts += [{name: array[i : i + step] for name, array in call.items()} for i in range(0, length, step)]
         else:
@@ -320,7 +320,7 @@ def _fitting(array: Array, one: InputSpec, where: str) -> Array:
     same = np.array_equal(cast, array) if one.dtype.kind in "iub" else bool(np.isfinite(cast).all())
     if not same:
         raise DataError(f"{where} has numbers that the model's {one.dtype} cannot hold")
-    return np.asarray(cast, order="C")  # a scalar stays one
+    return np.asarray(cast, order="C")
 
 
 def _labels(given: str | Path | Array, counts: Sequence[int]) -> tuple[Array, ...]:

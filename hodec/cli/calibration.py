@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hodec.onnx_graph.compress import Calibration
 
 ORDERS = ("rgb", "bgr")
+LOSSES = ("top1", "tokens", "error")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help=".npz or .npy (first axis: samples), a folder of such or of images, file.py:function",
     )
     group.add_argument("--labels", metavar="FILE.npy", help="whole numbers, one a sample: accuracy is what may drop")
+    group.add_argument(
+        "--loss", metavar="NAME", help=f"how outputs are compared where no score is: {' | '.join(LOSSES)}"
+    )
     group.add_argument(
         "--mean", metavar="NUMBERS", help="of images' pixels, 0..255 (default: ImageNet's; 0 for one channel)"
     )

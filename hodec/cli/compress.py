@@ -9,8 +9,7 @@ from hodec.errors import ConfigError
 
 HELP = "make an ONNX model file as small as an allowed loss on your data permits; no training"
 
-TARGETS = ("macs", "size")
-LOSSES = ("top1", "tokens", "error")
+TARGETS = ("latency", "macs", "size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what may be lost, and what is won")
     group.add_argument("--eval", metavar="FILE.py:FUNCTION", help="run -> score, higher is better, on data of your own")
     group.add_argument(
-        "--loss", metavar="NAME", help=f"without a score, how outputs are compared: {' | '.join(LOSSES)}"
-    )
-    group.add_argument(
         "--max-drop", metavar="DROP", help="in the score's own unit (0.01), or a share of it (1%%, the default)"
     )
-    group.add_argument("--target", default="macs", metavar="WHAT", help=f"{' | '.join(TARGETS)} (default: macs)")
+    group.add_argument(
+        "--target", default="latency", metavar="WHAT", help=f"{' | '.join(TARGETS)} (default: latency, on this machine)"
+    )
     group.add_argument("--methods", metavar="NAMES", help="that layers may take (default: spatial_svd,svd)")
-    group.add_argument("--round-to", metavar="N", help="ranks become multiples of this (default: 1)")
+    group.add_argument(
+        "--round-to", metavar="N", help="ranks become multiples of this (default: 16, see docs/ranks.md)"
+    )
     for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
         group.add_argument(flag, metavar="GLOB", action="append", help=f"{what}; can be given several times")
     add_input_arguments(parser)
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Answer:
     methods = tuple(one.strip() for one in options.methods.strip("[]").split(",")) if options.methods else ()
     if not options.data:
         raise ConfigError("--data: missing; give .npz, .npy, a folder of such or of images, or file.py:function")
-    round_to = _whole("--round-to", options.round_to or "1")
+    round_to = _whole("--round-to", options.round_to) if options.round_to else None
     from hodec.methods import METHODS as KNOWN
     from hodec.onnx_graph.compress import METHODS, compress_file
     from hodec.ranks.planning import PlanSettings

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hodec.cli import Answer
+from hodec.cli.calibration import add_data_options, calibration_from, progress_bar
 from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
 from hodec.io.atomic import check_place, writing
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="PLAN", help="a plan.json to follow, made by --plan-out and perhaps edited")
     parser.add_argument("--plan-out", metavar="PLAN", help="where to write the plan; replaced if it is there")
     add_input_arguments(parser)
+    add_data_options(parser)
+    parser.add_argument("--no-data", action="store_true", help="go by the weights alone, which predict little")
+    parser.add_argument("--max-drop", metavar="DROP", help="with --data: write nothing that loses more, as in compress")
 
 
 def add_shape_argument(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +66,9 @@ def run(options: argparse.Namespace) -> Answer:
     """Decompose the file; says what changed."""
     _check_plan_options(options)
     _apply_preset(options)
+    _check_data_options(options)
+    if options.data:
+        return _fitted(options)
     outcome = _work(options)()
     if options.plan_out:
         with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
@@ -69,22 +76,56 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(_text(outcome, options.output), {"output": options.output, **outcome.to_dict()})
 
 
+def _fitted(options: argparse.Namespace) -> Answer:
+    """Decompose the file with factors that are fitted to data."""
+    from hodec.onnx_graph.compress import Task
+    from hodec.onnx_graph.fit_file import fit_file
+
+    task = Task(calibration_from(options), loss=options.loss, max_drop=options.max_drop)
+    with progress_bar() as progress:
+        work = partial(fit_file, options.path, options.output, task, force=options.force, progress=progress)
+        result = partial(work, **_what(options))()
+    if options.plan_out:
+        with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
+            result.plan.save(options.plan_out)
+    return Answer(str(result), result.to_dict())
+
+
 def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
     """``decompose_file`` with its arguments: a plan, or a rule and its settings."""
     from hodec.onnx_graph.decompose import decompose_file
     from hodec.onnx_graph.feeds import parse_values
     from hodec.onnx_graph.sizes import parse_shapes
+
+    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    return partial(decompose_file, options.path, options.output, **inputs, force=options.force, **_what(options))
+
+
+def _what(options: argparse.Namespace) -> dict[str, Any]:
+    """A plan, or a rule with a method and its settings."""
     from hodec.plan.plan import Plan
     from hodec.ranks.planning import PlanSettings
 
-    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
-    work = partial(decompose_file, options.path, options.output, **inputs, force=options.force)
     if options.plan:
-        return partial(work, plan=Plan.load(options.plan))
+        return {"plan": Plan.load(options.plan)}
     rule, settings = rule_from(options), method_from(options)
     method = settings.pop("method")
     plan_settings = PlanSettings(**settings, allow_larger=options.allow_larger)
-    return partial(work, rule=rule, method=method, options=plan_settings)
+    return {"rule": rule, "method": method, "options": plan_settings}
+
+
+def _check_data_options(options: argparse.Namespace) -> None:
+    """Without data, a default that may ruin a model has to be asked for."""
+    if options.data and options.no_data:
+        raise ConfigError("--no-data: given together with --data; allowed: one of the two")
+    if options.max_drop and not options.data:
+        raise ConfigError("--max-drop: what a model loses is measured on data; add --data DATA")
+    chosen = options.plan or any(getattr(options, flag.strip("-").replace("-", "_")) for flag in decided_flags())
+    if not (options.data or options.no_data or chosen):
+        raise ConfigError(
+            "without data the default halves the multiply-adds by the weights alone, which ruins many models: give "
+            "inputs with --data DATA, or let hodec compress find what an allowed loss permits; --no-data does it anyway"
+        )
 
 
 def _check_plan_options(options: argparse.Namespace) -> None:
@@ -107,19 +148,25 @@ def _apply_preset(options: argparse.Namespace) -> None:
 
 def _text(outcome: "Outcome", out: str) -> str:
     """A few lines for people."""
+    from hodec.onnx_graph.changes import layer_lines, shortened
+
     lines = [f"{len(outcome.changes)} layers decomposed, {len(outcome.plan.skipped)} left dense"]
-    lines += [
-        f"  {name} -> {', '.join(change.nodes)}  {change.layer.method} {list(change.layer.ranks)}, "
-        f"weight error {change.error:.3f}"
-        for name, change in outcome.changes.items()
-    ]
-    lines += [f"  {name} stays: {reason}" for name, reason in outcome.plan.skipped.items()]
-    without = f" without {', '.join(outcome.uncounted)}, which cannot be counted" if outcome.uncounted else ""
+    layers = {name: change.to_dict() for name, change in outcome.changes.items()}
+    lines += layer_lines(layers, outcome.plan.skipped)
+    uncounted = ", ".join(map(shortened, outcome.uncounted))
+    without = f" without {uncounted}, which cannot be counted" if uncounted else ""
     lines.append(_pair("parameters", outcome.before.params, outcome.after.params))
     lines.append(_pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
     lines.append(_pair("bytes", outcome.bytes_before, outcome.bytes_after))
     if outcome.difference is not None:
         lines.append(f"outputs on random inputs differ by {outcome.difference:.3g} of the largest")
+    if outcome.changes:
+        worst = max(outcome.changes, key=lambda name: outcome.changes[name].error)
+        mean = sum(change.error for change in outcome.changes.values()) / len(outcome.changes)
+        lines.append(
+            f"by the weights alone: layers lose {mean:.1%} of their weights' norm on average, {worst} "
+            f"{outcome.changes[worst].error:.1%}; what the model loses is not known without --data"
+        )
     return "\n".join([*lines, *(f"note: {remark}" for remark in outcome.remarks), f"written: {out}"])
 
 

@@ -1,12 +1,15 @@
-"""hodec plan: plan a network by its name: look at it, edit the file, apply it."""
+"""hodec plan: plan a network by its name, or a model file: look at it, edit the plan, apply it."""
 
 import argparse
 import logging
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
+from hodec.cli.decompose import add_input_arguments
 from hodec.cli.rule_options import add_method_options, add_rule_options, method_from, read, rule_from
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
 from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
@@ -15,9 +18,11 @@ from hodec.options import Settings, setting, settings_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from hodec.plan.plan import Plan
+
 log = logging.getLogger(__name__)
 
-HELP = "plan a network by its name: which layers become what, at which ranks and cost"
+HELP = "plan a network by its name, or an ONNX file: which layers become what, at which ranks and cost"
 
 SEED = 0  # of untrained weights and the image: the same command makes the same plan
 
@@ -36,8 +41,10 @@ IMAGENET = {"image_size": 224, "num_classes": 1000}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, the layers, the ranks, the file."""
+    parser.add_argument("path", nargs="?", metavar="MODEL.onnx", help="a model file, instead of a network")
+    add_input_arguments(parser)
     net = parser.add_argument_group("network")
-    net.add_argument("--model", required=True, metavar="NAME", help="resnet32, torchvision/resnet50, ..")
+    net.add_argument("--model", metavar="NAME", help="resnet32, torchvision/resnet50, ..")
     net.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .ckpt, .pt or .pth")
     for name, one in settings_of(ImageSpec).items():
         other = f" for CIFAR ResNets, {IMAGENET[name]} for torchvision's" if name in IMAGENET else ""
@@ -45,13 +52,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         net.add_argument(flag_of(name), metavar="N", help=text)
     add_method_options(parser)
     add_rule_options(parser)
+    parser.add_argument("--allow-larger", action="store_true", help="of a file: keep layers that cost more than dense")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the plan there as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Make the plan, print it, and write it where that is asked for."""
+    _check_source(options)
     target = checked_output(options.output, force=options.force)
+    plan, text, steps = (plan_of_file if options.path else plan_of_net)(options, target)
+    if target is None:
+        return Answer(text, plan.to_dict())
+    try:
+        plan.save(target)
+    except OSError as error:
+        raise PlanError(f"-o: {target} could not be written: {error.strerror}; name another file") from error
+    return Answer(f"{text}\n{steps}", plan.to_dict())
+
+
+def _check_source(options: argparse.Namespace) -> None:
+    """Refuse anything but one of a network and a file, with what belongs to it."""
+    if (options.path is None) == (options.model is None):
+        both = "" if options.path is None else f" {options.path} and --model {options.model} are given;"
+        raise ConfigError(f"what is to be planned?{both} allowed: one of MODEL.onnx and --model NAME")
+    nets = ["weights", *settings_of(ImageSpec)]
+    foreign, owner = (nets, "--model NAME") if options.path else (["shape", "input", "allow_larger"], "MODEL.onnx")
+    for name in foreign:
+        if getattr(options, name):
+            raise ConfigError(f"{flag_of(name)} goes with {owner} only")
+
+
+def plan_of_file(options: argparse.Namespace, target: Path | None) -> tuple["Plan", str, str]:
+    """The plan of a model file, in words, and how it is applied."""
+    rule, how = rule_from(options), method_from(options)
+    from hodec.onnx_graph.changes import shortened
+    from hodec.onnx_graph.decompose import plan_file
+    from hodec.onnx_graph.feeds import parse_values
+    from hodec.onnx_graph.sizes import parse_shapes
+    from hodec.ranks.planning import PlanSettings
+
+    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    method, settings = how.pop("method"), PlanSettings(**how, allow_larger=options.allow_larger)
+    plan = plan_file(options.path, rule, method=method, options=settings, **inputs)
+    step = f"hodec decompose {shlex.quote(options.path)} -o small.onnx --plan {shlex.quote(str(target))}"
+    return plan, str(renamed(plan, shortened)), f"written to {target}; edit its ranks, then apply it:\n  {step}"
+
+
+def plan_of_net(options: argparse.Namespace, target: Path | None) -> tuple["Plan", str, str]:
+    """The plan of a network, in words, and how it is applied."""
     rule, how, images = rule_from(options), method_from(options), image_spec_from(options)
     import torch  # mistakes in the options are told without it
 
@@ -66,13 +115,18 @@ def run(options: argparse.Namespace) -> Answer:
             "little; give trained ones with --weights FILE",
             rule.name,
         )
-    if target is None:
-        return Answer(str(plan), plan.to_dict())
-    try:
-        plan.save(target)
-    except OSError as error:
-        raise PlanError(f"-o: {target} could not be written: {error.strerror}; name another file") from error
-    return Answer(f"{plan}\n{next_steps(options.model, images, target)}", plan.to_dict())
+    return plan, str(plan), next_steps(options.model, images, target)
+
+
+def renamed(plan: "Plan", words: Callable[[str], str]) -> "Plan":
+    """The plan with other names, to be read and not applied."""
+    names = {name: words(name) for name in (*plan.layers, *plan.skipped)}
+    if len(set(names.values())) < len(names):
+        names = {name: f"{k} {short}" if short != name else name for k, (name, short) in enumerate(names.items(), 1)}
+    changed = {
+        key: {names[n]: one for n, one in getattr(plan, key).items()} for key in ("layers", "skipped", "skipped_costs")
+    }
+    return replace(plan, **changed)
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:
@@ -129,7 +183,7 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
     return model
 
 
-def next_steps(model: str, images: ImageSpec, path: Path) -> str:
+def next_steps(model: str, images: ImageSpec, path: Path | None) -> str:
     """How the plan is applied, as commands."""
     bare = model.removeprefix(TORCHVISION)
     net = f"model={model}" if model in CIFAR_RESNETS else f"model=torchvision model.name={bare}"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hodec.cost.probe import Probe, probes_of
 from hodec.cost.timing import device_name, medians_ms
-from hodec.errors import CheckpointError, ConfigError
+from hodec.errors import CheckpointError, ConfigError, PlanError
 from hodec.inference import inference, settled_input
 from hodec.inputs import Inputs
 from hodec.io.atomic import read_json, write_json
@@ -85,10 +85,10 @@ class LatencyTable:
         self.machine = Machine.this(self.device)
         self.path = (cache_folder() if folder is None else Path(folder)) / self.machine.file
         self.measured = 0
-        self._times: dict[str, float] = _read(self.path, self.machine)
+        self._times: dict[str, float] = read_times(self.path, self.machine)
         self._known: dict[Hashable, float] = {}
         # written when the table is given up, or at the end of the process
-        self._finalizer = weakref.finalize(self, _write, self.path, self.machine, self._times)
+        self._finalizer = weakref.finalize(self, write_times, self.path, self.machine, self._times)
 
     # -- what the rules ask ----------------------------------------------------------------------------------------
 
@@ -100,14 +100,19 @@ class LatencyTable:
         """Milliseconds of the dense layer in its place."""
         return self._layer_ms(layer, dense=True)
 
-    def rest_ms(self, model: nn.Module, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
+    def rest_ms(self, model: nn.Module | None, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
         """Milliseconds of the dense net without these layers, at least 0.
 
         Args:
             model: the dense net; it is run in evaluation mode and left as it was.
             example_input: as the model takes; its batch is brought to the table's.
             layers: those that are planned.
+
+        Raises:
+            PlanError: no model, but a model file.
         """
+        if model is None:
+            raise PlanError("a LatencyTable is of PyTorch layers: leave latency_table out for a model file")
         return max(0.0, self.net_ms(model, example_input) - sum(self.before(layer) for layer in layers))
 
     def net_ms(self, model: nn.Module, example_input: Inputs) -> float:
@@ -119,7 +124,7 @@ class LatencyTable:
 
     def save(self) -> None:
         """Write what was measured now, not only at the end of the process."""
-        _write(self.path, self.machine, self._times)
+        write_times(self.path, self.machine, self._times)
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ def _usable(device: torch.device | str) -> torch.device:
     return found
 
 
-def _read(path: Path, machine: Machine) -> dict[str, float]:
+def read_times(path: Path, machine: Machine) -> dict[str, float]:
     """Times of a file; none where it is missing. A damaged one is measured anew."""
     if not path.exists():
         return {}
@@ -192,9 +197,9 @@ def _read(path: Path, machine: Machine) -> dict[str, float]:
     return times
 
 
-def _write(path: Path, machine: Machine, times: Mapping[str, float]) -> None:
+def write_times(path: Path, machine: Machine, times: Mapping[str, float]) -> None:
     """Write the times, together with those that another process has written meanwhile."""
-    kept = _read(path, machine)
+    kept = read_times(path, machine)
     if times.items() <= kept.items():
         return
     value = {"format": FORMAT, "version": VERSION, "machine": vars(machine), "ms": {**kept, **times}}

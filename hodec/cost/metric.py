@@ -58,7 +58,7 @@ COUNTED, LATENCY = tuple(METRICS), "latency_ms"
 
 
 class LayerTimes(Protocol):
-    """Milliseconds of layers: a ``LatencyTable`` measures them, ``GivenTimes`` is told."""
+    """Milliseconds of layers: a ``LatencyTable`` measures them, a file's table too, ``GivenTimes`` is told."""
 
     def after(self, layer: LayerPlan) -> float:
         """Milliseconds of a planned layer."""
@@ -68,8 +68,8 @@ class LayerTimes(Protocol):
         """Milliseconds of the dense layer in its place."""
         ...
 
-    def rest_ms(self, model: nn.Module, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
-        """Milliseconds of the dense net without these layers."""
+    def rest_ms(self, model: nn.Module | None, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
+        """Milliseconds of the dense net without these layers; ``model`` is None for a model file."""
         ...
 
 
@@ -85,13 +85,13 @@ class GivenTimes:
     before: LayerCost
     rest: float = 0.0
 
-    def rest_ms(self, model: nn.Module, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
+    def rest_ms(self, model: nn.Module | None, example_input: Inputs, layers: Iterable[LayerPlan]) -> float:
         """The given ``rest``."""
         return self.rest
 
 
 def latency_metric(
-    times: LayerTimes | None, model: nn.Module, example_input: Inputs, layers: Iterable[LayerPlan]
+    times: LayerTimes | None, model: nn.Module | None, example_input: Inputs, layers: Iterable[LayerPlan]
 ) -> CostMetric:
     """The metric ``latency_ms`` for one net.
 

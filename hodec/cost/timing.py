@@ -93,10 +93,10 @@ def device_name(device: torch.device | None = None) -> str:
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' if threads != 1 else ''}"
+    return f"{processor()}, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _processor() -> str:
+def processor() -> str:
     import platform
 
     try:

@@ -35,9 +35,16 @@ class Session(Protocol):
 
     def get_inputs(self) -> list[NamedInput]: ...
 
+    def end_profiling(self) -> str: ...
+
 
 def open_session(
-    model: bytes | Path, *, threads: int = 1, folder: Path | None = None, optimize: bool = True
+    model: bytes | Path,
+    *,
+    threads: int = 1,
+    folder: Path | None = None,
+    optimize: bool = True,
+    profile: Path | None = None,
 ) -> Session:
     """An onnxruntime session on the CPU; errors are raised, nothing is logged.
 
@@ -46,6 +53,7 @@ def open_session(
         threads: threads of each operator.
         folder: where a model given as bytes keeps its tensors.
         optimize: as in deployment; without it the graph runs as it is written.
+        profile: what the file with the times of each kernel is to begin with; it is written by ``end_profiling``.
 
     Raises:
         ConvertError: onnxruntime is not installed.
@@ -60,6 +68,8 @@ def open_session(
     options.log_severity_level = 4  # fatal errors only
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     content = str(model) if isinstance(model, Path) else model

@@ -119,7 +119,6 @@ class Grouped(Several):
     """
 
     uses_modes = False
-    in_graphs = False
 
     def __init__(self, one: StagedFormat, groups: int) -> None:
         super().__init__()

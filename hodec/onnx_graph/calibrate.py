@@ -22,11 +22,14 @@ from torch import Tensor
 from hodec.calibration.im2col import windows
 from hodec.calibration.moments import FitMoments
 from hodec.export.runtime import Array, Cannot, Session, first_line, open_session, quiet
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.sites import GraphSite, WeightConsumer
+from hodec.onnx_graph.sites import GraphSite
 
 Feeds = Mapping[str, Array]
 
+# Operators whose layers are fitted; others keep what truncation gives.
+MEASURED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Rows of a layer's input that its sums are made of: twice the numbers in a patch, between these.
 LEAST_ROWS, MOST_ROWS = 4096, 16384
 
@@ -109,8 +112,11 @@ class TrialGraph:
         if one is not None:
             weight = first.from_oihw(one.weight.to(site.layer.weight.dtype)).numpy().astype(stored.dtype)
             weight = weight.reshape(stored.shape)
-        shift = np.zeros(out) if one is None else one.shift.numpy()
-        return {_weight(k): np.ascontiguousarray(weight), _shift(k): _shaped(first, shift).astype(stored.dtype)}
+        given = {_weight(k): np.ascontiguousarray(weight)}
+        if not unmeasured(site, self.graph):
+            shift = np.zeros(out) if one is None else one.shift.numpy()
+            given[_shift(k)] = _shaped(first, shift).astype(stored.dtype)
+        return given
 
     def _session(self, taps: tuple[str, ...]) -> Session:
         if taps not in self._sessions:
@@ -126,15 +132,17 @@ class TrialGraph:
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
         for k, site in enumerate(self.sites.values()):
             stored = self.graph.array(site.consumers[0].weight)
-            kind = ir.DataType.from_numpy(stored.dtype)
-            shift = _shaped(site.consumers[0], np.zeros(site.layer.shape[0]))
-            weight, add = _input(_weight(k), kind, stored.shape), _input(_shift(k), kind, shift.shape)
-            model.graph.inputs.extend([weight, add])
+            weight = _input(_weight(k), stored.dtype, stored.shape)
+            model.graph.inputs.append(weight)
             for one in site.consumers:
                 nodes[one.node].replace_input_with(one.input_index, weight)
-                if one.place is self.graph.graph:
-                    _corrected(model.graph, nodes[one.node], add)
-        ends = [one for one in model.graph.outputs] if taps == self.outputs else [values[name] for name in taps]
+            if unmeasured(site, self.graph):
+                continue
+            shift = _input(_shift(k), stored.dtype, _shaped(site.consumers[0], np.zeros(site.layer.shape[0])).shape)
+            model.graph.inputs.append(shift)
+            for one in site.consumers:
+                _corrected(model.graph, nodes[one.node], shift)
+        ends = list(model.graph.outputs) if taps == self.outputs else [values[name] for name in taps]
         model.graph.outputs.clear()
         model.graph.outputs.extend(ends)
         with quiet("onnx_ir", logging.CRITICAL):
@@ -154,8 +162,8 @@ def _shift(k: int) -> str:
     return f"hodec shift {k}"
 
 
-def _input(name: str, kind: ir.DataType, shape: Sequence[int]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape))
+def _input(name: str, dtype: np.dtype[np.generic], shape: Sequence[int]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(dtype)), shape=ir.Shape(shape))
 
 
 def _shaped(one: WeightConsumer, shift: Array) -> Array:
@@ -183,6 +191,8 @@ def _corrected(graph: ir.Graph, node: ir.Node, shift: ir.Value) -> None:
 def unmeasured(site: GraphSite, graph: OnnxGraph) -> str:
     """Why a layer's rows cannot be had, or an empty string: then it keeps the weight that truncation gives."""
     for one in site.consumers:
+        if one.node.op_type not in MEASURED or one.groups > 1 or (one.lead and one.is_left):
+            return f"rows of a {one.node.op_type} of its kind are not looked at"
         if one.place is not graph.graph:
             return "it stands in a subgraph"
         if one.bias is not None and one.bias not in graph.constants:

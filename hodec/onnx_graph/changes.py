@@ -1,7 +1,7 @@
 """The map of changes: what hodec decompose did to a model file, as it stands in the file's metadata."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,31 @@ class ChangeMap:
         return {"format": FORMAT, "version": VERSION, **vars(self)}
 
     def __str__(self) -> str:
-        lines = [f"{len(self.layers)} layers decomposed by rule {self.rule}, {len(self.skipped)} left dense"]
-        for name, one in self.layers.items():
-            shape, nodes = "·".join(map(str, one["shape"])), ", ".join(one["nodes"])
-            lines.append(
-                f"  {name} {shape} -> {nodes}  {one['method']} {one['ranks']}, weight error {one['error']:.3f}"
-            )
-        return "\n".join([*lines, *(f"  {name} stays: {reason}" for name, reason in self.skipped.items())])
+        first = f"{len(self.layers)} layers decomposed by rule {self.rule}, {len(self.skipped)} left dense"
+        return "\n".join([first, *layer_lines(self.layers, self.skipped)])
+
+
+def layer_lines(layers: Layers, skipped: Mapping[str, str]) -> list[str]:
+    """A line for each layer, and one for each reason why others stay dense, with long names cut."""
+    lines = [
+        f"  {shortened(name)} {'·'.join(map(str, one['shape']))} -> {len(one['nodes'])} nodes  "
+        f"{one['method']} {one['ranks']}, weight error {one['error']:.3f}"
+        for name, one in layers.items()
+    ]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(shortened(name))
+    return [*lines, *(f"  dense, {reason}: {_listed(names)}" for reason, names in reasons.items())]
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def shortened(name: str, most: int = 60) -> str:
+    """A name of at most ``most`` characters, its end among them, which tells nodes apart."""
+    return name if len(name) <= most else f"{name[: most // 3]}..{name[2 + most // 3 - most :]}"
 
 
 def changes_text(earlier: Layers, changes: Mapping[str, Change], plan: Plan) -> str:

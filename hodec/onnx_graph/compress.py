@@ -81,7 +81,7 @@ def compress_file(  # noqa: PLR0913
     evaluate: str | Callable[..., float] | None = None,
     max_drop: str | float | None = None,
     loss: str | None = None,
-    target: str = "macs",
+    target: str = "latency",
     methods: Sequence[str] = METHODS,
     options: PlanSettings | None = None,
     limits: Limits | None = None,
@@ -92,7 +92,7 @@ def compress_file(  # noqa: PLR0913
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Compressed:
-    """Write the smallest file found whose loss on held-out data is allowed::
+    """Write the fastest or smallest file found whose loss on held-out data is allowed::
 
         result = hodec.compress_file("model.onnx", "small.onnx", data="calib.npz", max_drop=0.01)
         print(result)
@@ -109,7 +109,7 @@ def compress_file(  # noqa: PLR0913
         max_drop: in the score's own unit, or a share of the dense score as ``"1%"``, which is the default; ``"5%"``
             where outputs are compared as numbers.
         loss: how outputs are compared where there is no score: ``top1``, ``tokens`` or ``error``.
-        target: what is made small: ``macs`` or ``size``.
+        target: what is made small: ``latency`` in onnxruntime on this machine, ``macs`` or ``size``.
         methods: of which each layer takes the one that loses least.
         options: which layers.
         limits: of ranks.
@@ -127,27 +127,49 @@ def compress_file(  # noqa: PLR0913
     """
     if target not in TARGETS:
         raise ConfigError(f"--target: {target!r} given; allowed: {' | '.join(TARGETS)}")
-    graph, out = load_graph(source), Path(out)
-    check_target(out, graph, force=force)
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
-    samples = given.read(graph)
+    task = Task(given, evaluate, loss, max_drop)
+    search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
+    search.target, search.progress = target, progress
+    search.settings, search.limits = options or PlanSettings(), limits or Limits()
+    with sharing():
+        best = search.best()
+        while best is not None:
+            try:
+                return write_trial(best, search, held, Path(out), seconds=seconds)
+            except LosesMore as error:
+                log.warning("%s", error)
+                best = _larger(search, best)
+    raise NothingPays(_nothing(search))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, and what a file may lose on them; see ``compress_file``."""
+
+    data: Calibration
+    evaluate: str | Callable[..., float] | None = None
+    loss: str | None = None
+    max_drop: str | float | None = None
+
+
+def prepared(
+    source: str | Path, out: Path, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
+) -> tuple[Search, Samples]:
+    """A search over the file, which was run on all data, and the data that are held out.
+
+    Raises:
+        DataError, ConfigError, ConvertError, CheckpointError: what has to be mended.
+    """
+    graph = load_graph(source)
+    check_target(out, graph, force=force)
+    samples = task.data.read(graph)
     fit, held = samples.split()
     facts = graph_facts(graph, {}, samples.calls[0])
     threads = threads or torch.get_num_threads()
-    judge = dense_judge(graph, samples, held, evaluate=evaluate, loss=loss, max_drop=max_drop, threads=threads)
-    with sharing():
-        sites, _, _ = eligible_sites(facts, methods)
-        search = Search(
-            facts, sites, TrialGraph(graph, sites, threads), fit, judge, target, tuple(methods),
-            options or PlanSettings(), limits or Limits(), progress,
-        )  # fmt: skip
-        best = search.best()
-        while best is not None:
-            result = _written(best, search, held, out, seconds)
-            if result is not None:
-                return result
-            best = _larger(search, best)
-    raise NothingPays(_nothing(search))
+    judge = dense_judge(graph, samples, held, task, threads=threads)
+    sites, _, _ = eligible_sites(facts, methods)
+    return Search(facts, sites, TrialGraph(graph, sites, threads), fit, judge, tuple(methods)), held
 
 
 def input_specs(graph: OnnxGraph) -> list[InputSpec]:
@@ -159,30 +181,21 @@ def input_specs(graph: OnnxGraph) -> list[InputSpec]:
     return specs
 
 
-def dense_judge(  # noqa: PLR0913
-    graph: OnnxGraph,
-    samples: Samples,
-    held: Samples,
-    *,
-    evaluate: str | Callable[..., float] | None,
-    loss: str | None,
-    max_drop: str | float | None,
-    threads: int,
-) -> Judge:
-    """The judge of files made from this one; the dense file runs on all data first.
+def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *, threads: int) -> Judge:
+    """The judge of files made from this one; the dense file runs on the data first.
 
     Raises:
         DataError: it does not run on them, or gives NaN or Inf.
         ConfigError: see ``judge_of``.
     """
-    function = function_of(evaluate) if isinstance(evaluate, str) else evaluate
+    function = function_of(task.evaluate) if isinstance(task.evaluate, str) else task.evaluate
     try:
         opened = open_session(graph.path, threads=threads)
         run_session(opened, samples.calls[0])
     except Cannot as error:
         raise DataError(f"onnxruntime does not run {graph.path} on the data: {error}") from error
     names = [value.name or "" for value in graph.graph.outputs]
-    return judge_of(_runner(opened), held, names, evaluate=function, loss=loss, max_drop=max_drop)
+    return judge_of(_runner(opened), held, names, evaluate=function, loss=task.loss, max_drop=task.max_drop)
 
 
 def _runner(opened: Session) -> Callable[[Mapping[str, Array]], list[Array]]:
@@ -201,24 +214,34 @@ def write_fitted(
     return again, changes, macs
 
 
-def _written(trial: Trial, search: Search, held: Samples, out: Path, seconds: float) -> Compressed | None:
-    """The file of a trial, if it keeps in onnxruntime what the trial promised; else nothing is written."""
+class LosesMore(NothingPays):
+    """A written file that loses more than is allowed."""
+
+
+def write_trial(
+    trial: Trial, search: Search, held: Samples, out: Path, *, seconds: float, judged: bool = True
+) -> Compressed:
+    """The file of a trial, with its figures, measured on it.
+
+    Args:
+        seconds: how long latency is measured.
+        judged: whether the file has to lose no more than is allowed.
+
+    Raises:
+        LosesMore: it does lose more in onnxruntime; nothing is written.
+    """
     facts, judge = search.facts, search.judge
     again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
     remarks = flushed(again)
-    try:
-        with written(again.graph, out) as files:
-            check_file(files[0])
-            opened = open_session(files[0], threads=search.net.threads)
-            score = judge.score(_runner(opened))
-            if not judge.accepts(score):
-                raise _Refused
-            bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
-            size = sum(path.stat().st_size for path in files)
-            macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
-    except _Refused:
-        log.warning("the written file scores %.5g, not the %.5g of its trial", score, trial.score)
-        return None
+    with written(again.graph, out) as files:
+        check_file(files[0])
+        score = judge.score(_runner(open_session(files[0], threads=search.net.threads)))
+        if judged and not judge.accepts(score):
+            told = f"{judge.told(score)}, where {judge.told(judge.dense - judge.allowed)} is allowed ({judge.words})"
+            raise LosesMore(f"the decomposed file has {told}; nothing is written")
+        bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
+        size = sum(path.stat().st_size for path in files)
+        macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
     return Compressed(
         output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=score,
         allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
@@ -227,10 +250,6 @@ def _written(trial: Trial, search: Search, held: Samples, out: Path, seconds: fl
         bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
         layers=len(search.sites), remarks=remarks,
     )  # fmt: skip
-
-
-class _Refused(Exception):
-    """The written file loses more than is allowed."""
 
 
 def _larger(search: Search, refused: Trial) -> Trial | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from hodec.errors import PlanError, literal
+from hodec.onnx_graph.changes import shortened
 from hodec.onnx_graph.cost import counted_values, multiply_adds
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.feeds import hints, inputs_words
@@ -18,9 +19,14 @@ def skipped_costs(
 
     A weight that several nodes read counts for the first one.
     """
+    consumers = {one.name: one for group in facts.groups for one in group}
     nodes = {name: node for node, name in facts.graph.node_names.items()}
+    nodes |= {name: one.node for name, one in consumers.items()}
     costs, other = dict[str, tuple[int, int | None]](), dict[str, int]()
     for name in skipped:
+        if name in consumers and consumers[name].directions:  # its node has two weights
+            costs[name] = facts.graph.array(consumers[name].weight).size, None
+            continue
         macs, uncounted = multiply_adds([nodes[name]], facts.sizes)
         known = counted_values(nodes[name]) and not uncounted
         costs[name] = facts.params.get(nodes[name], 0), macs // facts.batch if known else None
@@ -38,7 +44,8 @@ def nothing_to_decompose(facts: GraphFacts, skipped: Mapping[str, str]) -> PlanE
     nodes = [*facts.params, *(node for node, name in names.items() if name in skipped and node not in facts.params)]
     for node in nodes:
         kind, name = (node.op_type, names[node]) if node else ("outputs", "")
-        found.setdefault((kind, skipped.get(name, "")), {})[name] = facts.params.get(node, 0)
+        reason = skipped.get(name) or skipped.get(f"{name}.W") or skipped.get(f"{name}.R", "")
+        found.setdefault((kind, reason), {})[name] = facts.params.get(node, 0)
     whole = sum(facts.params.values()) or 1
     rows = sorted(found.items(), key=lambda row: -sum(row[1].values()))
     words = [_words(*kind, shares, whole) for kind, shares in rows[:NAMED]]
@@ -56,8 +63,3 @@ def _words(kind: str, reason: str, counts: Mapping[str, int], whole: int) -> str
     first, *more = counts
     others, why = f" and {len(more)} more" if more else "", f": {reason}" if reason else ""
     return f"{kind} {shortened(first)}{others}, {sum(counts.values()) / whole:.1%} of the parameters{why}"
-
-
-def shortened(name: str, most: int = 60) -> str:
-    """A name of at most ``most`` characters, its end among them, which tells nodes apart."""
-    return name if len(name) <= most else f"{name[: most // 3]}..{name[2 + most // 3 - most :]}"

@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of a graph for one image, and which nodes cannot be counted."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -12,30 +12,63 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 def parameters(graph: OnnxGraph) -> int:
-    """Elements of the floating constants that nodes read, in the graph's present state.
-
-    A constant that only other constants are made of is not counted beside them.
-    """
+    """Elements of the floating constants that a graph stores and its nodes read, in its present state."""
     return sum(held(graph).values())
 
 
 def held(graph: OnnxGraph) -> dict[ir.Node | None, int]:
-    """Node -> elements of the floating constants that it is the first to read; None for those that are outputs only."""
+    """Node -> elements of the stored floating constants that it is the first to read; None: they are outputs only.
+
+    One that other constants are made of counts once, for what reads these.
+    """
     constants, found = constants_of(graph), dict[ir.Node | None, int]()
-    for value in constants:
-        readers = [use.node for use in value.uses() if use.node.outputs[0] not in constants]
-        if readers or graph.is_given_out(value):
-            array, reader = graph.array(value), readers[0] if readers else None
-            if str(array.dtype) in FLOATS:
-                found[reader] = found.get(reader, 0) + array.size
+    floats = {value for value in constants if _is_stored(value) and _is_float(graph, value)}
+    floats |= {value for value in constants if not _is_stored(value) and _is_made_float(graph, value)}
+    order: dict[ir.Node | None, int] = {node: k for k, node in enumerate(graph.node_names)}
+    for value in floats:
+        readers, read = _readers(value, constants), graph.is_given_out(value)
+        if readers or read:
+            reader = min(readers, key=lambda node: order.get(node, 0)) if readers else None
+            found[reader] = found.get(reader, 0) + graph.array(value).size
+    return dict(sorted(found.items(), key=lambda one: order.get(one[0], -1)))
+
+
+def _is_stored(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is None or node.op_type == "Constant"
+
+
+def _is_float(graph: OnnxGraph, value: ir.Value) -> bool:
+    return str(graph.array(value).dtype) in FLOATS
+
+
+def _is_made_float(graph: OnnxGraph, value: ir.Value) -> bool:
+    """Whether a constant is made from others, none of which is floating, and is so itself: by Cast, or by its shape."""
+    node = value.producer()
+    made = node is not None and node.op_type in ("Cast", "ConstantOfShape")
+    inputs = node.inputs if node else ()
+    return made and _is_float(graph, value) and not any(_is_float(graph, one) for one in inputs if one)
+
+
+def _readers(value: ir.Value, constants: Container[ir.Value]) -> list[ir.Node]:
+    """The nodes that read a constant, or one that is made of it, and make no constant of it."""
+    found, rest = list[ir.Node](), [value]
+    while rest:
+        for use in rest.pop().uses():
+            if use.node.outputs[0] in constants:
+                rest.append(use.node.outputs[0])
+            else:
+                found.append(use.node)
     return found
 
 
 def multiply_adds(nodes: Iterable[ir.Node], sizes: Mapping[str, Size]) -> tuple[int, list[ir.Node]]:
     """Multiply-adds of convolutions and matrix products, and the nodes that are left out.
 
+    A product of two constants is none of them: runtimes multiply it out when they load the model.
+
     Left out are those whose sizes are not known, those with products in subgraphs, which may run any number of
-    times, and operators that may hide products: recurrent ones, attention, and all of other domains.
+    times, and operators that may hide products: attention, other sums of products, and all of other domains.
 
     Args:
         sizes: of the values, for one example input; the count is for that whole input.
@@ -45,7 +78,7 @@ def multiply_adds(nodes: Iterable[ir.Node], sizes: Mapping[str, Size]) -> tuple[
         inner = [one for graph in subgraphs_of(node) for one in graph.all_nodes()]
         if node.domain or node.op_type in UNCOUNTED or any(map(multiplies, inner)):
             uncounted.append(node)
-        elif node.op_type in COUNTS:
+        elif node.op_type in COUNTS and not all(one is None or one.is_initializer() for one in node.inputs):
             names = [name_of(value) for value in counted_values(node)]
             known = [sizes[name] for name in names if name in sizes]
             if len(known) == len(names):
@@ -56,9 +89,17 @@ def multiply_adds(nodes: Iterable[ir.Node], sizes: Mapping[str, Size]) -> tuple[
 
 
 def counted_values(node: ir.Node) -> tuple[ir.Value | None, ...]:
-    """Input, weight and output of a convolution or matrix product; none of another node."""
-    if node.op_type not in COUNTS or node.domain:
+    """Input, weight and output (of recurrent nodes: both weights) of a node that multiplies or looks up; or none."""
+    if node.domain:
         return ()
+    if node.op_type == "Gather" and node.inputs[0] and node.inputs[0].is_initializer():
+        return node.inputs[1], node.inputs[0], node.outputs[0]
+    if node.op_type == "Einsum" and len(node.inputs) == 2:
+        return *node.inputs, node.outputs[0]
+    if node.op_type not in COUNTS:
+        return ()
+    if node.op_type in GATES:  # any of its outputs may be left out
+        return node.inputs[0], node.inputs[1], node.inputs[2]
     return node.inputs[0], node.inputs[COUNTS[node.op_type][1]], node.outputs[0]
 
 
@@ -83,6 +124,11 @@ def _gemm(node: ir.Node, data: Size, weight: Size, output: Size) -> int:
     return math.prod(output) * data[0 if node.attributes.get_int("transA", 0) else 1]
 
 
+def _recurrent(node: ir.Node, data: Size, weight: Size, recurrence: Size) -> int:
+    """Each step of each sequence multiplies by both weights."""
+    return math.prod(data[:2]) * (math.prod(weight) + math.prod(recurrence))
+
+
 # Operator -> its multiply-adds, and which of its inputs is the weight.
 COUNTS: dict[str, tuple[Callable[[ir.Node, Size, Size, Size], int], int]] = {
     "Conv": (_conv, 1),
@@ -93,6 +139,11 @@ COUNTS: dict[str, tuple[Callable[[ir.Node, Size, Size, Size], int], int]] = {
     "MatMulInteger": (_matmul, 1),
     "QLinearMatMul": (_matmul, 3),
     "Gemm": (_gemm, 1),
+    "LSTM": (_recurrent, 1),
+    "GRU": (_recurrent, 1),
+    "RNN": (_recurrent, 1),
 }
+# Recurrent operators -> gates of each unit.
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Standard operators that multiply in a way that is not counted here.
-UNCOUNTED = {"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
+UNCOUNTED = {"Attention", "DeformConv", "Einsum"}

@@ -114,7 +114,7 @@ def decompose_file(  # noqa: PLR0913
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts)
         changes, planned_macs = rewrite(facts, sites, plan)
-        remarks = (*remarks, *flushed(facts))
+        remarks = (*remarks, *_listed(facts), *flushed(facts))
     with written(graph, out) as files:
         check_file(files[0])
         difference, more = _check_outputs(files[0], facts.feeds, wanted)
@@ -122,6 +122,31 @@ def decompose_file(  # noqa: PLR0913
         size = sum(path.stat().st_size for path in files)
     after = Cost(parameters(graph), total_macs // facts.batch)
     return Outcome(plan, changes, facts.cost, after, uncounted, before, size, difference, (*remarks, *more))
+
+
+def plan_file(
+    source: str | Path,
+    rule: RankRule,
+    *,
+    method: str = "tucker",
+    options: PlanSettings | None = None,
+    shapes: Mapping[str, Size] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
+) -> Plan:
+    """The plan that ``decompose_file`` would make and follow; nothing is written.
+
+    Raises:
+        CheckpointError, PlanError: as ``decompose_file``.
+    """
+    facts = graph_facts(load_graph(source), shapes or {}, values)
+    with sharing():
+        return plan_graph(facts, rule, method, options or PlanSettings())[0]
+
+
+def _listed(facts: GraphFacts) -> tuple[str, ...]:
+    """A remark where weights that a caller could replace were taken as fixed."""
+    listed = facts.graph.lists_initializers and facts.graph.model.ir_version >= 4
+    return ("all weights are listed as inputs, a habit of old converters: they were taken as fixed",) if listed else ()
 
 
 def flushed(facts: GraphFacts) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from numpy.typing import ArrayLike
 
 from hodec.cost.count import Cost
 from hodec.export.runtime import Array
+from hodec.onnx_graph.consumers import WeightConsumer, groups_by_weight, weight_consumers
 from hodec.onnx_graph.cost import counted_values, held, multiply_adds
 from hodec.onnx_graph.feeds import example_inputs
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.probe import Probe, nodes_run, probed
-from hodec.onnx_graph.sites import WeightConsumer, groups_by_weight, weight_consumers
 from hodec.onnx_graph.sizes import Size, inferred_sizes, open_axes
 
 

@@ -79,7 +79,7 @@ def _filled(usual: Array, name: str, given: Array | None) -> Array:
         return usual
     if not np.can_cast(given.dtype, usual.dtype, "same_kind") and not np.array_equal(given, given.astype(usual.dtype)):
         raise ConfigError(f"{{value}}: the model takes {usual.dtype} there", value=value_use(name, given))
-    return np.array(np.broadcast_to(given.astype(usual.dtype), usual.shape))
+    return np.broadcast_to(given.astype(usual.dtype), usual.shape).copy()
 
 
 def value_use(name: str, array: Array) -> Use:

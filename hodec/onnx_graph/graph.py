@@ -22,7 +22,8 @@ OLDEST = 7
 # Most elements that are made from a few (ConstantOfShape): a file that asks for more is broken, or hostile.
 MAX_FOLDED_ELEMENTS = 2**30
 # Operators that only move or make constants: a weight may come out of a chain of these.
-FOLDABLE = {"Constant", "Identity", "Transpose", "ConstantOfShape", "Cast", "Reshape", "Squeeze", "Unsqueeze"}
+FOLDABLE = {"Constant", "Identity", "Transpose", "ConstantOfShape", "Cast", "Reshape", "Squeeze", "Unsqueeze",
+            "Slice", "Concat"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,16 @@ class OnnxGraph:
         ends = (*self.inputs.values(), *self.graph.outputs)
         return [value for value in ends if value.shape is None and isinstance(value.type, ir.TensorType)]
 
-    @property
+    @cached_property
     def lists_initializers(self) -> bool:
-        """Whether every initializer is among the inputs too, as the file format asks for before its version 4."""
-        return self.model.ir_version < 4
+        """Whether initializers are among the inputs too by habit: the file format asks for it before its version 4.
+
+        Converters of that time list all of them in newer versions too; one that means a weight to be replaced lists it
+        alone.
+        """
+        initializers = self.graph.initializers.values()
+        everything = len(initializers) > 1 and all(one.is_graph_input() for one in initializers)
+        return self.model.ir_version < 4 or everything
 
     @property
     def data_files(self) -> list[Path]:

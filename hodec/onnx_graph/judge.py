@@ -183,12 +183,33 @@ def _top1(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -
 
 
 def _tokens(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> float:
-    """1 - steps that disagree / steps of the dense file that are not its most frequent token, which says nothing."""
-    pairs = [(a[0].argmax(-1).ravel(), b[0].argmax(-1).ravel()) for a, b in zip(found, wanted, strict=True)]
-    ours, theirs = (np.concatenate(each) for each in zip(*pairs, strict=True))
-    _, counts = np.unique(theirs, return_counts=True)
-    telling = max(1, len(theirs) - int(counts.max()))
-    return 1.0 - float((ours != theirs).sum()) / telling
+    """1 - token error: edit distance of the read sequences over their length.
+
+    A token of more than a third of all steps is taken for a blank, as in connectionist temporal classification: then
+    equal neighbours are one token, and blanks none, so that a shift by a step is no error.
+    """
+    ours, theirs = ([row for one in each for row in one[0].argmax(-1)] for each in (found, wanted))
+    tokens, counts = np.unique(np.concatenate(theirs), return_counts=True)
+    blank = int(tokens[counts.argmax()]) if counts.max() > counts.sum() / 3 else None
+    pairs = [(_read(a, blank), _read(b, blank)) for a, b in zip(ours, theirs, strict=True)]
+    wrong, length = sum(_edits(a, b) for a, b in pairs), sum(len(b) for _, b in pairs)
+    return 1.0 - wrong / max(1, length)
+
+
+def _read(steps: NDArray[np.int64], blank: int | None) -> list[int]:
+    if blank is None:
+        return [int(n) for n in steps]
+    return [int(n) for n, last in zip(steps, [blank, *steps[:-1]], strict=True) if n not in (last, blank)]
+
+
+def _edits(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Levenshtein distance."""
+    row = list(range(len(theirs) + 1))
+    for i, a in enumerate(ours, 1):
+        last, row[0] = row[0], i
+        for j, b in enumerate(theirs, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
+    return row[-1]
 
 
 def _error(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> float:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array, Cannot
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.nodes import Writer, layer_model
 from hodec.onnx_graph.session import relative_difference, run_by_definition, run_model
-from hodec.onnx_graph.sites import WeightConsumer
 
 # Largest difference of outputs over their largest number, by the type that the factors were rounded to: some ten times
 # what rounding does in the nets of tests/onnx_graph.
@@ -40,8 +40,8 @@ def check_layer(writer: Writer, dense: Tensor, *, graph: OnnxGraph, outputs: int
     arrays = {name: tensor.numpy() for name, tensor in weights.items() if tensor is not None}
     after = {**feeds, **{name: array.astype(np.float32, copy=False) for name, array in arrays.items()}}
     try:
-        reference = layer_model([one.node], _sizes(before), graph)
-        new = layer_model(writer.nodes, _sizes(after), graph, writer.constants)
+        reference = layer_model([one.node], _sizes(before), graph, whole=one.whole_inputs)
+        new = layer_model(writer.nodes, _sizes(after), graph, writer.constants, one.whole_inputs)
         wanted, result = _answers((reference, before), (new, after))
     except Cannot as error:
         raise ConvertError(
@@ -81,7 +81,7 @@ def _answers(reference: Problem, new: Problem) -> tuple[object, object]:
 
 def _leading(output: object, one: WeightConsumer, count: int) -> object:
     """The first ``count`` channels of a layer's output."""
-    axis = 1 if one.dims else -2 if one.input_index == 0 else -1
+    axis = 1 if one.dims else -2 if one.is_left else -1
     if not isinstance(output, np.ndarray) or count >= output.shape[axis]:
         return output
     return output.take(range(count), axis)
@@ -91,13 +91,17 @@ def _feeds(one: WeightConsumer, outputs: int, into: Sequence[int], real: Sequenc
     """Two inputs of the layer's kind, small but larger than its kernel, and a bias if it has one."""
     generator, batch = np.random.default_rng(0), 2
     inp, *kernel = into
+    if one.whole_inputs:
+        return {name_of(one.data): generator.integers(inp, size=8)}
+    inp *= one.groups
     size: Sequence[int] = (batch, inp)
     if one.dims:
         steps, gaps = (one.ints(key) or [1] * len(kernel) for key in ("strides", "dilations"))
         extent = [gap * (k - 1) + 1 + 2 * step for k, step, gap in zip(kernel, steps, gaps, strict=True)]
         size = (batch, inp, *(real if one.ints("output_shape") else extent))  # that holds for one size of input only
-    elif one.input_index == 0 or one.flag("transA"):
+    elif one.is_left or one.flag("transA"):
         size = (inp, batch)
+    size = (*(1 for _ in range(max(one.lead, one.data_lead))), *size)
     feeds: dict[str, Array] = {name_of(one.data): generator.standard_normal(size).astype(np.float32)}
     if one.bias is not None:
         feeds[name_of(one.bias)] = generator.standard_normal(outputs).astype(np.float32)

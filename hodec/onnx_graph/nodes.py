@@ -1,6 +1,6 @@
 """Steps of a recipe as ONNX nodes in the place of one node."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,10 +9,10 @@ import onnx_ir as ir
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hodec.export.runtime import Array
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.cost import multiply_adds
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.recipes import Recipe, Step
-from hodec.onnx_graph.sites import WeightConsumer
 from hodec.onnx_graph.sizes import Size
 
 Attribute = int | float | str | Sequence[int]
@@ -51,6 +51,9 @@ class Writer:
                     data = self.add("Transpose", [data], perm=[1, 0])
                 data = self.add("Reshape", [data, self.shape(step.shape)])
             inputs = [data, weight, bias] if last and bias is not None and not recipe.shape else [data, weight]
+            if k == 0 and self.consumer.node.op_type == "Gather":
+                data = self.add("Gather", inputs[::-1])
+                continue
             data = self._multiply(inputs, last=last) if step.kernel.ndim == 2 else self._convolve(step, inputs)
         if recipe.shape:
             data = self._restored(data, recipe.shape)
@@ -83,8 +86,8 @@ class Writer:
         """The replaced node's settings along the axes of this step, and none along the others."""
         one, dims = self.consumer, step.kernel.ndim - 2
         settings: dict[str, Attribute] = {"kernel_shape": list(step.kernel.shape[2:])}
-        if step.depthwise:
-            settings["group"] = step.kernel.shape[0]
+        if (groups := step.kernel.shape[0] if step.depthwise else step.blocks) > 1 or step.depthwise:
+            settings["group"] = groups
         if not step.axes:
             return settings
         for key, still in {"strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 0}.items():
@@ -97,8 +100,8 @@ class Writer:
         return settings
 
     def _multiply(self, inputs: list[ir.Value], *, last: bool) -> ir.Value:
-        if self.consumer.node.op_type == "MatMul":
-            return self.add("MatMul", inputs[::-1] if self.consumer.input_index == 0 else inputs)
+        if self.consumer.node.op_type != "Gemm":
+            return self.add("MatMul", inputs[::-1] if self.consumer.is_left else inputs)
         given, first = self.consumer.node.attributes, not self.nodes
         settings: dict[str, Attribute] = {
             "transB": given.get_int("transB", 0),
@@ -113,7 +116,7 @@ class Writer:
 
     def _restored(self, data: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         """The layer's output: of a product of any number of axes, with the leading axes of the layer's input."""
-        if self.consumer.node.op_type != "MatMul":
+        if self.consumer.node.op_type == "Gemm" or self.consumer.dims:
             return self.add("Reshape", [data, self.shape(shape)])
         full = self.add("Shape", [self.consumer.data])
         lead = self.add("Slice", [full, self.shape((0,)), self.shape((-1,))])
@@ -129,25 +132,32 @@ def initializer(name: str, array: Array) -> ir.Value:
 def as_stored(consumer: WeightConsumer, step: Step, dtype: np.dtype[np.generic]) -> Array:
     """The weight of a step in the node's layout and the replaced weight's type."""
     in_first = consumer.node.op_type == "ConvTranspose" and step.axes and not step.depthwise
-    turned = consumer.transposed if step.kernel.ndim == 2 else in_first
+    turned = consumer.stores_turned if step.kernel.ndim == 2 else in_first
     weight = step.kernel.transpose(0, 1) if turned else step.kernel
-    return np.ascontiguousarray(weight.contiguous().numpy()).astype(dtype)
+    lead = consumer.lead if step.kernel.ndim == 2 else 0
+    return np.ascontiguousarray(weight.contiguous().numpy()).astype(dtype)[(None,) * lead]
 
 
 def layer_model(
-    nodes: Sequence[ir.Node], inputs: Mapping[str, Size], graph: OnnxGraph, constants: Sequence[ir.Value] = ()
+    nodes: Sequence[ir.Node],
+    inputs: Mapping[str, Size],
+    graph: OnnxGraph,
+    constants: Sequence[ir.Value] = (),
+    whole: Container[str] = (),
 ) -> onnx.ModelProto:
     """A model in float32 of nodes that make one output, last. Weights are inputs too: as initializers they would be
     copied half a dozen times.
 
     Args:
         inputs: name of a value that the nodes read -> its size.
+        whole: those of them that are whole numbers.
     """
+    types = {name: TensorProto.INT64 if name in whole else TensorProto.FLOAT for name in inputs}
     protos: list[NodeProto] = [ir.to_proto(node) for node in nodes]
     made = helper.make_graph(
         protos,
         "layer",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in inputs.items()],
+        [helper.make_tensor_value_info(name, types[name], size) for name, size in inputs.items()],
         [helper.make_tensor_value_info(protos[-1].output[0], TensorProto.FLOAT, None)],
         [numpy_helper.from_array(_in_single(one), one.name) for one in constants],
     )
@@ -176,7 +186,7 @@ def count_layer(writer: Writer, graph: OnnxGraph, sizes: Mapping[str, Size]) -> 
     ]
     inputs = {name: sizes[name] for name in reads if name in sizes}
     try:
-        model = layer_model(writer.nodes, inputs, graph, writer.constants)
+        model = layer_model(writer.nodes, inputs, graph, writer.constants, writer.consumer.whole_inputs)
         layer = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True)).graph
     except Exception:  # it raises whatever it meets
         return None

@@ -112,6 +112,8 @@ def _outputs(
     probe: ir.Model, op_type: str, values: Sequence[ir.Value | None], feeds: Mapping[str, Array], folder: Path
 ) -> list[object]:
     """What nodes of one kind give for these values, in a run that has no other outputs."""
+    if not values:
+        return []
     probe.graph.outputs.clear()
     nodes = [ir.node(op_type, [value], outputs=[ir.val(f"hodec probe {k}")]) for k, value in enumerate(values)]
     probe.graph.extend(nodes)

@@ -11,6 +11,7 @@ from hodec.formats.base import Format, working_copy
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, total_params
+from hodec.formats.roles import REBUILT
 from hodec.layers.base import equalize_norms
 from hodec.linalg.svd import norm
 from hodec.plan.layer import LayerPlan
@@ -27,6 +28,7 @@ class Step:
 
     Attributes:
         kernel: (out, in, K_1, ..), (channels, 1, K_1, ..) where it is depthwise, or (out, in) of a product.
+        blocks: groups of the layer, which it keeps apart.
         shape: what its input is reshaped to, in ONNX's words: 0 keeps an axis, -1 is what is left. Empty: not reshaped.
     """
 
@@ -34,6 +36,7 @@ class Step:
     axes: tuple[int, ...] = ()
     depthwise: bool = False
     shape: tuple[int, ...] = ()
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,23 +94,31 @@ def recipe_of(layer: LayerPlan, factors: Sequence[Tensor]) -> Recipe:
     Raises:
         ConvertError: a format that has none, see ``no_recipe``.
     """
-    if reason := no_recipe(layer.format):
+    if reason := no_recipe(layer.format, layer.layer_type):
         raise ConvertError(f"method {layer.method} for {layer.layer_type}: {reason}")
-    ops = _ops(layer)
-    kernels = layer.format.kernels(factors, layer.shape, layer.modes, execution=layer.resolved_execution)
+    if LAYER_TYPES[layer.layer_type].is_embedding:  # rows of the first factor, the table, are looked up
+        return Recipe(tuple(Step(factor) for factor in factors))
+    return steps_of(layer, layer.format.kernels(factors, layer.shape, layer.modes, execution=layer.resolved_execution))
+
+
+def steps_of(layer: LayerPlan, kernels: Sequence[Tensor]) -> Recipe:
+    """The steps that a layer's ops come to with these kernels, one for each op."""
+    ops = ops_of(layer)
     pairs = list(zip(ops, kernels, strict=True))
     if any(op.contracts for op in ops):
         return _conv_chain(layer, pairs) if layer.shape[2:] else _linear_chain(layer, pairs)
-    return Recipe(tuple(Step(kernel, op.axes, op.depthwise) for op, kernel in pairs))
+    return Recipe(tuple(Step(kernel, op.axes, op.depthwise, blocks=op.blocks) for op, kernel in pairs))
 
 
 def numbers_of(layer: LayerPlan) -> int:
     """Elements of the kernels in a file. They are more than ``params_after`` where factors are merged."""
-    return total_params(_ops(layer))
+    return layer.params_after if layer.resolved_execution == REBUILT else total_params(ops_of(layer))
 
 
-def no_recipe(fmt: Format) -> str:
-    """The reason why a format has no steps, or an empty string."""
+def no_recipe(fmt: Format, layer_type: str) -> str:
+    """The reason why a format has no steps for a type of layer, or an empty string."""
+    if LAYER_TYPES[layer_type].is_embedding and fmt.uses_modes:
+        return "the rows of a tensor train are looked up by more than plain nodes"
     return "" if fmt.in_graphs else "its layer is no chain of plain convolutions or products"
 
 
@@ -120,7 +131,8 @@ def movers(fmt: Format, shape: Sequence[int], kind: str) -> int:
     return sum(bool(op.axes) for op in fmt.ops(shape, ones, modes, execution=fmt.executions[0]))
 
 
-def _ops(layer: LayerPlan) -> list[Op]:
+def ops_of(layer: LayerPlan) -> list[Op]:
+    """The ops of a planned layer, by the execution that it has in a file."""
     return layer.format.ops(layer.shape, layer.ranks, layer.modes, execution=layer.resolved_execution)
 
 

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from hodec.errors import ConvertError, literal
 from hodec.export.runtime import Array
+from hodec.formats.roles import Role
 from hodec.linalg.svd import naming
 from hodec.onnx_graph.changes import METADATA, Change, changes_text, earlier_layers
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.cost import multiply_adds
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.layer_check import check_layer
 from hodec.onnx_graph.nodes import Writer, as_stored, count_layer, initializer
 from hodec.onnx_graph.recipes import Recipe, dense_of, error_of, factors_of, recipe_of
-from hodec.onnx_graph.sites import GraphSite, WeightConsumer
+from hodec.onnx_graph.sites import GraphSite
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 
@@ -48,6 +50,9 @@ def rewrite(
         value.shape = ir.Shape([None] * facts.axes[name_of(value)])
     changes, total_macs = dict[str, Change](), facts.total_macs
     for name, layer in plan.items():
+        if layer.role is Role.PARAMETER:
+            changes |= _rebuilt(sites[name], layer, graph, names)
+            continue
         lowered = _lowered(sites[name], layer, facts, names, (fitted or {}).get(name))
         total_macs += lowered.macs - multiply_adds([one.node for one in sites[name].consumers], facts.sizes)[0]
         weights = tuple(name_of(one) for one in lowered.weights)
@@ -93,6 +98,26 @@ def _lowered(
     known = [count for count in counts if count is not None]
     macs = sum(known) if len(known) == len(counts) else layer.macs_after * facts.batch
     return _Lowered(weights, writers, error_of(layer, factors, site.layer.weight, dense), macs)
+
+
+def _rebuilt(site: GraphSite, layer: LayerPlan, graph: OnnxGraph, names: UniqueNames) -> dict[str, Change]:
+    """Let recurrent nodes read the product of two constants, which runtimes multiply out once, when they load it."""
+    first = site.consumers[0]
+    with naming(f"weight {first.name}"):
+        right, left = factors_of(layer, site.layer.weight)  # (r, I), (O, r)
+    dtype = graph.array(first.weight).dtype
+    arrays = [first.from_oihw(left).numpy().astype(dtype), right.numpy().astype(dtype)]
+    weights = [initializer(names.new(f"{first.weight.name}.{k}"), array) for k, array in enumerate(arrays)]
+    add_initializers(graph, weights, first.weight.graph or graph.graph)
+    error, changes = error_of(layer, [right, left], site.layer.weight, dense_of(layer, [right, left])), {}
+    for one in site.consumers:
+        name = names.new(f"{one.name}.0")
+        product = ir.node("MatMul", weights, outputs=[ir.val(name)], name=name)
+        one.place.insert_before(one.node, [product])
+        one.node.replace_input_with(one.input_index, product.outputs[0])
+        changes[one.name] = Change((name,), tuple(map(name_of, weights)), layer, error)
+    remove_unread(graph, first.weight)
+    return changes
 
 
 def _arrays(one: WeightConsumer, recipe: Recipe, dtype: np.dtype[np.generic]) -> list[Array]:

@@ -7,11 +7,12 @@ import numpy as np
 import onnx_ir as ir
 
 from hodec.export.runtime import Array
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.nodes import initializer
 from hodec.onnx_graph.rewrite import add_initializers, remove_unread
-from hodec.onnx_graph.sites import GraphSite, WeightConsumer
+from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size
 
 

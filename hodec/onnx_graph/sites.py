@@ -1,117 +1,30 @@
-"""Which nodes of a graph can be decomposed, and why others cannot."""
+"""Which weights of a graph can be decomposed, and why others cannot."""
 
 import math
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from hodec.conversion.eligibility import LayerSite
-from hodec.errors import Use
 from hodec.export.runtime import Array
 from hodec.formats.base import Format
 from hodec.formats.calls import CallSites
-from hodec.formats.layer_types import LAYER_TYPES
+from hodec.formats.roles import Role
 from hodec.linalg.svd import largest_magnitude
 from hodec.methods import Method
+from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.cost import FLOATS
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.recipes import movers, no_recipe
 from hodec.onnx_graph.sizes import Size
 
-QUANTIZED = {
-    "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat", "MatMulNBits",
-}  # fmt: skip
-# Operators with a weight -> what the names of their layer types begin with.
-LAYERS = {"Conv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "MatMul": "linear"}
-# Operators that hold weights and stay as they are -> why, where there is more to say.
-OTHERS = {
-    "LSTM": "recurrent layers stay dense",
-    "GRU": "recurrent layers stay dense",
-    "RNN": "recurrent layers stay dense",
-    "Gather": "a table that is looked up stays dense",
-    "Einsum": "products by Einsum stay dense",
-    "Attention": "",
-    "DeformConv": "",
-}
 # Lists of a convolution's settings, and how many numbers each has for an axis.
-UNSIZED = "the sizes of its input and output are not known: neither shape inference nor a run of the model tells them"
 PER_AXIS = {"strides": 1, "dilations": 1, "pads": 2, "output_padding": 1, "output_shape": 1, "kernel_shape": 1}
-
-
-@dataclass(frozen=True)
-class WeightConsumer:
-    """A node that multiplies by a constant weight.
-
-    Attributes:
-        name: of the node, made unique.
-        weight: the constant.
-        layer_type: name in LAYER_TYPES, or the empty string where its weight has a shape that no layer type has.
-        input_index: which of the node's inputs the weight is.
-        transposed: whether the stored weight of a linear map is (I, O).
-    """
-
-    node: ir.Node
-    name: str
-    weight: ir.Value
-    layer_type: str
-    input_index: int = 1
-    transposed: bool = False
-
-    @property
-    def data(self) -> ir.Value:
-        """What the node is applied to."""
-        value = self.node.inputs[1 - self.input_index]
-        if value is None:
-            raise ValueError(f"{self.name} has no input")  # onnx.checker refuses such nodes
-        return value
-
-    @property
-    def bias(self) -> ir.Value | None:
-        """The bias, if there is one."""
-        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
-
-    @property
-    def output(self) -> ir.Value:
-        """What the node makes."""
-        return self.node.outputs[0]
-
-    @property
-    def place(self) -> ir.Graph:
-        """The graph or subgraph in which it stands."""
-        return cast(ir.Graph, self.node.graph)
-
-    @property
-    def exclusion(self) -> Use:
-        """The setting that leaves it dense."""
-        return Use("exclude", [self.name], f"--exclude {shlex.quote(self.name)}")
-
-    @property
-    def dims(self) -> int:
-        """Spatial axes of the kernel, 0 for a linear map."""
-        return LAYER_TYPES[self.layer_type].dims
-
-    def ints(self, key: str) -> list[int]:
-        """An attribute that lists whole numbers; empty where it is not given."""
-        return list(self.node.attributes.get_ints(key, ()))
-
-    def flag(self, key: str) -> bool:
-        """An attribute that is 0 where it is not given."""
-        return bool(self.node.attributes.get_int(key, 0))
-
-    def to_oihw(self, stored: Tensor) -> Tensor:
-        """The constant as (O, I, ..)."""
-        return stored.T if self.transposed else LAYER_TYPES[self.layer_type].to_oihw(stored)
-
-    def from_oihw(self, weight: Tensor) -> Tensor:
-        """(O, I, ..) as the node takes it."""
-        return weight.T.contiguous() if self.transposed else LAYER_TYPES[self.layer_type].from_oihw(weight)
+UNSIZED = "the sizes of its input and output are not known: neither shape inference nor a run of the model tells them"
 
 
 @dataclass(frozen=True)
@@ -122,71 +35,18 @@ class GraphSite:
     layer: LayerSite
 
 
-def weight_consumers(
-    graph: OnnxGraph, sizes: Mapping[str, Size], params: Mapping[ir.Node | None, int]
-) -> tuple[list[WeightConsumer], dict[str, str]]:
-    """The nodes that multiply by a constant, and others that hold weights, with the reason why they stay dense.
-
-    Args:
-        params: node -> its parameters.
-    """
-    consumers, refused = [], {}
-    for node, name in graph.node_names.items():
-        if node.op_type in QUANTIZED:
-            refused[name] = f"it is quantized ({node.op_type}): decompose the float model, then quantize the result"
-        elif node.op_type in LAYERS and not node.domain:
-            found = _consumer(node, name, graph, sizes)
-            if isinstance(found, WeightConsumer):
-                consumers.append(found)
-            elif found:
-                refused[name] = found
-        elif params.get(node) and (node.domain or node.op_type in OTHERS):
-            refused[name] = OTHERS.get(node.op_type, "") or f"{node.op_type} nodes stay as they are"
-    return consumers, refused
-
-
-def _consumer(node: ir.Node, name: str, graph: OnnxGraph, sizes: Mapping[str, Size]) -> WeightConsumer | str:
-    """The node as a weight consumer; or why it is none, empty for a product of two activations as in attention."""
-    first, second = node.inputs[:2]
-    if first is None or second is None:
-        return ""
-    index = 0 if node.op_type == "MatMul" and first in graph.constants and second not in graph.constants else 1
-    weight = first if index == 0 else second
-    if weight not in graph.constants:
-        if LAYERS[node.op_type] != "linear" or any(_dequantized(one) for one in node.inputs):
-            return graph.why_not_constant(weight)
-        initializers = [one for one in node.inputs if one and one.is_initializer()]
-        return graph.why_not_constant(initializers[0]) if initializers else ""
-    rank, prefix = len(sizes.get(name_of(weight), ())), LAYERS[node.op_type]
-    if prefix != "linear":
-        layer_type = f"{prefix}{rank - 2}d"
-        return WeightConsumer(node, name, weight, layer_type if layer_type in LAYER_TYPES else "")
-    transposed = index == 1 if node.op_type == "MatMul" else not node.attributes.get_int("transB", 0)
-    return WeightConsumer(node, name, weight, "linear" if rank == 2 else "", index, transposed)
-
-
-def _dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def groups_by_weight(consumers: Sequence[WeightConsumer]) -> list[tuple[WeightConsumer, ...]]:
-    """The consumers of each weight together, in the order of the first ones."""
-    groups: dict[ir.Value, tuple[WeightConsumer, ...]] = {}
-    for one in consumers:
-        groups[one.weight] = (*groups.get(one.weight, ()), one)
-    return list(groups.values())
-
-
 def refusal(group: Sequence[WeightConsumer], graph: OnnxGraph, method: Method, sizes: Mapping[str, Size]) -> str:
     """Why ``method`` cannot decompose the nodes that share a weight, or an empty string."""
     weight = group[0].weight
     outside = graph.is_given_out(weight)
-    if outside or len(weight.uses()) != len(group) or len({(one.layer_type, one.transposed) for one in group}) > 1:
+    kinds = {(one.layer_type, one.transposed, one.groups) for one in group}
+    if outside or len(weight.uses()) != len(group) or len(kinds) > 1:
         others = sorted(
             {use.node.op_type for use in weight.uses()} | ({"an output of the graph"} if outside else set())
         )
         return f"its weight {weight.name!r} is used in different ways ({', '.join(others)})"
+    if group[0].directions and not _is_alone(weight):
+        return "its weight is made from constants that other nodes read too: the file would hold both"
     for one in group:
         reason = _own_refusal(one, graph, method, sizes)
         if reason:
@@ -194,25 +54,50 @@ def refusal(group: Sequence[WeightConsumer], graph: OnnxGraph, method: Method, s
     return ""
 
 
+def _is_alone(weight: ir.Value) -> bool:
+    """Whether nothing else reads the constants that a weight is made from."""
+    node = weight.producer()
+    inputs = [one for one in node.inputs if one] if node else []
+    return all(len(one.uses()) == 1 and _is_alone(one) for one in inputs if one.const_value is None or _is_large(one))
+
+
+def _is_large(value: ir.Value) -> bool:
+    """Whether it is more than a shape or a list of axes."""
+    return value.const_value is not None and value.const_value.size > 64
+
+
 def _own_refusal(one: WeightConsumer, graph: OnnxGraph, method: Method, sizes: Mapping[str, Size]) -> str:
-    shape = sizes.get(name_of(one.weight), ())
-    if one.place is not graph.graph and one.output.name not in sizes:
+    shape = graph.array(one.weight).shape if one.directions else sizes.get(name_of(one.weight), ())
+    if one.place is not graph.graph and (one.data if one.directions else one.output).name not in sizes:
         return _not_run(one, graph)
     if not one.layer_type:
         return f"{one.node.op_type} with a weight of shape {list(shape)}: no layer type has such"
-    if one.layer_type not in method.layers:
-        return f"method {method.name} has no layer for {one.layer_type}"
-    fmt = method.format(one.layer_type)
-    if reason := no_recipe(fmt):
-        return f"method {method.name}: {reason}"
     if not all(shape):
         return f"its weight is empty, of shape {list(shape)}"
+    if reason := _method_refusal(one, method, shape):
+        return reason
+    fmt = method.format(one.layer_type, one.groups)
     if reason := _settings_refusal(one, fmt, method.name, shape):
         return reason
-    if one.data.name not in sizes or one.output.name not in sizes:
+    if one.data.name not in sizes or (one.output.name not in sizes and not one.directions):
         return UNSIZED
+    if fmt.uses_modes and len(sizes[name_of(one.data)]) < len(shape) and one.lead:
+        return f"method {method.name} would drop the axes that a weight of shape {list(shape)} adds"
     dtype = str(graph.array(one.weight).dtype)
     return "" if dtype in FLOATS else f"its weight is {dtype}; only {', '.join(FLOATS)} are decomposed"
+
+
+def _method_refusal(one: WeightConsumer, method: Method, shape: Size) -> str:
+    if one.layer_type not in method.layers:
+        return f"method {method.name} has no layer for {one.layer_type}"
+    if one.groups > 1 and shape[1] == 1:
+        return f"depthwise convolution (group={one.groups}): no two channels share a kernel, so it has nothing to save"
+    if not method.serves(one.layer_type, one.groups):
+        return f"method {method.name} has no layer for a grouped {one.node.op_type} (group={one.groups})"
+    if one.directions and method.format(one.layer_type).uses_modes:
+        return f"method {method.name}: a recurrent node needs its weight whole, which one product of two factors gives"
+    reason = no_recipe(method.format(one.layer_type, one.groups), one.layer_type)
+    return f"method {method.name}: {reason}" if reason else ""
 
 
 def _not_run(one: WeightConsumer, graph: OnnxGraph) -> str:
@@ -229,8 +114,6 @@ def _settings_refusal(one: WeightConsumer, fmt: Format, method: str, shape: Size
     if not one.dims:
         plain = (attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)) == (1.0, 1.0)
         return "" if plain or not fmt.uses_modes else f"method {method} has no place for a Gemm's alpha and beta"
-    if attributes.get_int("group", 1) != 1:
-        return f"grouped convolution (group={attributes.get_int('group')})"
     for key, count in PER_AXIS.items():
         if len(one.ints(key)) not in (0, count * one.dims):
             return f"its {key} are not {count * one.dims} numbers: the node is broken"
@@ -254,15 +137,21 @@ def site_of(
     weight = first.to_oihw(as_tensor(graph.array(first.weight)))
     if not math.isfinite(largest_magnitude(weight)):
         return None
-    return GraphSite(tuple(group), LayerSite(first.layer_type, weight, call_sites, tuple(one.name for one in more)))
+    aliases = tuple(one.name for one in more)
+    role = Role.PARAMETER if first.directions else Role.LAYER
+    layer = LayerSite(first.layer_type, weight, call_sites, aliases, role, first.groups)
+    return GraphSite(tuple(group), layer)
 
 
 def _call(one: WeightConsumer, sizes: Mapping[str, Size], batch: int) -> CallSites:
     """One node: its convolution's sizes, or the positions that a linear map visits, for one image."""
-    before, after = sizes[name_of(one.data)], sizes[name_of(one.output)]
+    before, after = sizes[name_of(one.data)], sizes.get(name_of(one.output), ())
+    if one.directions:
+        steps = max(1, math.prod(before[:2]) // batch)
+        return CallSites.once((steps,), (steps,))
     if one.dims:
         return CallSites(((max(1, before[0] // batch), before[2:], after[2:]),))
-    width = sizes[name_of(one.weight)][1 if one.transposed else 0]
+    width = sizes[name_of(one.weight)][-1 if one.transposed or one.whole_inputs else -2]
     positions = max(1, math.prod(after) // width // batch)
     return CallSites.once((positions,), (positions,))
 

@@ -171,14 +171,11 @@ class Budget(Targets, RankRule, Limits):
         """
         from hodec.ranks.selection.options import CostLimit
 
-        model, example_input = net.runnable(
-            "{latency} is measured on PyTorch layers, for a file give {macs} or {params}",
-            latency=Use("ranks.latency_ms", limit),
-            macs=Use("ranks.macs", 0.4),
-            params=Use("ranks.params", 0.4),
-        )
+        times = self.latency_table or net.times
+        if times is None:
+            net.runnable("{latency} is measured by running the net", latency=Use("ranks.latency_ms", limit))
         dense = [layer.dense for layer in layers.values()]
-        metric = latency_metric(self.latency_table, model, example_input, dense)
+        metric = latency_metric(times, net.model, net.example_input, dense)
         taken = metric.whole_net(net.cost, dense)
         if taken <= limit and not self.targets:
             known = "by the given tables" if isinstance(self.latency_table, GivenTimes) else "measured here"

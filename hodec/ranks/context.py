@@ -8,6 +8,7 @@ from torch import nn
 
 from hodec.conversion.eligibility import LayerSite
 from hodec.cost.count import Cost
+from hodec.cost.metric import LayerTimes
 from hodec.errors import PlanError, Use
 from hodec.formats.base import Format
 from hodec.formats.modes import Modes
@@ -24,6 +25,7 @@ class LayerContext:
         format: the format's mathematics for this layer type.
         modes: how its channels split.
         others: the same layer under the further methods among which the rule may choose.
+        block: channels that the runtime works on at a time; 1 where ranks of any size are as fast.
     """
 
     name: str
@@ -33,6 +35,7 @@ class LayerContext:
     modes: Modes
     execution: str = "auto"
     others: tuple["LayerContext", ...] = ()
+    block: int = 1
 
     @cached_property
     def full_ranks(self) -> tuple[int, ...]:
@@ -82,12 +85,16 @@ class NetContext:
         cost: its parameters and multiply-adds.
         module: layer name -> its module; of a model file, a module with the node's settings and no numbers.
         model, example_input: the net itself and what it takes; None and () for a model file.
+        times: milliseconds of a model file's layers; None where the net itself is measured.
+        block: of its layers.
     """
 
     cost: Cost
     module: Callable[[str], nn.Module]
     model: nn.Module | None = None
     example_input: Inputs = ()
+    times: LayerTimes | None = None
+    block: int = 1
 
     def runnable(self, why: str, **uses: Use) -> tuple[nn.Module, Inputs]:
         """The net and its input.

@@ -129,7 +129,8 @@ def plan_layers(
     for name in included:
         site = sites[name]
         able = [m for m in methods if m.serves(site.layer_type, site.groups) and (not fits or m.name in fits[name])]
-        several = _contexts(name, site, able, settings, given.get(name), skipped)
+        found = _contexts(name, site, able, settings, given.get(name), skipped)
+        several = [replace(one, block=net.block) for one in found]
         if several:
             contexts[name] = replace(several[0], others=tuple(several[1:]))
     layers = _chosen(contexts, rule, net, settings, skipped)

@@ -91,7 +91,12 @@ class Limits(Option):
 
     group: ClassVar[str] = "ranks"
 
-    round_to: int = setting(1, "ranks become multiples of this, rounded up; the layer's own limits still hold", low=1)
+    round_to: int | None = setting(
+        None,
+        "ranks become multiples of this, rounded up; the layer's own limits still hold. null: 1, and for model files "
+        "16 (4 in layers whose ranks stay below 32)",
+        low=1,
+    )
     min_rank: int = setting(1, "least rank, where the layer allows it", low=1)
     max_rank: int | None = setting(None, "greatest rank; by default what the layer allows", low=1)
 
@@ -113,25 +118,32 @@ class Limits(Option):
         """
         given = tuple(int(rank) for rank in ranks)
         least = tuple(max(rank, self.min_rank) for rank in given)
-        rounded = tuple(-(-rank // self.round_to) * self.round_to for rank in least)
-        cut = tuple(self._cut(rank) for rank in rounded)
+        multiple = self.multiple(layer)
+        rounded = tuple(-(-rank // multiple) * multiple for rank in least)
+        cut = tuple(self._cut(rank, multiple) for rank in rounded)
         fitted = layer.fit(cut)
         if fitted == given:
             return fitted, ()
         steps = (
             (f"min_rank={self.min_rank}", least != given),
-            (f"round_to={self.round_to}", rounded != least),
+            (f"round_to={multiple}", rounded != least),
             (f"max_rank={self.max_rank}", cut != rounded),
             ("the most that the layer and the other ranks allow", fitted != cut),
         )
         reasons = ", ".join(reason for reason, changed in steps if changed)
         return fitted, (f"ranks {list(given)} became {list(fitted)}: {reasons}",)
 
-    def _cut(self, rank: int) -> int:
+    def multiple(self, layer: LayerContext) -> int:
+        """What the layer's ranks are multiples of: ``round_to``, or what its runtime is fast with."""
+        if self.round_to is not None:
+            return self.round_to
+        return layer.block if max(layer.full_ranks) >= 2 * layer.block else max(1, layer.block // 4)
+
+    def _cut(self, rank: int, multiple: int) -> int:
         if self.max_rank is None or rank <= self.max_rank:
             return rank
-        multiple = self.max_rank // self.round_to * self.round_to
-        return multiple if multiple >= self.min_rank else self.max_rank
+        below = self.max_rank // multiple * multiple
+        return below if below >= self.min_rank else self.max_rank
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def test_the_amct_preset(capsys, tmp_path):
     (["--plan", "plan.json", "--ranks", "4"], "--ranks and --plan: the plan says that already"),
     (["--plan", "missing.json"], "missing.json does not exist"),
     (["--plan-out", "nowhere/plan.json"], "folder nowhere does not exist"),
-    (["--shape", "x=1,3"], "is not of the form NAME:1,3,224,224"),
+    (["--no-data", "--shape", "x=1,3"], "is not of the form NAME:1,3,224,224"),
     (["--method", "tucker", "--ranks", "4", "--include", "frist"], "Did you mean: first"),
     (["--method", "tucker", "--ranks", "{first: 400}", "--exclude", "first"], "matches no layer"),
     (["--method", "tucker", "--ranks", "[400, 400]"], "ranks [400, 400] do not fit"),
@@ -165,8 +165,77 @@ def test_rules_that_need_training_name_the_verb_that_has_them(capsys, tmp_path, 
     assert "hodec train ranks=greedy does" in err
 
 
-def test_milliseconds_are_no_target_for_a_file(capsys, tmp_path, source):
-    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2")
+def test_milliseconds_that_the_dense_file_meets_are_refused(capsys, monkeypatch, tmp_path, source):
+    monkeypatch.setenv("HODEC_CACHE", str(tmp_path / "cache"))
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", "--latency-ms", "2000")
     assert code == 2
-    assert "--latency-ms 2.0 is measured on PyTorch layers, for a file give" in err
-    assert "give --macs 0.4 or --params 0.4" in err
+    assert "the dense net meets --latency-ms 2000 already" in err
+
+
+def test_without_data_the_default_has_to_be_asked_for(capsys, tmp_path, source):
+    out = tmp_path / "out.onnx"
+    code, text, err = call(capsys, "decompose", source, "-o", out)
+    assert (code, text) == (2, "")
+    assert "--data DATA" in err
+    assert "--no-data" in err
+    assert not out.exists()
+    code, text, _ = call(capsys, "decompose", source, "-o", out, "--no-data")
+    assert code == 0
+    assert "by the weights alone: layers lose" in text
+
+
+@pytest.fixture
+def data(tmp_path):
+    generator = np.random.default_rng(0)
+    x = np.tensordot(generator.standard_normal((48, 4)), generator.standard_normal((4, 8, 10, 12)), 1)
+    np.savez(tmp_path / "calib.npz", x=x.astype(np.float32))
+    return tmp_path / "calib.npz"
+
+
+@pytest.mark.parametrize("how", [
+    ["--method", "svd", "--macs", "0.5"],
+    ["--methods", "spatial_svd,svd", "--macs", "0.5"],
+    ["--method", "tucker", "--rule", "energy", "--keep", "0.6"],
+    ["--method", "tucker", "--ranks", "6"],
+])  # fmt: skip
+def test_data_make_a_plan_of_any_rule_lose_less(capsys, tmp_path, source, data, how):
+    out, plan, x = tmp_path / "out.onnx", tmp_path / "plan.json", np.load(data)["x"]
+    errors = {}
+    first = [*how, "--data", data, "--loss", "error", "--plan-out", plan]
+    code, text, err = call(capsys, "decompose", source, "-o", out, *first)
+    assert (code, err) == (0, "")
+    assert text.startswith("keeps ")
+    for which, more in {"fitted": [], "weights alone": ["--no-data"]}.items():
+        if more:
+            assert call(capsys, "decompose", source, "-o", out, "--plan", plan, "--force", *more)[0] == 0
+        errors[which] = np.abs(answer(out, x=x)[0] - answer(source, x=x)[0]).mean()
+    assert errors["fitted"] < errors["weights alone"]
+
+
+def test_a_plan_is_fitted_to_data(capsys, tmp_path, source, data):
+    out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
+    assert call(capsys, "decompose", source, "-o", out, "--ranks", "6", "--method", "svd", "--plan-out", plan)[0] == 0
+    given = ["--plan", plan, "--data", data, "--force", "--loss", "error"]
+    code, text, _ = call(capsys, "decompose", source, "-o", out, *given, "--json")
+    assert code == 0
+    assert json.loads(text)["changes"]["first"]["ranks"] == [6]
+
+
+def test_more_than_the_allowed_drop_is_not_written(capsys, tmp_path, source, data):
+    out = tmp_path / "out.onnx"
+    how = ["--method", "svd", "--ranks", "1", "--data", data, "--loss", "error", "--max-drop", "0.001"]
+    code, text, err = call(capsys, "decompose", source, "-o", out, *how)
+    assert (code, text) == (3, "")
+    assert "the decomposed file has" in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("how", "reason"), [
+    (["--data", "x.npz", "--no-data"], "--no-data: given together with --data"),
+    (["--ranks", "4", "--max-drop", "1%"], "--max-drop: what a model loses is measured on data"),
+    (["--ranks", "4", "--data", "nowhere.npz"], "nowhere.npz does not exist"),
+])  # fmt: skip
+def test_data_options_that_do_not_go(capsys, tmp_path, source, how, reason):
+    code, _, err = call(capsys, "decompose", source, "-o", tmp_path / "out.onnx", *how)
+    assert code == 2
+    assert reason in err

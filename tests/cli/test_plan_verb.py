@@ -193,10 +193,8 @@ def test_the_plan_is_the_same_every_time_and_moves_no_random_numbers(capsys):
     assert call(capsys, *SMALL, "--rule", "energy", "--keep", "0.8", "--json")[1] == first
 
 
-def test_no_model_is_wrong_usage():
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["plan"])
-    assert stop.value.code == 2
+def test_no_model_is_wrong_usage(capsys):
+    assert call(capsys)[::2] == (2, "hodec plan: what is to be planned? allowed: one of MODEL.onnx and --model NAME\n")
 
 
 def test_errors_are_those_of_hodec():

@@ -53,9 +53,9 @@ def test_the_map_of_changes_as_text_has_a_line_a_layer(capsys, small):
     assert (code, err) == (0, "")
     assert first == "2 layers decomposed by rule manual, 1 left dense"
     error = said["changes"]["first"]["error"]
-    assert lines[0] == f"  first 16·8·3·3 -> first.0, first.1, first.2  tucker [4, 4], weight error {error:.3f}"
-    assert lines[1].startswith("  second 16·16·3·3 -> second.0, second.1, second.2  tucker [4, 4]")
-    assert lines[2:] == ["  head stays: excluded by 'head'"]
+    assert lines[0] == f"  first 16·8·3·3 -> 3 nodes  tucker [4, 4], weight error {error:.3f}"
+    assert lines[1].startswith("  second 16·16·3·3 -> 3 nodes  tucker [4, 4]")
+    assert lines[2:] == ["  dense, excluded by 'head': head"]
 
 
 def test_a_second_call_adds_to_the_map(capsys, small, tmp_path):

@@ -185,6 +185,17 @@ def test_initializers_that_are_inputs_too(tmp_path, ir):
     same(source, out, x=image())
 
 
+def test_weights_that_are_all_listed_as_inputs_are_fixed_and_it_is_said(tmp_path):
+    sizes = {"w": (16, 8, 3, 3), "v": (8, 16, 3, 3)}
+    listed = tuple(helper.make_tensor_value_info(name, FLOAT, size) for name, size in sizes.items())
+    nodes = [node("Conv", "x w", "h", name="c"), node("Conv", "h v", "y", name="d")]
+    weights = {name: numbers(*size) for name, size in sizes.items()}
+    outcome, out = decompose(save(tmp_path / "in.onnx", nodes, weights, extra_inputs=listed))
+    assert set(outcome.changes) == {"c", "d"}
+    assert any("listed as inputs" in remark for remark in outcome.remarks)
+    same(tmp_path / "in.onnx", out, x=image())
+
+
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 15, 18, 20, 22, 24])
 @pytest.mark.parametrize("method", ["tucker", "tt"])
 def test_versions_of_the_operators(tmp_path, opset, method):
@@ -315,7 +326,16 @@ def test_nodes_whose_multiply_adds_are_not_known_are_named(tmp_path):
 
 
 REFUSED = {
-    "grouped": (node("Conv", "x w", name="c", group=2), {"w": numbers(16, 4, 3, 3)}, "grouped convolution (group=2)"),
+    "depthwise": (
+        node("Conv", "x w", name="c", group=8),
+        {"w": numbers(8, 1, 3, 3)},
+        "depthwise convolution (group=8)",
+    ),
+    "grouped": (
+        node("ConvTranspose", "x w", name="c", group=2),
+        {"w": numbers(8, 4, 3, 3)},
+        "method tucker has no layer for a grouped ConvTranspose (group=2)",
+    ),
     "computed": (
         node("Conv", "x r", name="c"),
         {"w": numbers(8, 8, 3, 3)},

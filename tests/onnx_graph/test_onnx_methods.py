@@ -20,7 +20,7 @@ def test_each_layer_of_a_file_takes_a_method_that_fits_it(tmp_path, methods, alp
     """A Gemm with factors of its own is for matrices; a linear tensor train might be refused after the choice."""
     nodes = [node("Gemm", "x w", name="g", alpha=alpha)]
     source = save(tmp_path / "in.onnx", nodes, {"w": numbers(64, 64)}, inputs={"x": (1, 64)})
-    rule = Budget(params=0.4, tolerance=0.2, methods=methods)
+    rule = Budget(params=0.4, tolerance=0.2, methods=methods, round_to=1)
     outcome, out = decompose(source, rule)
     assert outcome.plan["g"].method in ("svd", "tucker")
     assert outcome.after.params <= 0.4 * outcome.before.params
@@ -34,7 +34,7 @@ def test_layers_of_several_methods_stay_in_the_order_of_the_graph(tmp_path):
     ]  # fmt: skip
     weights = {"w": numbers(32, 16, 3), "v": numbers(32 * 8, 64)}
     source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 16, 10)})
-    rule = Budget(params=0.5, tolerance=0.3, weights={"c": 0.0}, methods=["spatial_svd", "tucker"])
+    rule = Budget(params=0.5, tolerance=0.3, weights={"c": 0.0}, methods=["spatial_svd", "tucker"], round_to=1)
     outcome, _ = decompose(source, rule)
     assert [(name, layer.method) for name, layer in outcome.plan.layers.items()] == [
         ("c", "tucker"), ("g", "spatial_svd"),
@@ -45,6 +45,6 @@ def test_what_no_method_fits_has_the_first_one_s_reason(tmp_path):
     nodes = [node("Conv", "x w", "h", name="c"), node("Conv", "h d", "y", name="d", group=8)]
     weights = {"w": numbers(8, 8, 3, 3), "d": numbers(8, 1, 3, 3)}
     source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 8, 10, 12)})
-    outcome, _ = decompose(source, Budget(params=0.6, tolerance=0.3, methods=["tucker", "spatial_svd"]))
+    outcome, _ = decompose(source, Budget(params=0.6, tolerance=0.3, methods=["tucker", "spatial_svd"], round_to=1))
     assert list(outcome.changes) == ["c"]
     assert "group" in outcome.plan.skipped["d"]

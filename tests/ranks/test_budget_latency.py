@@ -15,10 +15,10 @@ from hodec.ranks.selection.select import Selection
 PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_time_below_0_or_of_a_model_file_is_refused():
+def test_a_time_below_0_or_without_a_net_is_refused():
     with pytest.raises(ConfigError, match="^latency_ms: -1 given; allowed: .*a number above 0"):
         Budget(latency_ms=-1)
-    with pytest.raises(PlanError, match="latency_ms=5.* is measured on PyTorch layers, for a file give macs"):
+    with pytest.raises(PlanError, match="latency_ms=5.* is measured by running the net"):
         Budget(latency_ms=5).choose({}, NO_MODEL)
 
 

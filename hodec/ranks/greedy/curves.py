@@ -41,7 +41,7 @@ def _rounded(layer: LayerContext, planned: LayerPlan, limits: Limits) -> LayerPl
     ranks, _ = limits.limited(layer, planned.ranks)
     if ranks == planned.ranks:
         return planned
-    note = f"ranks {list(planned.ranks)} became {list(ranks)}: multiplicity={limits.round_to}"
+    note = f"ranks {list(planned.ranks)} became {list(ranks)}: multiplicity={limits.multiple(layer)}"
     return layer.planned(ranks, (note,))
 
 

@@ -157,7 +157,7 @@ class MethodOptions:
 
     def around(self, option: RankOption, step: int) -> Iterator[RankOption]:
         """Options with one rank changed by ``step`` (times the multiple that ranks are rounded to)."""
-        ranks, size = option.ranks or (), step * self.limits.round_to
+        ranks, size = option.ranks or (), step * self.limits.multiple(self.layer)
         changes = [(k, max(1, r + d)) for k, r in enumerate(ranks) for d in (size, -size)]
         found = [self.look_at((*ranks[:k], r, *ranks[k + 1 :])) for k, r in changes]
         return (one for one in found if one)

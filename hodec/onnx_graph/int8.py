@@ -1,0 +1,297 @@
+"""A model file in 8 bits: static quantization by onnxruntime with calibration data, and layers that lose most in float.
+
+Every activation and weight is quantized first (QDQ: nodes that round stand around float operators, which onnxruntime
+joins into integer kernels). Where that loses more than is allowed, each layer by itself is put back to float, to see
+what it costs; those whose return gains most go back, twice as many each time, until the score is reached.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from hodec.errors import ConvertError
+from hodec.export.runtime import Array, Cannot, first_line, open_session, quiet
+from hodec.io.atomic import write_bytes
+from hodec.onnx_graph.bench import Bench, bench_files
+from hodec.onnx_graph.cost import COUNTS
+from hodec.onnx_graph.graph import load_graph
+from hodec.onnx_graph.session import run_session
+from hodec.onnx_graph.writing import MAX_BYTES, check_target
+
+log = logging.getLogger(__name__)
+
+Feeds = Mapping[str, Array]
+Run = Callable[[Feeds], Sequence[Array]]
+Score = Callable[[Run], float]
+# Oldest version of the operators with one scale for each channel of a weight.
+PER_CHANNEL = 13
+# What outputs may differ by, as a share of their norm, where no score is given.
+ALLOWED = 0.05
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized file.
+
+    Attributes:
+        float_score, score: of the file that was quantized, and of the quantized one.
+        reached: whether the score is as good as was asked for.
+        floats: names of the layers that went back to float, the one that lost most first.
+        layers: how many layers there are.
+    """
+
+    path: Path
+    float_score: float
+    score: float
+    reached: bool
+    floats: tuple[str, ...]
+    layers: int
+
+
+def quantize_file(  # noqa: PLR0913
+    source: str | Path,
+    out: str | Path,
+    feeds: Sequence[Feeds],
+    *,
+    held_out: Sequence[Feeds] | None = None,
+    score: Score | None = None,
+    least: float | None = None,
+    threads: int = 1,
+    force: bool = False,
+) -> Quantized:
+    """Write a file in 8 bits.
+
+    Args:
+        feeds: calibration data: what each call is fed, by the names of the inputs.
+        held_out: data to judge by where no score is given; by default the last quarter of ``feeds``, which is then not
+            calibrated on.
+        score: of a file, by its runs, greater is better. By default 1 minus the relative distance of its outputs to
+            the float file's on ``held_out``.
+        least: the score to reach; by default the float file's, less 5 % of its size.
+        force: replace an existing ``out``.
+
+    Raises:
+        ConvertError: too few feeds, a file that onnxruntime cannot quantize, or no score even with every layer in
+            float; then nothing is written.
+    """
+    graph, out = load_graph(source), Path(out)
+    check_target(out, graph, force=force)
+    if graph.bytes >= MAX_BYTES:
+        raise ConvertError(f"{source} has {graph.bytes:,} bytes; onnxruntime quantizes files below {MAX_BYTES:,}")
+    feeds, held_out = _split(feeds, held_out)
+    model = _prepared(Path(source))
+    wanted = score or closeness(_run(model, threads), held_out)
+    aim = wanted(_run(model, threads))
+    floor = aim - ALLOWED * abs(aim) if least is None else least
+    mixed = Mixed(model, _quantized(model, feeds))
+    floats: tuple[str, ...] = ()
+    found = wanted(_run(mixed.model(floats), threads))
+    order: list[str] = []
+    while not found >= floor and len(floats) < len(mixed.layers):
+        order = order or _by_gain(mixed, lambda each: wanted(_run(each, threads)))
+        floats = tuple(order[: max(1, 2 * len(floats))])
+        found = wanted(_run(mixed.model(floats), threads))
+        log.info("%d of %d layers in float: score %.4g, %.4g wanted", len(floats), len(order), found, floor)
+    if not found == found:  # NaN
+        raise ConvertError(f"{source}: the quantized file has no score, even with every layer in float")
+    write_bytes(out, mixed.model(floats).SerializeToString())
+    return Quantized(out, aim, found, found >= floor, floats, len(mixed.layers))
+
+
+def _split(feeds: Sequence[Feeds], held_out: Sequence[Feeds] | None) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
+    if held_out is None:
+        if len(feeds) < 4:
+            raise ConvertError(f"{len(feeds)} calls to calibrate on and to judge by; at least 4 are needed")
+        at = len(feeds) - max(1, len(feeds) // 4)
+        return feeds[:at], feeds[at:]
+    if not feeds or not held_out:
+        raise ConvertError("quantization needs at least one call to calibrate on and one to judge by")
+    return feeds, held_out
+
+
+def closeness(run: Run, feeds: Sequence[Feeds]) -> Score:
+    """1 - norm(outputs - outputs of ``run``) / norm(outputs of ``run``), over all floating outputs on ``feeds``."""
+    wanted = [list(run(each)) for each in feeds]
+
+    def score(other: Run) -> float:
+        lost = total = 0.0
+        for each, outputs in zip(feeds, wanted, strict=True):
+            for found, right in zip(other(each), outputs, strict=True):
+                if np.asarray(right).dtype.kind == "f":
+                    lost += float(np.square(np.subtract(found, right, dtype=np.float64)).sum())
+                    total += float(np.square(right, dtype=np.float64).sum())
+        return 1.0 - (lost / total) ** 0.5 if total else 1.0
+
+    return score
+
+
+def _run(model: onnx.ModelProto, threads: int) -> Run:
+    opened = open_session(model.SerializeToString(), threads=threads)
+    return lambda feeds: run_session(opened, feeds)  # type: ignore[return-value]
+
+
+def _prepared(source: Path) -> onnx.ModelProto:
+    """The model as its quantizer wants it: batch normalizations folded, sizes known, every node named."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = onnx.load(str(source))
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    with tempfile.TemporaryDirectory(prefix="hodec-") as folder, quiet():
+        path = str(Path(folder) / "prepared.onnx")
+        try:
+            if max(versions) < PER_CHANNEL:
+                model = onnx.version_converter.convert_version(model, PER_CHANNEL)
+            quant_pre_process(model, path, skip_symbolic_shape=True)
+            prepared = onnx.load(path)
+        except Exception as error:  # whatever the quantizer's tools meet
+            raise ConvertError(f"{source} cannot be prepared for quantization: {first_line(error)}") from error
+    del prepared.metadata_props[:]
+    prepared.metadata_props.extend(model.metadata_props)
+    taken = {node.name for node in prepared.graph.node}
+    for k, node in enumerate(prepared.graph.node):
+        if not node.name:
+            node.name = next(name for n in range(k, k + len(taken) + 1) if (name := f"node {n}") not in taken)
+            taken.add(node.name)
+    return prepared
+
+
+class _Calls:
+    """Calibration calls as the quantizer reads them: None at the end."""
+
+    def __init__(self, feeds: Iterable[Feeds]) -> None:
+        self.left = iter(feeds)
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next((dict(each) for each in self.left), None)
+
+
+def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
+    from onnxruntime import quantization
+
+    copy = onnx.ModelProto.FromString(model.SerializeToString())  # the quantizer changes it
+    with tempfile.TemporaryDirectory(prefix="hodec-") as folder, quiet("root"):
+        path = str(Path(folder) / "int8.onnx")
+        try:
+            quantization.quantize_static(copy, path, _Calls(feeds), per_channel=True)
+            return onnx.load(path)
+        except Exception as error:  # its own kinds, and those of the runtime
+            raise ConvertError(f"the model cannot be quantized on these data: {first_line(error)}") from error
+
+
+class Mixed:
+    """A model and its quantized form, of which some layers are put back to float.
+
+    Attributes:
+        layers: names of the convolutions and products that are in both.
+    """
+
+    def __init__(self, floats: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+        self.floats, self.quantized = floats, quantized
+        self._nodes = {node.name: node for node in floats.graph.node}
+        known = {name for node in quantized.graph.node for name in node.output}
+        known |= {one.name for one in (*floats.graph.initializer, *quantized.graph.input)}
+        self.layers = [
+            node.name
+            for node in quantized.graph.node
+            if node.op_type in COUNTS
+            and (mine := self._nodes.get(node.name)) is not None
+            and mine.input != node.input
+            and all(name in known for name in mine.input if name)
+        ]
+
+    def model(self, names: Iterable[str]) -> onnx.ModelProto:
+        """The quantized model with these layers in float, reading activations that are not rounded."""
+        model, chosen = onnx.ModelProto.FromString(self.quantized.SerializeToString()), {*names}
+        given = {one.name for one in model.graph.initializer}
+        weights = {one.name: one for one in self.floats.graph.initializer}
+        for node in model.graph.node:
+            if node.name in chosen:
+                node.input[:] = self._nodes[node.name].input
+                for name in node.input:
+                    if name in weights and name not in given:
+                        model.graph.initializer.append(weights[name])
+                        given.add(name)
+        if chosen:
+            _remove_unread(model.graph)
+        return model
+
+
+def _remove_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes that nothing reads, and then initializers."""
+    ends = {one.name for one in graph.output}
+    while True:
+        read = ends | {name for node in graph.node for name in node.input}
+        read |= {name for node in graph.node for name in _inner_names(node)}
+        unread = [node for node in graph.node if not read & {*node.output}]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for one in [one for one in graph.initializer if one.name not in read]:
+        graph.initializer.remove(one)
+
+
+def _inner_names(node: onnx.NodeProto) -> Iterable[str]:
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from inner.input
+                yield from _inner_names(inner)
+            yield from (one.name for one in graph.output)
+
+
+def _by_gain(mixed: Mixed, score: Callable[[onnx.ModelProto], float]) -> list[str]:
+    """The layers, the one whose return to float raises the score most first."""
+    gains = {name: score(mixed.model([name])) for name in mixed.layers}
+    return sorted(mixed.layers, key=lambda name: -gains[name])
+
+
+# -- one table of four files -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One line of the table.
+
+    Attributes:
+        what: ``fp32 dense``, ``int8 dense``, ``decomposed`` or ``decomposed, int8``.
+        bench: the file beside the dense one; None for that itself.
+    """
+
+    what: str
+    path: Path
+    score: float
+    bytes: int
+    bench: Bench | None
+
+    def __str__(self) -> str:
+        ratio = "1.00x" if self.bench is None else self.bench.ratio_words
+        return f"{self.what:<17} score {self.score:.4g}, {self.bytes:,} bytes, {ratio}"
+
+
+def four_rows(files: Mapping[str, Path], score: Score, *, seconds: float = 10.0, threads: int = 1) -> list[FileRow]:
+    """The table: score, bytes and latency ratio of each file beside the first.
+
+    Args:
+        files: what stands in the line -> file; the dense one first.
+        seconds: how long to measure each pair.
+
+    Raises:
+        ConvertError: a file that does not run.
+    """
+    rows: list[FileRow] = []
+    first = next(iter(files.values()))
+    for what, path in files.items():
+        try:
+            opened = open_session(path, threads=threads)
+            found = score(lambda feeds, opened=opened: run_session(opened, feeds))  # type: ignore[misc]
+        except Cannot as error:
+            raise ConvertError(f"onnxruntime does not run {path}: {error}") from error
+        bench = bench_files(first, path, seconds=seconds, threads=threads) if rows else None
+        rows.append(FileRow(what, path, found, load_graph(path).bytes, bench))
+    return rows

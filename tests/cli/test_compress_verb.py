@@ -1,0 +1,107 @@
+"""hodec compress at the shell: options, exit codes, JSON."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hodec.cli import main as cli
+
+from small_graphs import answer, conv_net  # isort: skip
+
+
+def call(capsys, *argv):
+    code = cli.main([str(one) for one in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def source(tmp_path):
+    return conv_net(tmp_path / "in.onnx")
+
+
+@pytest.fixture
+def data(tmp_path):
+    generator = np.random.default_rng(0)
+    x = np.tensordot(generator.standard_normal((48, 4)), generator.standard_normal((4, 8, 10, 12)), 1)
+    np.savez(tmp_path / "calib.npz", x=x.astype(np.float32))
+    return tmp_path / "calib.npz"
+
+
+def test_a_file_and_data_in_a_smaller_file_and_a_verdict_out(capsys, tmp_path, source, data):
+    out = tmp_path / "out.onnx"
+    code, text, err = call(
+        capsys,
+        "compress",
+        source,
+        "--data",
+        data,
+        "-o",
+        out,
+        "--max-drop",
+        "10%",
+        "--loss",
+        "error",
+        "--target",
+        "macs",
+    )
+    assert (code, err) == (0, "")
+    first = text.splitlines()[0]
+    assert first.startswith("keeps ")
+    assert f"{out.stat().st_size / source.stat().st_size:.2f} of the size" in first
+    assert "fitted to 32 samples, judged by 16 that were held out" in text
+    answer(out, x=np.zeros((2, 8, 10, 12), np.float32))
+
+
+def test_json_has_the_figures(capsys, tmp_path, source, data):
+    out = tmp_path / "out.onnx"
+    score = tmp_path / "score.py"
+    score.write_text(
+        "import numpy as np\nX = np.load(__file__.replace('score.py', 'calib.npz'))['x']\n"
+        "def mean(run):\n    return float(np.abs(run({'x': X})['y']).mean())\n"
+    )
+    code, text, _ = call(
+        capsys, "compress", source, "--data", data, "-o", out, "--eval", f"{score}:mean", "--max-drop", "20%", "--json",
+        "--target", "size", "--methods", "svd", "--round-to", "2", "--exclude", "head",
+    )  # fmt: skip
+    value = json.loads(text)
+    assert code == 0
+    assert value["judge"] == "score of --eval"
+    assert value["score"][1] >= 0.8 * value["score"][0]
+    assert value["bytes"] == [source.stat().st_size, out.stat().st_size]
+    assert {one["method"] for one in value["changes"].values()} == {"svd"}
+    assert all(rank % 2 == 0 for one in value["changes"].values() for rank in one["ranks"])
+    assert "head" in value["skipped"]
+
+
+def test_exit_code_3_where_nothing_pays(capsys, tmp_path, source, data):
+    noise = np.random.default_rng(0).standard_normal((48, 8, 10, 12)).astype(np.float32)
+    np.savez(data, x=noise)
+    code, text, err = call(
+        capsys, "compress", source, "--data", data, "-o", tmp_path / "out.onnx", "--max-drop", "0", "--loss", "error"
+    )
+    assert (code, text) == (3, "")
+    assert err.startswith("hodec compress: nothing pays")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ([], "--data: missing"),
+    (["--data", "nowhere"], "nowhere does not exist"),
+    (["--data", "{data}", "--mean", "a"], "--mean: 'a' given"),
+    (["--data", "{data}", "--std", "0"], "--std: 0 given"),
+    (["--data", "{data}", "--channels", "rbg"], "--channels: 'rbg' given; allowed: rgb | bgr"),
+    (["--data", "{data}", "--round-to", "0"], "--round-to: '0' given"),
+    (["--data", "{data}", "--methods", "svd,qr"], "--methods: 'qr' given"),
+    (["--data", "{data}", "--eval", "nowhere.py:f"], "nowhere.py does not exist"),
+    (["--data", "{data}", "--max-drop", "x"], "--max-drop: 'x' given"),
+])  # fmt: skip
+def test_one_line_and_exit_code_2(capsys, tmp_path, source, data, flags, words):
+    given = [flag.format(data=data) for flag in flags]
+    code, text, err = call(capsys, "compress", source, "-o", tmp_path / "out.onnx", *given)
+    assert (code, text) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.onnx").exists()

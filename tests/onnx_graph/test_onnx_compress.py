@@ -1,0 +1,202 @@
+"""compress_file: a search over data, and what keeps it from writing a file that loses too much."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import hodec
+from hodec.calibration.data import load_samples
+from hodec.cost.metric import CostMetric
+from hodec.errors import ConfigError, DataError, NothingPays
+from hodec.onnx_graph import compress, search
+from hodec.onnx_graph.compress import compress_file, input_specs
+from hodec.onnx_graph.graph import load_graph
+from hodec.onnx_graph.judge import squared_errors
+
+from small_graphs import answer, conv_net, node, numbers, save  # isort: skip
+
+
+def smooth(n, *size, seed=0):
+    """Inputs that lie near four patterns: what real data are like, and random numbers are not."""
+    generator = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).standard_normal((4, *size))
+    mixed = np.tensordot(generator.standard_normal((n, 4)), patterns, 1)
+    return (mixed + 0.01 * generator.standard_normal((n, *size))).astype(np.float32)
+
+
+def low_rank(out, *size, seed=0, rank=3):
+    """A weight near low rank, as those of trained nets are."""
+    first, second = numbers(out, rank, seed=seed), numbers(rank, *size, seed=seed + 50)
+    return np.tensordot(first, second, 1).astype(np.float32) + 0.01 * numbers(out, *size, seed=seed + 90)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = conv_net(tmp_path / "in.onnx")
+    model = onnx.load(path)
+    better = {"w1": low_rank(16, 8, 3, 3), "w2": low_rank(16, 16, 3, 3, seed=2)}
+    for tensor in model.graph.initializer:
+        if tensor.name in better:
+            tensor.CopyFrom(numpy_helper.from_array(better[tensor.name], tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+MACS = {"target": "macs", "seconds": 0.1}  # of so small a file every layer is fastest dense
+DATA = {"x": smooth(48, 8, 10, 12)}
+
+
+def test_the_written_file_keeps_its_outputs_on_other_data(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    result = hodec.compress_file(source, out, data=DATA, loss="error", max_drop=0.1, **MACS)
+    assert result.after.macs < 0.5 * result.before.macs
+    assert out.stat().st_size == result.bytes_after < source.stat().st_size
+    x = smooth(64, 8, 10, 12, seed=5)
+    (error,) = squared_errors([answer(out, x=x)], [answer(source, x=x)])
+    assert error**0.5 < 0.15
+
+
+def test_the_score_is_of_the_written_file_on_what_was_held_out(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    result = compress_file(source, out, data=DATA, loss="error", max_drop=0.2, **MACS)
+    _, held = load_samples(DATA, input_specs(load_graph(source))).split()
+    outputs = [[answer(path, x=call["x"]) for call in held.calls] for path in (out, source)]
+    (error,) = squared_errors(*outputs)
+    assert result.score == pytest.approx(1 - error**0.5, abs=1e-5)
+    assert result.samples == (32, 16)
+    assert result.score >= 0.8
+
+
+def test_nothing_that_is_held_out_is_fitted_to(source, tmp_path, monkeypatch):
+    seen = []
+    add = compress.TrialGraph.run
+
+    def spy(self, feeds, taps=(), tried=None):
+        if taps:
+            seen.append(feeds["x"].tobytes())
+        return add(self, feeds, taps, tried)
+
+    monkeypatch.setattr(compress.TrialGraph, "run", spy)
+    compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, **MACS)
+    fit, held = load_samples(DATA, input_specs(load_graph(source))).split()
+    assert set(seen) == {call["x"].tobytes() for call in fit.calls}
+    assert not set(seen) & {call["x"].tobytes() for call in held.calls}
+
+
+def test_the_held_out_check_catches_a_file_that_loses_more(source, tmp_path, monkeypatch):
+    """Whatever the trials promise: the written file is run, and refused."""
+    real = compress.write_fitted
+
+    def spoilt(facts, plan, tried):
+        worse = {name: replace(one, weight=torch.zeros_like(one.weight)) for name, one in tried.items()}
+        return real(facts, plan, worse)
+
+    monkeypatch.setattr(compress, "write_fitted", spoilt)
+    out = tmp_path / "out.onnx"
+    with pytest.raises(NothingPays):
+        compress_file(source, out, data=DATA, loss="error", max_drop=0.1, **MACS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+
+
+def test_nothing_is_written_where_nothing_pays(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    noise = np.random.default_rng(0).standard_normal((48, 8, 10, 12)).astype(np.float32)
+    with pytest.raises(NothingPays, match="nothing pays: no smaller file keeps 100 % of 100 %"):
+        compress_file(source, out, data={"x": noise}, loss="error", max_drop=0, **MACS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+
+
+def test_labels_make_accuracy_what_may_drop(source, tmp_path):
+    labels = answer(source, x=DATA["x"])[0].argmax(1)
+    result = compress_file(source, tmp_path / "out.onnx", data=DATA, labels=labels, max_drop="10%", **MACS)
+    assert result.judge == "accuracy on 16 held-out samples"
+    assert result.dense == 1
+    assert result.score >= 0.9
+
+
+def test_a_score_of_ones_own_decides(source, tmp_path):
+    x = smooth(20, 8, 10, 12, seed=7)
+    wanted = answer(source, x=x)[0]
+    calls = []
+
+    def score(run):
+        outputs = run({"x": x})
+        calls.append(1)
+        return -float(np.abs(outputs["y"] - wanted).mean() / np.abs(wanted).mean())
+
+    result = compress_file(source, tmp_path / "out.onnx", data=DATA, evaluate=score, max_drop=0.2, **MACS)
+    assert result.dense == 0
+    assert -0.2 <= result.score < 0
+    assert len(calls) > 3
+
+
+def test_a_smaller_file_is_another_target_than_fewer_products(source, tmp_path):
+    results = {
+        target: compress_file(
+            source, tmp_path / f"{target}.onnx", data=DATA, loss="error", max_drop=0.2, target=target, seconds=0.1
+        )
+        for target in ("macs", "size")
+    }
+    assert results["size"].after.params <= results["macs"].after.params
+    assert all(one.after.params < one.before.params for one in results.values())
+
+
+def test_shared_weights_and_two_inputs(tmp_path):
+    nodes = [
+        node("MatMul", "a w", "h", name="one"), node("MatMul", "b w", "k", name="two"),
+        node("Add", "h bias", "g"), node("Sub", "g k", "d"), node("Relu", "d", "y"),
+    ]  # fmt: skip
+    weights = {"w": low_rank(24, 20), "bias": numbers(20, seed=1)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"a": ("n", 24), "b": ("n", 24)})
+    data = {"a": smooth(64, 24), "b": smooth(64, 24, seed=1)}
+    result = compress_file(source, tmp_path / "out.onnx", data=data, loss="error", max_drop=0.1, **MACS)
+    assert set(result.changes) == {"one", "two"}
+    a, b = smooth(32, 24, seed=2), smooth(32, 24, seed=3)
+    (error,) = squared_errors([answer(tmp_path / "out.onnx", a=a, b=b)], [answer(source, a=a, b=b)])
+    assert error**0.5 < 0.15
+
+
+@pytest.mark.parametrize(("settings", "kind", "words"), [
+    ({"target": "speed"}, ConfigError, "'speed' given; allowed: latency | macs | size"),
+    ({"max_drop": "much"}, ConfigError, "'much' given; allowed: a number"),
+    ({"max_drop": -1}, ConfigError, "-1 given"),
+    ({"loss": "tokens"}, ConfigError, "no output is"),
+    ({"loss": "wer"}, ConfigError, "allowed: top1 | tokens | error"),
+    ({"evaluate": lambda run: next(COUNT)}, ConfigError, "scores 0, then 1; allowed: the same every time"),
+    ({"evaluate": lambda run: float("nan")}, ConfigError, "score is nan"),
+    ({"evaluate": lambda run: 1 / 0}, ConfigError, "the function fails: ZeroDivisionError"),
+    ({"labels": np.zeros(48)}, ConfigError, "they are compared with the largest"),
+    ({"data": {"x": DATA["x"] * np.float32(2e37)}}, DataError, "NaN or Inf"),
+])  # fmt: skip
+def test_what_has_to_be_mended_is_said_before_anything_is_written(source, tmp_path, settings, kind, words):
+    with pytest.raises(kind, match=words.replace("|", r"\|")):
+        compress_file(source, tmp_path / "out.onnx", **{"data": DATA, **MACS, **settings})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+
+
+@pytest.mark.parametrize(("slower", "pays"), [(False, True), (True, False)])
+def test_a_layer_is_decomposed_for_latency_where_it_gets_faster(source, tmp_path, monkeypatch, slower, pays):
+    """Times of layers by their multiply-adds: timing is no matter of a test."""
+
+    def times(*_):
+        def after(layer):
+            return layer.macs_before + 1.0 if slower else layer.macs_after
+
+        return CostMetric("latency_ms", after, lambda layer: layer.macs_before, rest=1000.0)
+
+    monkeypatch.setattr(search, "latency_metric", times)
+    out = tmp_path / "out.onnx"
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, "seconds": 0.1}
+    if pays:
+        assert compress_file(source, out, **settings).changes
+    else:
+        with pytest.raises(NothingPays):
+            compress_file(source, out, **settings)
+    assert out.exists() == pays
+
+
+COUNT = iter(range(100))
