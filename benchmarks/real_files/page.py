@@ -81,7 +81,7 @@ final ones, which no command has seen and which the column *score* is of. `voice
   medians; behind it half the interquartile range over the rounds.
 - *seconds*: what the command took, on a machine that other work shared.
 
-The ways: *as typed* is `hodec decompose IN -o OUT`; *weights, N of MACs* is the same with
+The ways: *as typed* is `hodec decompose IN --no-data -o OUT`; *weights, N of MACs* is the same with
 `--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
 --max-drop 0.01 --target T -o OUT`."""
 
