@@ -74,8 +74,7 @@ sets are disjoint: unlabelled calibration inputs (`--data`), labelled ones that 
 final ones, which no command has seen and which the column *score* is of. `voice activity` needs espeak-ng.
 
 - *score*: on the final inputs, in percent; what it is stands in the first table.
-- *multiply-adds*: of one run, of the sizes and branches that it really has; a share of the dense file's. Recurrent
-  layers are not counted.
+- *multiply-adds*: of one run, of the sizes and branches that it really has; a share of the dense file's.
 - *size*: bytes of the file, a share of the dense one's.
 - *as fast as dense*: the dense file's time over this one's in onnxruntime on one thread, both in turns in one process,
   medians; behind it half the interquartile range over the rounds.
