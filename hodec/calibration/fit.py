@@ -97,8 +97,8 @@ def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
     (xx, yx, yy), (x, y) = moments.centred(), moments.means()
     z = weight.double().flatten(1)
-    missed = yy.trace() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
-    return Fit(weight, y - z @ x, float((missed / yy.trace().clamp_min(1e-300)).clamp_min(0)))
+    missed = yy.sum() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
+    return Fit(weight, y - z @ x, float((missed / yy.sum().clamp_min(1e-300)).clamp_min(0)))
 
 
 def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING) -> Tensor:

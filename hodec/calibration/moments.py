@@ -12,21 +12,25 @@ from hodec.errors import DataError, TrainingError
 class FitMoments:
     """First and second moments of a layer's patches and of the outputs that are wanted there, in float64.
 
-    With n = I * K_1 * .. numbers in a patch and O outputs this takes 8 (n + O)^2 bytes, however many data are added.
+    Args:
+        shape: of the weight that is fitted, (O, I, K_1, ..).
+        constant: whether a bias is fitted along with the weight; without, moments are not centred.
+
+    With n = I * K_1 * .. numbers in a patch and O outputs this takes 8 n (n + O) bytes, however many data are added.
 
     Attributes:
-        shape: of the weight that is fitted, (O, I, K_1, ..).
         count: rows that were added.
         x, y: sums of patches, (n,), and of outputs, (O,).
-        xx, yx, yy: sums of their products, (n, n), (O, n) and (O, O).
+        xx, yx: sums of their products, (n, n) and (O, n).
+        yy: sums of squares of outputs, (O,).
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], *, constant: bool = True) -> None:
         out, inputs = shape[0], math.prod(shape[1:])
-        self.shape, self.count = tuple(shape), 0
+        self.shape, self.constant, self.count = tuple(shape), constant, 0
         self.x, self.y = (torch.zeros(n, dtype=torch.float64) for n in (inputs, out))
         self.xx, self.yx = (torch.zeros(n, inputs, dtype=torch.float64) for n in (inputs, out))
-        self.yy = torch.zeros(out, out, dtype=torch.float64)
+        self.yy = torch.zeros(out, dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows.
@@ -49,10 +53,11 @@ class FitMoments:
         self.y += wanted.sum(0)
         self.xx += rows.mT @ rows
         self.yx += wanted.mT @ rows
-        self.yy += wanted.mT @ wanted
+        self.yy += wanted.square().sum(0)
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Covariances of patches (n, n), of outputs with patches (O, n), and of outputs (O, O).
+        """Second moments about the means: of patches (n, n), of outputs with patches (O, n), and of
+        outputs alone (O,).
 
         Raises:
             DataError: nothing was added.
@@ -62,11 +67,11 @@ class FitMoments:
         return (
             self.xx / self.count - torch.outer(x, x),
             self.yx / self.count - torch.outer(y, x),
-            self.yy / self.count - torch.outer(y, y),
+            self.yy / self.count - y.square(),
         )
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Mean patch (n,) and mean output (O,).
+        """Mean patch (n,) and mean output (O,); zeros where no constant is fitted.
 
         Raises:
             DataError: nothing was added.
@@ -78,4 +83,5 @@ class FitMoments:
             raise TrainingError(
                 "calibration data give NaN or Inf at a layer; look at the data and the layers before it"
             )
-        return self.x / self.count, self.y / self.count
+        share = 1 / self.count if self.constant else 0.0
+        return self.x * share, self.y * share

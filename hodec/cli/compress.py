@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="IN", help="model.onnx; it is only read")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the smaller model")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--report", metavar="PAGE.html", help="a page about it, in one file; replaced if it is there")
     add_data_options(parser)
     group = parser.add_argument_group("what may be lost, and what is won")
     group.add_argument("--eval", metavar="FILE.py:FUNCTION", help="run -> score, higher is better, on data of your own")
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target", default="latency", metavar="WHAT", help=f"{' | '.join(TARGETS)} (default: latency, on this machine)"
     )
+    group.add_argument("--int8", action="store_true", help="quantize to 8 bits on top, within the same loss")
     group.add_argument("--methods", metavar="NAMES", help="that layers may take (default: spatial_svd,svd)")
     group.add_argument(
         "--round-to", metavar="N", help="ranks become multiples of this (default: 16, see docs/ranks.md)"
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> Answer:
             options.path, options.output, data=calibration_from(options), evaluate=options.eval, loss=options.loss,
             max_drop=options.max_drop, target=options.target, methods=methods or METHODS,
             options=PlanSettings(options.include, options.exclude), limits=Limits(round_to=round_to),
-            force=options.force, progress=progress,
+            int8=options.int8, report=options.report, force=options.force, progress=progress,
         )  # fmt: skip
     return Answer(str(result), result.to_dict())
 

@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     parser.add_argument("--no-data", action="store_true", help="go by the weights alone, which predict little")
     parser.add_argument("--max-drop", metavar="DROP", help="with --data: write nothing that loses more, as in compress")
+    add_dequantize_argument(parser)
+
+
+def add_dequantize_argument(parser: argparse.ArgumentParser) -> None:
+    """--dequantize."""
+    text = "take the quantization of a QDQ model out first; the result is a float model"
+    parser.add_argument("--dequantize", action="store_true", help=text)
 
 
 def add_shape_argument(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +104,11 @@ def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
     from hodec.onnx_graph.feeds import parse_values
     from hodec.onnx_graph.sizes import parse_shapes
 
-    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    inputs = {
+        "shapes": parse_shapes(options.shape),
+        "values": parse_values(options.input),
+        "dequantized": options.dequantize,
+    }
     return partial(decompose_file, options.path, options.output, **inputs, force=options.force, **_what(options))
 
 
@@ -118,6 +129,8 @@ def _check_data_options(options: argparse.Namespace) -> None:
     """Without data, a default that may ruin a model has to be asked for."""
     if options.data and options.no_data:
         raise ConfigError("--no-data: given together with --data; allowed: one of the two")
+    if options.data and options.dequantize:
+        raise ConfigError("--dequantize: given together with --data; write the float model first, and fit that to data")
     if options.max_drop and not options.data:
         raise ConfigError("--max-drop: what a model loses is measured on data; add --data DATA")
     chosen = options.plan or any(getattr(options, flag.strip("-").replace("-", "_")) for flag in decided_flags())

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer
-from hodec.cli.decompose import add_input_arguments
-from hodec.cli.rule_options import add_method_options, add_rule_options, method_from, read, rule_from
+from hodec.cli.calibration import add_data_options, calibration_from, progress_bar
+from hodec.cli.decompose import add_dequantize_argument, add_input_arguments
+from hodec.cli.rule_options import (
+    add_method_options,
+    add_rule_options,
+    decided_flags,
+    method_from,
+    read,
+    rule_from,
+)
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
 from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
+from hodec.io.atomic import check_place, writing
 from hodec.options import Settings, setting, settings_of
 
 if TYPE_CHECKING:
@@ -43,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, the layers, the ranks, the file."""
     parser.add_argument("path", nargs="?", metavar="MODEL.onnx", help="a model file, instead of a network")
     add_input_arguments(parser)
+    add_dequantize_argument(parser)
     net = parser.add_argument_group("network")
     net.add_argument("--model", metavar="NAME", help="resnet32, torchvision/resnet50, ..")
     net.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .ckpt, .pt or .pth")
@@ -53,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method_options(parser)
     add_rule_options(parser)
     parser.add_argument("--allow-larger", action="store_true", help="of a file: keep layers that cost more than dense")
+    add_data_options(parser)
+    parser.add_argument("--curve", metavar="PAGE.html", help="of a file, with --data: quality against cost, as a page")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the plan there as JSON")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
 
@@ -60,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Make the plan, print it, and write it where that is asked for."""
     _check_source(options)
+    if options.curve or options.data:
+        return _curve(options)
     target = checked_output(options.output, force=options.force)
     plan, text, steps = (plan_of_file if options.path else plan_of_net)(options, target)
     if target is None:
@@ -77,10 +91,34 @@ def _check_source(options: argparse.Namespace) -> None:
         both = "" if options.path is None else f" {options.path} and --model {options.model} are given;"
         raise ConfigError(f"what is to be planned?{both} allowed: one of MODEL.onnx and --model NAME")
     nets = ["weights", *settings_of(ImageSpec)]
-    foreign, owner = (nets, "--model NAME") if options.path else (["shape", "input", "allow_larger"], "MODEL.onnx")
+    foreign, owner = (
+        (nets, "--model NAME") if options.path else (["shape", "input", "allow_larger", "dequantize"], "MODEL.onnx")
+    )
     for name in foreign:
         if getattr(options, name):
             raise ConfigError(f"{flag_of(name)} goes with {owner} only")
+
+
+def _curve(options: argparse.Namespace) -> Answer:
+    """Draw what a model file keeps at several costs."""
+    if not (options.curve and options.data and options.path):
+        raise ConfigError("--curve and --data: allowed together, of a file: hodec plan MODEL.onnx --data D --curve C")
+    if given := [flag for flag in (*decided_flags(), "--output") if getattr(options, flag[2:].replace("-", "_"))]:
+        raise ConfigError(f"{given[0]}: given with --curve, which chooses ranks at several costs; leave it out")
+    path = Path(options.curve)
+    check_place(path, ConfigError, "--curve: ")
+    from hodec.onnx_graph.compress import METHODS, Task, prepared
+    from hodec.onnx_graph.report import curve_of, curve_text, write_curve
+
+    task = Task(calibration_from(options), loss=options.loss)
+    with progress_bar() as progress:
+        search, _ = prepared(options.path, None, task, methods=METHODS, threads=None, force=True)
+        search.target, search.tables.progress = "macs", progress
+        points = curve_of(search)
+    with writing(path, ConfigError):
+        write_curve(path, Path(options.path), search, points)
+    value = {"judge": search.judge.words, "dense": search.judge.dense, "points": [vars(one) for one in points]}
+    return Answer(f"{curve_text(points, search.judge)}\nwritten to {path}", value)
 
 
 def plan_of_file(options: argparse.Namespace, target: Path | None) -> tuple["Plan", str, str]:
@@ -92,7 +130,11 @@ def plan_of_file(options: argparse.Namespace, target: Path | None) -> tuple["Pla
     from hodec.onnx_graph.sizes import parse_shapes
     from hodec.ranks.planning import PlanSettings
 
-    inputs = {"shapes": parse_shapes(options.shape), "values": parse_values(options.input)}
+    inputs = {
+        "shapes": parse_shapes(options.shape),
+        "values": parse_values(options.input),
+        "dequantized": options.dequantize,
+    }
     method, settings = how.pop("method"), PlanSettings(**how, allow_larger=options.allow_larger)
     plan = plan_file(options.path, rule, method=method, options=settings, **inputs)
     step = f"hodec decompose {shlex.quote(options.path)} -o small.onnx --plan {shlex.quote(str(target))}"
@@ -123,10 +165,12 @@ def renamed(plan: "Plan", words: Callable[[str], str]) -> "Plan":
     names = {name: words(name) for name in (*plan.layers, *plan.skipped)}
     if len(set(names.values())) < len(names):
         names = {name: f"{k} {short}" if short != name else name for k, (name, short) in enumerate(names.items(), 1)}
-    changed = {
-        key: {names[n]: one for n, one in getattr(plan, key).items()} for key in ("layers", "skipped", "skipped_costs")
-    }
-    return replace(plan, **changed)
+    return replace(
+        plan,
+        layers={names[name]: one for name, one in plan.layers.items()},
+        skipped={names[name]: one for name, one in plan.skipped.items()},
+        skipped_costs={names[name]: one for name, one in plan.skipped_costs.items()},
+    )
 
 
 def checked_output(given: str | None, *, force: bool) -> Path | None:

@@ -36,6 +36,7 @@ def samples_ms(
     seconds: float = 1.0,
     rounds: tuple[int, int] = (5, 60),
     between: Callable[[], object] | None = None,
+    wall: bool = False,
 ) -> dict[str, list[float]]:
     """Milliseconds of each piece of work, one number a round.
 
@@ -45,8 +46,10 @@ def samples_ms(
     Args:
         works, device, seconds, rounds: as of ``medians_ms``.
         between: called before each sample and not timed.
+        wall: time on the clock, for work that runs on threads of its own; see ``clock``.
     """
-    repeats = {name: _repeats(work, device) for name, work in works.items()}
+    now = time.perf_counter if wall else clock(device)
+    repeats = {name: _repeats(work, device, now) for name, work in works.items()}
     samples: dict[str, list[float]] = {name: [] for name in works}
     names, until, (least, most) = list(works), time.perf_counter() + seconds, rounds
     for at in range(most if works else 0):
@@ -56,19 +59,20 @@ def samples_ms(
         for name in (*names[turn:], *names[:turn]):
             if between is not None:
                 between()
-            samples[name].append(_sample_ms(works[name], repeats[name], device))
+            samples[name].append(_sample_ms(works[name], repeats[name], device, now))
     return samples
 
 
-def _repeats(work: Callable[[], object], device: torch.device | None) -> int:
+def _repeats(work: Callable[[], object], device: torch.device | None, now: Callable[[], float]) -> int:
     work()  # the first call allocates and compiles
-    took = _sample_ms(work, 1, device)
+    took = _sample_ms(work, 1, device, now)
     # a sample below a millisecond is mostly the timer and the interpreter: short work is repeated within it
     return max(1, math.ceil(1.0 / max(took, 1e-3)))
 
 
-def _sample_ms(work: Callable[[], object], repeats: int, device: torch.device | None) -> float:
-    now = clock(device)
+def _sample_ms(
+    work: Callable[[], object], repeats: int, device: torch.device | None, now: Callable[[], float]
+) -> float:
     _wait(device)
     began = now()
     for _ in range(repeats):

@@ -1,8 +1,8 @@
-"""Two model files side by side: run in turns in onnxruntime, one thread, with the machine's own noise measured."""
+"""Two model files side by side: run in turns in onnxruntime, with an interval that the ratio of their times lies in."""
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ class Bench:
     Attributes:
         first_ms, second_ms: median latency of one call, milliseconds.
         speedup: median of first / second over turns.
+        low, high: 95 % interval of that, see ``interval``. A ratio whose interval holds 1 is no gain and no loss.
+        threads: of each operator.
         noise: how far the ratio of the first model's two calls in each turn is from 1: |log median| plus the standard
             error of that median.
         turns: how often both ran.
@@ -37,6 +39,9 @@ class Bench:
     first_ms: float
     second_ms: float
     speedup: float
+    low: float
+    high: float
+    threads: int
     noise: float
     turns: int
     difference: float | None
@@ -48,13 +53,26 @@ class Bench:
         """Plain JSON values."""
         return asdict(self)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the files' times differ by more than the noise."""
+        return not self.low <= 1 <= self.high
+
+    @property
+    def ratio_words(self) -> str:
+        """``1.46x (1.45 to 1.47)``, or that no difference can be told."""
+        words = f"{self.speedup:.2f}x ({self.low:.2f} to {self.high:.2f})"
+        return words if self.is_told else f"no difference told, {words}"
+
     def __str__(self) -> str:
         apart = "outputs are not finite" if self.relative is None else (
             f"outputs differ by at most {self.difference:.3g} ({self.relative:.3g} of the largest)"
         )  # fmt: skip
+        threads = "one thread" if self.threads == 1 else f"{self.threads} threads"
+        told = "" if self.is_told else "no difference can be told: "
         lines = [
-            f"latency: {self.first_ms:.3f} ms -> {self.second_ms:.3f} ms, {self.speedup:.2f} times as fast "
-            f"(one thread, {self.turns} turns, noise {self.noise:.1%})",
+            f"latency: {self.first_ms:.3f} ms -> {self.second_ms:.3f} ms, {told}{self.speedup:.2f} times as fast "
+            f"({threads}, {self.turns} turns, 95 % interval {self.low:.2f} to {self.high:.2f}, noise {self.noise:.1%})",
             apart,
             f"bytes: {self.first_bytes:,} -> {self.second_bytes:,} ({self.second_bytes / self.first_bytes - 1:+.1%})",
         ]
@@ -70,6 +88,7 @@ def bench_files(
     seconds: float = 10.0,
     shapes: Mapping[str, Size] | None = None,
     values: Mapping[str, ArrayLike] | None = None,
+    threads: int = 1,
 ) -> Bench:
     """Compare two models on the same seeded random inputs.
 
@@ -80,6 +99,8 @@ def bench_files(
         seconds: how long to measure, above 0.
         shapes: sizes of inputs that the models leave open.
         values: numbers that fill inputs, or arrays for them.
+        threads: of each operator in onnxruntime. With one, times are the thread's own, which others on the same core
+            do not lengthen; with more they are those on the clock.
 
     Raises:
         CheckpointError: a file that cannot be read.
@@ -87,20 +108,26 @@ def bench_files(
     """
     if not 0 < seconds < math.inf:
         raise ConfigError("{seconds} is not a number above 0", seconds=Use("seconds", seconds))
+    if threads < 1:
+        raise ConfigError("{threads} is not a whole number above 0", threads=Use("threads", threads))
     graphs = [load_graph(first), load_graph(second)]
     (sizes, feeds), (others, _) = (example_inputs(graph, shapes or {}, values or {}) for graph in graphs)
     if sizes != others:
         raise ConvertError(f"the models take different inputs: {sizes} and {others}")
-    opened = [_opened(graph, feeds) for graph in graphs]
+    opened = [_opened(graph, feeds, threads) for graph in graphs]
     difference, relative = _differences(*(run_session(one, feeds) for one in opened))
     works = {name: partial(one.run, None, feeds) for name, one in zip("abc", (*opened, opened[0]))}
-    before, between, after = samples_ms(works, seconds=seconds, rounds=(10, 2000)).values()
+    before, between, after = samples_ms(works, seconds=seconds, rounds=(10, 2000), wall=threads > 1).values()
     pairs = list(zip(before, between, after, strict=True))
-    own = [a / c for a, _, c in pairs]
+    own, ratios = [a / c for a, _, c in pairs], [math.sqrt(a * c) / b for a, b, c in pairs]
+    low, high = interval(ratios, own)
     return Bench(
         first_ms=statistics.median([*before, *after]),
         second_ms=statistics.median(between),
-        speedup=statistics.median(math.sqrt(a * c) / b for a, b, c in pairs),
+        speedup=statistics.median(ratios),
+        low=low,
+        high=high,
+        threads=threads,
         noise=abs(math.log(statistics.median(own))) + _median_error(own),
         turns=len(pairs),
         difference=difference,
@@ -110,10 +137,28 @@ def bench_files(
     )
 
 
-def _opened(graph: OnnxGraph, feeds: Mapping[str, Array]) -> Session:
+def interval(ratios: Sequence[float], own: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """95 % interval of the median of ``ratios``, turn after turn, by a circular block bootstrap of the turns.
+
+    A machine slows down for longer than a turn, so blocks of n^(1/3) turns are drawn, not single ones. Both ends move
+    out by how far the median of ``own``, the ratios of one model to itself in the same turns, is from 1.
+
+    Source: Politis and Romano, A Circular Block-Resampling Procedure for Stationary Data, 1992.
+    """
+    logs, generator = np.log(np.asarray(ratios)), np.random.default_rng(0)
+    count = len(logs)
+    width = math.ceil(count ** (1 / 3))
+    starts = generator.integers(count, size=(resamples, math.ceil(count / width), 1))
+    drawn = ((starts + np.arange(width)) % count).reshape(resamples, -1)[:, :count]
+    low, high = np.quantile(np.median(logs[drawn], axis=1), [0.025, 0.975])
+    bias = abs(math.log(statistics.median(own)))
+    return math.exp(low - bias), math.exp(high + bias)
+
+
+def _opened(graph: OnnxGraph, feeds: Mapping[str, Array], threads: int) -> Session:
     """A session of the model, tried once."""
     try:
-        opened = open_session(graph.path)
+        opened = open_session(graph.path, threads=threads)
         run_session(opened, feeds)
     except Cannot as error:
         raise ConvertError(f"onnxruntime does not run {graph.path}: {error}") from error

@@ -7,7 +7,7 @@ have to be written.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -21,13 +21,17 @@ from torch import Tensor
 
 from hodec.calibration.im2col import windows
 from hodec.calibration.moments import FitMoments
-from hodec.export.runtime import Array, Cannot, Session, first_line, open_session, quiet
+from hodec.export.runtime import Array, Cannot, Session, open_session, quiet
 from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.graph import OnnxGraph, name_of
+from hodec.onnx_graph.nodes import initializer
+from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.sites import GraphSite
 
 Feeds = Mapping[str, Array]
 
+# What inputs are called that stand for a layer's weight and for what is added to its outputs.
+WEIGHT, SHIFT = "hodec weight", "hodec shift"
 # Operators whose layers are fitted; others keep what truncation gives.
 MEASURED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Rows of a layer's input that its sums are made of: twice the numbers in a patch, between these.
@@ -86,62 +90,67 @@ class TrialGraph:
             given = {**feeds}
             for name in self.sites:
                 given |= self._given(name, (tried or {}).get(name))
-            try:
-                found |= zip(made, cast(list[Array], session.run(None, given)), strict=True)
-            except Exception as error:
-                raise Cannot(first_line(error)) from error
+            found |= zip(made, cast(list[Array], run_session(session, given)), strict=True)
         return [found[name] for name in wanted]
 
-    def forget(self) -> None:
-        """Drop sessions that are not of the outputs."""
-        self._sessions = {key: one for key, one in self._sessions.items() if key == self.outputs}
+    def fixed(
+        self, taps: Sequence[str] = (), tried: Mapping[str, Replacement] | None = None
+    ) -> Callable[[Feeds], list[Array]]:
+        """``run`` with the same ``taps`` and ``tried`` in all calls, for which onnxruntime packs the weights."""
+        wanted = tuple(taps) or self.outputs
+        opened: list[Session] = []
+
+        def run(feeds: Feeds) -> list[Array]:
+            made = tuple(dict.fromkeys(name for name in wanted if name not in feeds))
+            found: dict[str, Array] = {name: feeds[name] for name in wanted if name in feeds}
+            if made:
+                opened[:] = opened or [self._opened(self._content(made, tried or {}))]
+                found |= zip(made, cast(list[Array], run_session(opened[0], feeds)), strict=True)
+            return [found[name] for name in wanted]
+
+        return run
 
     def _given(self, name: str, one: Replacement | None) -> dict[str, Array]:
         """The inputs of a layer; remembered, as they are the same in every call."""
         known = self._fed.get(name)
         if known is None or known[0] is not one:
-            self._fed[name] = known = (one, self._arrays(name, one))
+            k = list(self.sites).index(name)
+            self._fed[name] = known = (one, {f"{key} {k}": array for key, array in self._arrays(name, one).items()})
         return known[1]
 
     def _arrays(self, name: str, one: Replacement | None) -> dict[str, Array]:
-        site, k = self.sites[name], list(self.sites).index(name)
+        """A layer's weight as it is stored and, where its outputs can be shifted, its shift; in this order."""
+        site = self.sites[name]
         first = site.consumers[0]
-        stored = self.graph.array(first.weight)
-        out = site.layer.shape[0]
-        weight = stored
+        weight = stored = self.graph.array(first.weight)
         if one is not None:
             weight = first.from_oihw(one.weight.to(site.layer.weight.dtype)).numpy().astype(stored.dtype)
-            weight = weight.reshape(stored.shape)
-        given = {_weight(k): np.ascontiguousarray(weight)}
+        given = {WEIGHT: np.ascontiguousarray(weight.reshape(stored.shape))}
         if not unmeasured(site, self.graph):
-            shift = np.zeros(out) if one is None else one.shift.numpy()
-            given[_shift(k)] = _shaped(first, shift).astype(stored.dtype)
+            shift = np.zeros(site.layer.shape[0]) if one is None else one.shift.numpy()
+            given[SHIFT] = _shaped(first, shift).astype(stored.dtype)
         return given
 
     def _session(self, taps: tuple[str, ...]) -> Session:
         if taps not in self._sessions:
-            self._sessions[taps] = open_session(
-                self._content(taps), threads=self.threads, folder=self.graph.path.parent
-            )
+            self._sessions[taps] = self._opened(self._content(taps))
         return self._sessions[taps]
 
-    def _content(self, taps: tuple[str, ...]) -> bytes:
-        """The trial graph with these values as outputs."""
+    def _opened(self, content: bytes) -> Session:
+        return open_session(content, threads=self.threads, folder=self.graph.path.parent)
+
+    def _content(self, taps: tuple[str, ...], fixed: Mapping[str, Replacement] | None = None) -> bytes:
+        """The graph with these values as outputs: layers with what is ``fixed``, or all with inputs for weights."""
         model = self.graph.model.clone()
         nodes = dict(zip(self.graph.graph.all_nodes(), model.graph.all_nodes(), strict=True))
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-        for k, site in enumerate(self.sites.values()):
-            stored = self.graph.array(site.consumers[0].weight)
-            weight = _input(_weight(k), stored.dtype, stored.shape)
-            model.graph.inputs.append(weight)
-            for one in site.consumers:
+        for k, name in enumerate(self.sites if fixed is None else fixed):
+            arrays = self._arrays(name, None if fixed is None else fixed[name])
+            weight, *shift = (_value(f"{key} {k}", array, model.graph, fixed is None) for key, array in arrays.items())
+            for one in self.sites[name].consumers:
                 nodes[one.node].replace_input_with(one.input_index, weight)
-            if unmeasured(site, self.graph):
-                continue
-            shift = _input(_shift(k), stored.dtype, _shaped(site.consumers[0], np.zeros(site.layer.shape[0])).shape)
-            model.graph.inputs.append(shift)
-            for one in site.consumers:
-                _corrected(model.graph, nodes[one.node], shift)
+                for each in shift:
+                    _corrected(model.graph, nodes[one.node], each)
         ends = list(model.graph.outputs) if taps == self.outputs else [values[name] for name in taps]
         model.graph.outputs.clear()
         model.graph.outputs.extend(ends)
@@ -154,16 +163,16 @@ class TrialGraph:
             raise Cannot(f"without its layers' weights it is still too large to be tried: {error}") from error
 
 
-def _weight(k: int) -> str:
-    return f"hodec weight {k}"
-
-
-def _shift(k: int) -> str:
-    return f"hodec shift {k}"
-
-
-def _input(name: str, dtype: np.dtype[np.generic], shape: Sequence[int]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(dtype)), shape=ir.Shape(shape))
+def _value(name: str, array: Array, graph: ir.Graph, is_input: bool) -> ir.Value:
+    """A value of a graph: an input of the array's size, or the array."""
+    if not is_input:
+        value = initializer(name, array)
+        graph.register_initializer(value)
+        return value
+    kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    value = ir.Value(name=name, type=kind, shape=ir.Shape(array.shape))
+    graph.inputs.append(value)
+    return value
 
 
 def _shaped(one: WeightConsumer, shift: Array) -> Array:
@@ -202,31 +211,49 @@ def unmeasured(site: GraphSite, graph: OnnxGraph) -> str:
     return ""
 
 
-def moments_of(
-    net: TrialGraph,
-    names: Iterable[str],
-    calls: Sequence[Feeds],
-    tried: Mapping[str, Replacement] | None = None,
-) -> dict[str, FitMoments]:
-    """Sums of some layers: their inputs in the net that is ``tried``, their outputs in the dense net."""
-    sites = {name: net.sites[name] for name in names}
-    moments = {name: FitMoments(site.layer.shape) for name, site in sites.items()}
-    inputs = list(dict.fromkeys(name_of(one.data) for site in sites.values() for one in site.consumers))
-    outputs = list(dict.fromkeys(name_of(one.output) for site in sites.values() for one in site.consumers))
+Rows = dict[str, list[tuple[tuple[Tensor, ...], Tensor]]]
+"""Layer -> for each call and node, which positions were drawn, and the dense outputs (M, O) there, without its bias."""
+
+
+def dense_rows(net: TrialGraph, names: Iterable[str], calls: Sequence[Feeds]) -> tuple[Rows, dict[str, FitMoments]]:
+    """Outputs of layers in the dense net, and the sums of them and of their inputs there."""
+    sites, taps = _taps(net, names)
+    moments, found = {name: FitMoments(site.layer.shape) for name, site in sites.items()}, Rows()
+    run = net.fixed(taps)
     for at, feeds in enumerate(calls):
-        if tried:
-            found = dict(zip(inputs, net.run(feeds, inputs, tried), strict=True))
-            found |= zip(outputs, net.run(feeds, outputs), strict=True)
-        else:
-            both = list(dict.fromkeys((*inputs, *outputs)))
-            found = dict(zip(both, net.run(feeds, both), strict=True))
+        values = dict(zip(taps, run(feeds), strict=True))
+        for name, site in sites.items():
+            count = -(-_rows(site.layer.shape) // (len(calls) * len(site.consumers)))
+            for k, one in enumerate(site.consumers):
+                y = _tensor(values[name_of(one.output)]) - _own_bias(one, net.graph)
+                places = places_of(one, y, count, torch.Generator().manual_seed(1000 * at + k))
+                rows = outputs_at(one, y, places)
+                moments[name].add(patches_at(one, _tensor(values[name_of(one.data)]), places), rows)
+                found.setdefault(name, []).append((places, rows))
+    return found, moments
+
+
+def tried_moments(
+    net: TrialGraph, rows: Rows, names: Iterable[str], calls: Sequence[Feeds], tried: Mapping[str, Replacement]
+) -> dict[str, FitMoments]:
+    """Sums of layers' inputs in the net that is ``tried``, and of their outputs in the dense net at these positions."""
+    sites, _ = _taps(net, names)
+    moments = {name: FitMoments(site.layer.shape) for name, site in sites.items()}
+    taps = list(dict.fromkeys(name_of(one.data) for site in sites.values() for one in site.consumers))
+    run = net.fixed(taps, tried)
+    for at, feeds in enumerate(calls):
+        values = dict(zip(taps, run(feeds), strict=True))
         for name, site in sites.items():
             for k, one in enumerate(site.consumers):
-                rows = -(-_rows(site.layer.shape) // (len(calls) * len(site.consumers)))
-                generator = torch.Generator().manual_seed(1000 * at + k)
-                x, y = _tensor(found[name_of(one.data)]), _tensor(found[name_of(one.output)])
-                moments[name].add(*rows_of(one, x, y - _own_bias(one, net.graph), rows, generator))
+                places, outputs = rows[name][at * len(site.consumers) + k]
+                moments[name].add(patches_at(one, _tensor(values[name_of(one.data)]), places), outputs)
     return moments
+
+
+def _taps(net: TrialGraph, names: Iterable[str]) -> tuple[dict[str, GraphSite], list[str]]:
+    sites = {name: net.sites[name] for name in names}
+    ends = [value for site in sites.values() for one in site.consumers for value in (one.data, one.output)]
+    return sites, list(dict.fromkeys(map(name_of, ends)))
 
 
 def _rows(shape: Sequence[int]) -> int:
@@ -247,35 +274,41 @@ def _own_bias(one: WeightConsumer, graph: OnnxGraph) -> Tensor:
     return bias * one.node.attributes.get_float("beta", 1.0)
 
 
-def rows_of(one: WeightConsumer, x: Tensor, y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """At most ``count`` patches (M, I, K..) of a node's input and its outputs (M, O) there, drawn at random."""
+def places_of(one: WeightConsumer, y: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """At most ``count`` positions of a node's output, drawn at random."""
+    return _drawn((len(y), *y.shape[2:]) if one.dims else (y.numel() // _outputs(one, y),), count, generator)
+
+
+def _outputs(one: WeightConsumer, y: Tensor) -> int:
+    return int(y.shape[-2 if one.is_left and y.ndim > 1 else -1])
+
+
+def outputs_at(one: WeightConsumer, y: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """A node's outputs (M, O) at some positions."""
+    if one.dims:
+        return y[(places[0], slice(None), *places[1:])]
+    return _lines(one, y)[places[0]]
+
+
+def patches_at(one: WeightConsumer, x: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """The patches (M, I, K..) of a node's input that its weight is multiplied by at some positions of the output."""
     if not one.dims:
-        return _linear_rows(one, x, y, count, generator)
+        x = x.mT if one.flag("transA") else x
+        return _lines(one, x)[places[0]] * one.node.attributes.get_float("alpha", 1.0)
     kernel = [int(n) for n in one.ints("kernel_shape")] or _kernel(one)
     transposed = one.node.op_type == "ConvTranspose"
     spread = (_spread if transposed else _padded)(one, x, kernel)
     ones = [1] * len(kernel)
     steps = ones if transposed else one.ints("strides") or ones
-    found = windows(spread, kernel, steps, one.ints("dilations") or ones)
-    places = _drawn((len(y), *y.shape[2:]), count, generator)
-    at = (places[0], slice(None), *places[1:])
-    patches = found[at]
-    if transposed:
-        patches = patches.flip(tuple(range(2, 2 + len(kernel))))
-    return patches, y[at]
+    found = windows(spread, kernel, steps, one.ints("dilations") or ones)[(places[0], slice(None), *places[1:])]
+    return found.flip(tuple(range(2, 2 + len(kernel)))) if transposed else found
 
 
-def _linear_rows(
-    one: WeightConsumer, x: Tensor, y: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    if one.input_index == 0:  # the weight stands on the left: columns are what it is applied to
-        x, y = x.unsqueeze(-1) if x.ndim == 1 else x, y.unsqueeze(-1) if x.ndim == 1 else y
-        x, y = x.mT, y.mT
-    if one.flag("transA"):
+def _lines(one: WeightConsumer, x: Tensor) -> Tensor:
+    """Rows of what a product is applied to, or of its outputs; with the weight in front, its columns."""
+    if one.is_left and x.ndim > 1:
         x = x.mT
-    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    (at,) = _drawn((len(x),), count, generator)
-    return x[at] * one.node.attributes.get_float("alpha", 1.0), y[at]
+    return x.reshape(-1, x.shape[-1])
 
 
 def _drawn(sizes: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, ...]:

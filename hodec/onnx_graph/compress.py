@@ -16,6 +16,7 @@ from hodec.calibration.images import Pixels
 from hodec.cost.count import Cost
 from hodec.errors import ConfigError, DataError, NothingPays
 from hodec.export.runtime import Array, Cannot, Session, open_session
+from hodec.io.atomic import check_place, writing
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.bench import bench_files
 from hodec.onnx_graph.calibrate import Replacement, TrialGraph
@@ -27,7 +28,9 @@ from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.judge import Judge, judge_of
 from hodec.onnx_graph.planning import check_plan, eligible_sites
 from hodec.onnx_graph.rewrite import rewrite
-from hodec.onnx_graph.search import TARGETS, Progress, Search, Trial
+from hodec.onnx_graph.saved import Saved
+from hodec.onnx_graph.search import TARGETS, Search, Trial
+from hodec.onnx_graph.sensitivity import Progress, Sensitivity
 from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.shifts import shifted
 from hodec.onnx_graph.sizes import Size
@@ -89,6 +92,8 @@ def compress_file(  # noqa: PLR0913
     values: Mapping[str, ArrayLike] | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
+    int8: bool = False,
+    report: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Compressed:
@@ -116,6 +121,8 @@ def compress_file(  # noqa: PLR0913
         shapes, values: sizes of open inputs, and numbers that fill inputs that the data do not have.
         threads: of onnxruntime while searching; by default as many as torch uses.
         seconds: how long latency is measured.
+        int8: quantize the decomposed file too, with the same data and within the same loss.
+        report: where to write a page about it: one HTML file that needs nothing else.
         progress: told what is being done.
 
     Returns:
@@ -129,18 +136,38 @@ def compress_file(  # noqa: PLR0913
         raise ConfigError(f"--target: {target!r} given; allowed: {' | '.join(TARGETS)}")
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
     task = Task(given, evaluate, loss, max_drop)
+    if report is not None:
+        check_place(Path(report), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
-    search.target, search.progress = target, progress
+    search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
+    write = write_trial
+    if int8:
+        from hodec.onnx_graph.compress_int8 import write_int8 as write  # it needs this module
     with sharing():
         best = search.best()
         while best is not None:
             try:
-                return write_trial(best, search, held, Path(out), seconds=seconds)
+                result = write(best, search, held, Path(out), seconds=seconds)
+                break
             except LosesMore as error:
                 log.warning("%s", error)
                 best = _larger(search, best)
-    raise NothingPays(_nothing(search))
+        else:
+            raise NothingPays(_nothing(search))
+    if report is not None:
+        _report(Path(report), result, search, held)
+    return result
+
+
+def _report(path: Path, result: Compressed, search: Search, held: Samples, *, most: int = 8) -> None:
+    from hodec.onnx_graph.report import write_report  # which needs this module's parts
+
+    files = (search.facts.graph.path, Path(result.output))
+    runs = [_runner(open_session(one, threads=search.net.threads)) for one in files]
+    samples = [(runs[0](call), runs[1](call)) for call in held.calls[:most]]
+    with writing(path, ConfigError, f"the model {result.output} is written"):
+        write_report(path, result, search, samples)
 
 
 @dataclass(frozen=True)
@@ -154,7 +181,7 @@ class Task:
 
 
 def prepared(
-    source: str | Path, out: Path, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
+    source: str | Path, out: Path | None, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
 ) -> tuple[Search, Samples]:
     """A search over the file, which was run on all data, and the data that are held out.
 
@@ -162,14 +189,16 @@ def prepared(
         DataError, ConfigError, ConvertError, CheckpointError: what has to be mended.
     """
     graph = load_graph(source)
-    check_target(out, graph, force=force)
+    if out is not None:
+        check_target(out, graph, force=force)
     samples = task.data.read(graph)
     fit, held = samples.split()
-    facts = graph_facts(graph, {}, samples.calls[0])
     threads = threads or torch.get_num_threads()
     judge = dense_judge(graph, samples, held, task, threads=threads)
+    facts = graph_facts(graph, {}, _one_sample(graph, samples.calls[0]))
     sites, _, _ = eligible_sites(facts, methods)
-    return Search(facts, sites, TrialGraph(graph, sites, threads), fit, judge, tuple(methods)), held
+    tables = Sensitivity(TrialGraph(graph, sites, threads), fit, saved=Saved.of(graph, fit, methods))
+    return Search(facts, sites, tables, judge, tuple(methods)), held
 
 
 def input_specs(graph: OnnxGraph) -> list[InputSpec]:
@@ -179,6 +208,22 @@ def input_specs(graph: OnnxGraph) -> list[InputSpec]:
         dims = None if value.shape is None else tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
         specs.append(InputSpec(name, (value.dtype or ir.DataType.FLOAT).numpy(), dims))
     return specs
+
+
+def _one_sample(graph: OnnxGraph, call: Mapping[str, Array]) -> Mapping[str, Array]:
+    """A call of one sample, by which costs are counted and times are measured; the call as it is where that cannot be.
+
+    Calls are cut where every input leaves its first axis open and has it as long.
+    """
+    opened = all(one.dims is not None and one.dims[:1] == (None,) for one in input_specs(graph))
+    if not opened or len({array.shape[:1] for array in call.values()}) > 1:
+        return call
+    cut = {name: array[:1] for name, array in call.items()}
+    try:
+        run_session(open_session(graph.path), cut)
+    except Cannot:
+        return call
+    return cut
 
 
 def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *, threads: int) -> Judge:
@@ -215,7 +260,7 @@ def write_fitted(
 
 
 class LosesMore(NothingPays):
-    """A written file that loses more than is allowed."""
+    """A written file that loses more than is allowed, or wins nothing."""
 
 
 def write_trial(
@@ -228,7 +273,7 @@ def write_trial(
         judged: whether the file has to lose no more than is allowed.
 
     Raises:
-        LosesMore: it does lose more in onnxruntime; nothing is written.
+        LosesMore: it does lose more in onnxruntime, or is slower where it was to be faster; nothing is written.
     """
     facts, judge = search.facts, search.judge
     again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
@@ -240,6 +285,8 @@ def write_trial(
             told = f"{judge.told(score)}, where {judge.told(judge.dense - judge.allowed)} is allowed ({judge.words})"
             raise LosesMore(f"the decomposed file has {told}; nothing is written")
         bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
+        if judged and search.target == "latency" and bench.high < 1:
+            raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
         size = sum(path.stat().st_size for path in files)
         macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
     return Compressed(

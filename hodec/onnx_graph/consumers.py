@@ -43,6 +43,7 @@ class WeightConsumer:
         transposed: whether the stored weight of a linear map is (I, O).
         lead: axes of size 1 in front of a linear map's two.
         directions: of a recurrent node, which needs its weight (directions, O, I) whole; 0 for all others.
+        times: how often it runs, in a loop.
     """
 
     node: ir.Node
@@ -53,6 +54,7 @@ class WeightConsumer:
     transposed: bool = False
     lead: int = 0
     directions: int = 0
+    times: int = 1
 
     @property
     def data(self) -> ir.Value:
@@ -132,7 +134,7 @@ class WeightConsumer:
     def from_oihw(self, weight: Tensor) -> Tensor:
         """(O, I, ..) as the node takes it."""
         if self.directions:
-            return weight.unflatten(0, (self.directions, -1))
+            return cast(Tensor, weight.unflatten(0, (self.directions, -1)))
         turned = weight.T.contiguous() if self.transposed else LAYER_TYPES[self.layer_type].from_oihw(weight)
         return turned[(None,) * self.lead]
 

@@ -14,12 +14,13 @@ from hodec.export.runtime import Array, Cannot, first_line
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.changes import Change
 from hodec.onnx_graph.cost import multiply_adds, parameters
+from hodec.onnx_graph.dequantize import dequantize
 from hodec.onnx_graph.facts import GraphFacts, graph_facts
 from hodec.onnx_graph.feeds import inputs_words
 from hodec.onnx_graph.flush import LEAST, flush
 from hodec.onnx_graph.graph import load_graph, name_of
 from hodec.onnx_graph.planning import check_plan, plan_graph
-from hodec.onnx_graph.probe import nodes_run, probed
+from hodec.onnx_graph.probe import probed
 from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.session import is_finite, relative_difference, run_model
 from hodec.onnx_graph.sizes import Size
@@ -80,6 +81,7 @@ def decompose_file(  # noqa: PLR0913
     options: PlanSettings | None = None,
     shapes: Mapping[str, Size] | None = None,
     values: Mapping[str, ArrayLike] | None = None,
+    dequantized: bool = False,
     force: bool = False,
 ) -> Outcome:
     """Decompose the layers of an ONNX file and write the smaller model.
@@ -94,6 +96,7 @@ def decompose_file(  # noqa: PLR0913
         options: which layers, how many modes.
         shapes: sizes of inputs that the model leaves open, for cost and checks.
         values: numbers that fill inputs, or arrays for them, where random ones will not do.
+        dequantized: take the quantization (QDQ) of the graph out first; the result is a float model.
         force: replace an existing ``out``.
 
     Raises:
@@ -103,7 +106,7 @@ def decompose_file(  # noqa: PLR0913
     """
     graph, out = load_graph(source), Path(out)
     check_target(out, graph, force=force)
-    before = graph.bytes
+    before, count = graph.bytes, dequantize(graph) if dequantized else 0
     facts = graph_facts(graph, shapes or {}, values)
     with sharing():
         if plan is not None:
@@ -114,7 +117,7 @@ def decompose_file(  # noqa: PLR0913
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts)
         changes, planned_macs = rewrite(facts, sites, plan)
-        remarks = (*remarks, *_listed(facts), *flushed(facts))
+        remarks = (*remarks, *_dequantized(count), *_listed(facts), *flushed(facts))
     with written(graph, out) as files:
         check_file(files[0])
         difference, more = _check_outputs(files[0], facts.feeds, wanted)
@@ -132,15 +135,24 @@ def plan_file(
     options: PlanSettings | None = None,
     shapes: Mapping[str, Size] | None = None,
     values: Mapping[str, ArrayLike] | None = None,
+    dequantized: bool = False,
 ) -> Plan:
     """The plan that ``decompose_file`` would make and follow; nothing is written.
 
     Raises:
         CheckpointError, PlanError: as ``decompose_file``.
     """
-    facts = graph_facts(load_graph(source), shapes or {}, values)
+    graph = load_graph(source)
+    if dequantized:
+        dequantize(graph)
+    facts = graph_facts(graph, shapes or {}, values)
     with sharing():
         return plan_graph(facts, rule, method, options or PlanSettings())[0]
+
+
+def _dequantized(count: int) -> tuple[str, ...]:
+    """A remark where a quantized model became a float one."""
+    return (f"{count} quantized constants are float now: quantize the result again, with data",) if count else ()
 
 
 def _listed(facts: GraphFacts) -> tuple[str, ...]:
@@ -160,8 +172,8 @@ def measured_macs(facts: GraphFacts, folder: Path) -> tuple[int, tuple[str, ...]
     probe = probed(facts.graph, facts.feeds, folder=folder)
     if probe.reason:
         return None
-    total, uncounted = multiply_adds(nodes_run(facts.graph.graph, probe.branches), probe.sizes)
-    return total, tuple(name_of(node) or name_of(node.outputs[0]) for node in uncounted)
+    total, uncounted = multiply_adds(probe.ran.nodes(facts.graph.graph), probe.sizes)
+    return total, tuple(dict.fromkeys(name_of(node) or name_of(node.outputs[0]) for node in uncounted))
 
 
 def _dense_outputs(facts: GraphFacts) -> tuple[list[object] | None, tuple[str, ...]]:

@@ -1,18 +1,19 @@
 """What planning and rewriting need to know of a graph; it is looked at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from numpy.typing import ArrayLike
+from onnx_ir.passes.common import InlinePass
 
 from hodec.cost.count import Cost
 from hodec.export.runtime import Array
 from hodec.onnx_graph.consumers import WeightConsumer, groups_by_weight, weight_consumers
-from hodec.onnx_graph.cost import counted_values, held, multiply_adds
+from hodec.onnx_graph.cost import COUNTS, counted_values, held, multiply_adds
 from hodec.onnx_graph.feeds import example_inputs
 from hodec.onnx_graph.graph import OnnxGraph, name_of
-from hodec.onnx_graph.probe import Probe, nodes_run, probed
+from hodec.onnx_graph.probe import Probe, Ran, probed
 from hodec.onnx_graph.sizes import Size, inferred_sizes, open_axes
 
 
@@ -23,7 +24,7 @@ class GraphFacts:
     Attributes:
         inputs: sizes of the example input.
         feeds: the example input.
-        branches: ``If`` node -> the branch that the example input takes.
+        ran: which branches the example input takes, and how often loops turn.
         reason: why the model does not run on it; empty where it does, or need not be tried.
         sizes: sizes of the values for that.
         axes: input or output without a shape -> its number of axes.
@@ -38,7 +39,7 @@ class GraphFacts:
     graph: OnnxGraph
     inputs: Mapping[str, Size]
     feeds: Mapping[str, Array]
-    branches: Mapping[ir.Node, ir.Graph]
+    ran: Ran
     reason: str
     sizes: Mapping[str, Size]
     axes: Mapping[str, int]
@@ -55,10 +56,17 @@ class GraphFacts:
         return Cost(sum(self.params.values()), self.total_macs // self.batch)
 
 
+def inline_functions(graph: OnnxGraph) -> None:
+    """Put the nodes of functions that multiply in the places of their calls, in place: a call shares no weight."""
+    functions = graph.model.functions.values()
+    if any(node.op_type in COUNTS and not node.domain for one in functions for node in one.all_nodes()):
+        InlinePass()(graph.model)
+
+
 def graph_facts(
     graph: OnnxGraph, shapes: Mapping[str, Size], values: Mapping[str, ArrayLike] | None = None
 ) -> GraphFacts:
-    """The facts of a graph for inputs of these sizes (its own where none are given); the graph stays as it is.
+    """The facts of a graph for inputs of these sizes (its own where none are given); the graph computes what it did.
 
     Args:
         values: numbers or arrays for inputs, see ``example_inputs``.
@@ -66,6 +74,7 @@ def graph_facts(
     Raises:
         ConfigError: sizes or values that do not fit its inputs, or are needed and not given.
     """
+    inline_functions(graph)
     inputs, feeds = example_inputs(graph, shapes, values or {})
     sizes = inferred_sizes(graph, inputs)
     wanted = [name_of(value) for node in graph.graph for value in counted_values(node) if value]
@@ -74,9 +83,10 @@ def graph_facts(
     sizes |= probe.sizes
     params = held(graph)
     consumers, refused = weight_consumers(graph, sizes, params)
-    macs, uncounted = multiply_adds(nodes_run(graph.graph, probe.branches), sizes)
+    consumers = [replace(one, times=probe.ran.times(graph, one.place)) for one in consumers]
+    macs, uncounted = multiply_adds(probe.ran.nodes(graph.graph), sizes)
     return GraphFacts(
-        graph, inputs, feeds, probe.branches, probe.reason, sizes,
+        graph, inputs, feeds, probe.ran, probe.reason, sizes,
         axes=open_axes(graph, sizes, inputs),
         groups=groups_by_weight(consumers),
         refused=refused,

@@ -9,7 +9,8 @@ from hodec.errors import ConvertError
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.compress import Task, prepared, write_trial
 from hodec.onnx_graph.planning import check_plan, check_rule, plan_graph
-from hodec.onnx_graph.search import ByData, Progress, Search, Trial
+from hodec.onnx_graph.search import ByData, Search, Trial
+from hodec.onnx_graph.sensitivity import Progress
 from hodec.onnx_graph.verdict import Compressed
 from hodec.plan.plan import Plan
 from hodec.ranks import RankRule
@@ -52,7 +53,8 @@ def fit_file(  # noqa: PLR0913
         check_rule(rule)
     methods = rule.methods_for(method) if rule else tuple(dict.fromkeys(one.method for one in (plan or {}).values()))
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
-    search.progress, search.settings = progress, options or PlanSettings()
+    search.target = "macs"
+    search.tables.progress, search.settings = progress, options or PlanSettings()
     with sharing():
         if plan is None:
             plan = _planned(search, cast(RankRule, rule), method)
@@ -65,7 +67,7 @@ def fit_file(  # noqa: PLR0913
 
 def _planned(search: Search, rule: RankRule, method: str) -> Plan:
     def choose(layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
-        return rule.choose(search.whitened(layers) if rule.reads_weights else layers, net)
+        return rule.choose(search.tables.whitened(layers) if rule.reads_weights else layers, net)
 
     by_data = ByData(methods=rule.methods_for(method), chooser=choose)
     plan, _ = plan_graph(search.facts, by_data, method, search.settings)

@@ -146,7 +146,9 @@ class OnnxGraph:
         if node is None:
             return f"its weight {value.name!r} is an input of the graph"
         if node.op_type == "DequantizeLinear":
-            return "its weight is quantized (DequantizeLinear): decompose the float model, then quantize the result"
+            return (
+                "its weight is quantized (DequantizeLinear): decompose the float model, or take quantization out first"
+            )
         return f"its weight {value.name!r} is computed by {node.op_type}, so it is not a constant"
 
 

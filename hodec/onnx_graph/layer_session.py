@@ -176,7 +176,7 @@ class _Builder:
 
     def _neighbour_before(self, name: str, value: ir.Value) -> list[NodeProto]:
         """What makes ``name`` in the place of ``value``: a convolution from one channel, or an input of the model."""
-        size = self.session.sizes[name_of(value)]
+        size = self._size(value)
         whole = name_of(value) in self.session.consumer.whole_inputs
         if len(size) != 4 or value.producer() is None or whole:
             self.inputs[name] = size, whole
@@ -185,8 +185,13 @@ class _Builder:
         return [self._neighbour(f"{name}.one", name, (size[1], 1, 1, 1))]
 
     def _neighbour_behind(self, name: str, value: ir.Value) -> list[NodeProto]:
-        size = self.session.sizes[name_of(value)]
+        size = self._size(value)
         return [self._neighbour(name, f"{NEIGHBOUR}.end", (1, size[1], 1, 1))] if len(size) == 4 else []
+
+    def _size(self, value: ir.Value) -> Size:
+        """The size of a value; of one that nothing tells, that of the output: neighbours go number by number."""
+        sizes = self.session.sizes
+        return sizes[name_of(value)] if name_of(value) in sizes else sizes[name_of(self.session.consumer.output)]
 
     def _neighbour(self, given: str, made: str, weight: Size) -> NodeProto:
         self.add(f"{made}.weight", weight)

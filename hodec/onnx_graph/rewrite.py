@@ -54,7 +54,8 @@ def rewrite(
             changes |= _rebuilt(sites[name], layer, graph, names)
             continue
         lowered = _lowered(sites[name], layer, facts, names, (fitted or {}).get(name))
-        total_macs += lowered.macs - multiply_adds([one.node for one in sites[name].consumers], facts.sizes)[0]
+        before = [one.node for one in sites[name].consumers for _ in range(one.times)]
+        total_macs += lowered.macs - multiply_adds(before, facts.sizes)[0]
         weights = tuple(name_of(one) for one in lowered.weights)
         for one, writer in zip(sites[name].consumers, lowered.writers, strict=True):
             nodes = tuple(name_of(node) for node in writer.nodes)
@@ -95,7 +96,7 @@ def _lowered(
         check_layer(writer, dense, graph=graph, outputs=layer.shape[0], size=site.layer.call_sites.calls[0][1])
     sizes = {**facts.sizes, **{name_of(one): array.shape for one, array in zip(weights, arrays, strict=True)}}
     counts = [count_layer(writer, graph, sizes) for writer in writers]
-    known = [count for count in counts if count is not None]
+    known = [n * one.times for one, n in zip(site.consumers, counts, strict=True) if n is not None]
     macs = sum(known) if len(known) == len(counts) else layer.macs_after * facts.batch
     return _Lowered(weights, writers, error_of(layer, factors, site.layer.weight, dense), macs)
 

@@ -10,20 +10,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from hodec.calibration.data import Feeds, Samples
-from hodec.calibration.fit import DAMPING, Fit, as_fit, fit_layer, fittable, kronecker
+from hodec.calibration.data import Samples
+from hodec.calibration.fit import fit_layer, fittable
 from hodec.calibration.moments import FitMoments
 from hodec.cost.metric import LATENCY, latency_metric
 from hodec.errors import HodecError, PlanError
-from hodec.export.runtime import Array
-from hodec.onnx_graph.calibrate import Replacement, TrialGraph, batches, moments_of, unmeasured
+from hodec.onnx_graph.calibrate import Replacement, TrialGraph, batches, tried_moments
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.judge import Judge, softened, squared_errors
 from hodec.onnx_graph.planning import plan_graph
+from hodec.onnx_graph.sensitivity import Sensitivity, replacement, truncated
 from hodec.onnx_graph.sites import GraphSite
 from hodec.options import argument
 from hodec.plan.layer import LayerPlan
@@ -32,15 +28,13 @@ from hodec.ranks.budget import cost_limits
 from hodec.ranks.context import LayerContext, NetContext
 from hodec.ranks.planning import PlanSettings
 from hodec.ranks.rule import Choice, Limits, RankRule
-from hodec.ranks.selection.options import CostLimit, LayerOptions, MethodOptions, RankOption
+from hodec.ranks.selection.options import CostLimit, LayerOptions
 from hodec.ranks.selection.select import least_costs, select
 
 log = logging.getLogger(__name__)
 
-# Bytes of sums that are in memory at a time, and groups that layers are fitted in, one after the other.
-MEMORY, GROUPS = 2**29, 16
-# Samples that tell what a layer's error does to the outputs.
-SENSITIVITY_SAMPLES = 12
+# Groups that layers are fitted in, one after the other.
+GROUPS = 16
 # Trials: of fits to the dense net's inputs, then of fits to those that the compressed net really gives.
 QUICK_TRIALS, TRIALS, UPWARD = 6, 4, 4
 # Multiply-adds of one product with a metric, of some hundred in alternating least squares, up to which these are
@@ -51,9 +45,6 @@ REFINED_WORK = 3e7
 FINE, LEAST_SAVING = 0.02, 0.01
 
 HURTS = "decomposed, it loses too much on held-out data"
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how many steps of it are, and how many there will be."""
 
 TARGETS = {"latency": LATENCY, "macs": "macs", "size": "params"}
 """What is made small -> the metric that is limited."""
@@ -110,19 +101,26 @@ class Search:
 
     facts: GraphFacts
     sites: Mapping[str, GraphSite]
-    net: TrialGraph
-    fit: Samples
+    tables: Sensitivity
     judge: Judge
     methods: tuple[str, ...]
     target: str = "latency"
     settings: PlanSettings = field(default_factory=PlanSettings)
     limits: Limits = field(default_factory=Limits)
-    progress: Progress = lambda what, done, total: None
     options: dict[str, LayerOptions] = field(default_factory=dict)
     costs: list[CostLimit] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
-    _moments: dict[str, FitMoments] = field(default_factory=dict)
     _allowed: float = 1.0
+
+    @property
+    def net(self) -> TrialGraph:
+        """The graph that is run."""
+        return self.tables.net
+
+    @property
+    def fit(self) -> Samples:
+        """The data that is fitted to."""
+        return self.tables.fit
 
     # -- tables --------------------------------------------------------------------------------------------------
 
@@ -130,7 +128,7 @@ class Search:
         """The choice within the allowed share; tables are made at the first call."""
         if not self.options:
             self.costs = [self._limit(layers, net)]
-            self._tabulate(layers)
+            self.options = self.tables.options(layers, self.costs, self.limits)
         limits = [replace(one, limit=one.limit * self._allowed) for one in self.costs]
         selection = select(self.options, limits)
         if selection is None:
@@ -146,80 +144,10 @@ class Search:
         if TARGETS[self.target] != LATENCY:
             return cost_limits({TARGETS[self.target]: 1.0}, layers, net)[0]
         dense = [layer.dense for layer in layers.values()]
-        self.progress("timing layers", 0, len(dense))
+        self.tables.progress("timing layers", 0, len(dense))
         metric = latency_metric(net.times, None, (), dense)
         rest = metric.remainder(net.cost, dense)
         return CostLimit(metric, rest + sum(map(metric.dense, dense)), rest)
-
-    def _tabulate(self, layers: Mapping[str, LayerContext]) -> None:
-        calls = self._few()
-        wanted = [softened(self.net.run(call)) for call in calls]
-        done = 0
-        for group in self._memory_groups(list(layers)):
-            moments = self._dense_moments(group)
-            for name in group:
-                self.progress("what each layer does to the outputs", done := done + 1, len(layers))
-                self._tabulate_layer(layers[name], moments.get(name), calls, wanted)
-
-    def whitened(self, layers: Mapping[str, LayerContext]) -> dict[str, LayerContext]:
-        """Layers whose weights' distances are those of their outputs."""
-        found = {}
-        for group in self._memory_groups(list(layers)):
-            moments = self._dense_moments(group)
-            for name in group:
-                several = [_whitened(one, moments.get(name)) for one in (layers[name], *layers[name].others)]
-                found[name] = replace(several[0], others=tuple(several[1:]))
-        return found
-
-    def _few(self) -> Sequence[Feeds]:
-        """The first calls, as many as hold the samples by which layers are compared."""
-        before = np.cumsum([0, *self.fit.counts])[:-1]
-        return self.fit.part(k for k, count in enumerate(before) if count < SENSITIVITY_SAMPLES).calls
-
-    def _tabulate_layer(
-        self, layer: LayerContext, moments: FitMoments | None, calls: Sequence[Feeds], wanted: Sequence[Sequence[Array]]
-    ) -> None:
-        contexts = [_whitened(one, moments) for one in (layer, *layer.others)]
-        tables = [MethodOptions(one, self.costs, limits=self.limits) for one in contexts]
-        options = LayerOptions(tables)
-        middle = _middle(options)
-        weight = 1.0
-        if middle is not None:
-            context = next(one for one in (layer, *layer.others) if one.method == middle.method)
-            tried = {layer.name: _truncated(context.planned(middle.ranks or ()), layer.site.weight, moments)}
-            found = [softened(self.net.run(call, tried=tried)) for call in calls]
-            errors = squared_errors(found, wanted)
-            weight = min(1e6, sum(errors) / max(1, len(errors))) / max(middle.loss, 1e-9)
-        log.info("%s: weight %.3g of its outputs' squared error", layer.name, weight)
-        weighted = [MethodOptions(one, self.costs, weight=weight, limits=self.limits) for one in contexts]
-        self.options[layer.name] = LayerOptions(weighted)
-
-    # -- sums of the dense net -----------------------------------------------------------------------------------
-
-    def _memory_groups(self, names: Sequence[str]) -> list[list[str]]:
-        """Neighbours whose sums are in memory together."""
-        groups: list[list[str]] = [[]]
-        used = 0
-        for name in names:
-            size = _bytes(self.sites[name])
-            if groups[-1] and used + size > MEMORY:
-                groups.append([])
-                used = 0
-            groups[-1].append(name)
-            used += size
-        return groups
-
-    def _dense_moments(self, names: Sequence[str]) -> dict[str, FitMoments]:
-        """Sums on the dense net's own inputs; kept where all layers' fit into memory."""
-        wanted = [name for name in names if name not in self._moments and self._measurable(name)]
-        found = moments_of(self.net, wanted, self.fit.calls) if wanted else {}
-        if sum(_bytes(site) for site in self.sites.values()) <= MEMORY:
-            self._moments |= found
-        self.net.forget()
-        return {name: self._moments.get(name) or found[name] for name in names if self._measurable(name)}
-
-    def _measurable(self, name: str) -> bool:
-        return not unmeasured(self.sites[name], self.net.graph)
 
     # -- trials --------------------------------------------------------------------------------------------------
 
@@ -241,27 +169,30 @@ class Search:
         """
         tried: dict[str, Replacement] = {}
         names = list(plan)
-        groups = list(batches(names, GROUPS)) if sequential else self._memory_groups(names)
+        unseen = [name for name in names if name not in self.tables.rows] if sequential else []
+        for group in self.tables.memory_groups(unseen):
+            self.tables.dense_moments(group)
+        groups = list(batches(names, GROUPS)) if sequential else self.tables.memory_groups(names)
         for k, group in enumerate(groups):
             if sequential:
-                measured = [name for name in group if self._measurable(name)]
-                moments = moments_of(self.net, measured, self.fit.calls, tried)
+                measured = [name for name in group if self.tables.is_measurable(name)]
+                moments = tried_moments(self.net, self.tables.rows, measured, self.fit.calls, tried)
             else:
-                moments = self._dense_moments(group)
+                moments = self.tables.dense_moments(group)
             for name in group:
                 tried[name] = self._fit(name, plan[name], moments.get(name), refined=sequential)
-            self.progress(words, k + 1, len(groups))
-            self.net.forget()
+            self.tables.progress(words, k + 1, len(groups))
         return tried
 
     def _fit(self, name: str, layer: LayerPlan, moments: FitMoments | None, *, refined: bool) -> Replacement:
-        work = layer.shape[0] * math.prod(layer.shape[1:]) ** 2
-        solver = "als" if refined and work <= REFINED_WORK else "none"
         weight = self.sites[name].layer.weight
         if moments is None or not fittable(layer):
-            return _truncated(layer, weight, None)
+            return truncated(layer, weight, None)
+        work = layer.shape[0] * math.prod(layer.shape[1:]) ** 2
         try:
-            return _replacement(fit_layer(layer, weight, moments, solver=solver))
+            if refined and work <= REFINED_WORK:
+                return replacement(fit_layer(layer, weight, moments))
+            return self.tables.projected(name, layer, moments, dense=not refined)
         except HodecError as error:
             raise error.prefixed(f"{name}: ") from error
 
@@ -277,7 +208,7 @@ class Search:
 
     def judged(self, share: float, plan: Plan, tried: Mapping[str, Replacement]) -> Trial:
         """A plan with its weights, judged by running the trial graph."""
-        score = self.judge.score(lambda feeds: self.net.run(feeds, tried=tried))
+        score = self.judge.score(self.net.fixed((), tried))
         trial = Trial(share, plan, dict(tried), score, self._cost(plan))
         self.trials.append(replace(trial, tried={}))
         log.info("share %.3f: score %.5g (dense %.5g)", share, score, self.judge.dense)
@@ -290,7 +221,35 @@ class Search:
         return 1.0 - saved / self.costs[0].limit
 
     def best(self) -> Trial | None:
-        """The cheapest trial found that loses no more than is allowed; None if nothing pays."""
+        """The cheapest trial found that loses no more than is allowed; None if nothing pays.
+
+        What an earlier search of the same question found is fitted and judged again, and taken if it still holds.
+        """
+        known = self.tables.saved.answers.get(self._question())
+        best = (known and self._again(known["share"], known["dense"])) or self._searched()
+        if best is not None:
+            dense = [name for name in self.plan(best.share) if name not in best.plan]
+            self.tables.saved.answers[self._question()] = {"share": best.share, "dense": dense}
+            self.tables.saved.write()
+        return best
+
+    def _question(self) -> str:
+        judge = (self.judge.words, round(self.judge.dense, 9), self.judge.allowed)
+        return repr((self.target, vars(self.limits), vars(self.settings), judge))
+
+    def _again(self, share: float, dense: Sequence[str]) -> Trial | None:
+        """A trial that was accepted before, if it is again."""
+        try:
+            self._prepare()
+            plan = self.plan(share)
+            for name in dense:
+                plan = plan.without(name, HURTS)
+        except (PlanError, KeyError):
+            return None
+        trial = self.judged(share, plan, self.fitted(plan, sequential=True))
+        return trial if self.accepts(trial) else None
+
+    def _searched(self) -> Trial | None:
         low, high = self._quick()
         best = failed = None
         share = high if high < 1 else (low + 1) / 2
@@ -359,7 +318,7 @@ class Search:
 
     def _by_harm(self, trial: Trial) -> list[str]:
         """The layers, the one first whose return to dense takes most off the outputs' error for what it costs."""
-        calls = self._few()
+        calls = self.tables.few(len(trial.tried))
         wanted = [softened(self.net.run(call)) for call in calls]
         metric, gains = self.costs[0].metric, {}
 
@@ -369,51 +328,8 @@ class Search:
 
         whole = error(trial.tried)
         for k, name in enumerate(trial.tried):
-            self.progress("which layers hurt", k + 1, len(trial.tried))
+            self.tables.progress("which layers hurt", k + 1, len(trial.tried))
             layer = trial.plan[name]
             less = whole - error({other: one for other, one in trial.tried.items() if other != name})
             gains[name] = less / max(1e-9, metric.dense(layer) - metric.factorized(layer))
         return sorted(gains, key=lambda name: -gains[name])
-
-
-def _bytes(site: GraphSite) -> int:
-    """Bytes of a layer's sums."""
-    out, inputs = site.layer.shape[0], math.prod(site.layer.shape[1:])
-    return 8 * (inputs + out) ** 2
-
-
-def _whitened(layer: LayerContext, moments: FitMoments | None) -> LayerContext:
-    """The layer with a weight whose distances are those of its outputs."""
-    dense = layer.dense
-    if moments is None or not fittable(dense) or not dense.format.mixable(dense.shape, dense.modes):
-        return layer
-    covariance = kronecker(dense, _damped(moments))
-    weight = covariance.apply(layer.site.weight).to(layer.site.weight.dtype)
-    return replace(layer, site=replace(layer.site, weight=weight))
-
-
-def _damped(moments: FitMoments) -> Tensor:
-    covariance = moments.centred()[0]
-    covariance.diagonal().add_(DAMPING * max(float(covariance.diagonal().mean()), 1e-30))
-    return covariance
-
-
-def _middle(options: LayerOptions) -> RankOption | None:
-    """The option whose cost is nearest to half of the dense one."""
-    half = options.dense.costs[0] / 2
-    several = [one for one in options.options() if one.ranks is not None]
-    return min(several, key=lambda one: abs(one.costs[0] - half), default=None)
-
-
-@torch.no_grad()
-def _truncated(layer: LayerPlan, weight: Tensor, moments: FitMoments | None) -> Replacement:
-    """The nearest weight of the planned ranks, by its outputs where there are sums of its inputs."""
-    if moments is None or not layer.format.mixable(layer.shape, layer.modes):
-        return Replacement(layer.format.project(weight, layer.ranks, layer.modes), torch.zeros(layer.shape[0]))
-    covariance = kronecker(layer, _damped(moments))
-    nearest = layer.format.project(covariance.apply(weight), layer.ranks, layer.modes)
-    return _replacement(as_fit(covariance.undo(nearest), moments))
-
-
-def _replacement(fit: Fit) -> Replacement:
-    return Replacement(fit.weight.float(), fit.bias)

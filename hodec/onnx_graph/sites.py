@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import onnx_ir as ir
 import torch
@@ -102,10 +103,16 @@ def _method_refusal(one: WeightConsumer, method: Method, shape: Size) -> str:
 
 def _not_run(one: WeightConsumer, graph: OnnxGraph) -> str:
     """Why a node in a subgraph has not run on the example inputs."""
-    owner = graph.owners[one.place]
+    around, place = list[ir.Node](), one.place
+    while place in graph.owners:
+        around.append(graph.owners[place])
+        place = cast(ir.Graph, around[-1].graph)
+    owner = next((node for node in around if node.op_type != "If"), around[0])
     name = f"{owner.op_type} {graph.node_names[owner]}"
-    if owner.op_type != "If":
+    if owner.op_type not in ("If", "Loop"):
         return f"it stands in the body of {name}: those stay as they are"
+    if owner.op_type == "Loop":
+        return f"it stands in the body of {name}, which does not run on the example inputs: give others"
     return f"it stands in a branch of {name}, which the example inputs do not take: give others"
 
 
@@ -147,12 +154,12 @@ def _call(one: WeightConsumer, sizes: Mapping[str, Size], batch: int) -> CallSit
     """One node: its convolution's sizes, or the positions that a linear map visits, for one image."""
     before, after = sizes[name_of(one.data)], sizes.get(name_of(one.output), ())
     if one.directions:
-        steps = max(1, math.prod(before[:2]) // batch)
+        steps = max(1, math.prod(before[:2]) * one.times // batch)
         return CallSites.once((steps,), (steps,))
     if one.dims:
-        return CallSites(((max(1, before[0] // batch), before[2:], after[2:]),))
+        return CallSites(((max(1, before[0] * one.times // batch), before[2:], after[2:]),))
     width = sizes[name_of(one.weight)][-1 if one.transposed or one.whole_inputs else -2]
-    positions = max(1, math.prod(after) // width // batch)
+    positions = max(1, math.prod(after) * one.times // width // batch)
     return CallSites.once((positions,), (positions,))
 
 

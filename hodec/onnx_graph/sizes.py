@@ -4,6 +4,7 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
@@ -108,13 +109,10 @@ def _size(
     usual = image if len(dims) >= 4 else other
     guess = (1, channels or usual, *(usual for _ in dims[2:]))
     names = (dim.value or "" if isinstance(dim, ir.SymbolicDim) else "" for dim in dims)
-    return tuple(
-        dim if is_fixed(dim) else symbols.get(name, n)
-        for dim, name, n in zip(dims, names, guess)  # type: ignore[misc]
-    )
+    return tuple(dim if is_fixed(dim) else symbols.get(name, n) for dim, name, n in zip(dims, names, guess))
 
 
-def is_fixed(dim: int | ir.SymbolicDim) -> bool:
+def is_fixed(dim: int | ir.SymbolicDim) -> TypeGuard[int]:
     """Whether a model fixes an axis; some exporters write -1 for an open one, where the format wants a name."""
     return isinstance(dim, int) and dim >= 0
 

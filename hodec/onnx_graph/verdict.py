@@ -27,6 +27,7 @@ class Compressed:
         threads: of onnxruntime while searching.
         layers: that could be decomposed.
         remarks: what else was done, or could not be checked.
+        rows: the table of files in float and in 8 bits, where that was asked for.
     """
 
     output: str
@@ -49,6 +50,7 @@ class Compressed:
     threads: int
     layers: int
     remarks: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -80,6 +82,7 @@ class Compressed:
             "skipped": dict(self.plan.skipped),
             "threads": self.threads,
             "remarks": list(self.remarks),
+            "rows": list(self.rows),
         }
 
     def __str__(self) -> str:
@@ -93,6 +96,7 @@ class Compressed:
             _pair(f"multiply-adds{without}", self.before.macs, self.after.macs),
             _pair("bytes", self.bytes_before, self.bytes_after),
             str(self.bench).splitlines()[0],
+            *self.rows,
             *(f"note: {remark}" for remark in self.remarks),
             f"written: {self.output}",
         ]

@@ -68,7 +68,7 @@ class Budget(Targets, RankRule, Limits):
             last match counts); ``norm``: by its share of all layers' squared norm; or the ``GreedyStats`` of a
             search: by the score that a layer lost there.
         covariances: of the layers' inputs, see ``hodec.collect_covariances``: errors are then those of a layer's
-            outputs.
+            outputs. With several ``methods``, layer -> method -> covariance.
         latency_table: milliseconds of layers, for ``latency_ms``; None: they are measured on this machine.
         report: called with the ``Selection`` (options, loss, bound, multipliers) of each choice.
 
@@ -99,14 +99,15 @@ class Budget(Targets, RankRule, Limits):
     weights: Mapping[str, float] | str | GreedyStats | None = argument(
         words="norm, {layer glob: a number at least 0}, or the GreedyStats of a search", check=bad_weights
     )
-    covariances: Mapping[str, Covariance] | None = argument()
+    covariances: Mapping[str, Covariance | Mapping[str, Covariance]] | None = argument()
     latency_table: LayerTimes | None = argument()
     report: Callable[..., object] | None = argument(words="a function of a Selection", check=bad_function)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         count = len(self.methods_for(""))
-        for name, given in (("covariances", self.covariances), ("weights", isinstance(self.weights, GreedyStats))):
+        of_one = any(not isinstance(given, Mapping) for given in (self.covariances or {}).values())
+        for name, given in (("covariances", of_one), ("weights", isinstance(self.weights, GreedyStats))):
             if given and count > 1:
                 raise ConfigError(
                     f"budget: {name} of one method's ranks are given, but methods names {count}; allowed: one"
@@ -157,6 +158,8 @@ class Budget(Targets, RankRule, Limits):
         from hodec.ranks.selection.options import MethodOptions
 
         covariance = (self.covariances or {}).get(layer.name)
+        if isinstance(covariance, Mapping):
+            covariance = covariance.get(layer.method)
         if covariance is not None:
             covariance.check(layer.name, layer.dense)
             layer = replace(layer, site=replace(layer.site, weight=covariance.apply(layer.site.weight)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hodec.cli import main as cli
-from hodec.onnx_graph.bench import bench_files
+from hodec.onnx_graph.bench import Bench, bench_files, interval
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.ranks import Manual
 
@@ -29,10 +29,51 @@ def test_two_models_side_by_side(capsys, tmp_path):
     assert value["turns"] >= 10
     assert 0 < value["first_ms"] < 1000
     assert value["noise"] >= 0
+    assert 0 < value["low"] <= value["speedup"] <= value["high"]
+    assert value["threads"] == 1
     x = np.random.default_rng(0).standard_normal((1, 8, 10, 12)).astype("float32")
     assert value["relative"] == pytest.approx(relative(answer(second, x=x)[0], answer(first, x=x)[0]), rel=1e-3)
     code, text, _ = call(capsys, "bench", first, second, "--seconds", "0.1")
     assert "times as fast (one thread" in text
+    assert "95 % interval" in text
+
+
+def test_an_interval_of_steady_turns_is_narrow_and_holds_the_median():
+    generator = np.random.default_rng(1)
+    ratios, own = (list(1.2 * np.exp(0.1 * generator.standard_normal(400))) for _ in range(2))
+    own = [one / np.median(own) for one in own]
+    low, high = interval(ratios, own)
+    assert low < np.median(ratios) < high
+    assert 0.01 < high - low < 0.06  # the median's standard error is 1.253 * 0.1 * 1.2 / 20 = 0.0075
+
+
+def test_a_machine_that_drifts_and_one_that_prefers_a_place_make_the_interval_wider():
+    generator = np.random.default_rng(1)
+    steady = np.exp(0.05 * generator.standard_normal(400))
+    drift = np.exp(np.repeat(0.2 * generator.standard_normal(8), 50))
+    apart = [np.subtract(*interval(ratios, [1.0])[::-1]) for ratios in (list(steady), list(steady * drift))]
+    assert apart[1] > 3 * apart[0]
+    low, high = interval(list(steady), [1.0])
+    wider_low, wider_high = interval(list(steady), [1.1])
+    assert (wider_low, wider_high) == pytest.approx((low / 1.1, high * 1.1))
+
+
+def test_a_ratio_whose_interval_holds_one_is_no_gain():
+    made = {"first_ms": 2.0, "second_ms": 1.9, "noise": 0.0, "turns": 10, "difference": 0.0, "relative": 0.0}
+    sizes = {"first_bytes": 10, "second_bytes": 9}
+    unsure = Bench(speedup=1.05, low=0.98, high=1.1, threads=1, **made, **sizes)
+    assert not unsure.is_told
+    assert "no difference can be told: 1.05 times as fast (one thread" in str(unsure)
+    sure = Bench(speedup=1.05, low=1.01, high=1.1, threads=2, **made, **sizes)
+    assert sure.is_told
+    assert "ms, 1.05 times as fast (2 threads, 10 turns, 95 % interval 1.01 to 1.10" in str(sure)
+
+
+def test_two_threads_are_measured_on_the_clock(capsys, tmp_path):
+    source = conv_net(tmp_path / "in.onnx")
+    code, text, _ = call(capsys, "bench", source, source, "--seconds", "0.1", "--threads", "2")
+    assert code == 0
+    assert "(2 threads, " in text
 
 
 def test_a_model_four_times_as_large_takes_longer(tmp_path):
@@ -52,6 +93,7 @@ def test_a_model_four_times_as_large_takes_longer(tmp_path):
 @pytest.mark.parametrize(("argv", "reason"), [
     (["in.onnx", "missing.onnx"], "does not exist"),
     (["in.onnx", "in.onnx", "--seconds", "0"], "not a number above 0"),
+    (["in.onnx", "in.onnx", "--threads", "0"], "--threads 0 is not a whole number above 0"),
     (["in.onnx", "other.onnx"], "take different inputs"),
 ])  # fmt: skip
 def test_what_cannot_be_compared(capsys, tmp_path, monkeypatch, argv, reason):

@@ -16,6 +16,11 @@ def call(capsys, *argv):
     return code, captured.out, captured.err
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HODEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def source(tmp_path):
     return conv_net(tmp_path / "in.onnx")
@@ -105,3 +110,39 @@ def test_one_line_and_exit_code_2(capsys, tmp_path, source, data, flags, words):
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_report_is_one_page_with_the_figures(capsys, tmp_path, source, data):
+    out, page = tmp_path / "out.onnx", tmp_path / "small.html"
+    how = ["--max-drop", "20%", "--loss", "error", "--target", "macs", "--report", page]
+    code, text, _ = call(capsys, "compress", source, "--data", data, "-o", out, *how)
+    assert code == 0
+    html = page.read_text()
+    assert text.splitlines()[0] in html
+    assert html.count("<svg") == 2
+    assert "http" not in html
+    assert all(f"<td>{name}</td>" in html for name in ("first", "second", "head"))
+
+
+def test_a_curve_shows_what_is_kept_at_several_costs(capsys, tmp_path, source, data):
+    page = tmp_path / "curve.html"
+    code, text, err = call(capsys, "plan", source, "--data", data, "--loss", "error", "--curve", page, "--json")
+    assert (code, err) == (0, "")
+    points = json.loads(text)["points"]
+    assert len(points) > 3
+    assert all(one["macs"] <= one["share"] + 1e-6 for one in points)
+    assert points[0]["score"] > points[-1]["score"]
+    assert page.read_text().count("<circle") == 2 * (len(points) + 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calib.npz", "curve.html", "in.onnx"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--curve", "c.html"], "--curve and --data: allowed together"),
+    (["--data", "{data}"], "--curve and --data: allowed together"),
+    (["--data", "{data}", "--curve", "nowhere/c.html"], "--curve: folder nowhere does not exist"),
+    (["--data", "{data}", "--curve", "c.html", "--macs", "0.5"], "--macs: given with --curve"),
+])  # fmt: skip
+def test_a_curve_that_cannot_be_drawn(capsys, source, data, flags, words):
+    code, _, err = call(capsys, "plan", source, *[flag.format(data=data) for flag in flags])
+    assert code == 2
+    assert words in err

@@ -18,6 +18,11 @@ def call(capsys, *argv):
     return code, captured.out, captured.err
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HODEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def source(tmp_path):
     return conv_net(tmp_path / "in.onnx")

@@ -31,7 +31,7 @@ def test_commands_are_accepted(argv):
 
 def test_options_exist():
     known = {flag for verb in cli.VERBS for flag in _flags(verb)}
-    assert set(re.findall(r"`(--[a-z-]+)", PAGE)) <= known
+    assert set(re.findall(r"`(--[a-z0-9-]+)", PAGE)) <= known
 
 
 def _flags(verb):

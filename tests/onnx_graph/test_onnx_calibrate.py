@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from hodec.onnx_graph.calibrate import Replacement, TrialGraph, moments_of, rows_of
+from hodec.onnx_graph.calibrate import (
+    Replacement,
+    TrialGraph,
+    dense_rows,
+    outputs_at,
+    patches_at,
+    places_of,
+    tried_moments,
+)
 from hodec.onnx_graph.compress import METHODS, write_fitted
 from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import load_graph
@@ -49,7 +57,9 @@ def test_rows_are_what_a_layer_multiplies(tmp_path, name):
     site = eligible_sites(facts, METHODS)[0]["one"]
     one = site.consumers[0]
     (y,) = TrialGraph(facts.graph, {"one": site}).run({"x": x}, [one.output.name])
-    patches, outputs = rows_of(one, torch.from_numpy(x), torch.from_numpy(y), 10_000, torch.Generator().manual_seed(0))
+    places = places_of(one, torch.from_numpy(y), 10_000, torch.Generator().manual_seed(0))
+    patches = patches_at(one, torch.from_numpy(x), places)
+    outputs = outputs_at(one, torch.from_numpy(y), places)
     made = patches.flatten(1) @ site.layer.weight.flatten(1).mT
     bias = np.broadcast_to(weights["b"] * (2 if name == "gemm" else 1), 6) if one.bias is not None else np.zeros(6)
     assert len(made) == y.size // 6
@@ -67,6 +77,8 @@ def test_the_written_file_is_what_was_tried(tmp_path, name):
     weight = layer.format.project(torch.randn(layer.shape, generator=generator), layer.ranks, layer.modes)
     tried = {"one": Replacement(weight, torch.randn(layer.shape[0], generator=generator))}
     (wanted,) = TrialGraph(facts.graph, sites).run({"x": x}, tried=tried)
+    (same,) = TrialGraph(facts.graph, sites).fixed((), tried)({"x": x})
+    np.testing.assert_allclose(same, wanted, rtol=1e-4, atol=1e-4)
     again, changes, _ = write_fitted(facts, plan, tried)
     out = tmp_path / "out.onnx"
     with written(again.graph, out):
@@ -84,7 +96,8 @@ def test_sums_are_of_the_tried_inputs_and_the_dense_outputs(tmp_path):
     sites = eligible_sites(facts, METHODS)[0]
     net = TrialGraph(facts.graph, sites)
     tried = {"first": Replacement(torch.zeros(16, 8, 3, 3), torch.ones(16))}
-    dense, other = (moments_of(net, ["head"], [{"x": x}], one)["head"] for one in (None, tried))
+    rows, sums = dense_rows(net, ["head"], [{"x": x}])
+    dense, other = sums["head"], tried_moments(net, rows, ["head"], [{"x": x}], tried)["head"]
     torch.testing.assert_close(dense.y, other.y)
     assert not torch.allclose(dense.x, other.x)
     pooled = net.run({"x": x}, [sites["head"].consumers[0].data.name], tried)[0]

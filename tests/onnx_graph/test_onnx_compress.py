@@ -10,12 +10,16 @@ from onnx import numpy_helper
 
 import hodec
 from hodec.calibration.data import load_samples
+from hodec.calibration.fit import fit_layer
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.onnx_graph import compress, search
+from hodec.onnx_graph import compress, search, sensitivity
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
+from hodec.onnx_graph.planning import plan_graph
+from hodec.onnx_graph.sensitivity import Sensitivity
+from hodec.ranks import Manual
 
 from small_graphs import answer, conv_net, node, numbers, save  # isort: skip
 
@@ -26,6 +30,11 @@ def smooth(n, *size, seed=0):
     patterns = np.random.default_rng(99).standard_normal((4, *size))
     mixed = np.tensordot(generator.standard_normal((n, 4)), patterns, 1)
     return (mixed + 0.01 * generator.standard_normal((n, *size))).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HODEC_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def low_rank(out, *size, seed=0, rank=3):
@@ -73,14 +82,13 @@ def test_the_score_is_of_the_written_file_on_what_was_held_out(source, tmp_path)
 
 def test_nothing_that_is_held_out_is_fitted_to(source, tmp_path, monkeypatch):
     seen = []
-    add = compress.TrialGraph.run
+    fixed = compress.TrialGraph.fixed
 
-    def spy(self, feeds, taps=(), tried=None):
-        if taps:
-            seen.append(feeds["x"].tobytes())
-        return add(self, feeds, taps, tried)
+    def spy(self, taps=(), tried=None):
+        run = fixed(self, taps, tried)
+        return (lambda feeds: seen.append(feeds["x"].tobytes()) or run(feeds)) if taps else run
 
-    monkeypatch.setattr(compress.TrialGraph, "run", spy)
+    monkeypatch.setattr(compress.TrialGraph, "fixed", spy)
     compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, **MACS)
     fit, held = load_samples(DATA, input_specs(load_graph(source))).split()
     assert set(seen) == {call["x"].tobytes() for call in fit.calls}
@@ -200,3 +208,64 @@ def test_a_layer_is_decomposed_for_latency_where_it_gets_faster(source, tmp_path
 
 
 COUNT = iter(range(100))
+
+
+def test_int8_stands_on_top_within_the_same_loss(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    result = compress_file(source, out, data=DATA, loss="error", max_drop=0.2, int8=True, **MACS)
+    assert [line.split(" score")[0].strip() for line in result.rows] == [
+        "fp32 dense", "int8 dense", "decomposed", "decomposed, int8"
+    ]  # fmt: skip
+    assert result.score >= 0.8
+    assert result.bytes_after == out.stat().st_size
+    assert any("8 bits" in remark for remark in result.remarks)
+    answer(out, x=DATA["x"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
+
+
+def test_the_second_search_knows_the_first(source, tmp_path, monkeypatch):
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, **MACS}
+    first = compress_file(source, tmp_path / "first.onnx", **settings)
+    trials = []
+    judged = search.Search.judged
+    monkeypatch.setattr(search.Search, "judged", lambda self, *args: trials.append(1) or judged(self, *args))
+    monkeypatch.setattr(Sensitivity, "_weight", None)  # no table is made again
+    second = compress_file(source, tmp_path / "second.onnx", **settings)
+    assert len(trials) == 1
+    assert second.changes.keys() == first.changes.keys()
+    assert second.score >= 0.8
+    third = compress_file(source, tmp_path / "third.onnx", **{**settings, "max_drop": 0.1})
+    assert len(trials) > 2  # another question
+    assert third.score >= 0.9
+
+
+def test_a_search_goes_on_where_it_was_stopped(source, tmp_path, monkeypatch):
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, **MACS}
+    monkeypatch.setattr(sensitivity, "MEMORY", 1)  # a group for each layer
+    seen, weight = [], Sensitivity._weight
+
+    def stopped(self, options, several, *rest):
+        seen.append(several[0].name)
+        if seen.count("head") == 1 and seen[-1] == "head":
+            raise KeyboardInterrupt
+        return weight(self, options, several, *rest)
+
+    monkeypatch.setattr(Sensitivity, "_weight", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress_file(source, tmp_path / "out.onnx", **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+    compress_file(source, tmp_path / "out.onnx", **settings)
+    assert seen == ["first", "second", "head", "head"]
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker"])
+def test_quick_fits_are_those_of_fit_layer(source, tmp_path, method):
+    task = compress.Task(compress.Calibration(DATA), loss="error")
+    found, _ = compress.prepared(source, None, task, methods=[method], threads=1, force=False)
+    plan, _ = plan_graph(found.facts, Manual(3), method, found.settings)
+    moments = found.tables.dense_moments(["first"])["first"]
+    wanted = fit_layer(plan["first"], found.sites["first"].layer.weight, moments, solver="none")
+    for _ in range(2):  # the second time from what was kept
+        quick = found.tables.projected("first", plan["first"], moments, dense=True)
+        torch.testing.assert_close(quick.weight, wanted.weight.float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(quick.shift, wanted.bias, rtol=1e-6, atol=1e-6)

@@ -3,14 +3,14 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from hodec.errors import PlanError
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.ranks import Budget, Manual
 from hodec.ranks.planning import PlanSettings
 
-from small_graphs import FLOAT, answer, kinds, node, numbers, relative, save  # isort: skip
+from small_graphs import FLOAT, answer, conv_net, kinds, node, numbers, relative, save  # isort: skip
 
 ANY = PlanSettings(allow_larger=True)
 
@@ -153,21 +153,144 @@ def test_a_recurrent_weight_is_no_tensor_train(tmp_path):
     assert "needs its weight whole" in outcome.plan.skipped["memory.R"]
 
 
-def test_what_a_file_holds_is_named_where_nothing_can_be_decomposed(tmp_path):
-    nodes = [node("Mul", "x w", "h", name="scale")]
-    loop = helper.make_graph(
-        [node("Identity", "on", "on_again"), node("Conv", "k q", "k_next", name="inside")], "body",
+def looped(path, *, times, inner=None):
+    """A net that puts its input through one convolution so many times, and a Mul beside it."""
+    steps = [node("Identity", "on", "on_again"), node("Conv", "k q", "k_next", name="inside", pads=[1, 1])]
+    if inner is not None:
+        steps[1:] = [
+            node("Conv", "k q", "k_half", name="inside", pads=[1, 1]),
+            helper.make_node("Loop", ["inner", "", "k_half"], ["k_next"], name="deeper", body=inner),
+        ]
+    body = helper.make_graph(
+        steps, "body",
         [helper.make_tensor_value_info("step", TensorProto.INT64, []),
          helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("k", FLOAT, None)],
         [helper.make_tensor_value_info("on_again", TensorProto.BOOL, []),
          helper.make_tensor_value_info("k_next", FLOAT, None)],
     )  # fmt: skip
-    nodes += [helper.make_node("Loop", ["times", "", "start"], ["y"], name="again", body=loop)]
-    weights = {"w": numbers(5, 12), "q": numbers(4, 4, 1), "times": np.array(3), "start": numbers(1, 4, 6)}
-    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (5, 12)}, outputs=("y", "h"))
+    nodes = [
+        node("Mul", "x w", "h", name="scale"),
+        helper.make_node("Loop", ["times", "", "x"], ["y"], name="again", body=body),
+    ]
+    weights = {"w": numbers(8, 12), "q": numbers(8, 8, 3), "times": np.array(times), "inner": np.array(2)}
+    return save(path, nodes, weights, inputs={"x": (1, 8, 12)}, outputs=("y", "h"))
 
+
+def test_convolutions_in_loops_are_decomposed_and_counted_turn_by_turn(tmp_path):
+    source = looped(tmp_path / "in.onnx", times=5)
+    outcome, out = decomposed(source, rule=Manual(4), options=PlanSettings())
+    assert list(outcome.changes) == ["inside"]
+    assert outcome.before.macs == 5 * 12 * 8 * 8 * 3
+    assert outcome.after.macs == outcome.plan.macs_after == 5 * 12 * (4 * 8 * 3 + 8 * 4)
+    assert outcome.uncounted == ()
+    exact, _ = decomposed(source, force=True)
+    assert exact.difference < 1e-4
+    body = onnx.load(str(out)).graph.node[-1].attribute[0].g
+    assert [one.op_type for one in body.node] == ["Identity", "Conv", "Conv"]
+
+
+def test_loops_in_loops(tmp_path):
+    deeper = helper.make_graph(
+        [node("Identity", "on2", "on2_again"), node("Conv", "m q2", "m_next", name="deep", pads=[1, 1])], "deeper",
+        [helper.make_tensor_value_info("step2", TensorProto.INT64, []),
+         helper.make_tensor_value_info("on2", TensorProto.BOOL, []), helper.make_tensor_value_info("m", FLOAT, None)],
+        [helper.make_tensor_value_info("on2_again", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("m_next", FLOAT, None)],
+        [numpy_helper.from_array(numbers(8, 8, 3, seed=4), "q2")],
+    )  # fmt: skip
+    source = looped(tmp_path / "in.onnx", times=3, inner=deeper)
+    outcome, _ = decomposed(source)
+    assert set(outcome.changes) == {"inside", "deep"}
+    assert outcome.before.macs == (3 + 3 * 2) * 12 * 8 * 8 * 3
+    assert outcome.after.macs == outcome.plan.macs_after
+    assert outcome.difference < 1e-4
+
+
+def test_what_a_file_holds_is_named_where_nothing_can_be_decomposed(tmp_path):
+    source = looped(tmp_path / "in.onnx", times=3)
+    model = onnx.load(str(source))
+    (inside,) = (one for one in model.graph.node[1].attribute[0].g.node if one.name == "inside")
+    inside.input[1] = "k"
+    onnx.save(model, str(source))
     with pytest.raises(PlanError) as error:
         decomposed(source, options=PlanSettings(), method="svd")
-    text = str(error.value)
-    assert "Mul scale, 60.0% of the parameters" in text
-    assert "Conv inside, 16.0% of the parameters: it stands in the body of Loop again: those stay as they are" in text
+    assert "the model holds Mul scale, 100.0% of the parameters" in str(error.value)
+
+
+def quantized_net(path, kind):
+    """The small net after onnxruntime's static quantization."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            generator = np.random.default_rng(0)
+            self.left = [{"x": generator.standard_normal((1, 8, 10, 12)).astype(np.float32)} for _ in range(8)]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    source = conv_net(path.with_name("float.onnx"), inputs={"x": (1, 8, 10, 12)})
+    quantize_static(str(source), str(path), Reader(), quant_format=getattr(QuantFormat, kind), per_channel=True)
+    return source
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_file_is_decomposed_as_the_float_one(tmp_path):
+    exact, source = quantized_net(tmp_path / "in.onnx", "QDQ"), tmp_path / "in.onnx"
+    with pytest.raises(PlanError, match="DequantizeLinear.*take quantization out first"):
+        decomposed(source)
+    outcome, out = decomposed(source, rule=Manual(10**6), dequantized=True)
+    assert set(outcome.changes) == {"first", "second", "head"}
+    assert any("float now" in remark for remark in outcome.remarks)
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(kinds(out))
+    x = np.random.default_rng(3).standard_normal((1, 8, 10, 12)).astype(np.float32)
+    (dense,) = answer(exact, x=x)
+    assert relative(answer(out, x=x)[0], dense) < 0.03  # the rounding of the weights stays
+    assert relative(answer(source, x=x)[0], dense) < 0.2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_not_of_the_qdq_kind_cannot_be_dequantized(tmp_path):
+    exact = quantized_net(tmp_path / "in.onnx", "QOperator")
+    with pytest.raises(PlanError, match="not of the QDQ kind"):
+        decomposed(exact, dequantized=True)
+
+
+def test_a_function_that_multiplies_is_written_out_where_it_is_called(tmp_path):
+    body = [node("Conv", "a b", "c", name="inside", pads=[1, 1, 1, 1]), node("Relu", "c", "d")]
+    block = helper.make_function("own", "block", ["a", "b"], ["d"], body, [helper.make_opsetid("", 17)])
+    nodes = [
+        helper.make_node("block", ["x", "w"], ["h"], domain="own"),
+        helper.make_node("block", ["h", "v"], ["y"], domain="own"),
+    ]
+    weights = {"w": numbers(16, 8, 3, 3), "v": numbers(8, 16, 3, 3)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 8, 10, 12)}, domains=("own",))
+    model = onnx.load(str(source))
+    model.functions.append(block)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, (1, 8, 10, 12)))
+    onnx.save(model, str(source))
+    outcome, out = decomposed(source)
+    assert len(outcome.changes) == 2
+    x = np.random.default_rng(0).standard_normal((1, 8, 10, 12)).astype(np.float32)
+    assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
+
+
+def test_layers_in_a_scan_stay_with_the_reason(tmp_path):
+    body = helper.make_graph(
+        [node("MatMul", "one w", "out", name="inside")], "body",
+        [helper.make_tensor_value_info("one", FLOAT, (4, 12))], [helper.make_tensor_value_info("out", FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Scan", ["x"], ["y"], name="walk", body=body, num_scan_inputs=1),
+        node("MatMul", "y v", "z", name="m"),
+    ]
+    weights = {"w": numbers(12, 20), "v": numbers(20, 20, seed=1)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (5, 4, 12)}, outputs=("z",))
+    outcome, _ = decomposed(source)
+    assert outcome.plan.skipped == {"inside": "it stands in the body of Scan walk: those stay as they are"}
+    assert outcome.uncounted == ("walk",)
+
+
+def test_a_loop_that_does_not_turn(tmp_path):
+    with pytest.raises(PlanError, match="body of Loop again, which does not run on the example inputs"):
+        decomposed(looped(tmp_path / "in.onnx", times=0))

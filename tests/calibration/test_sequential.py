@@ -1,0 +1,147 @@
+"""Layers fitted one after the other: what earlier ones lost is made up for, and nothing else of the net is touched."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_nets import IMAGE, SmallResNet, Tokens, Twice, assert_untouched, snapshot
+from swaps import planned
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from hodec.calibration.input_covariance import collect_covariances
+from hodec.calibration.sequential import fit_to_data
+from hodec.conversion.swap import convert
+from hodec.errors import DataError
+from hodec.methods import METHODS
+
+
+def images(generator: torch.Generator, count: int = 64, channels: int = 6) -> Tensor:
+    """Pictures whose channels and neighbours say much the same."""
+    mix = torch.randn(channels, channels, generator=generator) * 2.0 ** -torch.arange(channels)
+    x = torch.randn(count, channels, 12, 12, generator=generator)
+    return torch.einsum("oi,nihw->nohw", mix, x + x.roll(1, 2) + x.roll(1, 3))
+
+
+def settled(generator: torch.Generator) -> tuple[nn.Module, Tensor]:
+    """A net whose BatchNorm has the statistics of its data, and such data."""
+    torch.manual_seed(0)
+    net, x = SmallResNet(), images(generator)
+    with torch.no_grad():
+        for _ in range(50):
+            net(x)
+    return net.eval(), x
+
+
+@torch.no_grad()
+def error(net: nn.Module, other: nn.Module, x: Tensor) -> float:
+    return float((net.eval()(x) - other.eval()(x)).norm() / net(x).norm())
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker", "cp"])
+def test_unseen_outputs_are_nearer_than_with_covariances_of_the_dense_net(method: str, generator):
+    net, x = settled(generator)
+    data, unseen = list(x.split(16)), images(generator)
+    plan = planned(net, 4, x[:1], method=method, include=["layer1.*"], allow_larger=True)
+    before = snapshot(net)
+    near = fit_to_data(net, plan, data)
+    assert_untouched(net, before)
+    white = convert(net, plan, covariances=collect_covariances(net, plan, data))
+    assert error(net, near, unseen) < 0.8 * error(net, white, unseen)
+    assert_close(near(unseen), convert(near, plan)(unseen), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 64])
+def test_groups_read_the_data_together(passes: int, generator):
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", include=["layer1.*", "fc"], allow_larger=True)
+    seen = []
+
+    class Data(list):
+        def __iter__(self):
+            seen.append(1)
+            return super().__iter__()
+
+    near = fit_to_data(net, plan, Data(x.split(32)), passes=passes)
+    assert len(seen) == min(passes, len(plan)) + 1  # and once for the order
+    assert error(net, near, x) < error(net, convert(net, plan), x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_full_ranks_leave_the_outputs(method: str, generator):
+    net, x = settled(generator)
+    plan = planned(net, 10_000, x[:1], method=method, allow_larger=True, n_modes=2)
+    near = fit_to_data(net, plan, [x])
+    assert error(net, near, images(generator)) < (2e-2 if plan["conv1"].format.iterative else 1e-3)
+
+
+def test_a_bias_is_fitted_where_there_is_one_and_in_batchnorm_otherwise(generator):
+    net, x = settled(generator)
+    plan = planned(net, 2, x[:1], method="svd", include=["conv1", "layer1.conv1"], allow_larger=True)
+    near = fit_to_data(net, plan, [x], positions=None)
+    taken = {}
+    for name, one in (("dense", net), ("near", near)):
+        for layer in ("bn1", "layer1.bn1"):
+            hook = one.get_submodule(layer).register_forward_hook(
+                lambda _m, _a, out, key=(name, layer): taken.__setitem__(key, out)
+            )
+            one(x)
+            hook.remove()
+    for layer in ("bn1", "layer1.bn1"):
+        means = [taken[name, layer].mean((0, 2, 3)) for name in ("dense", "near")]
+        assert_close(*means, rtol=1e-3, atol=1e-3)
+    assert near.layer1["conv1"].bias is None
+    assert not torch.equal(near.layer1["bn1"].running_mean, net.layer1["bn1"].running_mean)
+    assert torch.equal(near.layer1["bn1"].running_var, net.layer1["bn1"].running_var)
+
+
+def test_without_bias_and_batchnorm_outputs_are_met_as_they_are(generator):
+    torch.manual_seed(0)
+    net, x = Tokens().eval(), torch.randn(64, 6, 16, generator=generator) + 1
+    plan = planned(net, 3, x[:1], method="svd", allow_larger=True)
+    near = fit_to_data(net, plan, x.split(16))
+    assert near.down.bias is None
+    assert not torch.equal(near.up.bias, net.up.bias)
+    assert error(net, near, x) < error(net, convert(net, plan), x)
+    hidden = F.gelu(near.up(x)).flatten(0, 1).detach().double()  # the last layer alone: regression without a constant
+    wanted = net(x).flatten(0, 1).detach().double()
+    best = torch.linalg.lstsq(hidden, wanted).solution
+    fitted = hidden @ best
+    directions = torch.linalg.svd(fitted, full_matrices=False).Vh[: plan["down"].ranks[0]]
+    least = (wanted - fitted @ directions.mT @ directions).norm()
+    assert float((near(x).detach().flatten(0, 1) - wanted).norm()) < 1.03 * float(least)
+
+
+def test_a_layer_that_is_called_twice_is_fitted_to_both(generator):
+    torch.manual_seed(0)
+    net, x = Twice().eval(), images(generator)
+    plan = planned(net, 2, x[:1], method="svd", allow_larger=True)
+    near = fit_to_data(net, plan, x.split(16))
+    assert error(net, near, x) < error(net, convert(net, plan), x)
+
+
+def test_what_meets_no_patches_is_projected(generator):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.rnn = nn.Embedding(40, 32), nn.LSTM(32, 64, batch_first=True)
+            self.norm = nn.utils.parametrizations.weight_norm(nn.Linear(64, 64))
+            self.out = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.out(self.norm(self.rnn(self.table(x))[0]))
+
+    torch.manual_seed(0)
+    net, tokens = Tagger().eval(), torch.randint(0, 40, (32, 6), generator=generator)
+    plan = planned(net, 4, tokens[:1], method="svd", allow_larger=True)
+    assert {"table", "norm", "out"} < set(plan)
+    near = fit_to_data(net, plan, tokens.split(8))
+    small = convert(near, plan)
+    assert_close(small.table.dense_weight(), near.table.weight, rtol=1e-4, atol=1e-4)
+    assert error(net, small, tokens) < error(net, convert(net, plan), tokens)
+
+
+def test_no_data_are_refused(generator):
+    net, x = settled(generator)
+    with pytest.raises(DataError, match="no batch to fit to"):
+        fit_to_data(net, planned(net, 4, x[:1], method="svd", allow_larger=True), [])
+    assert IMAGE[1:] == x.shape[1:]

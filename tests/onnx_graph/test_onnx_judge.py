@@ -1,0 +1,79 @@
+"""How files are judged: agreement of outputs, and what may be lost of a score."""
+
+import numpy as np
+import pytest
+
+from hodec.calibration.data import InputSpec, load_samples
+from hodec.errors import ConfigError
+from hodec.onnx_graph.judge import AGREEMENTS, allowed_drop, judge_of, softened, squared_errors
+
+
+def scores(tokens, classes=5):
+    """One sequence (1, steps, classes) that reads as these tokens."""
+    return np.eye(classes, dtype=np.float32)[np.array(tokens)][None]
+
+
+def held(n=8):
+    return load_samples({"x": np.zeros((n, 3), np.float32)}, [InputSpec("x", np.dtype("float32"), (1, 3))])
+
+
+def test_a_drop_is_a_number_or_a_share():
+    assert allowed_drop(0.01, 96.0) == 0.01
+    assert allowed_drop("0.5%", 96.0) == pytest.approx(0.48)
+    assert allowed_drop("1%", -2.0) == pytest.approx(0.02)
+    with pytest.raises(ConfigError):
+        allowed_drop("nan", 1.0)
+
+
+@pytest.mark.parametrize(("read", "agreement"), [
+    ([0, 1, 0, 0, 2, 0], 1.0),
+    ([0, 0, 1, 0, 0, 2], 1.0),  # the same text a step later
+    ([0, 1, 1, 0, 2, 0], 1.0),  # a token that lasts two steps
+    ([0, 1, 0, 0, 3, 0], 0.5),
+    ([0, 1, 0, 1, 2, 0], 0.5),  # one too many
+    ([0, 0, 0, 0, 0, 0], 0.0),
+])  # fmt: skip
+def test_tokens_are_compared_as_they_are_read(read, agreement):
+    assert AGREEMENTS["tokens"]([[scores(read)]], [[scores([0, 1, 0, 0, 2, 0])]]) == pytest.approx(agreement)
+
+
+def test_tokens_without_a_blank_are_compared_step_by_step():
+    wanted = [1, 2, 2, 3, 4, 1]
+    assert AGREEMENTS["tokens"]([[scores([1, 2, 3, 3, 4, 1])]], [[scores(wanted)]]) == pytest.approx(5 / 6)
+
+
+def test_errors_are_relative_to_what_varies():
+    wanted = [np.array([[101.0, 99.0]]), np.array([[100.0, 100.0]])]
+    found = [one + 1.0 for one in wanted]
+    (error,) = squared_errors([[one] for one in found], [[one] for one in wanted])
+    assert error == pytest.approx(4 / 2)
+    assert squared_errors([[wanted[0][:, :1]]], [[wanted[0]]]) == [float("inf")]
+
+
+@pytest.mark.parametrize(("output", "loss", "words"), [
+    (np.eye(4, dtype=np.float32)[:1], None, "top-1 agrees with"),
+    (scores([0, 1, 0]), None, "tokens agree with"),
+    (3 * scores([0, 1, 0]), None, "outputs are as near"),  # not probabilities: perhaps no scores at all
+    (3 * scores([0, 1, 0]), "tokens", "tokens agree with"),
+    (np.ones((1, 1), np.float32) * 0.3, None, "outputs are as near"),
+    (np.eye(4, dtype=np.float32)[:1], "error", "outputs are as near"),
+])  # fmt: skip
+def test_outputs_are_compared_as_what_they_look_like(output, loss, words):
+    judge = judge_of(lambda feeds: [output], held(), ["y"], loss=loss)
+    assert judge.words.startswith(words)
+    assert judge.score(lambda feeds: [output]) == 1.0
+    assert judge.allowed == pytest.approx(0.05 if "near" in words else 0.01)
+
+
+def test_a_judge_accepts_what_is_allowed_and_no_number_that_is_none():
+    judge = judge_of(lambda feeds: [np.eye(4, dtype=np.float32)[:1]], held(), ["y"], max_drop=0.25)
+    assert judge.accepts(0.75)
+    assert not judge.accepts(0.74)
+    assert not judge.accepts(float("nan"))
+
+
+def test_probabilities_count_by_their_logarithms():
+    sure = np.array([[0.999, 0.001]])
+    assert softened([sure])[0].max() < 0
+    plain = np.array([[3.0, -1.0]])
+    np.testing.assert_array_equal(softened([plain])[0], plain)
