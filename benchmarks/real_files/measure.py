@@ -23,7 +23,7 @@ class Row:
         faster: median of the dense file's time over this one's, both in turns on one thread.
         spread: half the interquartile range of ``faster`` over the rounds, as a share of its median.
         seconds: time that making it took.
-        said: the command's last line.
+        said: the command's verdict, or why nothing was written.
     """
 
     case: str

@@ -31,7 +31,7 @@ def score(run):
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a command: the file or None, its seconds, its last line."""
+    """What became of a command: the file or None, its seconds, its verdict or why there is none."""
 
     path: Path | None
     seconds: float
@@ -77,10 +77,9 @@ def made(case: Case, way: str, folder: Path) -> Made:
         return Made(None, MOST_SECONDS, f"stopped after {MOST_SECONDS} s")
     seconds = time.perf_counter() - started
     out.with_suffix(".log").write_text(" ".join(command) + "\n" + done.stdout + done.stderr)
-    lines = [line for line in (done.stdout or done.stderr).splitlines() if line.strip()]
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or lines
-    return Made(out if out.exists() else None, seconds, lines[-1].strip() if lines else f"exit {done.returncode}")
+    lines = [line.strip() for line in (done.stderr if done.returncode else done.stdout).splitlines() if line.strip()]
+    said = lines[-1 if done.returncode else 0] if lines else f"exit {done.returncode}"
+    return Made(out if out.exists() else None, seconds, said)
 
 
 def write_data(case: Case, folder: Path) -> Path:
