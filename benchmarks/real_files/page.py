@@ -51,7 +51,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     told = []
     for way in dict.fromkeys(row.way for row in rows if row.way != "dense"):
         mine = [row for row in rows if row.way == way and row.case in dense]
-        kept = sum(row.score is None or row.score >= dense[row.case].score - ALLOWED for row in mine)  # type: ignore[operator]
+        lost = [dense[row.case].score - row.score for row in mine if row.score is not None]  # type: ignore[operator]
+        kept = len(mine) - sum(one > ALLOWED + 1e-9 for one in lost)
         faster = [row.faster or 1.0 for row in mine]
         size = [(row.bytes / dense[row.case].bytes) if row.bytes else 1.0 for row in mine]  # type: ignore[operator]
         written = sum(row.score is not None for row in mine)
@@ -59,6 +60,11 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             f"{way}: {kept} of {len(mine)} files within {100 * ALLOWED:g} points of dense, {written} written; median "
             f"{statistics.median(faster):.2f}x as fast, {statistics.median(size):.2f} of the size; slowest "
             f"{min(faster):.2f}x"
+            + (
+                f"; not measured: {', '.join(rest)}"
+                if (rest := [one for one in dense if one not in {r.case for r in mine}])
+                else ""
+            )
         )
     return told
 
