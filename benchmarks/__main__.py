@@ -27,10 +27,12 @@ GROUPS = {
     "vbmf": "benchmarks.vbmf",
     "admm": "benchmarks.admm_cost",
     "training": "benchmarks.training",
+    "factors": "benchmarks.factors",
     "inference": "benchmarks.fused",
     "layers": "benchmarks.fused_layers",
     "chain": "benchmarks.chain",
     "files": "benchmarks.files",
+    "file_latency": "benchmarks.file_latency",
     "scaling": "benchmarks.scaling",
 }
 REFUSED = 2

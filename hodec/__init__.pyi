@@ -12,6 +12,7 @@ from hodec.conversion.swap import conversion_errors as conversion_errors
 from hodec.conversion.swap import convert as convert
 from hodec.conversion.swap import merge as merge
 from hodec.cost.latency import LatencyTable as LatencyTable
+from hodec.distillation import FeatureDistillation as FeatureDistillation
 from hodec.errors import HodecError as HodecError
 from hodec.export.checkpoint import load as load
 from hodec.export.checkpoint import save as save
@@ -24,6 +25,8 @@ from hodec.layers.base import FactorizedLayer as FactorizedLayer
 from hodec.methods import METHODS as METHODS
 from hodec.onnx_graph.compress import compress_file as compress_file
 from hodec.onnx_graph.decompose import decompose_file as decompose_file
+from hodec.optim.factor_sgd import FactorSGD as FactorSGD
+from hodec.optim.factor_sgd import param_groups as param_groups
 from hodec.plan.layer import LayerPlan as LayerPlan
 from hodec.plan.plan import Plan as Plan
 from hodec.ranks import make_plan as make_plan

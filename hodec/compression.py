@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # By these two nets lose least where they are not retrained, see docs/admm.md; linear layers have one form in all.
 METHODS = ["spatial_svd", "svd"]
+# Where a net keeps what a search found.
+REPORT_ATTRIBUTE = "compress_report"
 # The search for the smallest share of multiply-adds: halvings between these, so that it ends within 1.5 % of the net.
 LEAST_SHARE, HALVINGS = 0.05, 6
 
@@ -119,7 +121,7 @@ def compress(  # noqa: PLR0913
     given = _Given(model, example_input, rule, method, include, exclude, on_error)
     if max_drop is None or batches is None:
         small = given.at(macs, params, given.covariances(batches), batches)
-        small.compress_report = None  # type: ignore[assignment]
+        setattr(small, REPORT_ATTRIBUTE, None)
         return small
     return _search(given, list(batches), max_drop, evaluate)
 
@@ -208,14 +210,16 @@ def _search(given: _Given, batches: Sequence[Batch], max_drop: float, evaluate: 
     if (again := score(measure, given.model, held)) != dense:
         raise DataError(f"evaluate gave {dense:.6g} and then {again:.6g} for the same net: fix its seed or its batches")
     covariances = given.covariances(data)
-    low, high, tried, best = LEAST_SHARE, 1.0, list[tuple[float, float]](), None
+    low, high, tried = LEAST_SHARE, 1.0, list[tuple[float, float]]()
+    best: tuple[nn.Module, float] | None = None
+    refused: PlanError | None = None
     for _ in range(HALVINGS):
         share = (low + high) / 2
         try:
             small = given.at(share, None, covariances, data)
         except PlanError as error:
             log.info("at a share of %.3f: %s", share, error)
-            low = share
+            low, refused = share, error
             continue
         tried.append((share, score(measure, small, held)))
         log.info("at a share of %.3f of the multiply-adds the score is %.4g, dense %.4g", share, tried[-1][1], dense)
@@ -223,8 +227,10 @@ def _search(given: _Given, batches: Sequence[Batch], max_drop: float, evaluate: 
             best, high = (small, tried[-1][1]), share
         else:
             low = share
+    if refused is not None and not tried:
+        raise refused
     if best is None:
-        nearest = max((found for _, found in tried), default=float("nan"))
+        nearest = max(found for _, found in tried)
         raise PlanError(
             f"compress: nothing pays: no net within {max_drop:g} of the dense net's {dense:.4g} was found; the nearest "
             f"has {nearest:.4g}. Allow a larger max_drop, or train: hodec.Admm"
@@ -232,7 +238,7 @@ def _search(given: _Given, batches: Sequence[Batch], max_drop: float, evaluate: 
     small, found = best
     name = "evaluate" if evaluate else "agreement"
     seconds = time.perf_counter() - start
-    small.compress_report = CompressReport(dense, found, max_drop, name, tuple(tried), len(held), seconds)  # type: ignore
+    setattr(small, REPORT_ATTRIBUTE, CompressReport(dense, found, max_drop, name, tuple(tried), len(held), seconds))
     return small
 
 

@@ -15,6 +15,7 @@ from hodec.layers.experts import experts_class
 from hodec.layers.grouped import grouped_class
 from hodec.layers.linear import FactorizedLinear
 from hodec.layers.staged import StagedConv
+from hodec.layers.tied import ROWS
 
 GROUP = "hodec.methods"
 
@@ -47,6 +48,13 @@ class Method:
         if layer_type in self.layers or not LAYER_TYPES[layer_type].stacked:
             return self.layers[layer_type]
         return experts_class(cast(type[FactorizedLinear], self.layers["linear"]))
+
+    def tied_layer(self, layer_type: str, tied_type: str, groups: int = 1) -> type[FactorizedLayer] | None:
+        """What has the factors of this method's layer, for a layer of ``tied_type`` with the same weight; or None."""
+        if not self.serves(layer_type, groups) or not self.serves(tied_type, groups):
+            return None
+        whole = self.layer(layer_type, groups)
+        return whole if tied_type == layer_type else ROWS.get(whole) if tied_type == "embedding" else None
 
     def serves(self, layer_type: str, groups: int = 1) -> bool:
         """Whether it has a layer for that type."""

@@ -199,3 +199,21 @@ def test_a_program_of_a_model_that_takes_keywords(tmp_path):
     written = to_program(small, tmp_path / "small.pt2", example_input=given)
     assert written.error < 1e-4
     assert written.batches == (4, 1, 6)
+
+
+def test_a_form_whose_keys_were_sorted_is_put_in_order():
+    """As transformers does with those of a config, which holds the plan."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(4, 8)
+
+        def forward(self, x: Tensor, inner: dict[str, Tensor]) -> Tensor:
+            return self.a(x) + self.b(inner["a"]) + inner["b"]
+
+    x = {"x": torch.randn(2, 8), "inner": {"b": torch.randn(2, 8), "a": torch.randn(2, 4)}}
+    plan = make_plan(Net(), 2, method="svd", example_input=x)
+    back = Plan.from_dict(json.loads(json.dumps(plan.to_dict(), sort_keys=True)))
+    assert [each.shape for each in back.example_input().tensors] == [(2, 8), (2, 8), (2, 4)]
+    convert(Net(), back)

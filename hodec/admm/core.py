@@ -50,7 +50,8 @@ class Admm(AdmmLoop):
         clipped: gradients are clipped after ``before_step``. ``rho="auto"`` then moves the weights themselves, which
             it does anyhow once it sees that.
         settings: the fields of ``hodec.admm.options.AdmmOptions``: ``rho``, ``pull``, ``update_every``, ``relax``,
-            ``dual``, ``tolerance``, ``track_truncated``, ``distribute_projection``.
+            ``dual``, ``tolerance``, ``track_truncated``, ``distribute_projection``. With ``mode="project"`` those of
+            ``AdmmProject``: the weights themselves are projected every few steps, and there is no pull.
 
     Attributes:
         projection: has the ``plan`` with the ranks that Z has now, and the ``factors`` of iterative formats.
@@ -105,9 +106,10 @@ class Admm(AdmmLoop):
         full = self._full()
         if not self.primal:
             self.residuals = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
-        overall, pulls = updates.total(self.residuals), self.pulls or self._pull.measured()
+        overall, pulls = updates.total(self.residuals), self._pulls()
+        rho = sum(s.rho for s in self.states.values()) / len(self.states)
         report = {
-            "rho": sum(s.rho for s in self.states.values()) / len(self.states),
+            **({} if self.projects else {"rho": rho}),
             **({"pull": sum(pulls.values()) / len(pulls)} if pulls else {}),
             "primal_residual": overall.primal,
             "dual_residual": overall.dual,
@@ -130,12 +132,17 @@ class Admm(AdmmLoop):
 
     def layer_report(self) -> dict[str, dict[str, float]]:
         """``rho``, ``primal_residual``, ``dual_residual`` and ``pull`` of each layer at the last ``report``."""
-        pulls = self.pulls or self._pull.measured()
+        pulls = self._pulls()
         return {
-            name: {"rho": self.states[name].rho, "primal_residual": r.primal, "dual_residual": r.dual}
+            name: ({} if self.projects else {"rho": self.states[name].rho})
+            | {"primal_residual": r.primal, "dual_residual": r.dual}
             | ({"pull": pulls[name]} if name in pulls else {})
             for name, r in self.residuals.items()
         }
+
+    def _pulls(self) -> dict[str, float]:
+        """What was measured between the last two Z-updates, or since the first; none where nothing pulls."""
+        return {} if self.projects else self.pulls or self._pull.measured()
 
     def final_plan(self) -> Plan:
         """The plan to convert by: where ranks were learned, those of the last Z.

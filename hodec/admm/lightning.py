@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from hodec.admm.binding import check_trainer
 from hodec.admm.core import Admm
-from hodec.admm.options import AdmmOptions, AdmmSettings
+from hodec.admm.options import AdmmOptions, AdmmSettings, mode_options
 from hodec.admm.penalty import make_penalty
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner, State
@@ -88,8 +88,9 @@ class AdmmCallback(Callback):
         **settings: Unpack[AdmmSettings],
     ) -> None:
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-        options = AdmmOptions(**settings)
-        make_penalty(options.rho, pull=options.pull, layers=list(plan))  # these two refuse now, not at the fit's start
+        options = mode_options(**settings)  # these three refuse now, not at the fit's start
+        if isinstance(options, AdmmOptions):
+            make_penalty(options.rho, pull=options.pull, layers=list(plan))
         Projection(plan, learner, covariances)
         self.stop_when_converged, self.evaluate = stop_when_converged, evaluate
         self._track = options.track_truncated

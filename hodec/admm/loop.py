@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
-from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmSettings
-from hodec.admm.penalty import Moment, make_penalty
-from hodec.admm.processes import Processes
+from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
+from hodec.admm.penalty import NONE, Moment, make_penalty
+from hodec.admm.processes import Processes, check_equal, differing
 from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.pull import CLIPPED, Pull, haste, weakness
 from hodec.admm.stopping import Status, check_convergence, final_status
@@ -45,8 +45,14 @@ class AdmmLoop:
         if steps_per_epoch is not None and steps_per_epoch < 1:
             text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
             raise ConfigError(text, steps=Use("steps_per_epoch"))
-        self.options, self.start_plan, self.steps_per_epoch = AdmmOptions(**settings), plan, steps_per_epoch
-        self.penalty = make_penalty(self.options.rho, pull=self.options.pull, layers=list(plan))
+        options, self.start_plan = mode_options(**settings), plan
+        self.options, self.steps_per_epoch = options, steps_per_epoch
+        self.projects = isinstance(options, AdmmProject)
+        self.penalty = NONE
+        if learner is not None and self.projects:
+            raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
+        if isinstance(options, AdmmOptions):
+            self.penalty = make_penalty(options.rho, pull=options.pull, layers=list(plan))
         self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
@@ -62,6 +68,7 @@ class AdmmLoop:
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
         self._warned: set[str] = set()
+        self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._bind()
 
     def _bind(self, before: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -105,9 +112,25 @@ class AdmmLoop:
             check_finite(w.detach(), f"layer {name}")
         self.states = updates.start(self.weights, dict.fromkeys(self.weights, 0.0), self._project)
         self.updated_at = self.steps
+        if self.projects:
+            return
+        self._look_at_interval()
         self._choose_rho()
-        if words := haste(self._pull, self._interval_steps()):
+
+    def _look_at_interval(self) -> None:
+        """See to it that W can answer between two Z-updates, or warn.
+
+        Momentum answers a pull in the gradients long after Z has moved on: what it owes adds up in U from update to
+        update, and with 1 to 4 steps between them the weights end as NaN after 30 to 100 epochs. Moved by themselves
+        they are where the pull wants them when Z is updated.
+        """
+        if self._pull.decoupled or not (words := haste(self._pull, self._interval_steps())):
+            return
+        if not self.penalty.follows_pull:
             self._warn("interval", words)
+        else:
+            log.info("%s. ADMM moves the weights themselves, which needs no answer", words.partition(":")[0])
+            self._pull.decoupled = self._clipped = True
 
     def before_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Add the pull to the gradients: call it when these are final (unscaled, accumulated, reduced), not clipped.
@@ -129,7 +152,10 @@ class AdmmLoop:
             text = "rho depends on the optimizer steps of an epoch, not known without steps_per_epoch"
             self._warn("steps", f"{text}: this epoch counts its steps and is trained without ADMM")
             return
+        if self.projects:
+            return
         if self._chosen_at != (self.epoch, self._pull.rates()):  # a schedule moved: the pull per step is to stay
+            self._look_at_interval()
             self._choose_rho()
         if not self._pull.decoupled:
             idle = self._pull.add(self._targets, {name: state.rho for name, state in self.states.items()})
@@ -161,7 +187,12 @@ class AdmmLoop:
             self.update()
 
     def count_epoch(self) -> None:
-        """Choose rho by the steps that this epoch had, from the next one on; ADMM begins if it waited for them."""
+        """Choose rho by the steps that this epoch had, from the next one on; ADMM begins if it waited for them.
+
+        Raises:
+            TrainingError: the processes that train together hold different weights.
+        """
+        self._compare()
         counted, expected = self.steps - self.epoch_began, self.steps_per_epoch
         self.epoch_began = self.steps
         if not counted or counted == expected:
@@ -174,13 +205,13 @@ class AdmmLoop:
 
     def update_at_epoch_end(self) -> None:
         """Update Z and U if this epoch's end is one where that is due."""
-        due = self._unit == "epoch" and (self.epoch + 1) % self._every == 0
+        due = self.projects or (self._unit == "epoch" and (self.epoch + 1) % self._every == 0)
         if due and self.states and self.steps > self.updated_at:  # an epoch may be one that only measures BatchNorm
             self.update()
 
     def finish(self) -> Status:
         """Settle the status once training is over."""
-        self.status = final_status(self.status, self.primal)
+        self.status = Status.EPOCHS_ENDED if self.projects else final_status(self.status, self.primal)
         last = f"{self.primal[-1]:.4g}" if self.primal else "not measured: no Z-update took place"
         log.info("ADMM %s; norm(W - Z) / norm(W) = %s", self.status.value, last)
         return self.status
@@ -191,22 +222,51 @@ class AdmmLoop:
         """Update Z and U of all layers, then rho and the status.
 
         Raises:
-            TrainingError: a weight is NaN or Inf.
+            TrainingError: a weight is NaN or Inf, or differs between the processes that train together.
         """
+        self._compare()
         for name, w in self.weights.items():
             check_finite(w.detach(), f"layer {name}, epoch {self.epoch}, step {self.steps}")
-        relax, dual = self.options.relax, self.options.dual
+        relax, dual = (self.options.relax, self.options.dual) if isinstance(self.options, AdmmOptions) else (1.0, False)
         self.states, self.residuals = updates.step(self.weights, self.states, self._project, relax=relax, dual=dual)
-        self._judge_pull()
         self.updated_at = self.steps
         overall = updates.total(self.residuals)
         self.primal, self.dual = [*self.primal, overall.primal], [*self.dual, overall.dual]
+        if isinstance(self.options, AdmmOptions):
+            self._judge(self.options)
+        else:
+            updates.put(self.weights, {name: state.z for name, state in self.states.items()})
+
+    def _judge(self, options: AdmmOptions) -> None:
+        """Choose rho and the status by the Z-update just done."""
+        self._judge_pull(options)
         self._choose_rho(self.residuals)
-        self.status = check_convergence(self.primal, self.dual, tolerance=self.options.tolerance)
+        self.status = check_convergence(self.primal, self.dual, tolerance=options.tolerance)
         if self.status is Status.DIVERGED:
             rise = f"norm(W - Z) / norm(W) rose from {self.primal[0]:.3g} to {self.primal[-1]:.3g}"
             way_out = "raise pull (rho=auto) or rho, or update less often"
             self._warn("diverged", f"ADMM diverges: {rise}. U winds up because W does not follow: {way_out}")
+
+    def _compare(self) -> None:
+        """See that all processes hold one state: the pull is added after gradients were reduced, so nothing else would.
+
+        Raises:
+            TrainingError: their weights differ.
+        """
+        if self.processes.count == 1 or self._compared_at == self.steps:
+            return
+        where, steps = f"epoch {self.epoch}, step {self.steps}", self.steps - self._compared_at
+        self._compared_at = self.steps
+        check_equal(self.processes, self.weights, steps=steps, where=where)
+        parts = {name: [s.z, s.u, torch.tensor(s.rho)] for name, s in self.states.items()}
+        if names := differing(self.processes, parts):
+            log.warning("%s: Z, U or rho of %s differ between the processes; all take the first one's", where, names)
+            kept = self.processes.broadcast({name: vars(self.states[name]) for name in names})
+            for name, one in kept.items():
+                device = self.weights[name].device
+                self.states[name] = AdmmState(one["z"].to(device), one["u"].to(device), one["rho"])
+            if not self.projects:
+                self._choose_rho()
 
     def _project(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rho = {name: self.states[name].rho if self.states else 0.0 for name in tensors}
@@ -236,10 +296,10 @@ class AdmmLoop:
             weak = f"rho pulls W only {self.pull:.2f} of its way to Z between two updates"
             self._warn("pull", f"{weak}; below {WEAK_PULL} U winds up instead. Use rho=auto, or a larger rho")
 
-    def _judge_pull(self) -> None:
+    def _judge_pull(self, options: AdmmOptions) -> None:
         """Keep the pull that was measured since the last Z-update; say what took most of it away."""
         self.pulls, steps = self._pull.measured(), self._interval_steps()
-        asked = self.options.pull if self.penalty.follows_pull else None
+        asked = options.pull if self.penalty.follows_pull else None
         rho = {name: state.rho for name, state in self.states.items()}
         if words := weakness(self._pull, asked=asked, steps=steps, rho=rho):
             self._warn("weak", words)

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
-from hodec.errors import ConfigError, Use
-from hodec.options import BadParts, Option, setting
+from hodec.errors import ConfigError, Use, near_matches
+from hodec.options import BadParts, Option, setting, settings_of
 
 Rho = float | str | Mapping[int, float] | Mapping[str, float]
 
@@ -52,15 +52,44 @@ RHO = {
 
 
 @dataclass(frozen=True)
-class AdmmOptions(Option):
+class ProjectionOptions(Option):
+    """When the planned layers are projected onto their ranks, in every mode."""
+
+    group: ClassVar[str] = "admm"
+    mode: ClassVar[str]
+
+    update_every: int | str = setting(
+        1,
+        "between updates of Z and U: epochs from 1, or 50steps, 2epochs",
+        words="whole epochs from 1, or 50steps, 2epochs",
+        check=_bad_interval,
+    )
+    track_truncated: bool = setting(True, "test the hard-truncated net each epoch: costs one evaluation each")
+    distribute_projection: bool = setting(True, "with several devices: each projects its share of the layers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("rho", "update_every"):
+            if getattr(self, key, "") is None:
+                raise ConfigError("{setting}: None given; leave it out for its default", setting=Use(f"admm.{key}"))
+
+    @property
+    def interval(self) -> tuple[int, str]:
+        """``update_every`` as a count and its unit, ``epoch`` or ``step``."""
+        count, unit = INTERVAL.findall(str(self.update_every))[0]
+        return int(count), unit or "epoch"
+
+
+@dataclass(frozen=True)
+class AdmmOptions(ProjectionOptions):
     """Draws the dense weights towards low rank; rho follows the learning rate, so that the pull stays the same.
 
     Raises:
         ConfigError: a setting out of range.
     """
 
-    group: ClassVar[str] = "admm"
     name: ClassVar[str] = "default"
+    mode: ClassVar[str] = "admm"
 
     rho: Rho = setting(
         "auto",
@@ -74,29 +103,9 @@ class AdmmOptions(Option):
         above=0,
         below=1,
     )
-    update_every: int | str = setting(
-        1,
-        "between updates of Z and U: epochs from 1, or 50steps, 2epochs",
-        words="whole epochs from 1, or 50steps, 2epochs",
-        check=_bad_interval,
-    )
     relax: float = setting(1.0, "over-relaxation of the update; 1 (none) to 1.9", low=1, high=1.9)
     dual: bool = setting(True, "false: U stays 0, the control that is a quadratic penalty")
     tolerance: float = setting(1e-3, "stop when both relative residuals are below it; 0: never", low=0)
-    track_truncated: bool = setting(True, "test the hard-truncated net each epoch: costs one evaluation each")
-    distribute_projection: bool = setting(True, "with several devices: each projects its share of the layers")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("rho", "update_every"):
-            if getattr(self, key) is None:
-                raise ConfigError("{setting}: None given; leave it out for its default", setting=Use(f"admm.{key}"))
-
-    @property
-    def interval(self) -> tuple[int, str]:
-        """``update_every`` as a count and its unit, ``epoch`` or ``step``."""
-        count, unit = INTERVAL.findall(str(self.update_every))[0]
-        return int(count), unit or "epoch"
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,26 @@ class AdmmPaper(AdmmOptions):
 
 
 @dataclass(frozen=True)
+class AdmmProject(ProjectionOptions):
+    """Hard projection: every few steps the weights themselves are replaced by the nearest ones of the planned ranks.
+
+    There is no Z, U and rho; the optimizer keeps its momentum. Each epoch ends with a projection, so that converting
+    changes nothing. Source: Xu, Li, Zhang, Wen, Wang, Dai, Qi, Chen, Lin, Xiong, Trained Rank Pruning for Efficient
+    Deep Neural Networks, arXiv 1812.02402, 2018: section 3.
+    """
+
+    name: ClassVar[str] = "project"
+    mode: ClassVar[str] = "project"
+
+    update_every: int | str = setting(
+        "8steps",
+        "between two projections: epochs from 1, or 8steps, 2epochs",
+        words="whole epochs from 1, or 8steps, 2epochs",
+        check=_bad_interval,
+    )
+
+
+@dataclass(frozen=True)
 class AdmmOff(Option):
     """The control: the same epochs without ADMM, then direct truncation."""
 
@@ -117,9 +146,28 @@ class AdmmOff(Option):
     name: ClassVar[str] = "off"
 
 
-class AdmmSettings(TypedDict, total=False):
-    """The fields of ``AdmmOptions`` as keyword arguments, for type checkers."""
+# The ways to draw a net towards its ranks, by ``mode``.
+MODES: dict[str, type[AdmmOptions] | type[AdmmProject]] = {kind.mode: kind for kind in (AdmmOptions, AdmmProject)}
 
+
+def mode_options(mode: str = "admm", **settings: Any) -> AdmmOptions | AdmmProject:
+    """The options of a mode.
+
+    Raises:
+        ConfigError: an unknown mode, a setting that it does not have, or one out of range.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode: {mode!r} given; allowed: {', '.join(MODES)}.{near_matches(mode, [*MODES])}")
+    kind = MODES[mode]
+    if unknown := [key for key in settings if key not in settings_of(kind)]:
+        raise ConfigError(f"{unknown[0]}: mode={mode!r} has no such setting; it has {', '.join(settings_of(kind))}")
+    return kind(**settings)
+
+
+class AdmmSettings(TypedDict, total=False):
+    """``mode`` and the fields of its options as keyword arguments, for type checkers."""
+
+    mode: str
     rho: Rho
     pull: float
     update_every: int | str

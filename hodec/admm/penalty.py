@@ -80,6 +80,10 @@ class Penalty:
     follows_rate: bool = False
 
 
+# Of a mode that does not pull.
+NONE = Penalty(lambda _: 0.0)
+
+
 def auto(pull: float) -> Penalty:
     """rho such that the pull is the wanted one at the current learning rate: rho * lr stays constant.
 

@@ -16,7 +16,7 @@ except ImportError as error:
     raise ImportError("hodec.AdmmTrainerCallback needs transformers: pip install transformers") from error
 
 from hodec.admm.core import Admm
-from hodec.admm.options import AdmmOptions, AdmmSettings
+from hodec.admm.options import AdmmOptions, AdmmSettings, mode_options
 from hodec.admm.penalty import make_penalty
 from hodec.admm.projection import RankLearner
 from hodec.admm.stopping import Status
@@ -66,8 +66,9 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         root: str | None = None,
         **settings: Unpack[AdmmSettings],
     ) -> None:
-        options = AdmmOptions(**settings)
-        make_penalty(options.rho, pull=options.pull, layers=list(plan))  # refuses now, not when training begins
+        options = mode_options(**settings)  # these two refuse now, not when training begins
+        if isinstance(options, AdmmOptions):
+            make_penalty(options.rho, pull=options.pull, layers=list(plan))
         self.evaluate, self.stop_when_converged, self.resume = evaluate, stop_when_converged, resume
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None

@@ -189,9 +189,13 @@ def weights_replaced(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]
     """Within the block the weights hold ``values``; afterwards, whatever happened, their own numbers again."""
     own = {name: w.detach().clone() for name, w in weights.items()}
     try:
-        for name, w in weights.items():
-            w.data.copy_(values[name])
+        put(weights, values)
         yield
     finally:
-        for name, w in weights.items():
-            w.data.copy_(own[name])
+        put(weights, own)
+
+
+def put(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write the values into the weights."""
+    for name, w in weights.items():
+        w.data.copy_(values[name])

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hodec.calibration.images import IMAGE_ENDINGS, Pixels, image_calls
+from hodec.calibration.images import IMAGE_ENDINGS, Array, Pixels, image_calls
 from hodec.errors import DataError
-from hodec.export.runtime import Array
 
 Feeds = Mapping[str, Array]
 Given = str | Path | Mapping[str, Array] | Iterable[Feeds]
@@ -58,9 +57,9 @@ class Samples:
     def part(self, indices: Iterable[int]) -> "Samples":
         """Some of the calls."""
         at = list(indices)
-        calls, counts = ([each[i] for i in at] for each in (self.calls, self.counts))
+        calls, counts = tuple(self.calls[i] for i in at), tuple(self.counts[i] for i in at)
         labels = tuple(self.labels[i] for i in at) if self.labels else ()
-        return replace(self, calls=tuple(calls), counts=tuple(counts), labels=labels)
+        return replace(self, calls=calls, counts=counts, labels=labels)
 
     def split(self) -> "tuple[Samples, Samples]":
         """A part to fit and a part that is held out: a third of the calls, drawn with a seed, at least 4 samples.

@@ -33,6 +33,9 @@ DAMPING = 1e-3
 # Alternating least squares: sweeps over all factors, steps of conjugate gradients for each factor, and the least gain
 # of a sweep, as a share of the loss, that another one follows.
 SWEEPS, CG_STEPS, LEAST_GAIN = 6, 10, 1e-3
+# Multiply-adds that refining one layer may take, about 5 s of one core; each step takes O n^2, so that layers of more
+# than some 1500 numbers in a patch get fewer steps.
+WORK = 5e10
 # ADMM: rounds, and rho, in units of the metric's mean eigenvalue.
 ROUNDS, RHO = 40, 1.0
 
@@ -53,9 +56,10 @@ class Fit:
 
 
 def fittable(layer: LayerPlan) -> bool:
-    """Whether a layer has one weight that is multiplied by patches of its input."""
+    """Whether a layer has one weight, of no other layer's, that is multiplied by patches of its input."""
     layer_type = LAYER_TYPES[layer.layer_type]
-    return layer.role is Role.LAYER and layer.groups == 1 and not layer_type.is_embedding and not layer_type.stacked
+    looked_up = layer_type.is_embedding or layer_type.stacked
+    return layer.role is Role.LAYER and layer.groups == 1 and not looked_up and not layer.ties
 
 
 @torch.no_grad()
@@ -96,13 +100,13 @@ def fit_layer(
 def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
     (xx, yx, yy), (x, y) = moments.centred(), moments.means()
-    z = weight.double().flatten(1)
+    z = weight.double().cpu().flatten(1)
     missed = yy.sum() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
     return Fit(weight, y - z @ x, float((missed / yy.sum().clamp_min(1e-300)).clamp_min(0)))
 
 
 def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING) -> Tensor:
-    """The best weight of any rank, W* above, float64 in the shape of ``weight`` (O, I, K_1, ..).
+    """The best weight of any rank, W* above, float64 on the CPU, in the shape of ``weight`` (O, I, K_1, ..).
 
     Raises:
         ConfigError: a damping that is not above 0.
@@ -112,8 +116,8 @@ def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING)
     xx, yx, _ = moments.centred()
     more = _ridge(xx, damping)
     xx.diagonal().add_(more)
-    solved = torch.linalg.solve_ex(xx, (yx + more * weight.double().flatten(1)).mT)[0].mT
-    return solved.reshape(weight.shape)
+    drawn = yx + more * weight.double().cpu().flatten(1)
+    return torch.cholesky_solve(drawn.mT, torch.linalg.cholesky(xx)).mT.reshape(weight.shape)
 
 
 def _ridge(xx: Tensor, damping: float) -> float:
@@ -159,7 +163,7 @@ def _problem(
 ) -> _Problem:
     best = target_weight(weight, moments, damping).flatten(1)
     if output_root is not None and len(layer.modes.outputs) == 1:  # split outputs do not mix
-        output_root = output_root.double()
+        output_root = output_root.double().cpu()
         best = output_root @ best
     else:
         output_root = None
@@ -206,11 +210,13 @@ def _als(layer: LayerPlan, problem: _Problem) -> Tensor:
     fmt, near = layer.format, _projection(layer, problem)
     if problem.whole and fmt.orthogonal and len(fmt.unfoldings(near.reshape(layer.shape), layer.modes)) == 1:
         return near  # the one truncated SVD is exact
-    losses = [problem.loss(near)]
+    losses, steps = [problem.loss(near)], WORK / near.numel() / near.shape[1]
     factors = fmt.decompose(near.reshape(layer.shape), layer.ranks, layer.modes)
-    for _ in range(SWEEPS):
+    sweeps = max(1, min(SWEEPS, int(steps / len(factors) / CG_STEPS)))
+    per_factor = max(2, min(CG_STEPS, int(steps / len(factors) / sweeps)))
+    for _ in range(sweeps):
         for k in range(len(factors)):
-            factors[k] = _improved(layer, problem, factors, k)
+            factors[k] = _improved(layer, problem, factors, k, steps=per_factor)
         made = fmt.reconstruct(factors, layer.shape, layer.modes)
         losses.append(problem.loss(made.flatten(1)))
         if losses[-1] < losses[-2]:
@@ -222,7 +228,7 @@ def _als(layer: LayerPlan, problem: _Problem) -> Tensor:
     return near
 
 
-def _improved(layer: LayerPlan, problem: _Problem, factors: Sequence[Tensor], k: int) -> Tensor:
+def _improved(layer: LayerPlan, problem: _Problem, factors: Sequence[Tensor], k: int, *, steps: int) -> Tensor:
     """Factor ``k`` nearer to its least-squares solution while the others stay: the error never rises."""
     fmt = layer.format
 
@@ -239,7 +245,7 @@ def _improved(layer: LayerPlan, problem: _Problem, factors: Sequence[Tensor], k:
     eased = scale * residual
     step, height = eased, float((residual * eased).sum())
     first = height
-    for _ in range(CG_STEPS):
+    for _ in range(steps):
         if height <= 1e-20 or height <= 1e-8 * first:
             break
         moved = adjoint(weight(step) @ problem.metric)
@@ -268,10 +274,10 @@ def _admm(layer: LayerPlan, problem: _Problem) -> Tensor:
     """ADMM: W by least squares on the outputs and the pull to Z, Z by projection; the best Z of all rounds."""
     near = best = _projection(layer, problem)
     least, dual = problem.loss(near), torch.zeros_like(near)
-    rho = RHO
+    rho, rounds = RHO, max(5, min(ROUNDS, int(WORK / near.numel() / near.shape[1] / 3)))
     fixed = problem.wanted @ problem.metric
     root = torch.linalg.cholesky(problem.metric + rho * torch.eye(len(problem.metric), dtype=near.dtype))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         free = torch.cholesky_solve((fixed + rho * (near - dual)).mT, root).mT
         near = _project(layer, free + dual)
         dual = dual + free - near

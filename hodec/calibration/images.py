@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hodec.errors import DataError
-from hodec.export.runtime import Array
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
+Array = NDArray[np.generic]
 Wanted = tuple[str, np.dtype[Any], tuple[int | None, ...] | None]
 
 
@@ -93,10 +93,11 @@ def _array(file: Path, pixels: Pixels, size: tuple[int, int, int], *, last: bool
     try:
         with Image.open(file) as image:
             scaled = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-            array = np.asarray(scaled, np.float32).reshape(height, width, channels)
+            array: NDArray[Any] = np.asarray(scaled, np.float32).reshape(height, width, channels)
     except (OSError, ValueError) as error:
         raise DataError(f"--data: image {file} cannot be read: {error}") from error
     if pixels.order == "bgr" and channels == 3:
         array = array[..., ::-1]
     array = (array - np.asarray(pixels.mean, np.float32)) / np.asarray(pixels.std, np.float32)
-    return np.ascontiguousarray(array if last else array.transpose(2, 0, 1))[None]
+    turned = array if last else array.transpose(2, 0, 1)
+    return np.ascontiguousarray(turned, np.float32)[None]

@@ -66,7 +66,8 @@ class _Site:
             return
         batch = output if output.ndim == dims + 2 else output.unsqueeze(0)
         index = draw.of(batch.shape[2:])
-        seen = batch.flatten(2) if index is None else batch[(slice(None), slice(None), *index)]
+        places: tuple[slice | Tensor, ...] = (slice(None), slice(None), *(index or ()))
+        seen = batch.flatten(2) if index is None else batch[places]
         self.wanted.append((index, seen.transpose(1, 2).flatten(0, 1)))
 
     def see(self, moments: FitMoments, x: Tensor) -> None:
@@ -118,8 +119,8 @@ def fit_to_data(
 ) -> nn.Module:
     """A copy of the dense model whose planned layers have weights of the planned ranks, fitted to data.
 
-    ``convert(copy, plan)`` makes the small net of it and loses nothing more. Biases are fitted too; where BatchNorm
-    follows a layer, its running mean takes their place.
+    ``convert(copy, plan)`` makes the small net of it and loses nothing more, but for CP where its iteration does not
+    find a weight again. Biases are fitted too; where BatchNorm follows a layer, its running mean takes their place.
 
     Args:
         model: the dense model the plan was made for; it is left as it was.

@@ -23,8 +23,12 @@ def run(options: argparse.Namespace) -> Answer:
     from hodec.onnx_graph.feeds import parse_values
     from hodec.onnx_graph.sizes import parse_shapes
 
-    shapes, values = parse_shapes(options.shape), parse_values(options.input)
     found = bench_files(
-        options.first, options.second, seconds=options.seconds, shapes=shapes, values=values, threads=options.threads
+        options.first,
+        options.second,
+        seconds=options.seconds,
+        shapes=parse_shapes(options.shape),
+        values=parse_values(options.input),
+        threads=options.threads,
     )
     return Answer(str(found), found.to_dict())

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> Answer:
     """Decompose the file; says what changed."""
     _check_plan_options(options)
     _apply_preset(options)
-    _check_data_options(options)
+    check_data_options(options)
     if options.data:
         return _fitted(options)
     outcome = _work(options)()
@@ -125,7 +125,7 @@ def _what(options: argparse.Namespace) -> dict[str, Any]:
     return {"rule": rule, "method": method, "options": plan_settings}
 
 
-def _check_data_options(options: argparse.Namespace) -> None:
+def check_data_options(options: argparse.Namespace) -> None:
     """Without data, a default that may ruin a model has to be asked for."""
     if options.data and options.no_data:
         raise ConfigError("--no-data: given together with --data; allowed: one of the two")

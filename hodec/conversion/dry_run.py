@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +32,27 @@ class Fault(NamedTuple):
     error: ConvertError
 
 
-def put(model: nn.Module, name: str, layer: LayerPlan, module: nn.Module) -> None:
-    """Hang a module, factorized or dense, into a model in the place of a planned layer, or of a weight inside one."""
+def put(model: nn.Module, name: str, layer: LayerPlan, modules: nn.ModuleList) -> None:
+    """Hang modules, factorized or dense, into a model in the place of a planned layer, or of a weight inside one.
+
+    Args:
+        modules: one for the layer itself and one for each that is tied to it.
+    """
     if layer.role is not Role.LAYER:
-        put_inside(model, name, module)
+        put_inside(model, name, modules[0])
         return
-    for each in (name, *layer.aliases):
-        model.set_submodule(each, module)
+    for names, module in zip(layer.names(name).values(), modules, strict=True):
+        for each in names:
+            model.set_submodule(each, module)
 
 
-def find_fault(compressed: nn.Module, dense: nn.Module, plan: Plan, originals: Mapping[str, nn.Module]) -> Fault | None:
+def find_fault(
+    compressed: nn.Module, dense: nn.Module, plan: Plan, originals: Mapping[str, nn.ModuleList]
+) -> Fault | None:
     """Run throw-away copies in both modes: some parents (fast paths) break only in evaluation mode.
 
     Args:
-        originals: planned layer -> its dense one.
+        originals: planned layer -> the dense ones in its place, see ``put``.
     """
     first = next(iter(compressed.parameters()))
     inputs = plan.example_input().to(first.device, first.dtype)
@@ -62,7 +69,7 @@ def find_fault(compressed: nn.Module, dense: nn.Module, plan: Plan, originals: M
         def fails(names: Sequence[str], training: bool = training) -> bool:
             trial = copied(compressed)
             for name in plan.keys() - names:
-                put(trial, name, plan[name], copied(originals[name]))
+                put(trial, name, plan[name], cast(nn.ModuleList, copied(originals[name])))
             return _failure(trial, inputs, training, set()) is not None
 
         return _broken(guilty(list(plan), fails), mode, error)

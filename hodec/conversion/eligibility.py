@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 from torch import Tensor, nn
 
 from hodec.conversion.inner import inner_weights_of
+from hodec.conversion.ties import Candidate, sharing_refusal, tied_sets
 from hodec.cost.count import trace_call_sites
 from hodec.errors import PlanError, Use, literal, near_matches
 from hodec.formats.calls import CallSites
@@ -19,6 +20,7 @@ from hodec.layers.base import FactorizedLayer
 from hodec.layers.plain import Plain, plain_layer
 from hodec.linalg.svd import check_finite
 from hodec.methods import Method
+from hodec.plan.layer import Tie
 
 # Modules that read their children's weights directly instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -29,7 +31,6 @@ COMPUTED = (
     "its weight is computed from other parameters ({how}): conversion takes what that gives in evaluation mode and "
     "removes them, and ADMM has nothing to pull"
 )
-NOT_CALLED = "never called by the forward pass with this input: unused, or its weight is used functionally"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LayerSite:
         call_sites: its calls for one image.
         aliases: further names of the same module.
         role: what uses the weight.
-        groups, computed_from: see ``LayerPlan``.
+        groups, computed_from, ties: see ``LayerPlan``.
         notes: what conversion does to the layer beside factorizing it.
     """
 
@@ -54,6 +55,12 @@ class LayerSite:
     groups: int = 1
     computed_from: int = 0
     notes: tuple[str, ...] = ()
+    ties: tuple[Tie, ...] = ()
+
+    def served_by(self, method: Method) -> bool:
+        """Whether a method has a layer for it, and one with the same factors for each that is tied to it."""
+        tied = all(method.tied_layer(self.layer_type, tie.layer_type, self.groups) for tie in self.ties)
+        return method.serves(self.layer_type, self.groups) and tied
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,27 +85,39 @@ def eligible_layers(
     call_sites = trace_call_sites(model, example_input)
     inner = inner_weights_of(model, names, method, example_input)
     sites, refused = {}, {path: one.reason for path, one in inner.items() if one.reason}
+    candidates: dict[str, Candidate] = {}
     for module, (name, *aliases) in names.items():
         if not _has_weight(module) or any(f"{path}.weight" in inner for path in (name, *aliases)):
             continue
         plain = plain_layer(module)
-        reason = refusal(model, name, module, plain, method) or ("" if name in call_sites else NOT_CALLED)
+        reason = refusal(model, name, module, plain, method)
         if plain is None or reason:
             refused[name] = reason
             continue
-        layer_type, weight = LAYER_TYPES[layer_type_name(plain.layer)], weight_of(plain.layer)
-        check_finite(weight, f"layer {name}")
-        notes = (COMPUTED.format(how=plain.how),) if plain.computed_from else ()
-        sites[name] = LayerSite(
-            layer_type.name, layer_type.to_oihw(weight), call_sites[name], tuple(aliases),
-            groups=groups_of(plain.layer), computed_from=plain.computed_from, notes=notes,
-        )  # fmt: skip
+        layer_type = LAYER_TYPES[layer_type_name(plain.layer)]
+        candidates[name] = Candidate(module, plain, layer_type, groups_of(plain.layer), tuple(aliases))
+    sets, shared = tied_sets(model, candidates, call_sites, method)
+    refused |= shared
+    for name, ties in sets.items():
+        sites[name] = _site(name, candidates[name], call_sites[name], ties)
     for path, one in inner.items():
         if not one.reason and one.call_sites is not None:
             check_finite(one.weight, f"weight {path}")
             weight = LAYER_TYPES[one.layer_type].to_oihw(one.weight)
             sites[path] = LayerSite(one.layer_type, weight, one.call_sites, one.aliases, one.role)
     return in_order(model, sites), in_order(model, refused)
+
+
+def _site(name: str, one: Candidate, call_sites: CallSites, ties: tuple[Tie, ...]) -> LayerSite:
+    weight = weight_of(one.plain.layer)
+    check_finite(weight, f"layer {name}")
+    notes = (COMPUTED.format(how=one.plain.how),) if one.plain.computed_from else ()
+    if ties:
+        notes = (*notes, f"its factors are those of {', '.join(tie.name for tie in ties)} too, with the same weight")
+    return LayerSite(
+        one.layer_type.name, one.layer_type.to_oihw(weight), call_sites, one.aliases,
+        groups=one.groups, computed_from=one.plain.computed_from, notes=notes, ties=ties,
+    )  # fmt: skip
 
 
 def in_order(model: nn.Module, found: dict[str, Found]) -> dict[str, Found]:
@@ -148,13 +167,12 @@ def refusal(model: nn.Module, name: str, module: nn.Module, plain: Plain | None,
         return _not_plain(module, method)
     if layer_type_name(plain.layer) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
-    if (groups := groups_of(plain.layer)) > 1 and groups == plain.layer.in_channels:
-        return f"depthwise convolution (groups={groups}): no two channels share a kernel, so it has nothing to save"
+    groups = groups_of(plain.layer)
     if not method.serves(layer_type_name(plain.layer), groups):
         return f"method {method.name} has no layer for a grouped {type(plain.layer).__name__} (groups={groups})"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
         return "an embedding with max_norm, sparse or scale_grad_by_freq treats its rows one by one"
-    return _tied_with(model, module)
+    return sharing_refusal(model, module)
 
 
 def groups_of(module: nn.Module) -> int:
@@ -164,19 +182,6 @@ def groups_of(module: nn.Module) -> int:
 def layer_type_name(module: nn.Module) -> str:
     layer_type = layer_type_of(module)
     return layer_type.name if layer_type else ""
-
-
-def _tied_with(model: nn.Module, module: nn.Module) -> str:
-    own = set(module.modules())  # a parametrization is a module inside
-    for name, other in model.named_modules():
-        for key, parameter in module.named_parameters():
-            if other not in own and any(p is parameter for p in other._parameters.values() if p is not None):
-                return (
-                    f"its {key} is shared with {name or 'the model itself'}, and both stay dense: give it a copy of "
-                    f"its own (layer.{key} = nn.Parameter(layer.{key}.detach().clone()); in transformers also "
-                    "tie_word_embeddings=False) and plan again, with the memory of both"
-                )
-    return ""
 
 
 def _not_plain(module: nn.Module, method: Method) -> str:

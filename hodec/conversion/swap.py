@@ -13,14 +13,16 @@ from hodec.conversion.dry_run import find_fault, put
 from hodec.conversion.eligibility import groups_of, layer_type_name, names_by_module, refusal, weight_of
 from hodec.conversion.inner import check_inner, mend_encoders, stand_in
 from hodec.conversion.keeping import forget_plan, keep_plan
+from hodec.conversion.ties import check_ties
 from hodec.errors import ConvertError, HodecError, PlanError, near_matches
 from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
-from hodec.layers.base import FactorizedLayer, same_random_state
+from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
 from hodec.layers.plain import HOOKS, Plain, copied, plain_layer, users
+from hodec.layers.tied import ROWS, share_factors
 from hodec.linalg.svd import check_finite, naming, norm
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
@@ -65,24 +67,21 @@ def convert(
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
     model = uncompiled(model)
     dense = _dense_layers(model, plan)
+    check_ties(model, plan)
     covariances = check_covariances(covariances or {}, plan)
     compressed = copied(model)
-    originals = {
-        name: compressed.get_submodule(name) if one.role is Role.LAYER else stand_in(compressed, name)
-        for name, one in plan.items()
-    }
+    originals = {name: _originals(compressed, name, layer) for name, layer in plan.items()}
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             try:
                 layer = _factorized(
-                    name, dense[name], layer_plan,
+                    name, dense[name][0], layer_plan,
                     decompose=decompose, covariance=covariances.get(name), init_factors=(init_factors or {}).get(name),
                 )  # fmt: skip
             except HodecError as error:
                 plan = _without(plan, [name], error, on_error)
                 continue
-            hand_over_hooks(originals[name], layer)
-            put(compressed, name, layer_plan, layer)
+            put(compressed, name, layer_plan, _in_place(originals[name], layer, dense[name], layer_plan))
         mend_encoders(compressed, plan)
         while plan.inputs and (fault := find_fault(compressed, model, plan, originals)):
             for name in fault.layers:
@@ -92,18 +91,50 @@ def convert(
     return compressed
 
 
-def structure(model: nn.Module, plan: Plan) -> dict[str, FactorizedLayer]:
-    """The factorized layers of a plan for this model, with factors of zero; the model is left as it was.
+def structure(model: nn.Module, plan: Plan) -> dict[str, nn.ModuleList]:
+    """The factorized layers of a plan for this model, see ``put``, with factors of zero; the model is left as it was.
 
     Raises:
         PlanError: the plan is for another model.
     """
     layers = {}
     for name, dense in _dense_layers(model, plan).items():
-        layers[name] = _factorized(name, dense, plan[name], decompose=False, covariance=None, init_factors=None)
-        if plan[name].role is Role.LAYER:
-            hand_over_hooks(model.get_submodule(name), layers[name])
+        one = plan[name]
+        layer = _factorized(name, dense[0], one, decompose=False, covariance=None, init_factors=None)
+        layers[name] = _in_place(_originals(model, name, one), layer, dense, one)
     return layers
+
+
+def _originals(model: nn.Module, name: str, layer: LayerPlan) -> nn.ModuleList:
+    """The modules in the place of a planned layer, see ``put``."""
+    if layer.role is not Role.LAYER:
+        return nn.ModuleList([stand_in(model, name)])
+    return nn.ModuleList(model.get_submodule(each) for each in layer.names(name))
+
+
+def _in_place(
+    originals: nn.ModuleList, layer: FactorizedLayer, dense: Sequence[nn.Module], plan: LayerPlan
+) -> nn.ModuleList:
+    """The factorized layers in the place of these, of which ``layer`` is the first: tied ones have its factors.
+
+    Each has the hooks of its original, and its bias itself, which a further module may use.
+    """
+    layers = [layer, *(_tied(layer, one, user) for one, user in zip(dense[1:], plan.users[1:], strict=True))]
+    for original, made in zip(originals, layers, strict=True):
+        hand_over_hooks(original, made)
+        bias = original._parameters.get("bias")
+        if made.bias is not None and bias is not None:
+            made.bias = bias
+    return nn.ModuleList(layers)
+
+
+def _tied(layer: FactorizedLayer, dense: nn.Module, user: LayerPlan) -> FactorizedLayer:
+    """The layer for a dense one with the same weight as that of ``layer``, with the same factors."""
+    cls = type(layer) if user.layer_type == layer.layer_type.name else ROWS[type(layer)]
+    made = cls.like(dense, user.ranks, modes=user.modes)
+    made.execution = user.resolved_execution
+    share_factors(made, layer)
+    return made.train(dense.training)
 
 
 def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str) -> Plan:
@@ -161,9 +192,14 @@ def merge(model: nn.Module) -> nn.Module:
     """
     dense = multiply_out(copied(uncompiled(model)))
     names = {module: each for module, each in names_by_module(dense).items() if isinstance(module, FactorizedLayer)}
+    weights: dict[frozenset[nn.Parameter], nn.Parameter] = {}
     with same_random_state(dense.parameters()):
         for layer, each in names.items():
             made = layer.to_dense()
+            own = frozenset(factor_parameters(layer))
+            made.weight = weights.setdefault(own, cast(nn.Parameter, made.weight))  # tied layers share it again
+            if layer.bias is not None:
+                made.bias = layer.bias
             hand_over_hooks(layer, made)
             if each == [""]:
                 return made
@@ -181,35 +217,41 @@ def _nearest(dense: nn.Module, plan: LayerPlan, covariance: InputCovariance) -> 
     return near
 
 
-def _dense_layers(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    """Planned layer -> the plain one that it amounts to.
+def _dense_layers(model: nn.Module, plan: Plan) -> dict[str, list[nn.Module]]:
+    """Planned layer -> the plain one that it amounts to, and those tied to it.
 
     Raises:
         PlanError: the plan is for another model.
     """
-    names, found = names_by_module(model), {}
+    names, found = names_by_module(model), dict[str, list[nn.Module]]()
     for name, layer in plan.items():
         if layer.role is not Role.LAYER:
             check_inner(model, name, layer)
-            found[name] = stand_in(model, name)
+            found[name] = [stand_in(model, name)]
             continue
-        module = next((module for module, each in names.items() if name in each), None)
-        if module is None:
-            raise PlanError(
-                f"the plan names layer {name}, which this model lacks: it was made for another model."
-                f"{near_matches(name, tuple(n for each in names.values() for n in each))}"
-            )
-        plain = plain_layer(module)
-        found[name] = module if plain is None else plain.layer
-        reason = _difference(module, plain, layer)
-        if reason:
-            raise PlanError(f"{name}: the plan is for a {reason}; make the plan from this model")
-        reason = refusal(model, name, module, plain, get_method(layer.method))
-        if not reason and set(names[module]) != {name, *layer.aliases}:
-            reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
-        if reason:
-            raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
+        tied = list(layer.names(name))
+        found[name] = [_dense_layer(model, each, one, names) for each, one in zip(tied, layer.users, strict=True)]
     return found
+
+
+def _dense_layer(model: nn.Module, name: str, layer: LayerPlan, names: Mapping[nn.Module, Sequence[str]]) -> nn.Module:
+    """The plain layer that one of the plan amounts to, whether or not others share its weight."""
+    module = next((module for module, each in names.items() if name in each), None)
+    if module is None:
+        raise PlanError(
+            f"the plan names layer {name}, which this model lacks: it was made for another model."
+            f"{near_matches(name, tuple(n for each in names.values() for n in each))}"
+        )
+    plain = plain_layer(module)
+    reason = _difference(module, plain, layer)
+    if reason:
+        raise PlanError(f"{name}: the plan is for a {reason}; make the plan from this model")
+    reason = refusal(model, name, module, plain, get_method(layer.method))
+    if not reason and set(names[module]) != {name, *layer.aliases}:
+        reason = f"it hangs in this model as {', '.join(names[module])}, but not so in the plan"
+    if reason:
+        raise PlanError(f"{name} cannot be factorized: {reason}; make the plan from this model")
+    return module if plain is None else plain.layer
 
 
 def _difference(module: nn.Module, plain: Plain | None, layer: LayerPlan) -> str:
@@ -246,7 +288,7 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
     """
     errors, layers = {}, _dense_layers(uncompiled(dense), plan)
     for name, layer in plan.items():
-        weight = weight_of(layers[name]).float()
+        weight = weight_of(layers[name][0]).float()
         near = layer.project(weight) if compressed is None else _dense_weight(compressed, layer.module(name)).to(weight)
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0

@@ -134,7 +134,7 @@ class LatencyTable:
             layer.layer_type,
             layer.shape,
             layer.modes,
-            layer.call_sites,
+            tuple((user.layer_type, user.call_sites) for user in layer.users),
             dense or (layer.ranks, layer.resolved_execution),
         )
         if key not in self._known:

@@ -101,8 +101,9 @@ def probes_of(layer: LayerPlan, *, dense: bool) -> list[tuple[int, Probe]]:
             exclude=Use("exclude", "[..]"),
         )
     result = []
-    for times, in_size, out_size in layer.call_sites.calls:
-        result += [(times, probe) for probe in _of_one_call(layer, in_size, out_size, dense=dense)]
+    for user in layer.users:
+        for times, in_size, out_size in user.call_sites.calls:
+            result += [(times, probe) for probe in _of_one_call(user, in_size, out_size, dense=dense)]
     return result
 
 

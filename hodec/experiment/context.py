@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from hodec.errors import ConfigError, Use
 from hodec.experiment.config.schema import Config
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import train_loader
@@ -19,6 +20,28 @@ def device_of(config: Config) -> torch.device:
     """Return the device that the pipeline itself computes on: the GPU when training uses one."""
     wanted = config.trainer.accelerator
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_machine(config: Config) -> None:
+    """Refuse devices that this machine does not have, before any work is done.
+
+    Raises:
+        ConfigError: naming what there is.
+    """
+    wanted, count = config.trainer.accelerator, config.trainer.devices
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    there["gpu"] = there["cuda"] or there["mps"]
+    there["auto"] = there["gpu"] or count  # processes of the CPU are as many as one likes
+    if count > there.get(wanted, count):
+        found = f"{there[wanted]} of them" if there[wanted] else "none"
+        raise ConfigError(
+            f"{{wanted}}, {{count}}: this machine has {found}, as torch {torch.__version__} sees it; allowed here: "
+            + ("{cpu}" if not there[wanted] else "{fewer}"),
+            wanted=Use("trainer.accelerator", wanted),
+            count=Use("trainer.devices", count),
+            cpu=Use("trainer.accelerator", "cpu"),
+            fewer=Use("trainer.devices", there[wanted]),
+        )
 
 
 @dataclass(frozen=True)

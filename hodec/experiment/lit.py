@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,10 +13,18 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hodec.distillation import FeatureDistillation
 from hodec.errors import ConfigError, TrainingError
 from hodec.inference import inference
+from hodec.optim.factor_sgd import FactorSGD, factorized_layers
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+# What makes the optimizer of a net.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda net, **options: torch.optim.SGD(net.parameters(), **options),
+    "adamw": lambda net, **options: torch.optim.AdamW(net.parameters(), **options),
+    "muon": partial(FactorSGD, factors="muon"),
+    "scaled_gd": partial(FactorSGD, factors="scaled_gd"),
+}
 
 # The fraction of the schedule that is done, 0..1 -> the factor on the learning rate.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -34,7 +43,7 @@ class LitClassifier(LightningModule):
 
     Args:
         net: images (N, C, H, W) -> scores (N, classes).
-        optimizer: ``sgd`` or ``adamw``.
+        optimizer: ``sgd``, ``adamw``, ``muon`` or ``scaled_gd``; see ``FactorSGD`` for the last two.
         options: keyword arguments of that optimizer (lr, momentum, weight_decay, ..); its lr is 0.1 by default.
         schedule: ``cosine``, ``linear``, ``step`` (x0.1 at 1/2 and 3/4) or ``constant``, over the whole fit, per step.
         warmup_epochs: epochs of linear warm-up from 0, where the schedule begins.
@@ -43,6 +52,7 @@ class LitClassifier(LightningModule):
         teacher: the net to distil from; a copy of it is run in evaluation mode and not saved with this module.
         distill_weight: weight of the distillation loss, 0..1. Source: Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
         temperature: of the distillation, above 0.
+        feature_weight: weight of the distances of the factorized layers' outputs from the teacher's.
         channels_last: memory order of the net's weights.
         compiled: train through ``torch.compile``; parameters, checkpoints and validation are those of ``net`` itself.
             Equal up to rounding, except for random numbers drawn inside the net (dropout), which are others.
@@ -61,6 +71,7 @@ class LitClassifier(LightningModule):
         teacher: nn.Module | None = None,
         distill_weight: float = 0.0,
         temperature: float = 4.0,
+        feature_weight: float = 0.0,
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
@@ -77,11 +88,17 @@ class LitClassifier(LightningModule):
         self.label_smoothing, self.distill_weight, self.temperature = label_smoothing, distill_weight, temperature
         # Hidden in tuples: neither is a part of this module's parameters or checkpoints.
         self._compiled = (torch.compile(self.net),) if compiled else ()
-        teachers = (teacher,) if teacher is not None and distill_weight > 0 else ()
+        self.feature_weight = feature_weight if factorized_layers(self.net) else 0.0
+        teachers = (teacher,) if teacher is not None and max(distill_weight, self.feature_weight) > 0 else ()
         self._teacher = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in teachers)
+        self._features = tuple(FeatureDistillation(self.net, t) for t in self._teacher if self.feature_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.net(x))
+
+    def on_fit_end(self) -> None:
+        for features in self._features:
+            features.remove()
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
@@ -131,6 +148,8 @@ class LitClassifier(LightningModule):
             # Gradients of softened targets shrink with 1 / T^2; undo that so the weight keeps its meaning.
             distance = F.kl_div(student, target, reduction="batchmean", log_target=True) * self.temperature**2
             loss = (1 - self.distill_weight) * loss + self.distill_weight * distance
+        for features in self._features:  # the teacher has just seen the batch
+            loss = loss + self.feature_weight * features.loss()
         return loss
 
     def _log(self, split: str, loss: Tensor, scores: Tensor, y: Tensor) -> None:
@@ -139,7 +158,7 @@ class LitClassifier(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(y), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = OPTIMIZERS[self.optimizer](self.net.parameters(), **self.options)
+        optimizer = OPTIMIZERS[self.optimizer](self.net, **self.options)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         epochs = self.trainer.max_epochs or 1
         warmup = int(total * min(1.0, self.warmup_epochs / epochs)) if epochs > 0 else 0

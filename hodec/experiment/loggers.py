@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from hodec.errors import ConfigError
 from hodec.experiment.config.options import WandbSettings
 from hodec.experiment.config.schema import Config
+from hodec.experiment.redaction import redacted
 from hodec.io.atomic import write_text
 
 if TYPE_CHECKING:
@@ -68,8 +69,11 @@ class CsvLogger:
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, list[dict[str, object]]()
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as f:
-                self.rows = [dict(row) for row in csv.DictReader(f)]
+            try:
+                with path.open(newline="", encoding="utf-8") as f:
+                    self.rows = [{**row, "step": int(row["step"])} for row in csv.DictReader(f)]
+            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+                log.warning("%s is no table of curves (%s) and begins anew", path, error)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.rows = [row for row in self.rows if int(str(row["step"])) < step] + [{"step": step, **metrics}]
@@ -108,7 +112,7 @@ class WandbLogger:
                     group=folder.parent.name,
                     name=folder.name,
                     dir=str(folder),
-                    config=config.to_dict(),
+                    config=cast(dict[str, object], redacted(config.to_dict())),
                     reinit="finish_previous",
                     settings=wandb.Settings(init_timeout=settings.init_timeout, silent=True),
                 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -18,6 +19,9 @@ from hodec.experiment.config.groups import CONF, groups
 from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import config_of
 from hodec.experiment.config.sweep_names import job_folder
+from hodec.experiment.config.trust import take_flag
+from hodec.experiment.redaction import command
+from hodec.experiment.signals import Stopped, stoppable
 
 log = logging.getLogger("hodec")
 
@@ -36,7 +40,11 @@ def run_job(cfg: DictConfig) -> float:
     try:
         from hodec.experiment.pipeline import run  # here: mistakes in the settings show before torch is imported
 
-        result = run(config_of(plain(cfg)), Path(job.runtime.output_dir))
+        with stoppable():
+            result = run(config_of(plain(cfg)), Path(job.runtime.output_dir))
+    except Stopped as stop:
+        log.warning("%s; go on with: %s", stop, resume_command(job))
+        raise
     except Exception as error:
         known = isinstance(error, HodecError)
         log.error("%s: %s", type(error).__name__, in_words(error), exc_info=not known)
@@ -51,10 +59,14 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below as they are
     store_presets()
     try:
+        sys.argv[1:] = take_flag(sys.argv[1:])
         check_overrides(sys.argv[1:], CONF)
         run_job()
     except HodecError as error:
         _refuse(f"{type(error).__name__}: {in_words(error)}")
+    except KeyboardInterrupt:  # before the run has begun
+        print("stopped by SIGINT before the run began", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # nobody reads the help any more: `| head`
         sys.stdout = None  # its flush at the end would complain once more
         sys.exit(128 + signal.SIGPIPE)
@@ -62,6 +74,13 @@ def main() -> None:
         if started:
             raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one
         _refuse(f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH")
+
+
+def resume_command(job: HydraConf) -> str:
+    """The command that goes on with a job: its own arguments, and its folder."""
+    words = list(job.overrides.task) if job.mode is RunMode.MULTIRUN else sys.argv[1:]
+    words = [word for word in words if not word.lstrip("+").startswith("hydra.run.dir=")]
+    return command([*words, f"hydra.run.dir={job.runtime.output_dir}"])
 
 
 def store_presets() -> None:

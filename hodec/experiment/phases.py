@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec.admm.lightning import AdmmCallback
-from hodec.admm.options import AdmmOff
+from hodec.admm.options import AdmmOff, AdmmProject
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
@@ -185,7 +185,14 @@ def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
     learner = run.rule if isinstance(run.rule, Learned) else None
     # The inputs of layers of a net that is not trained yet say nothing.
     covariances = _covariances(run, dense, plan) if run.trained_before else None
-    return AdmmCallback(plan, **run.config.admm.values(), learner=learner, covariances=covariances, root="net")
+    return AdmmCallback(
+        plan,
+        mode="project" if isinstance(run.config.admm, AdmmProject) else "admm",
+        **run.config.admm.values(),
+        learner=learner,
+        covariances=covariances,
+        root="net",
+    )
 
 
 def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> LitClassifier:
@@ -204,6 +211,7 @@ def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module |
         teacher=teacher,
         distill_weight=config.distill.weight,
         temperature=config.distill.temperature,
+        feature_weight=config.distill.features,
         channels_last=config.trainer.channels_last,
         compiled=config.trainer.compile,
     )

@@ -7,7 +7,9 @@ each finished phase, so that the same command goes on where a killed run was.
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning
 import torch
@@ -15,23 +17,34 @@ import yaml
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from hodec._version import __version__
 from hodec.errors import CheckpointError
 from hodec.experiment import phases
 from hodec.experiment.config.schema import Config, completed, differences, to_yaml
-from hodec.experiment.context import RunContext, device_of
+from hodec.experiment.context import RunContext, check_machine, device_of
 from hodec.experiment.data.images import build_data
+from hodec.experiment.lock import held
 from hodec.experiment.loggers import Loggers, loggers_of
 from hodec.experiment.results import measure, summary
-from hodec.experiment.run_folder import RunFolder
+from hodec.experiment.run_folder import RunFolder, probe
+from hodec.experiment.stage import extend, take_stage
 from hodec.experiment.training import quiet_lightning, warn_of_slow_precision
 from hodec.export import checkpoint
-from hodec.io.atomic import JsonObject, write_json
+from hodec.io.atomic import NO_SPACE, JsonObject, write_json, write_text
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
 # Settings that do not change what a run computes: they may differ when it is resumed.
-FREE_SETTINGS = ("logger", "report", "data.root", "data.num_workers", "data.download", "trainer.threads")
+FREE_SETTINGS = (
+    "logger",
+    "report",
+    "data.root",
+    "data.num_workers",
+    "data.download",
+    "trainer.threads",
+    "trainer.checkpoint_minutes",
+)
 
 
 def run(config: Config, run_dir: Path) -> JsonObject:
@@ -47,14 +60,24 @@ def run(config: Config, run_dir: Path) -> JsonObject:
     Raises:
         HodecError: bad settings or data, broken files, training that broke down; one message each.
     """
-    folder = open_folder(config, Path(run_dir))
+    path = Path(run_dir)
+    probe(path)
+    with room(path), held(path) if is_first_process() else contextlib.nullcontext():
+        return _run(config, path)
+
+
+def _run(config: Config, path: Path) -> JsonObject:
+    folder = open_folder(config, path)
     if folder.done("evaluate"):
         log.info("this run is finished; results are in %s", folder.path)
+        report(folder, config)  # where a run was killed while it wrote that, or did without until now
         metrics: JsonObject = folder.phases["evaluate"]["metrics"]
         return metrics
+    check_machine(config)
     prepare(config)
     data = build_data(config.data)
     data.check()
+    folder.check_begun({"data": data.identity(), "hodec": __version__, "torch": torch.__version__})
     with loggers_of(config, folder.path) if folder.writes else contextlib.nullcontext(Loggers()) as loggers:
         context = RunContext(config, data, folder, loggers, phases.rank_rule(config, data))
         return compute(context)
@@ -86,6 +109,24 @@ def compute(run: RunContext) -> JsonObject:
     return metrics
 
 
+@contextlib.contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Within the block a full disk is one message, whatever was to be written: what is there stays whole.
+
+    Raises:
+        CheckpointError: there is no space left.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise CheckpointError(
+            f"{error.filename or folder} could not be written: there is no space left. Make room: the same command "
+            f"goes on with the run in hydra.run.dir={folder}"
+        ) from error
+
+
 def open_folder(config: Config, path: Path) -> RunFolder:
     """Open the run folder, which is refused when it holds a run with other settings."""
     mine, stored = yaml.safe_load(to_yaml(config)), path / "config.yaml"
@@ -93,10 +134,20 @@ def open_folder(config: Config, path: Path) -> RunFolder:
     if os.path.isfile(stored):  # not Path.is_file, which raises where a folder may not be read
         try:
             theirs = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise CheckpointError(f"{stored} is not readable ({error}); give another hydra.run.dir=PATH") from error
-    keys = differences(completed(theirs) if isinstance(theirs, dict) else {}, mine, ignore=FREE_SETTINGS)
-    return RunFolder.open(path, to_yaml(config), keys, writes=is_first_process())
+    theirs = completed(theirs) if isinstance(theirs, dict) else {}
+    keys, before = differences(theirs, mine, ignore=FREE_SETTINGS), theirs.get("retrain_epochs")
+    longer = keys == ["retrain_epochs"] and type(before) is int and 0 < before < config.retrain_epochs
+    longer = longer and not config.optimizer.joint_schedule  # by which ADMM has trained for the shorter one
+    folder = RunFolder.open(path, to_yaml(config), [] if longer else keys, writes=is_first_process())
+    if longer:
+        extend(folder, epochs=config.retrain_epochs, before=cast(int, before))
+        if folder.writes:
+            write_text(stored, to_yaml(config))
+    if config.init_stage:
+        take_stage(folder, config.init_stage, mine, FREE_SETTINGS)
+    return folder
 
 
 def prepare(config: Config) -> None:
@@ -128,8 +179,15 @@ def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonO
     checkpoint.save(compressed, path / "compressed.safetensors", plan, facts=facts)
     write_json(path / "metrics.json", metrics)
     run.folder.finish("evaluate", {"metrics": metrics})  # only now: a run that counts as finished has all its files
-    if run.config.report:
+    report(run.folder, run.config, again=True)
+    log.info("%s", summary(metrics))
+
+
+def report(folder: RunFolder, config: Config, *, again: bool = False) -> None:
+    """Write the report of a finished run, where it is asked for and has not been written, or is to be ``again``."""
+    whole = folder.done("report") or all((folder.path / name).exists() for name in ("report.html", "report.md"))
+    if config.report and folder.writes and (again or not whole):
         from hodec.experiment.report.render import write_report
 
-        log.info("report: %s", write_report(path))
-    log.info("%s", summary(metrics))
+        log.info("report: %s", write_report(folder.path))
+        folder.finish("report", {})

@@ -3,11 +3,8 @@
 import copy
 import logging
 import platform
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import pytorch_lightning
 import torch
@@ -20,6 +17,7 @@ from hodec.errors import HodecError
 from hodec.experiment.context import RunContext
 from hodec.experiment.data.loaders import test_loader
 from hodec.experiment.lit import evaluate
+from hodec.experiment.redaction import command
 from hodec.export import checkpoint
 from hodec.fusion.search import fuse
 from hodec.io.atomic import JsonObject
@@ -58,7 +56,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         "weights_sha256": checkpoint.weights_digest(nets["compressed"]),
         "seed": run.config.seed,
         "versions": versions(),
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
     }
 
 

@@ -4,8 +4,8 @@
 epoch, ``checkpoints/`` the last two of the phase under way. Each file is whole or absent.
 """
 
-import contextlib
 import json
+import logging
 import os
 import pickle
 import tempfile
@@ -17,10 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hodec.errors import CheckpointError, ConfigError
-from hodec.io.atomic import JsonObject, read_json, sha256, write_json, write_text
-from hodec.io.tensors import load_tensors, save_tensors
+from hodec.errors import CheckpointError, ConfigError, TrainingError
+from hodec.experiment.run_state import check_begun, read_state
+from hodec.io.atomic import NO_SPACE, JsonObject, sha256, write_json, write_text
+from hodec.io.tensors import load_tensors, not_numbers, save_tensors, zip_fault
 from hodec.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class RunFolder:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes, self.metrics_path = path, writes, path / "metrics.jsonl"
         self.phases: dict[str, JsonObject] = {}
+        self.begun_with: JsonObject = {}
 
     @classmethod
     def open(cls, path: Path, config_text: str, differences: Sequence[str] = (), *, writes: bool = True) -> "RunFolder":
@@ -61,7 +65,7 @@ class RunFolder:
             CheckpointError: its ``run.json`` is damaged, or of hodec 0.1.0.
         """
         folder = cls(path, writes=writes)
-        folder._probe()
+        probe(path)
         if differences:
             raise ConfigError(
                 f"{path} holds a run with other settings (they differ in {', '.join(differences[:6])}). Give the "
@@ -70,26 +74,20 @@ class RunFolder:
         if not (path / "config.yaml").exists():
             write_text(path / "config.yaml", config_text)
         if (path / "run.json").exists():
-            state = read_json(path / "run.json", "state of the run")
-            if isinstance(state, dict) and "stages" in state:
-                raise CheckpointError(
-                    f"{path} was begun by hodec 0.1.0, whose unfinished runs this version does not go on with: finish "
-                    "it there, or give another folder, hydra.run.dir=PATH"
-                )
-            if not isinstance(state, dict) or not isinstance(state.get("phases"), dict):
-                raise CheckpointError(f"{path / 'run.json'} is not the state of a run; give another hydra.run.dir=PATH")
-            folder.phases = state["phases"]
+            folder.phases, folder.begun_with = read_state(path / "run.json")
         return folder
 
-    def _probe(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"the run folder {self.path} cannot be written ({error.strerror}); give another: hydra.run.dir=PATH"
-            ) from error
+    def check_begun(self, begun_with: JsonObject) -> None:
+        """Compare what the run is computed with to what it was begun with, which is noted with its next phase.
+
+        Args:
+            begun_with: ``data`` and the versions of what computes.
+
+        Raises:
+            CheckpointError: other images.
+        """
+        check_begun(self.path, self.begun_with, begun_with)
+        self.begun_with = {**begun_with, **self.begun_with}
 
     # -- phases --------------------------------------------------------------------------------------------------
 
@@ -100,8 +98,13 @@ class RunFolder:
     def finish(self, phase: str, facts: JsonObject) -> None:
         """Note that a phase is finished, with facts about it."""
         self.phases[phase] = facts
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Write ``run.json``, where this process writes."""
         if self.writes:
-            write_json(self.path / "run.json", {"phases": self.phases})
+            begun = {"begun_with": self.begun_with} if self.begun_with else {}
+            write_json(self.path / "run.json", {**begun, "phases": self.phases})
 
     def memo(self, phase: str, blank: Callable[[], nn.Module], compute: Callable[[], Outcome]) -> Outcome:
         """Return the outcome of a phase: read where the phase is done, else computed and kept.
@@ -119,6 +122,11 @@ class RunFolder:
             self.load_phase(phase, net)
             return Outcome(net, self.phases[phase], self._load_factors(phase))
         outcome = compute()
+        if bad := not_numbers(outcome.net.state_dict()):
+            raise TrainingError(
+                f"phase {phase} ended with NaN in {', '.join(bad[:3])}: it is not kept. Lower optimizer.lr, or give "
+                "bn_batches=0 where it is a statistic of BatchNorm"
+            )
         kept: JsonObject = {}
         if self.writes:
             if outcome.factors:
@@ -130,18 +138,42 @@ class RunFolder:
         return outcome
 
     def memo_plan(self, compute: Callable[[], Plan]) -> Plan:
-        """Return the plan of the run: read where it has been made, else made now and kept."""
+        """Return the plan of the run: read where it has been made, else made now and kept.
+
+        Raises:
+            CheckpointError: ``plan.json`` is missing or was altered since.
+            PlanError: it is no plan.
+        """
         if self.done("plan"):
-            return Plan.load(self.path / "plan.json")
+            return self._load_plan()
         plan = compute()
-        self.keep_plan(plan)
-        self.finish("plan", {})
+        self.finish("plan", self._written(plan))
         return plan
 
     def keep_plan(self, plan: Plan) -> None:
-        """Write ``plan.json``."""
-        if self.writes:
-            plan.save(self.path / "plan.json")
+        """Put the plan with learned ranks in the place of the one that ADMM began with."""
+        if (facts := self._written(plan)) != self.phases["plan"]:
+            self.finish("plan", facts)
+
+    def _written(self, plan: Plan) -> JsonObject:
+        """Write ``plan.json``; its SHA-256, where this process writes."""
+        path = self.path / "plan.json"
+        if not self.writes:
+            return {}
+        plan.save(path)
+        return {"sha256": sha256(path)}
+
+    def _load_plan(self) -> Plan:
+        path, kept = self.path / "plan.json", self.phases["plan"].get("sha256")
+        learned = self.phases.get("admm", {}).get("plan")
+        as_kept = path.is_file() and kept in (None, sha256(path))
+        # Killed between the two writes of ``keep_plan``, a run has the learned plan and the digest of the first one.
+        if not as_kept and (learned is None or Plan.load(path).to_dict() != learned):
+            raise CheckpointError(
+                f"{path} was altered since this run made it, which has trained by it: restore it, or start a run of "
+                f"its own in another folder, plan={path} hydra.run.dir=PATH"
+            )
+        return Plan.load(path)
 
     def load_phase(self, phase: str, net: nn.Module) -> None:
         """Put a finished phase's weights into ``net``.
@@ -201,12 +233,9 @@ class RunFolder:
             os.fsync(f.fileno())
 
     def rows(self) -> list[JsonObject]:
-        """Return all rows so far; a line cut short by a kill or a full disk is left out."""
-        rows, text = [], self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+        """Return all rows so far; a line cut short by a kill or a full disk is left out, as is one that is no row."""
+        lines = self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
+        return [row for line in lines if line.strip() and (row := _row(line)) is not None]
 
     def drop_rows(self, phase: str, first_epoch: int) -> None:
         """Forget rows of epochs that are about to be trained again."""
@@ -215,19 +244,55 @@ class RunFolder:
             write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def probe(path: Path) -> None:
+    """Make the folder of a run where there is none.
+
+    Raises:
+        ConfigError: it cannot be made, or not be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = "there is no space left" if error.errno in NO_SPACE else error.strerror
+        raise ConfigError(
+            f"the run folder {path} cannot be written ({reason}); give another: hydra.run.dir=PATH"
+        ) from error
+
+
+def _row(line: bytes) -> JsonObject | None:
+    """A row of the curves; None where the line is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    right = isinstance(row, dict) and isinstance(row.get("phase"), str) and type(row.get("epoch")) is int
+    if not right:
+        log.warning("a line of metrics.jsonl is no row and is left out: %.60r", line)
+    return row if right else None
+
+
 def previous(path: Path) -> Path:
     """Return where the checkpoint before the last is kept."""
     return path.with_suffix(".previous.ckpt")
 
 
 def damage(path: Path) -> str:
-    """Return what is wrong with a checkpoint file, or an empty string; every byte's checksum is verified."""
+    """Return what is wrong with a checkpoint file, or an empty string; every byte's checksum is verified.
+
+    Nothing can be gone on with from a NaN either. Whether the content is a checkpoint, ``checkpoint_epoch`` tells.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        return f"its part {bad} is altered" if bad else ""
+        if fault := zip_fault(path):
+            return fault
     except (OSError, zipfile.BadZipFile) as error:
         return f"{error}; is it truncated?"
+    try:
+        bad = not_numbers(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except Exception:  # whatever stands in the file
+        return ""
+    return f"it holds NaN in {', '.join(bad[:3])}" if bad else ""
 
 
 def checkpoint_epoch(path: Path) -> int:

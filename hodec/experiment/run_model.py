@@ -62,4 +62,5 @@ def model_of_run(folder: str | Path) -> RunModel:
             f"{folder} has no compressed.safetensors: it is no folder of a finished run; the same command that "
             "started the run finishes it"
         )
-    return RunModel(checkpoint.load(path).eval(), checkpoint.read_structure(path)["facts"])
+    model = checkpoint.load(path).eval()
+    return RunModel(model, checkpoint.facts_of(path, checkpoint.read_structure(path)))

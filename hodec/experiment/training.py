@@ -2,27 +2,30 @@
 
 import contextlib
 import logging
-import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from hodec.admm.lightning import AdmmCallback
 from hodec.errors import TrainingError
+from hodec.experiment.checkpoints import KeepCheckpoint
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
-from hodec.experiment.run_folder import RunFolder, checkpoint_epoch, previous
+from hodec.experiment.run_folder import checkpoint_epoch
+from hodec.experiment.signals import Stopped, soft
 from hodec.io.atomic import JsonObject
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,12 @@ class RecordEpochs(Callback):
         self.began = time.perf_counter()
         self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
+    def state_dict(self) -> JsonObject:
+        return {"lr": self.lr, "seconds": time.perf_counter() - self.began}
+
+    def load_state_dict(self, state_dict: JsonObject) -> None:
+        self.lr, self.began = state_dict["lr"], time.perf_counter() - state_dict["seconds"]  # of an epoch under way
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
         metrics = {key: float(trainer.callback_metrics[key]) for key in METRICS if key in trainer.callback_metrics}
@@ -114,35 +123,6 @@ def epoch_line(row: JsonObject, epochs: int) -> str:
     return "  ".join([f"{row['phase']} {row['epoch'] + 1}/{epochs}", *numbers])
 
 
-class KeepCheckpoint(Checkpoint):
-    """Writes the state after each epoch, whole or not at all, and keeps the one before it.
-
-    It is a ``Checkpoint``, because Lightning runs those after all other callbacks. ``ModelCheckpoint`` itself ends the
-    training when the disk is full, does not flush its files, and writes absolute paths into them.
-    """
-
-    def __init__(self, folder: RunFolder, phase: str) -> None:
-        self.path = folder.checkpoint(phase)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        try:
-            trainer.save_checkpoint(part)  # all processes take part, one writes
-            if not trainer.is_global_zero:
-                return
-            with part.open("rb+") as f:
-                os.fsync(f.fileno())
-        except OSError as error:
-            # A full disk is no reason to lose the training: the checkpoint before stays where it is.
-            log.warning("checkpoint %s could not be written (%s); training goes on", self.path, error)
-            part.unlink(missing_ok=True)
-            return
-        if self.path.exists():
-            self.path.replace(previous(self.path))
-        part.replace(self.path)
-
-
 def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> None:
     """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
@@ -153,7 +133,7 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     Raises:
         TrainingError: NaN, or a setting that cannot work.
         CheckpointError: no readable checkpoint among those there are.
-        SystemExit: stopped by Ctrl-C (130) or SIGTERM (143).
+        Stopped: by Ctrl-C or SIGTERM.
     """
     config, folder, epochs = run.config, run.folder, len(run.epochs(phase))
     resume = folder.readable_checkpoint(phase)
@@ -164,18 +144,27 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     callbacks: list[Callback] = [SeedEpochs(config.seed, phase)]
     if admm is not None:
         callbacks.append(admm)
-    callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase)]
+    callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
-        try:
-            # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
-            trainer.fit(module, datamodule=LitData(run.data, config), ckpt_path=resume, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
-        except SystemExit as stop:
-            # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
-            log.warning("stopped in phase %s; the same command goes on in hydra.run.dir=%s", phase, folder.path)
-            raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+        with soft(lambda number: number == signal.SIGTERM and trainer.received_sigterm):  # it ends the batch first
+            _fit(trainer, module, LitData(run.data, config), phase=phase, resume=resume)
+
+
+def _fit(trainer: Trainer, module: LitClassifier, data: LitData, *, phase: str, resume: Path | None) -> None:
+    try:
+        # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
+    except Stopped as stop:
+        raise Stopped(stop.number, f"in phase {phase}") from stop
+    except SystemExit as stop:
+        # Lightning ends the program with 1 after Ctrl-C, and with 0 (success!) after SIGTERM.
+        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        raise Stopped(number, f"in phase {phase}") from stop
+    if trainer.received_sigterm:  # after the last batch, where Lightning looks no more
+        raise Stopped(signal.SIGTERM, f"in phase {phase}")
 
 
 # CPU capabilities, as torch names them, that multiply bfloat16 numbers as they are: x86 and ARM.

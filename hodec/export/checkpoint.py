@@ -1,12 +1,14 @@
 """A compressed model on disk: safetensors beside a JSON of its structure, checked when read."""
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec._version import __version__
 from hodec.conversion.keeping import PLAN_ATTRIBUTE
@@ -14,13 +16,17 @@ from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
-from hodec.io.tensors import load_tensors, save_tensors
+from hodec.io.tensors import bits, kind_of, load_tensors, save_tensors, tensor_shapes
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
 from hodec.plan.plan import Plan
 
 FORMAT, VERSION = "hodec-model", 1
+
+# Numbers of the dense net for each one in the file, above which a .json is not believed: ten times the 1,005 of
+# ResNet-18 at rank 1 in every layer.
+MOST_RATIO = 10_000
 
 # What a net is built from by its name.
 FACTS = ("model", "in_channels", "num_classes", "image_size")
@@ -47,7 +53,7 @@ def save(
     plan = _plan_of(model) if plan is None else plan
     _check_converted(model, plan)
     with writing(path):
-        save_tensors(path, model.state_dict(), {"format": FORMAT})  # one entry: of several, the order would vary
+        save_tensors(path, _once(model.state_dict()), {"format": FORMAT})  # one entry: of several, the order would vary
         structure = {
             "format": FORMAT,
             "version": VERSION,
@@ -57,6 +63,14 @@ def save(
             "plan": plan.to_dict(),
         }
         write_json(path.with_suffix(".json"), structure)
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without those that are an earlier one under another name, such as factors that layers share."""
+    first: dict[object, str] = {}
+    for name, t in tensors.items():
+        first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name, name)
+    return {name: tensors[name] for name in first.values()}
 
 
 def _plan_of(model: nn.Module) -> Plan:
@@ -72,10 +86,11 @@ def _plan_of(model: nn.Module) -> Plan:
 def _check_converted(model: nn.Module, plan: Plan) -> None:
     """Refuse to write what could not be read again."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, layer in plan.items():
+    users = [(name, layer, one) for key, layer in plan.items() for name, one in zip(layer.names(key), layer.users)]
+    for name, whole, layer in users:
         found = modules.get(layer.module(name))
         own = [getattr(found, key, None) for key in ("shape", "ranks", "modes")]
-        right = type(found) is get_method(layer.method).layer(layer.layer_type, layer.groups)
+        right = type(found) is get_method(layer.method).tied_layer(whole.layer_type, layer.layer_type, layer.groups)
         if not right or own != [layer.shape, layer.ranks, layer.modes]:
             raise CheckpointError(
                 f"save: {name} is {found if found is None else type(found).__name__} in this model, and {layer.method} "
@@ -110,14 +125,16 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     tensors = load_tensors(path)
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
-    if own != given:
-        wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
-        first = wrong[0]
+    needed = own.keys() if small.state_dict().keys() == given.keys() else _once(small.state_dict()).keys()
+    if wrong := sorted(n for n in needed | given.keys() if own.get(n) != given.get(n)):
+        raise _misfit(path, wrong, own, given)
+    kinds = {name: kind_of(t) for name, t in small.state_dict().items()}
+    if wrong := [name for name, t in tensors.items() if kind_of(t) != kinds[name]]:
         raise CheckpointError(
-            f"{path} does not fit this skeleton: {len(wrong)} of {len(own)} tensors differ, first {first} "
-            f"(file {given.get(first, 'absent')}, model {own.get(first, 'absent')})"
+            f"{path}: {len(wrong)} tensors hold numbers of another kind than the model's, first {wrong[0]} (file "
+            f"{kind_of(tensors[wrong[0]])}, model {kinds[wrong[0]]}): they would become others"
         )
-    small.load_state_dict(tensors)
+    small.load_state_dict(tensors, strict=False)  # what is not in the file is there under another name
     return small
 
 
@@ -127,12 +144,12 @@ def read_structure(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, unreadable or of another format.
     """
-    structure = read_json(Path(path).with_suffix(".json"), "structure of the model")
+    structure: Any = read_json(Path(path).with_suffix(".json"), "structure of the model")
     if not isinstance(structure, dict) or structure.get("format") != FORMAT or structure.get("version") != VERSION:
         raise CheckpointError(f"{Path(path).with_suffix('.json')} is not a hodec model of version {VERSION}")
     if missing := [key for key in ("sha256", "plan") if key not in structure]:
         raise CheckpointError(f"{Path(path).with_suffix('.json')} lacks {', '.join(missing)}: it was altered")
-    return structure
+    return dict(structure)
 
 
 def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Module:
@@ -141,6 +158,27 @@ def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Modu
     Raises:
         CheckpointError: they name none, or one that cannot be built.
     """
+    facts, where = facts_of(path, structure), Path(path).with_suffix(".json")
+    sizes = {"in_channels": facts["in_channels"], "num_classes": facts["num_classes"]}
+    build = partial(build_model, facts["model"], **sizes, image_size=min(facts["image_size"]))
+    try:
+        with same_random_state([]):
+            with torch.device("meta"):
+                blank = build()
+            _check_size(
+                Path(path), blank, Plan.from_dict(cast(dict[str, Any], structure["plan"]))
+            )  # before any memory is taken
+            return build()
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: no net can be built from its facts {facts}: {error}") from error
+
+
+def facts_of(path: str | Path, structure: Mapping[str, object]) -> dict[str, Any]:
+    """What a compressed model's dense net is built from: the facts of FACTS, checked.
+
+    Raises:
+        CheckpointError: the file does not say it, or in values of another kind.
+    """
     where, given = Path(path).with_suffix(".json"), structure.get("facts")
     facts: dict[str, Any] = given if isinstance(given, dict) else {}
     if missing := [key for key in FACTS if key not in facts]:
@@ -148,19 +186,51 @@ def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Modu
             f"{where} does not say how the dense net is built (its facts lack {', '.join(missing)}): give the net as "
             "skeleton, hodec.load(path, skeleton)"
         )
-    sizes = {"in_channels": facts["in_channels"], "num_classes": facts["num_classes"]}
-    try:
-        with same_random_state([]):
-            return build_model(facts["model"], **sizes, image_size=min(facts["image_size"]))
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{where}: no net can be built from its facts {facts}: {error}") from error
+    side = facts["image_size"]
+    numbers = [facts["in_channels"], facts["num_classes"], *(side if isinstance(side, list) else [side])]
+    if not (isinstance(facts["model"], str) and len(numbers) == 4 and all(type(n) is int and n >= 1 for n in numbers)):
+        raise CheckpointError(
+            f"{where}: no net can be built from its facts {facts}: model is a name, in_channels and num_classes are "
+            "whole numbers from 1, image_size a list of two"
+        )
+    return facts
+
+
+def _check_size(path: Path, blank: nn.Module, plan: Plan) -> None:
+    """Refuse a net that is larger than its file says; ``blank`` is the dense net without memory.
+
+    Raises:
+        CheckpointError: a tensor outside the plan has another shape in the file, or the dense net is out of proportion.
+    """
+    users = [(name, one) for key, layer in plan.items() for name, one in zip(layer.names(key), layer.users)]
+    planned = {one.parameter(name) for first, one in users for name in (first, *one.aliases)}
+    dense = {name: tuple(t.shape) for name, t in blank.state_dict().items()}
+    stored = tensor_shapes(path)
+    numbers, held = (sum(math.prod(shape) for shape in shapes.values()) for shapes in (dense, stored))
+    wrong = [name for name, shape in dense.items() if name not in planned and stored.get(name) != shape]
+    if wrong and numbers > held:
+        raise _misfit(path, wrong, dense, stored)
+    if numbers > MOST_RATIO * held:
+        raise CheckpointError(
+            f"{path} holds {held:,} numbers, and the dense net of its .json {numbers:,}, more than {MOST_RATIO} times "
+            "as many: its facts were altered. Give the net as skeleton, hodec.load(path, skeleton)"
+        )
+
+
+def _misfit(
+    path: Path, wrong: Sequence[str], own: Mapping[str, object], given: Mapping[str, object]
+) -> CheckpointError:
+    first = wrong[0]
+    return CheckpointError(
+        f"{path} does not fit this skeleton: {len(wrong)} of {len(own)} tensors differ, first {first} "
+        f"(file {given.get(first, 'absent')}, model {own.get(first, 'absent')})"
+    )
 
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over all tensors of a model, in order: equal digests mean bit-equal weights."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
-        digest.update(bits.numpy().tobytes())
-    return digest.hexdigest()
+        found.update(name.encode())
+        found.update(bits(tensor))
+    return found.hexdigest()

@@ -8,7 +8,7 @@ from torch import nn
 
 from hodec.conversion.dry_run import put
 from hodec.conversion.inner import mend_encoders
-from hodec.conversion.keeping import CONFIG_ENTRY, PLAN_ATTRIBUTE, keep_plan
+from hodec.conversion.keeping import CONFIG_ENTRY, PLAN_ATTRIBUTE, declare_ties, keep_plan
 from hodec.conversion.swap import structure
 from hodec.errors import CheckpointError
 from hodec.io.atomic import read_json
@@ -73,8 +73,9 @@ def _factorizing(dense: type[nn.Module], plan: Plan) -> Any:
 
     def made(self: nn.Module, config: object, *args: object, **kwargs: object) -> None:
         dense.__init__(self, config, *args, **kwargs)
-        for name, layer in structure(self, plan).items():
-            put(self, name, plan[name], layer)
+        for name, layers in structure(self, plan).items():
+            put(self, name, plan[name], layers)
         mend_encoders(self, plan)
+        declare_ties(self, plan)
 
     return type(dense.__name__, (dense,), {"__init__": made, "__module__": dense.__module__})

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,19 @@ from hodec.formats.ops import Op, Shape, spatial_axes, total_macs, total_params
 from hodec.linalg.svd import check_finite, largest_magnitude, singular_values
 
 Ranks = tuple[int, ...]
+
+
+class Core(NamedTuple):
+    """A factor as a member of a chain in which each has its rank in common with the next one.
+
+    Attributes:
+        values: (B, r, n.., s), a view of the factor: B weights side by side, the ranks r before it and s behind it, 1
+            at the ends of the chain; or (B, R, n..) of a depthwise one.
+        depthwise: whether it maps each of R channels to itself, so that both ranks are one axis.
+    """
+
+    values: Tensor
+    depthwise: bool = False
 
 
 class Format(ABC):
@@ -113,6 +127,14 @@ class Format(ABC):
         """
         ops = self.ops(shape, self.ranks(factors), modes, execution=execution)
         return [self.kernel(factor, op) for factor, op in zip(factors, ops, strict=True)]
+
+    def cores(self, factors: Sequence[Tensor]) -> list[Core]:
+        """The factors as a chain; by default they are stored as (r, n.., s).
+
+        Args:
+            factors: as ``decompose`` gives them; axes that it flattens may be unflattened.
+        """
+        return [Core(factor.unsqueeze(0)) for factor in factors]
 
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
         """The ranks that factors have; by default all but the last factor have one each, as their first side."""

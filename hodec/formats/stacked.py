@@ -3,6 +3,7 @@
 Each is factorized on its own, all at the same ranks.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import cast
@@ -10,11 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from hodec.formats.base import Format, Ranks
+from hodec.formats.base import Core, Format, Ranks
 from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.formats.ops import Op, Shape, dense_op
-from hodec.formats.staged import StagedFormat
+from hodec.formats.staged import StagedFormat, staged_cores
 from hodec.linalg.svd import singular_values
 
 
@@ -101,6 +102,9 @@ class Stacked(Several):
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
         return self.one.ranks([factor[0] for factor in factors])
 
+    def cores(self, factors: Sequence[Tensor]) -> list[Core]:
+        return staged_cores(factors) if isinstance(self.one, StagedFormat) else [Core(factor) for factor in factors]
+
     def params(self, shape: Shape, ranks: Sequence[int], modes: Modes) -> int:
         return int(shape[2]) * self.one.params(shape[:2], ranks, modes)
 
@@ -130,6 +134,18 @@ class Grouped(Several):
 
     def part_shape(self, shape: Shape) -> Shape:
         return (shape[0] // self.conv_groups, *shape[1:])
+
+    def unsuitable(self, shape: Shape, modes: Modes) -> str:
+        kernel = shape[2:]
+        least = self.fit_ranks(shape, modes, [1] * len(self.max_ranks(shape, modes)))
+        if shape[:2] == (self.conv_groups, 1) and self.params(shape, least, modes) >= math.prod(shape):
+            return (
+                f"depthwise convolution (groups={self.conv_groups}): a {'x'.join(map(str, kernel))} kernel of one "
+                "channel in and one out has no smaller factors by this method"
+                + "; spatial_svd splits it along its axes"
+                * (len(kernel) == 2 and min(kernel) > 1)
+            )
+        return super().unsuitable(shape, modes)
 
     def part_spectra(self, weight: Tensor, modes: Modes) -> list[tuple[int, Tensor]]:
         return self.one.spectra(weight, modes)
@@ -165,6 +181,9 @@ class Grouped(Several):
 
     def ranks(self, factors: Sequence[Tensor]) -> Ranks:
         return self.one.ranks(next(iter(self._each(factors))))
+
+    def cores(self, factors: Sequence[Tensor]) -> list[Core]:
+        return staged_cores([factor.unflatten(0, (self.conv_groups, -1)) for factor in factors])
 
     def _each(self, factors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """The factors of each group."""

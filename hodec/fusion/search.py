@@ -19,7 +19,7 @@ from hodec.fusion.report import FuseReport, LayerChoice
 from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
 from hodec.inference import inference, settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
-from hodec.layers.base import FactorizedLayer, same_random_state
+from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
 from hodec.layers.plain import HOOKS
 
@@ -148,6 +148,8 @@ class _Work:
             for hooks in HOOKS:
                 getattr(made, hooks).update(getattr(layer, hooks))
             net = replaced(net, name, made)
+        for layers in _sharing(self.factorized()):
+            _share_equal([net.get_submodule(name) for name in layers])
         for name, norm in self.folds.norms.items():
             if name not in choices:
                 folded = scaled_last(net.get_submodule(name), *scale_and_shift(net.get_submodule(norm)))
@@ -321,6 +323,28 @@ def observed(model: nn.Module, inputs: Inputs) -> tuple[dict[str, list[Call]], l
                 )
                 hooks.callback(hook.remove)
         return calls, tensors_in(as_input(inputs, model).run(model))
+
+
+def _sharing(layers: Mapping[str, FactorizedLayer]) -> list[list[str]]:
+    """The names of the layers that have the same factors, set by set."""
+    sets: dict[frozenset[nn.Parameter], list[str]] = {}
+    for name, layer in layers.items():
+        sets.setdefault(frozenset(factor_parameters(layer)), []).append(name)
+    return [names for names in sets.values() if len(names) > 1]
+
+
+def _share_equal(modules: Sequence[nn.Module]) -> None:
+    """Let parameters of these modules be one where they are equal: both ways to run a shared factor are there once."""
+    kept: list[nn.Parameter] = []
+    for part in (part for module in modules for part in module.modules()):
+        for key, mine in part._parameters.items():
+            if mine is None:
+                continue
+            same = next(
+                (p for p in kept if p.shape == mine.shape and p.dtype == mine.dtype and torch.equal(p, mine)), mine
+            )
+            part._parameters[key] = same
+            kept.append(same)
 
 
 def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:

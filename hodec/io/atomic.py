@@ -35,6 +35,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+# How a system says that there is no room: on the disk, for a file of this size, in the user's share.
+NO_SPACE = tuple(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name))
+
+
 @contextmanager
 def writing(
     path: Path, kind: type[HodecError] = CheckpointError, way_out: str = "make room there or give another path"
@@ -47,8 +51,7 @@ def writing(
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        reason = "there is no space left" if full else error.strerror or str(error).splitlines()[0]
+        reason = "there is no space left" if error.errno in NO_SPACE else error.strerror or str(error).splitlines()[0]
         raise kind(f"{path} could not be written: {reason}; {way_out}") from error
 
 
@@ -102,7 +105,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{what} {path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{what} {path} is not readable JSON ({error}); is it truncated?") from error
 
 

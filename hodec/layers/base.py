@@ -313,7 +313,7 @@ class FactorizedLayer(OneNode):
 
 
 def _comparable(weight: Tensor) -> bool:
-    """Whether its values can be read at once: no stand-in of a tracer or of ``torch.func``, and on a CPU."""
+    """Whether its values can be read at once: on a CPU, no stand-in of a tracer or of ``torch.func``."""
     return type(weight) is nn.Parameter and weight.device.type == "cpu"
 
 
@@ -363,13 +363,19 @@ def listed(factors: nn.ParameterList) -> list[Tensor]:
     return [factors[k] for k in range(len(factors))]
 
 
+def factor_parameters(layer: FactorizedLayer) -> tuple[nn.Parameter, ...]:
+    """The parameters that hold a layer's factors: all but its bias."""
+    return tuple(p for name, p in layer.named_parameters() if name != "bias")
+
+
 def randomize_factors(model: nn.Module, *, seed: int) -> None:
     """Overwrite the factors of all factorized layers by seeded random ones; the global generators do not move."""
+    layers = [module for module in model.modules() if isinstance(module, FactorizedLayer)]
+    first = {factor_parameters(layer): layer for layer in reversed(layers)}
     with same_random_state(model.parameters()):
         torch.manual_seed(seed)
-        for module in model.modules():
-            if isinstance(module, FactorizedLayer):
-                module.reset_parameters()
+        for layer in reversed(first.values()):
+            layer.reset_parameters()
 
 
 def equalize_norms(factors: Sequence[Tensor]) -> list[Tensor]:

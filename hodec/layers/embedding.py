@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hodec.formats import svd, tt
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.layers.base import FactorizedLayer, LayerOptions
+from hodec.layers.base import FactorizedLayer, LayerOptions, listed
 
 
 class FactorizedEmbedding(FactorizedLayer):
@@ -104,12 +104,16 @@ class TTEmbedding(FactorizedEmbedding):
         """(...) whole numbers -> (..., width)."""
         first, *others = (
             F.embedding(index, core.flatten(1)).unflatten(1, core.shape[1:])  # n r o r'
-            for core, index in zip(self.cores, self._digits(tokens.reshape(-1)), strict=True)
+            for core, index in zip(self.slices(), self._digits(tokens.reshape(-1)), strict=True)
         )
         y = first.flatten(1, 2)  # n p r with p outputs so far
         for core in others:
             y = torch.bmm(y, core.flatten(2)).unflatten(2, core.shape[2:]).flatten(1, 2)
         return self._padded(y.reshape(*tokens.shape, self.embedding_dim), tokens)
+
+    def slices(self) -> list[Tensor]:
+        """The cores as (i, r, o, r'), by their index i."""
+        return listed(self.cores)
 
     def _padded(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Rows (.., width) of these tokens with the padding row in its places."""

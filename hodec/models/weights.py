@@ -1,6 +1,7 @@
 """Weights from a file into a model: checked before a single number is changed."""
 
 import logging
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hodec.errors import CheckpointError, Use, literal
+from hodec.io.tensors import kind_of, zip_fault
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,10 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = F
     differ = _differences(tensors, {key: value for key, value in target.items() if key not in counters})
     head = _head_keys(model)
     only_head = differ.keys() <= set(head) and all(
-        key in tensors and tensors[key].shape[1:] == target[key].shape[1:] for key in differ
+        key in tensors
+        and tensors[key].shape[1:] == target[key].shape[1:]
+        and kind_of(tensors[key]) == kind_of(target[key])
+        for key in differ
     )
     if differ and only_head and allow_new_head:
         log.info("%s: last layer (%s) starts anew, the file's has other outputs", path, ", ".join(head))
@@ -56,7 +61,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = F
 def _read(path: Path) -> StateDict:
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: weights are read from {', '.join(SUFFIXES)}, not {path.suffix!r}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise CheckpointError(f"{path}: no such file; give the path of existing weights")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; write or fetch it again, or take an earlier one")
@@ -72,11 +77,8 @@ def _read(path: Path) -> StateDict:
 
 
 def _read_torch(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch does not look at the checksums: a flipped bit would load as another weight
-            if (broken := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
+    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+        raise zipfile.BadZipFile(fault)
     content: object = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping):
         return next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
@@ -113,9 +115,12 @@ def _without_prefix(tensors: StateDict, target: StateDict, path: Path) -> StateD
 def _differences(tensors: StateDict, target: StateDict) -> dict[str, str]:
     """Name -> how the tensor of the file differs from the model's: missing ones, other shapes, unknown ones."""
     differ = {key: "not in the file" for key in target if key not in tensors}
-    for key in target:
-        if key in tensors and tensors[key].shape != target[key].shape:
-            differ[key] = f"{tuple(tensors[key].shape)} in the file, {tuple(target[key].shape)} in the model"
+    for key in (key for key in target if key in tensors):
+        theirs, mine = tensors[key], target[key]
+        if theirs.shape != mine.shape:
+            differ[key] = f"{tuple(theirs.shape)} in the file, {tuple(mine.shape)} in the model"
+        elif kind_of(theirs) != kind_of(mine) and not key.endswith(COUNTER):
+            differ[key] = f"{kind_of(theirs)} numbers ({theirs.dtype}) in the file, {kind_of(mine)} in the model"
     return differ | {key: "not in the model" for key in tensors if key not in target}
 
 

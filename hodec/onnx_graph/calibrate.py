@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -158,7 +158,8 @@ class TrialGraph:
             RemoveUnusedNodesPass()(model)
         model.ir_version = max(4, model.ir_version)
         try:
-            return ir.to_proto(model).SerializeToString()
+            content: bytes = ir.to_proto(model).SerializeToString()
+            return content
         except ValueError as error:  # protobuf refuses what is larger than 2 GiB
             raise Cannot(f"without its layers' weights it is still too large to be tried: {error}") from error
 
@@ -286,7 +287,7 @@ def _outputs(one: WeightConsumer, y: Tensor) -> int:
 def outputs_at(one: WeightConsumer, y: Tensor, places: tuple[Tensor, ...]) -> Tensor:
     """A node's outputs (M, O) at some positions."""
     if one.dims:
-        return y[(places[0], slice(None), *places[1:])]
+        return y[_index(places)]
     return _lines(one, y)[places[0]]
 
 
@@ -300,8 +301,13 @@ def patches_at(one: WeightConsumer, x: Tensor, places: tuple[Tensor, ...]) -> Te
     spread = (_spread if transposed else _padded)(one, x, kernel)
     ones = [1] * len(kernel)
     steps = ones if transposed else one.ints("strides") or ones
-    found = windows(spread, kernel, steps, one.ints("dilations") or ones)[(places[0], slice(None), *places[1:])]
+    found = windows(spread, kernel, steps, one.ints("dilations") or ones)[_index(places)]
     return found.flip(tuple(range(2, 2 + len(kernel)))) if transposed else found
+
+
+def _index(places: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Image, all channels, place."""
+    return (places[0], slice(None), *places[1:])
 
 
 def _lines(one: WeightConsumer, x: Tensor) -> Tensor:
@@ -319,7 +325,7 @@ def _drawn(sizes: Sequence[int], count: int, generator: torch.Generator) -> tupl
 
 def _kernel(one: WeightConsumer) -> list[int]:
     shape = one.weight.shape or (one.weight.const_value.shape if one.weight.const_value is not None else None)
-    return [int(n) for n in tuple(shape or ())[2:]]
+    return [] if shape is None else [int(n) for n in shape.numpy()[2:]]
 
 
 def _auto_pad(one: WeightConsumer) -> str:

@@ -4,39 +4,32 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import ArrayLike
 
 from hodec.calibration.data import Given, InputSpec, Samples, function_of, load_samples
 from hodec.calibration.images import Pixels
-from hodec.cost.count import Cost
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.export.runtime import Array, Cannot, Session, open_session
+from hodec.export.runtime import Array, Cannot, open_session
 from hodec.io.atomic import check_place, writing
 from hodec.linalg.svd import sharing
-from hodec.onnx_graph.bench import bench_files
-from hodec.onnx_graph.calibrate import Replacement, TrialGraph
-from hodec.onnx_graph.changes import Change
-from hodec.onnx_graph.cost import parameters
-from hodec.onnx_graph.decompose import check_file, flushed, measured_macs
-from hodec.onnx_graph.facts import GraphFacts, graph_facts
+from hodec.onnx_graph.calibrate import TrialGraph
+from hodec.onnx_graph.compress_int8 import write_int8
+from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.judge import Judge, judge_of
-from hodec.onnx_graph.planning import check_plan, eligible_sites
-from hodec.onnx_graph.rewrite import rewrite
+from hodec.onnx_graph.planning import eligible_sites
+from hodec.onnx_graph.report import write_report
 from hodec.onnx_graph.saved import Saved
 from hodec.onnx_graph.search import TARGETS, Search, Trial
 from hodec.onnx_graph.sensitivity import Progress, Sensitivity
 from hodec.onnx_graph.session import run_session
-from hodec.onnx_graph.shifts import shifted
 from hodec.onnx_graph.sizes import Size
+from hodec.onnx_graph.trial_file import LosesMore, runner, write_trial
 from hodec.onnx_graph.verdict import Compressed
-from hodec.onnx_graph.writing import check_target, written
-from hodec.plan.plan import Plan
+from hodec.onnx_graph.writing import check_target
 from hodec.ranks.planning import PlanSettings
 from hodec.ranks.rule import Limits
 
@@ -141,9 +134,7 @@ def compress_file(  # noqa: PLR0913
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
-    write = write_trial
-    if int8:
-        from hodec.onnx_graph.compress_int8 import write_int8 as write  # it needs this module
+    write = write_int8 if int8 else write_trial
     with sharing():
         best = search.best()
         while best is not None:
@@ -161,10 +152,8 @@ def compress_file(  # noqa: PLR0913
 
 
 def _report(path: Path, result: Compressed, search: Search, held: Samples, *, most: int = 8) -> None:
-    from hodec.onnx_graph.report import write_report  # which needs this module's parts
-
     files = (search.facts.graph.path, Path(result.output))
-    runs = [_runner(open_session(one, threads=search.net.threads)) for one in files]
+    runs = [runner(open_session(one, threads=search.net.threads)) for one in files]
     samples = [(runs[0](call), runs[1](call)) for call in held.calls[:most]]
     with writing(path, ConfigError, f"the model {result.output} is written"):
         write_report(path, result, search, samples)
@@ -240,63 +229,7 @@ def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *
     except Cannot as error:
         raise DataError(f"onnxruntime does not run {graph.path} on the data: {error}") from error
     names = [value.name or "" for value in graph.graph.outputs]
-    return judge_of(_runner(opened), held, names, evaluate=function, loss=task.loss, max_drop=task.max_drop)
-
-
-def _runner(opened: Session) -> Callable[[Mapping[str, Array]], list[Array]]:
-    return lambda feeds: cast(list[Array], run_session(opened, feeds))
-
-
-def write_fitted(
-    facts: GraphFacts, plan: Plan, tried: Mapping[str, Replacement]
-) -> tuple[GraphFacts, dict[str, Change], int]:
-    """A fresh copy of the graph with the plan's layers replaced by fitted ones, in memory."""
-    again = graph_facts(load_graph(facts.graph.path), {}, facts.feeds)
-    sites = check_plan(plan, again)
-    shifts = {name: np.asarray(one.shift, np.float64) for name, one in tried.items()}
-    again = shifted(again, sites, shifts)
-    changes, macs = rewrite(again, sites, plan, {name: one.weight for name, one in tried.items()})
-    return again, changes, macs
-
-
-class LosesMore(NothingPays):
-    """A written file that loses more than is allowed, or wins nothing."""
-
-
-def write_trial(
-    trial: Trial, search: Search, held: Samples, out: Path, *, seconds: float, judged: bool = True
-) -> Compressed:
-    """The file of a trial, with its figures, measured on it.
-
-    Args:
-        seconds: how long latency is measured.
-        judged: whether the file has to lose no more than is allowed.
-
-    Raises:
-        LosesMore: it does lose more in onnxruntime, or is slower where it was to be faster; nothing is written.
-    """
-    facts, judge = search.facts, search.judge
-    again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
-    remarks = flushed(again)
-    with written(again.graph, out) as files:
-        check_file(files[0])
-        score = judge.score(_runner(open_session(files[0], threads=search.net.threads)))
-        if judged and not judge.accepts(score):
-            told = f"{judge.told(score)}, where {judge.told(judge.dense - judge.allowed)} is allowed ({judge.words})"
-            raise LosesMore(f"the decomposed file has {told}; nothing is written")
-        bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
-        if judged and search.target == "latency" and bench.high < 1:
-            raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
-        size = sum(path.stat().st_size for path in files)
-        macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
-    return Compressed(
-        output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=score,
-        allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
-        samples=(len(search.fit), len(held)), words=search.fit.words,
-        before=facts.cost, after=Cost(parameters(again.graph), macs // facts.batch), uncounted=uncounted,
-        bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
-        layers=len(search.sites), remarks=remarks,
-    )  # fmt: skip
+    return judge_of(runner(opened), held, names, evaluate=function, loss=task.loss, max_drop=task.max_drop)
 
 
 def _larger(search: Search, refused: Trial) -> Trial | None:

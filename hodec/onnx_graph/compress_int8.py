@@ -7,9 +7,9 @@ from pathlib import Path
 from hodec.calibration.data import Samples
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench
-from hodec.onnx_graph.compress import write_trial
 from hodec.onnx_graph.int8 import FileRow, Quantized, four_rows, quantize_file
 from hodec.onnx_graph.search import Search, Trial
+from hodec.onnx_graph.trial_file import write_trial
 from hodec.onnx_graph.verdict import Compressed
 
 # Lines of the table.

@@ -7,10 +7,11 @@ from typing import cast
 
 from hodec.errors import ConvertError
 from hodec.linalg.svd import sharing
-from hodec.onnx_graph.compress import Task, prepared, write_trial
+from hodec.onnx_graph.compress import Task, prepared
 from hodec.onnx_graph.planning import check_plan, check_rule, plan_graph
 from hodec.onnx_graph.search import ByData, Search, Trial
 from hodec.onnx_graph.sensitivity import Progress
+from hodec.onnx_graph.trial_file import write_trial
 from hodec.onnx_graph.verdict import Compressed
 from hodec.plan.plan import Plan
 from hodec.ranks import RankRule

@@ -1,8 +1,8 @@
 """A model file in 8 bits: static quantization by onnxruntime with calibration data, and layers that lose most in float.
 
 Every convolution and product is quantized first (QDQ: nodes that round stand around float operators, which onnxruntime
-joins into integer kernels). Where that loses more than is allowed, each layer by itself is put back to float, to see
-what it costs; then as few as reach the score go back, those whose return gains most first.
+joins into integer kernels). Where that loses more than is allowed, each layer is quantized alone to see what it loses;
+then as few as reach the score go back to float, those that lose most first.
 """
 
 import logging
@@ -10,10 +10,13 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 
 from hodec.errors import ConvertError
 from hodec.export.runtime import Array, Cannot, first_line, open_session, quiet
@@ -22,6 +25,7 @@ from hodec.onnx_graph.bench import Bench, bench_files
 from hodec.onnx_graph.cost import COUNTS
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.session import run_session
+from hodec.onnx_graph.sizes import Size
 from hodec.onnx_graph.writing import MAX_BYTES, check_target
 
 log = logging.getLogger(__name__)
@@ -72,8 +76,8 @@ def quantize_file(  # noqa: PLR0913
 
     Args:
         feeds: calibration data: what each call is fed, by the names of the inputs.
-        held_out: data to judge by where no score is given; by default the last quarter of ``feeds``, which is then not
-            calibrated on.
+        held_out: data that layers are put in order by, and the file is judged by where no score is given; by default
+            the last quarter of ``feeds``, which is then not calibrated on.
         score: of a file, by its runs, greater is better. By default 1 minus the relative distance of its outputs to
             the float file's on ``held_out``.
         least: the score to reach; by default the float file's, less 5 % of its size.
@@ -89,11 +93,17 @@ def quantize_file(  # noqa: PLR0913
         raise ConvertError(f"{source} has {graph.bytes:,} bytes; onnxruntime quantizes files below {MAX_BYTES:,}")
     feeds, held_out = _split(feeds, held_out)
     model = _prepared(Path(source))
-    wanted = score or closeness(_run(model, threads), held_out)
+    try:
+        near = closeness(_run(model, threads), held_out)
+    except Cannot as error:
+        raise ConvertError(f"{source} does not run on these data: {error}") from error
+    wanted = score or near
     aim = wanted(_run(model, threads))
     floor = aim - ALLOWED * abs(aim) if least is None else least
     mixed = Mixed(model, _quantized(model, feeds))
-    floats, found = _fewest_floats(mixed, lambda each: wanted(_run(each, threads)), floor)
+    # layers are put in order by outputs: a score of a task is often the same for several
+    order = partial(_by_harm, mixed, lambda each: near(_run(each, threads)))
+    floats, found = _fewest_floats(mixed, lambda each: wanted(_run(each, threads)), floor, order=order)
     if not math.isfinite(found):
         raise ConvertError(f"{source}: the quantized file has no score, even with every layer in float")
     write_bytes(out, mixed.model(floats).SerializeToString())
@@ -101,26 +111,26 @@ def quantize_file(  # noqa: PLR0913
 
 
 def _fewest_floats(
-    mixed: "Mixed", score: Callable[[onnx.ModelProto], float], floor: float
+    mixed: "Mixed", score: Callable[[onnx.ModelProto], float], floor: float, *, order: Callable[[], list[str]]
 ) -> tuple[tuple[str, ...], float]:
     """The layers to put back to float so that the score reaches ``floor``, and the score; all where none are enough."""
     found = score(mixed.model([]))
     if found >= floor or not mixed.layers:
         return (), found
-    order = _by_gain(mixed, score)
+    names = order()
     scores = {0: found}
     low, high = 0, 1
     while True:  # twice as many until they are enough, then fewer by halves of the difference
-        scores[high] = score(mixed.model(order[:high]))
-        log.info("%d of %d layers in float: score %.4g, %.4g wanted", high, len(order), scores[high], floor)
-        if scores[high] >= floor or high == len(order):
+        scores[high] = score(mixed.model(names[:high]))
+        log.info("%d of %d layers in float: score %.4g, %.4g wanted", high, len(names), scores[high], floor)
+        if scores[high] >= floor or high == len(names):
             break
-        low, high = high, min(2 * high, len(order))
+        low, high = high, min(2 * high, len(names))
     while high - low > 1 and scores[high] >= floor:
         middle = (low + high) // 2
-        scores[middle] = score(mixed.model(order[:middle]))
+        scores[middle] = score(mixed.model(names[:middle]))
         low, high = (low, middle) if scores[middle] >= floor else (middle, high)
-    return tuple(order[:high]), scores[high]
+    return tuple(names[:high]), scores[high]
 
 
 def _split(feeds: Sequence[Feeds], held_out: Sequence[Feeds] | None) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
@@ -151,8 +161,7 @@ def closeness(run: Run, feeds: Sequence[Feeds]) -> Score:
 
 
 def _run(model: onnx.ModelProto, threads: int) -> Run:
-    opened = open_session(model.SerializeToString(), threads=threads)
-    return lambda feeds: run_session(opened, feeds)  # type: ignore[return-value]
+    return partial(run_session, open_session(model.SerializeToString(), threads=threads))  # type: ignore[return-value]
 
 
 def _prepared(source: Path) -> onnx.ModelProto:
@@ -168,7 +177,7 @@ def _prepared(source: Path) -> onnx.ModelProto:
                 model = onnx.version_converter.convert_version(model, PER_CHANNEL)
             onnx.save(model, given)
             quant_pre_process(given, path, skip_symbolic_shape=True)
-            prepared = onnx.load(path)
+            prepared: onnx.ModelProto = onnx.load(path)
         except Exception as error:  # whatever the quantizer's tools meet
             raise ConvertError(f"{source} cannot be prepared for quantization: {first_line(error)}") from error
     del prepared.metadata_props[:]
@@ -208,9 +217,10 @@ def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProt
                 # signed activations
                 activation_type=quantization.QuantType.QUInt8,
             )
-            return onnx.load(path)
+            quantized: onnx.ModelProto = onnx.load(path)
         except Exception as error:  # its own kinds, and those of the runtime
             raise ConvertError(f"the model cannot be quantized on these data: {first_line(error)}") from error
+    return quantized
 
 
 class Mixed:
@@ -236,8 +246,8 @@ class Mixed:
 
     def model(self, names: Iterable[str]) -> onnx.ModelProto:
         """The quantized model with these layers in float; a value is rounded only where 8 bits make or read it."""
-        model, chosen = onnx.ModelProto.FromString(self.quantized.SerializeToString()), {*names}
-        if chosen:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.quantized.SerializeToString())
+        if chosen := {*names}:
             self._give_weights(model.graph, chosen)
             _unround(model.graph, {*self.layers} - chosen)
             _remove_unread(model.graph)
@@ -260,12 +270,7 @@ class Mixed:
 def _unround(graph: onnx.GraphProto, quantized: set[str]) -> None:
     """Let nodes read values as they were made, where neither their maker nor they are among the quantized layers."""
     makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    ends = {one.name for one in graph.output}
-    constants = {one.name for one in graph.initializer}
+    constants, ends = {one.name for one in graph.initializer}, {one.name for one in graph.output}
     for back in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
         there = makers.get(back.input[0])
         if there is None or there.op_type != "QuantizeLinear" or there.input[0] in constants:
@@ -274,19 +279,24 @@ def _unround(graph: onnx.GraphProto, quantized: set[str]) -> None:
         maker = makers.get(value)
         if maker is not None and maker.name in quantized:
             continue
-        for reader in readers.get(rounded, ()):
+        if rounded in ends and maker is not None:  # an output of the graph keeps its name
+            _rename(graph, rounded, f"{rounded}.rounded")
+            _rename(graph, value, rounded)
+            value, rounded = rounded, f"{rounded}.rounded"
+        for reader in graph.node:
             if reader.name not in quantized:
-                reader.input[:] = [value if name == rounded else name for name in reader.input]
-        if rounded in ends and maker is not None:  # an output keeps its name
-            back.output[0] = f"{rounded}.rounded"
-            maker.output[:] = [rounded if name == value else name for name in maker.output]
-            for reader in readers.get(value, ()):
-                reader.input[:] = [rounded if name == value else name for name in reader.input]
-            for reader in readers.get(rounded, ()):
-                reader.input[:] = [
-                    f"{rounded}.rounded" if name == rounded and reader.name in quantized else name
-                    for name in reader.input
-                ]
+                _replace(reader.input, rounded, value)
+
+
+def _rename(graph: onnx.GraphProto, name: str, new: str) -> None:
+    for node in graph.node:
+        _replace(node.input, name, new)
+        _replace(node.output, name, new)
+
+
+def _replace(names: Any, name: str, new: str) -> None:
+    if name in names:
+        names[:] = [new if one == name else one for one in names]
 
 
 def _remove_unread(graph: onnx.GraphProto) -> None:
@@ -313,10 +323,10 @@ def _inner_names(node: onnx.NodeProto) -> Iterable[str]:
             yield from (one.name for one in graph.output)
 
 
-def _by_gain(mixed: Mixed, score: Callable[[onnx.ModelProto], float]) -> list[str]:
-    """The layers, the one whose return to float raises the score most first."""
-    gains = {name: score(mixed.model([name])) for name in mixed.layers}
-    return sorted(mixed.layers, key=lambda name: -gains[name])
+def _by_harm(mixed: Mixed, score: Callable[[onnx.ModelProto], float]) -> list[str]:
+    """The layers, the one first that loses most in 8 bits alone, with all others in float."""
+    alone = {name: score(mixed.model([one for one in mixed.layers if one != name])) for name in mixed.layers}
+    return sorted(mixed.layers, key=lambda name: alone[name])
 
 
 # -- one table of four files -------------------------------------------------------------------------------------
@@ -342,24 +352,34 @@ class FileRow:
         return f"{self.what:<17} score {self.score:.4g}, {self.bytes:,} bytes, {ratio}"
 
 
-def four_rows(files: Mapping[str, Path], score: Score, *, seconds: float = 10.0, threads: int = 1) -> list[FileRow]:
+def four_rows(
+    files: Mapping[str, Path],
+    score: Score,
+    *,
+    seconds: float = 10.0,
+    threads: int = 1,
+    shapes: Mapping[str, Size] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
+) -> list[FileRow]:
     """The table: score, bytes and latency ratio of each file beside the first.
 
     Args:
         files: what stands in the line -> file; the dense one first.
         seconds: how long to measure each pair.
+        shapes, values: of the inputs, see ``bench_files``.
 
     Raises:
         ConvertError: a file that does not run.
     """
     rows: list[FileRow] = []
     first = next(iter(files.values()))
+    measured = partial(bench_files, seconds=seconds, threads=threads, shapes=shapes, values=values)
     for what, path in files.items():
         try:
             opened = open_session(path, threads=threads)
-            found = score(lambda feeds, opened=opened: run_session(opened, feeds))  # type: ignore[misc]
+            found = score(partial(run_session, opened))  # type: ignore[arg-type]
         except Cannot as error:
             raise ConvertError(f"onnxruntime does not run {path}: {error}") from error
-        bench = bench_files(first, path, seconds=seconds, threads=threads) if rows else None
+        bench = measured(first, path) if rows else None
         rows.append(FileRow(what, path, found, load_graph(path).bytes, bench))
     return rows

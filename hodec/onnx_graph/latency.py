@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Counts = tuple[int, ...]
 # Channels below a block are measured at multiples of this: onnxruntime leaves convolutions of other inputs unblocked.
 CHANNELS = 4
-SECONDS = 0.06  # of timing one small session: the least of its runs then repeats within some percent
+SECONDS = 0.06  # of timing one small session, see UNDISTURBED
 
 
 def latency_table(
@@ -217,6 +217,8 @@ def file_ms(
 ) -> float:
     """Milliseconds of one call of a model as it is in its file, without subnormal weights: the least of many calls.
 
+    With one thread they are that thread's own: what else runs on the core does not count.
+
     Raises:
         PlanError: onnxruntime does not run it.
     """
@@ -226,11 +228,12 @@ def file_ms(
     try:
         opened = open_session(content, threads=threads, folder=None if content is graph.path else graph.path.parent)
         run_session(opened, feeds)
+        now = time.thread_time if threads == 1 else time.perf_counter
         taken, until = list[float](), time.perf_counter() + seconds
         while len(taken) < least or time.perf_counter() < until:
-            began = time.perf_counter()
+            began = now()
             run_session(opened, feeds)
-            taken.append(1e3 * (time.perf_counter() - began))
+            taken.append(1e3 * (now() - began))
     except Cannot as error:
         raise PlanError(f"{graph.path} cannot be timed: onnxruntime does not run it ({error})") from error
     return min(taken)

@@ -61,20 +61,25 @@ class LayerSession:
                 break
             others = [one for one in node.inputs if one is not None and one is not value]
             constant = all(one in self.graph.constants for one in others)
-            if node.domain or len(node.outputs) != 1:
+            known = self.sizes.get(name_of(node.outputs[0]), self._size)
+            if node.domain or len(node.outputs) != 1 or known != self._size:
                 break
             if node.op_type in ACTIVATIONS and constant:
                 return (*found, node)
-            residual = node.op_type == "Add" and self._same_size(value, others) and not constant and not summed
+            residual = node.op_type == "Add" and self._same_size(others) and not constant and not summed
             if not residual and not (node.op_type in FOLDED and constant):
                 break
             found.append(node)
             summed, value = summed or residual, node.outputs[0]
         return tuple(found)
 
-    def _same_size(self, value: ir.Value, others: Sequence[ir.Value]) -> bool:
-        size = self.sizes.get(name_of(value))
-        return size is not None and len(others) == 1 and self.sizes.get(name_of(others[0])) == size
+    @property
+    def _size(self) -> Size:
+        """The size of the layer's output, and of all that is fused into it."""
+        return self.sizes[name_of(self.consumer.output)]
+
+    def _same_size(self, others: Sequence[ir.Value]) -> bool:
+        return len(others) == 1 and self.sizes.get(name_of(others[0])) == self._size
 
     @cached_property
     def dtype(self) -> np.dtype[np.generic]:
@@ -164,8 +169,7 @@ class _Builder:
                 proto.input[:] = sorted(proto.input, key=lambda name: name != output)
             output = proto.output[0] = f"hodec.tail.{k}"
             tail.append(proto)
-        last = session.tail[-1].outputs[0] if session.tail else own.output
-        end = self._neighbour_behind(output, last)
+        end = self._neighbour_behind(output, session.sizes[name_of(own.output)])
         return self._finished([*(x for group in before for x in group), *nodes, *tail, *end])
 
     def _other(self, name: str, value: ir.Value, before: list[list[NodeProto]]) -> None:
@@ -176,7 +180,7 @@ class _Builder:
 
     def _neighbour_before(self, name: str, value: ir.Value) -> list[NodeProto]:
         """What makes ``name`` in the place of ``value``: a convolution from one channel, or an input of the model."""
-        size = self._size(value)
+        size = self.session.sizes[name_of(value)]
         whole = name_of(value) in self.session.consumer.whole_inputs
         if len(size) != 4 or value.producer() is None or whole:
             self.inputs[name] = size, whole
@@ -184,14 +188,8 @@ class _Builder:
         self.inputs[f"{name}.one"] = (size[0], 1, *size[2:]), False
         return [self._neighbour(f"{name}.one", name, (size[1], 1, 1, 1))]
 
-    def _neighbour_behind(self, name: str, value: ir.Value) -> list[NodeProto]:
-        size = self._size(value)
+    def _neighbour_behind(self, name: str, size: Size) -> list[NodeProto]:
         return [self._neighbour(name, f"{NEIGHBOUR}.end", (1, size[1], 1, 1))] if len(size) == 4 else []
-
-    def _size(self, value: ir.Value) -> Size:
-        """The size of a value; of one that nothing tells, that of the output: neighbours go number by number."""
-        sizes = self.session.sizes
-        return sizes[name_of(value)] if name_of(value) in sizes else sizes[name_of(self.session.consumer.output)]
 
     def _neighbour(self, given: str, made: str, weight: Size) -> NodeProto:
         self.add(f"{made}.weight", weight)

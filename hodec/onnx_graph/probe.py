@@ -174,10 +174,10 @@ class _Copy:
         pairs = list(zip(turn.all_nodes(), body.all_nodes(), strict=True))
         self.origin |= {new: self.origin[old] for new, old in pairs if old in self.origin}
         starts = [self._constant(np.array(0)), node.inputs[1] or self._constant(np.array(True)), *node.inputs[2:]]
-        for given, start, old in zip(list(turn.inputs), starts, body.inputs, strict=True):
+        for given, start, inner in zip(list(turn.inputs), starts, body.inputs, strict=True):
             if start is not None:
                 given.replace_all_uses_with(start)
-                self._stands_for(start, old)
+                self._stands_for(start, inner)
         for new, old in pairs:
             new.name = self.names.new(name_of(new))
             for made, known in zip(new.outputs, old.outputs, strict=True):

@@ -41,6 +41,8 @@ QUICK_TRIALS, TRIALS, UPWARD = 6, 4, 4
 # worth their time: PP-OCRv4's recognition at 0.8 of its multiply-adds took 153 s with them and 9 s without, and
 # read 99 and 96 of 100 lines.
 REFINED_WORK = 3e7
+# How far below an accepted share others are tried: fits in order keep more than quick ones promise.
+LOWER = 0.7
 # Shares of the dense cost: how fine the bisection is, and the least saving that is worth a file.
 FINE, LEAST_SAVING = 0.02, 0.01
 
@@ -261,7 +263,7 @@ class Search:
             failed, low, share = trial or failed, max(low, share), (share + 1) / 2
         if best is None:
             return self._mended(failed, None)
-        low = max(self._least(), min(low, best.share - 2 * FINE), 0.6 * best.share if failed is None else low)
+        low = max(self._least(), LOWER * best.share) if failed is None else low
         for _ in range(TRIALS):  # down, as the fit to the real inputs may allow more
             if best.share - low < FINE:
                 break

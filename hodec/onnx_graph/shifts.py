@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from hodec.export.runtime import Array
 from hodec.onnx_graph.consumers import WeightConsumer
@@ -15,8 +16,10 @@ from hodec.onnx_graph.rewrite import add_initializers, remove_unread
 from hodec.onnx_graph.sites import GraphSite
 from hodec.onnx_graph.sizes import Size
 
+Numbers = NDArray[np.float64]
 
-def shifted(facts: GraphFacts, sites: Mapping[str, GraphSite], shifts: Mapping[str, Array]) -> GraphFacts:
+
+def shifted(facts: GraphFacts, sites: Mapping[str, GraphSite], shifts: Mapping[str, Numbers]) -> GraphFacts:
     """The facts after each layer's outputs are shifted, in place; of the layers as they stand, before rewriting.
 
     Args:
@@ -31,7 +34,7 @@ def shifted(facts: GraphFacts, sites: Mapping[str, GraphSite], shifts: Mapping[s
     return replace(facts, sizes={**facts.sizes, **sizes})
 
 
-def _shift(one: WeightConsumer, shift: Array, facts: GraphFacts, names: UniqueNames) -> dict[str, Size]:
+def _shift(one: WeightConsumer, shift: Numbers, facts: GraphFacts, names: UniqueNames) -> dict[str, Size]:
     """Shift one node's outputs; returns the sizes of the values that are new."""
     graph, kind = facts.graph, facts.graph.array(one.weight).dtype
     if one.dims:
@@ -43,11 +46,11 @@ def _shift(one: WeightConsumer, shift: Array, facts: GraphFacts, names: UniqueNa
     add, at = _following_add(one, graph, len(shift))
     if add is not None:
         bias = graph.array(add.inputs[at])  # type: ignore[arg-type]
-        return _replaced(add, at, bias + shift.reshape(bias.shape), (graph, names), bias.dtype)
+        return _replaced(add, at, bias.astype(np.float64) + shift.reshape(bias.shape), (graph, names), bias.dtype)
     return _added(one, shift, facts, names)
 
 
-def _own(bias: ir.Value | None, graph: OnnxGraph, outputs: int) -> Array:
+def _own(bias: ir.Value | None, graph: OnnxGraph, outputs: int) -> Numbers:
     """A node's bias, (O,) unless it differs from row to row."""
     if bias is None:
         return np.zeros(outputs)

@@ -1,8 +1,10 @@
 """LayerPlan: how one layer is factorized, at which ranks and cost."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +28,23 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Tie:
+    """A further layer that has the same weight as a planned one, such as the embedding of a language model's head.
+
+    Attributes:
+        name: of the layer.
+        layer_type: name in LAYER_TYPES: that of the planned layer, or ``embedding`` beside a ``linear`` one.
+        call_sites: its own calls for one image; none where it is not called.
+        aliases: other names under which the same module hangs in the net.
+    """
+
+    name: str
+    layer_type: str
+    call_sites: CallSites
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One layer's decision. Everything else (costs, execution) follows from these fields.
 
@@ -43,6 +62,7 @@ class LayerPlan:
         groups: of a grouped convolution, each of which is factorized on its own.
         computed_from: numbers in the parameters that the dense layer computes its weight from (``weight_norm``,
             standardized convolutions), all of which the factors replace; 0 where the weight is a parameter.
+        ties: further layers with the same weight: all of them get the same factors, and their costs are counted here.
     """
 
     method: str
@@ -57,6 +77,26 @@ class LayerPlan:
     role: Role = Role.LAYER
     groups: int = 1
     computed_from: int = 0
+    ties: tuple[Tie, ...] = ()
+
+    @cached_property
+    def users(self) -> tuple["LayerPlan", ...]:
+        """This layer and those tied to it, each as if the weight were its own."""
+        return (dataclasses.replace(self, ties=()), *map(self._as_tied, self.ties)) if self.ties else (self,)
+
+    def _as_tied(self, tie: Tie) -> "LayerPlan":
+        own = dataclasses.replace(
+            self, layer_type=tie.layer_type, call_sites=tie.call_sites, aliases=tie.aliases, ties=()
+        )
+        if tie.layer_type == self.layer_type:
+            return own
+        out, inp = self.shape  # the rows of a linear layer are what an embedding looks up
+        turned = Modes(self.modes.outputs, self.modes.inputs)
+        return dataclasses.replace(own, shape=(inp, out), modes=turned, execution="auto")
+
+    def names(self, name: str) -> dict[str, tuple[str, ...]]:
+        """The layers of the plan's entry ``name``: this one and those tied to it, each with all its names."""
+        return {name: (name, *self.aliases), **{tie.name: (tie.name, *tie.aliases) for tie in self.ties}}
 
     def parameter(self, name: str) -> str:
         """The path of the dense weight of the plan's entry ``name``: a layer's is its ``weight``."""
@@ -119,7 +159,9 @@ class LayerPlan:
 
     @property
     def macs_before(self) -> int:
-        """Multiply-adds of the dense layer for one image."""
+        """Multiply-adds of the dense layer, and of those tied to it, for one image."""
+        if self.ties:
+            return sum(user.macs_before for user in self.users)
         if LAYER_TYPES[self.layer_type].is_embedding:
             return 0
         sites, layer_type = self.call_sites, LAYER_TYPES[self.layer_type]
@@ -128,7 +170,9 @@ class LayerPlan:
 
     @property
     def macs_after(self) -> int:
-        """Multiply-adds of the factorized layer for one image, as it runs in inference."""
+        """Multiply-adds of the factorized layer, and of those tied to it, for one image, as it runs in inference."""
+        if self.ties:
+            return sum(user.macs_after for user in self.users)
         if self.resolved_execution == REBUILT:
             return self.macs_before
         return self.format.macs(
@@ -137,9 +181,12 @@ class LayerPlan:
 
     def saves(self) -> bool:
         """Whether the factorized layer is nowhere costlier than the dense one, and somewhere cheaper."""
-        params, macs = self.params_after - self.params_before, self.macs_after - self.macs_before
-        if LAYER_TYPES[self.layer_type].is_embedding:  # it has no MACs, any factorized one has some: memory decides
+        params = self.params_after - self.params_before
+        # an embedding has no MACs, any factorized one has some: memory decides
+        counted = [user for user in self.users if not LAYER_TYPES[user.layer_type].is_embedding]
+        if not counted:
             return params < 0
+        macs = sum(user.macs_after - user.macs_before for user in counted)
         return params <= 0 and macs <= 0 and (params < 0 or macs < 0)
 
     def project(self, weight: Tensor) -> Tensor:
@@ -156,8 +203,17 @@ class LayerPlan:
         if not get_method(self.method).serves(self.layer_type, self.groups):
             grouped = f" in {self.groups} groups" * (self.groups > 1)
             raise PlanError(f"{name}: method {self.method} has no layer for layer type {self.layer_type!r}{grouped}")
+        for tie in self.ties:
+            if get_method(self.method).tied_layer(self.layer_type, tie.layer_type, self.groups) is None:
+                kinds = f"of type {tie.layer_type!r} to one of type {self.layer_type!r}"
+                raise PlanError(f"{name}: method {self.method} cannot tie the layer {tie.name} {kinds}")
         if self.shape[0] % self.groups:
             raise PlanError(f"{name}: {self.shape[0]} output channels do not split into {self.groups} groups")
+        axes = LAYER_TYPES[self.layer_type].dims
+        if axes and any(len(size) != axes for _, *sizes in self.call_sites.calls for size in sizes):
+            raise PlanError(
+                f"{name}: call_sites have input and output sizes of other than the {axes} axes of its kernel"
+            )
         allowed = ("auto", *self.executions)
         if self.execution not in allowed:
             raise PlanError(
@@ -195,7 +251,7 @@ class LayerPlan:
             "ranks": list(self.ranks),
             "execution": self.execution,
             "resolved_execution": self.resolved_execution,
-            "call_sites": [[times, list(before), list(after)] for times, before, after in self.call_sites.calls],
+            "call_sites": _calls(self.call_sites),
             "aliases": list(self.aliases),
             "notes": list(self.notes),
             "params_before": self.params_before,
@@ -205,6 +261,7 @@ class LayerPlan:
             **({} if self.role is Role.LAYER else {"role": self.role.value}),
             **({"groups": self.groups} if self.groups > 1 else {}),
             **({"computed_from": self.computed_from} if self.computed_from else {}),
+            **({"ties": [_tie_to_dict(tie) for tie in self.ties]} if self.ties else {}),
         }
 
     @classmethod
@@ -227,10 +284,31 @@ class LayerPlan:
                 role=Role(value.get("role", Role.LAYER)),
                 groups=read_wholes([value.get("groups", 1)], where + "groups")[0],
                 computed_from=read_wholes([value.get("computed_from", 0)], where + "computed_from", least=0)[0],
+                ties=tuple(_read_tie(one, where) for one in value.get("ties", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan of layer {name}: field {error} is missing or of the wrong type") from error
         return layer.check(name)
+
+
+def _calls(sites: CallSites) -> list[list[Any]]:
+    return [[times, list(before), list(after)] for times, before, after in sites.calls]
+
+
+def _tie_to_dict(tie: Tie) -> Json:
+    return {
+        "name": tie.name,
+        "layer_type": tie.layer_type,
+        "call_sites": _calls(tie.call_sites),
+        "aliases": list(tie.aliases),
+    }
+
+
+def _read_tie(value: Json, where: str) -> Tie:
+    """Inverse of ``_tie_to_dict``."""
+    name, layer_type = (read_text(value[key], f"{where}ties") for key in ("name", "layer_type"))
+    aliases = tuple(read_text(alias, f"{where}ties") for alias in value["aliases"])
+    return Tie(name, layer_type, read_call_sites(value["call_sites"], f"{where}ties"), aliases)
 
 
 def read_wholes(values: object, what: str, least: int = 1) -> tuple[int, ...]:

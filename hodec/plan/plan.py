@@ -1,6 +1,7 @@
 """The Plan: which layer is factorized how, at which ranks and cost, and why each other layer stays dense."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
-from hodec.io.atomic import read_json, write_json
+from hodec.io.atomic import read_json, write_json, writing
 from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import change, human, rendered, rendered_html
 
@@ -23,6 +24,9 @@ FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
 
 # Layers that are named behind a note; the rest is counted.
 NAMED = 3
+
+# Numbers in the example inputs that a plan's file may ask for: 1 GiB of float32, a volume of 645 voxels a side.
+MOST_INPUT = 2**28
 
 MAPPINGS = ("layers", "skipped", "skipped_costs", "other")
 
@@ -186,9 +190,7 @@ class Plan(Mapping[str, LayerPlan]):
                 (totals["params_before"], totals["macs_before"]), "the plan's totals", least=0
             )
             other = value.get("other", {})
-            inputs = tuple(
-                (read_wholes(i["shape"], "the plan's inputs"), _dtype_name(i["dtype"])) for i in value["inputs"]
-            )
+            inputs = _inputs(value["inputs"])
             return cls(
                 layers={name: LayerPlan.from_dict(name, layer) for name, layer in layers.items()},
                 skipped={name: read_text(reason, f"reason of {name}") for name, reason in skipped.items()},
@@ -200,12 +202,17 @@ class Plan(Mapping[str, LayerPlan]):
                 skipped_costs={name: _cost(name, cost) for name, cost in value.get("skipped_costs", {}).items()},
                 other=dict(zip(other, read_wholes(tuple(other.values()), "the plan's other parameters"), strict=True)),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PlanError(f"the plan lacks a field or has one of the wrong type: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
-        write_json(Path(path), self.to_dict())
+        """Write the plan as JSON, atomically.
+
+        Raises:
+            PlanError: it cannot be written there.
+        """
+        with writing(Path(path), PlanError):
+            write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -240,11 +247,37 @@ def _cost(name: str, value: object) -> tuple[int, int | None]:
     return read_wholes((params,), what, least=0)[0], macs if macs is None else read_wholes((macs,), what, least=0)[0]
 
 
+def _inputs(value: Sequence[Mapping[str, object]]) -> Sizes:
+    """Shapes and types of a file's inputs, which the dry run after conversion makes two of."""
+    inputs = tuple((read_wholes(one["shape"], "the plan's inputs"), _dtype_name(one["dtype"])) for one in value)
+    numbers = sum(math.prod(shape) for shape, _ in inputs)
+    if numbers > MOST_INPUT:
+        raise PlanError(
+            f"the plan's inputs: {', '.join(str(list(shape)) for shape, _ in inputs)} hold {numbers:,} numbers; a file "
+            f"may ask for {MOST_INPUT:,}. Make the plan with smaller example inputs, which may be of batch 1"
+        )
+    return inputs
+
+
 def _form(value: object, inputs: Sizes) -> object:
     """The form of a file's inputs, tried on tensors without numbers."""
+    value = _in_order(value)[1]
     if [x.shape for x in from_form(value, _without_numbers(inputs)).tensors] != [shape for shape, _ in inputs]:
         raise PlanError(f"form of the plan's inputs: {value!r} does not hold each of its {len(inputs)} inputs once")
     return value
+
+
+def _in_order(value: object) -> tuple[float, object]:
+    """The number of its first tensor, and the value with keys in the order of their tensors: some writers sort them."""
+    if isinstance(value, dict):
+        if type(value.get("tensor")) is int:
+            return value["tensor"], value
+        found = sorted(((key, *_in_order(one)) for key, one in value.items()), key=lambda item: item[1])
+        return min((first for _, first, _ in found), default=math.inf), {key: one for key, _, one in found}
+    if isinstance(value, list):
+        each = [_in_order(one) for one in value]
+        return min((first for first, _ in each), default=math.inf), [one for _, one in each]
+    return math.inf, value
 
 
 def _without_numbers(inputs: Sizes) -> list[Tensor]:

@@ -31,7 +31,7 @@ ROUNDING = 1e-9
 class Covariance(Protocol):
     """What a rule needs of an ``InputCovariance``."""
 
-    def check(self, name: str, layer: LayerPlan) -> None:
+    def check(self, name: str, layer: LayerPlan) -> object:
         """Refuse a layer that it was not collected for."""
         ...
 

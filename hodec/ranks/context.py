@@ -74,6 +74,7 @@ class LayerContext:
             role=self.site.role,
             groups=self.site.groups,
             computed_from=self.site.computed_from,
+            ties=self.site.ties,
         ).check(self.name)
 
 

@@ -192,7 +192,9 @@ def _context(name: str, layer: LayerPlan, weight: Tensor) -> LayerContext:
     from hodec.ranks.context import LayerContext
 
     oihw = LAYER_TYPES[layer.layer_type].to_oihw(weight.detach())
-    site = LayerSite(layer.layer_type, oihw, layer.call_sites, layer.aliases, layer.role)
+    site = LayerSite(
+        layer.layer_type, oihw, layer.call_sites, layer.aliases, layer.role, groups=layer.groups, ties=layer.ties
+    )
     return LayerContext(name, layer.method, site, layer.format, layer.modes, layer.execution)
 
 

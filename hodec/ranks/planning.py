@@ -9,6 +9,7 @@ from hodec.conversion.coverage import own_weights, parameter_costs
 from hodec.conversion.eligibility import (
     Layers,
     LayerSite,
+    Pattern,
     check_no_lazy,
     eligible_layers,
     match_layers,
@@ -17,6 +18,7 @@ from hodec.conversion.eligibility import (
     pattern_words,
     patterns,
 )
+from hodec.conversion.ties import NOT_CALLED, READ_DIRECTLY
 from hodec.cost.count import count_by_parameter
 from hodec.errors import PlanError, Use, literal
 from hodec.formats.modes import Modes
@@ -85,6 +87,8 @@ def make_plan(
     example_input = running_input(model, example_input)
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
     cost, macs = count_by_parameter(model, example_input)
+    used = (name for name, reason in skipped.items() if reason == NOT_CALLED and macs.get(f"{name}.weight"))
+    skipped |= dict.fromkeys(used, READ_DIRECTLY)
     skipped |= own_weights(model, {*sites, *skipped}, macs, method)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
@@ -122,13 +126,13 @@ def plan_layers(
     Raises:
         PlanError: as ``make_plan``.
     """
-    included = _included(list(sites), settings, skipped, net.model)
+    included = _included(sites, settings, skipped, net.model)
     methods = [get_method(name) for name in rule.methods_for(method)]
     given = _given_modes(settings.modes or {}, included)
     contexts: dict[str, LayerContext] = {}
     for name in included:
         site = sites[name]
-        able = [m for m in methods if m.serves(site.layer_type, site.groups) and (not fits or m.name in fits[name])]
+        able = [m for m in methods if site.served_by(m) and (not fits or m.name in fits[name])]
         found = _contexts(name, site, able, settings, given.get(name), skipped)
         several = [replace(one, block=net.block) for one in found]
         if several:
@@ -180,11 +184,18 @@ def _without_growth(layers: dict[str, LayerPlan], rule: RankRule, skipped: dict[
     return {name: layer for name, layer in layers.items() if name in growth}
 
 
-def _included(names: list[str], settings: PlanSettings, skipped: dict[str, str], model: nn.Module | None) -> list[str]:
-    """The names that ``include`` and ``exclude`` leave; the others join ``skipped``."""
-    known, include, exclude = [*names, *skipped], patterns(settings.include), patterns(settings.exclude)
-    wanted = {n for one in include for n in match_layers(one, known, "include", model)} if include else set(names)
-    dropped = {n: one for one in exclude for n in match_layers(one, known, "exclude", model)}
+def _included(
+    sites: Mapping[str, LayerSite], settings: PlanSettings, skipped: dict[str, str], model: nn.Module | None
+) -> list[str]:
+    """The names that ``include`` and ``exclude`` leave; the others join ``skipped``. Tied layers go with theirs."""
+    names, tied = list(sites), {tie.name: name for name, site in sites.items() for tie in site.ties}
+    known, include, exclude = [*names, *tied, *skipped], patterns(settings.include), patterns(settings.exclude)
+
+    def matched(one: Pattern, setting: str) -> set[str]:
+        return {tied.get(n, n) for n in match_layers(one, known, setting, model)}
+
+    wanted = {n for one in include for n in matched(one, "include")} if include else set(names)
+    dropped = {n: one for one in exclude for n in matched(one, "exclude")}
     for name in names:
         if name in dropped:
             skipped[name] = f"excluded by {pattern_words(dropped[name])}"
@@ -229,7 +240,7 @@ def _contexts(
         split.check(inp, out)
         if len(split.inputs) < fmt.min_modes:
             reasons.append(f"method {method} needs at least {fmt.min_modes} modes a side for a {site.layer_type} layer")
-        elif reason := fmt.unsuitable(site.shape, split):
+        elif reason := _unsuitable(site, get_method(method), split):
             reasons.append(reason)
         else:
             # a choice among methods is not to end at an execution that one of them lacks
@@ -237,8 +248,17 @@ def _contexts(
             execution = settings.execution if chosen else "auto"
             contexts.append(LayerContext(name, method, site, fmt, split, execution))
     if not contexts:
-        skipped[name] = reasons[0]
+        skipped[name] = reasons[0] if reasons else "no method alone has layers for all that share its weight"
     return contexts
+
+
+def _unsuitable(site: LayerSite, method: Method, split: Modes) -> str:
+    """Why a layer, or one that is tied to it, should stay dense at these modes."""
+    reasons = [method.format(site.layer_type, site.groups).unsuitable(site.shape, split)]
+    if any(tie.layer_type != site.layer_type for tie in site.ties):  # rows of it are looked up
+        turned = Modes(split.outputs, split.inputs)
+        reasons.append(method.format("embedding").unsuitable(site.shape[::-1], turned))
+    return next(filter(None, reasons), "")
 
 
 def _not_worth_it(layer: LayerPlan) -> str:

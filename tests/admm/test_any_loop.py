@@ -210,7 +210,7 @@ def test_the_pull_is_added_once_to_gradients_that_still_accumulate():
     for calls in (0, 1, 3):
         net = new_net()
         net.dropout.p = 0.0
-        core = Admm(net, plan_of(net), sgd(net), steps_per_epoch=BATCHES)
+        core = Admm(net, plan_of(net), sgd(net), steps_per_epoch=BATCHES, rho=2.0)
         x, y = next(iter(batches()))
         F.cross_entropy(net(x), y).backward()
         for _ in range(calls):

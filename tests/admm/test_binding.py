@@ -133,7 +133,7 @@ class Unused(Users):
 
 def test_layers_that_the_loss_does_not_reach_are_named_once(caplog):
     net = new_net()
-    fit(Unused(net), admm(net), epochs=2)
+    fit(Unused(net), admm(net, 2.0), epochs=2)
     found = [r.getMessage() for r in caplog.records if "does not reach" in r.getMessage()]
     assert found == ["the loss does not reach conv1, conv2, fc1: without a gradient ADMM cannot pull them"]
 

@@ -15,11 +15,15 @@ SCRIPT = Path(__file__).parent / "two_processes.py"
 
 
 def two_processes(folder, how):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, str(SCRIPT), str(folder), how]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = start(folder, how)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def start(folder, how):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, str(SCRIPT), str(folder), how]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow
@@ -31,6 +35,15 @@ def test_both_processes_hold_the_same_state(tmp_path, how):
     if how == "learned":
         assert set(first["ranks"]["conv1"]) == {1}  # those of the first process
     assert_close(second, first, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_row_34_a_dual_that_differs_in_one_process_stops_both(tmp_path):
+    """Z stays equal, which is sent: without a look at the weights the two would train different nets in silence."""
+    done = start(tmp_path, "planted")
+    assert done.returncode != 0
+    assert "epoch 1, step 8: the weights of 1 layers differ between the processes, most of all conv2" in done.stderr
+    assert not list(tmp_path.glob("*.pt"))
 
 
 @pytest.mark.slow

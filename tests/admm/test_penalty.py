@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from hodec.admm.options import AdmmOff, AdmmOptions, AdmmPaper, AdmmSettings
+from hodec.admm.options import MODES, AdmmOff, AdmmOptions, AdmmPaper, AdmmSettings
 from hodec.admm.penalty import Moment, StepSize, make_penalty
 from hodec.admm.updates import Residuals
 from hodec.errors import ConfigError, PlanError, Use
@@ -137,7 +137,8 @@ def test_a_pull_outside_its_range_is_refused(pull):
 
 
 def test_keyword_arguments_are_the_options():
-    assert AdmmSettings.__annotations__ == {f.name: f.type for f in fields(AdmmOptions)}
+    options = {f.name: f.type for kind in MODES.values() for f in fields(kind)}
+    assert AdmmSettings.__annotations__ == {"mode": str, **options}
 
 
 def test_the_paper_is_a_constant_rho_without_an_early_stop():

@@ -120,8 +120,8 @@ def test_cp_goes_on_from_its_factors_in_the_loop_and_in_the_conversion():
 
 
 def test_learned_ranks_are_those_of_the_conversion():
-    rule = Learned(params=0.4)
-    plan = make_plan(new_net(), rule, method="svd", example_input=torch.zeros(1, 3, 8, 8), include=list(LAYERS))
+    rule, start = Learned(params=0.4), Learned(params=0.58)
+    plan = make_plan(new_net(), start, method="svd", example_input=torch.zeros(1, 3, 8, 8), include=list(LAYERS))
     one = trained(sgd, plan=plan, learner=rule)
     assert_same(one, fitted(sgd, plan=plan, learner=rule))
     final = one[1].final_plan()

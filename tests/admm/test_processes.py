@@ -4,12 +4,18 @@ import threading
 
 import pytest
 import torch
+from admm_fits import new_net, plan_of, samples, sgd
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 from hodec.admm import projection as projection_module
+from hodec.admm.core import Admm
 from hodec.admm.processes import Processes, partition
 from hodec.admm.projection import Projection
+from hodec.admm.updates import AdmmState
+from hodec.errors import HodecError, TrainingError
 from hodec.models import build_model
 from hodec.plan.plan import Plan
 from hodec.ranks import Manual, make_plan
@@ -36,13 +42,19 @@ class Room:
         results: list = [None] * self.count
 
         def one(rank: int) -> None:
-            results[rank] = work(rank, self.process(rank))
+            try:
+                results[rank] = work(rank, self.process(rank))
+            except HodecError as error:
+                results[rank] = error
 
         threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.count)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
+        for error in results:
+            if isinstance(error, HodecError):
+                raise error
         return results
 
 
@@ -111,3 +123,78 @@ def test_ranks_are_those_of_the_first(planned: tuple[nn.Module, Plan]):
     many = [Projection(plan, Learner(rank)) for rank in range(3)]
     Room(3).run(lambda rank, process: many[rank].update(tensors, {}, process))
     assert {projection.plan["layer1.0.conv1"].ranks for projection in many} == {(1, 1, 1, 1)}
+
+
+# -- what processes hold is compared ---------------------------------------------------------------------------
+
+
+def trained_together(harm, *, epochs: int = 3) -> list[Admm]:
+    """Two replicas under ADMM, whose gradients are equal; ``harm`` is done to the second within epoch 1."""
+    data = TensorDataset(*samples())
+
+    def work(rank: int, process: Processes) -> Admm:
+        net = new_net().eval()  # no dropout
+        optimizer = sgd(net)
+        admm = Admm(net, plan_of(net), optimizer, steps_per_epoch=4, processes=process, update_every="4steps")
+        for epoch in range(epochs):
+            for step, (x, y) in enumerate(DataLoader(data, batch_size=8)):
+                if (epoch, step, rank) == (1, 2, 1):
+                    harm(admm)
+                optimizer.zero_grad()
+                cross_entropy(net(x), y).backward()
+                admm.before_step()
+                optimizer.step()
+                admm.after_step()
+            admm.end_epoch()
+        return admm
+
+    return Room(2).run(work)
+
+
+def shifted_u(admm: Admm) -> None:
+    """U of one layer off by 0.1, as a fault of the memory or a wrong restart would leave it."""
+    state = admm.states["conv2"]
+    admm.states["conv2"] = AdmmState(state.z, state.u + 0.1, state.rho)
+    admm._targets["conv2"] = state.z - state.u - 0.1
+
+
+def shifted_weight(admm: Admm) -> None:
+    admm.weights["fc1"].data += 0.1
+
+
+def rounded_weight(admm: Admm) -> None:
+    """As another kind of device would round."""
+    admm.weights["fc1"].data[0, 0] *= 1 + 2**-23
+
+
+@pytest.mark.parametrize(("harm", "layer"), [(shifted_u, "conv2"), (shifted_weight, "fc1")])
+def test_row_34_replicas_that_drift_apart_are_stopped(harm, layer: str):
+    with pytest.raises(TrainingError, match=rf"epoch 1, step 8: the weights of 3 layers differ .* {layer}: process 1"):
+        trained_together(harm)
+
+
+def test_row_34_rounding_of_other_devices_is_mended():
+    one, other = trained_together(rounded_weight)
+    for name, w in one.weights.items():
+        assert torch.equal(w, other.weights[name])
+        assert torch.equal(one.states[name].u, other.states[name].u)
+    assert one.primal == other.primal
+
+
+def test_row_34_another_dual_is_mended(caplog: pytest.LogCaptureFixture):
+    """Planted where no step is taken on it: what both processes hold is that of the first again."""
+
+    def work(rank: int, process: Processes) -> Admm:
+        net = new_net()
+        admm = Admm(net, plan_of(net), sgd(net), steps_per_epoch=4, processes=process)
+        admm.start()
+        if rank:
+            shifted_u(admm)
+        admm.steps = 1
+        admm._compare()
+        return admm
+
+    one, other = Room(2).run(work)
+    assert torch.equal(one.states["conv2"].u, other.states["conv2"].u)
+    assert torch.equal(other._targets["conv2"], one._targets["conv2"])
+    assert "Z, U or rho of {'conv2': [1]} differ between the processes" in caplog.text

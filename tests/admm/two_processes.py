@@ -30,6 +30,12 @@ class Undecided:
         return projection_module.with_ranks(plan, {name: [1] * len(layer.ranks) for name, layer in plan.items()})
 
 
+def plant(callback, trainer):
+    """U of one layer off by 0.1 in the second process, from the middle of epoch 1 on."""
+    if (trainer.current_epoch, trainer.global_step, trainer.global_rank) == (1, 6, 1):
+        callback.admm.states["conv2"].u.add_(0.1)
+
+
 def main(folder: Path, how: str) -> None:
     net = new_net()
     net.dropout.p = 0.0
@@ -44,6 +50,8 @@ def main(folder: Path, how: str) -> None:
         return {name: z + noise for name, z in real(plan, tensors, covariances).items()}
 
     projection_module.project_layers = project
+    if how == "planted":
+        callback.on_train_batch_start = lambda trainer, *_: plant(callback, trainer)
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     module = Users(net, lambda m: cosine(sgd(m), 12))
     trainer = fit(module, callback, epochs=3, data=share(), val=share(), **options)

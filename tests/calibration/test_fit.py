@@ -15,7 +15,7 @@ from hodec.formats.calls import CallSites
 from hodec.formats.modes import Modes
 from hodec.linalg.svd import sqrtm_psd
 from hodec.methods import METHODS
-from hodec.plan.layer import LayerPlan
+from hodec.plan.layer import LayerPlan, Tie
 
 RANKS = {"tt": (5, 6), "tucker": (5, 6), "tt_classical": (4, 20), "cp": (6,), "cp3": (6,)}
 CASES = [
@@ -212,3 +212,4 @@ def test_bad_settings_are_refused(generator):
         fit_layer(layer, weight, FitMoments((3, 3)))
     assert fittable(layer)
     assert not fittable(dataclasses.replace(layer, groups=2))
+    assert not fittable(dataclasses.replace(layer, ties=(Tie("other", "conv2d", layer.call_sites),)))

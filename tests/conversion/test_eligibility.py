@@ -16,7 +16,7 @@ from hodec.conversion.eligibility import eligible_layers, match_names
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.cost.count import count_cost
 from hodec.errors import ConvertError, PlanError
-from hodec.layers.tt import TTConv2d, TTLinear
+from hodec.layers.tt import TTConv2d
 from hodec.methods import METHODS
 from hodec.plan.plan import Plan
 
@@ -139,29 +139,6 @@ def test_row_15_a_plan_that_misses_a_name_of_a_shared_module_is_refused():
     value["layers"]["first"]["aliases"] = ["second", "third"]
     with pytest.raises(PlanError, match="first, second"):
         convert(model, Plan.from_dict(value))
-
-
-def test_row_16_tied_weights_stay_dense_and_tied():
-    model = Bare(
-        lambda self, x: self.head(self.body(self.emb(x))), emb=nn.Embedding(20, 16), body=nn.Linear(16, 16),
-        head=nn.Linear(16, 20, bias=False),
-    )  # fmt: skip
-    model.head.weight = model.emb.weight
-    plan = planned(model, x=torch.zeros(2, 5, dtype=torch.long))
-    assert plan.skipped["head"].startswith("its weight is shared with emb, and both stay dense: give it a copy")
-    small = convert(model, plan)
-    assert small.head.weight is small.emb.weight
-    assert type(small.body) is TTLinear
-
-
-def test_row_16_tied_biases_too():
-    model = nn.Sequential(conv(), conv(), conv())
-    model[1].bias = model[0].bias
-    plan = planned(model)
-    assert {n: reason.partition(",")[0] for n, reason in plan.skipped.items()} == {
-        "0": "its bias is shared with 1",
-        "1": "its bias is shared with 0",
-    }
 
 
 def test_row_16_a_weight_that_the_model_itself_holds():

@@ -9,6 +9,7 @@ import pytest
 
 import hodec
 from hodec.cli import main as cli
+from hodec.cli.decompose import check_data_options
 from hodec.cli.rule_options import OFFERED, method_from, rule_from
 from hodec.fusion.search import TARGETS
 from hodec.onnx_graph.graph import OLDEST
@@ -27,6 +28,8 @@ def test_commands_are_accepted(argv):
     if options.verb == "decompose" and not options.plan and not options.preset:
         assert rule_from(options).name in OFFERED
         assert method_from(options)["method"] in hodec.METHODS
+    if options.verb == "decompose" and not options.preset:  # which stands for a method and a rule
+        check_data_options(options)
 
 
 def test_options_exist():

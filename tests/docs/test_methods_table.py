@@ -18,6 +18,7 @@ from hodec.errors import HodecError
 from hodec.formats.calls import CallSites
 from hodec.formats.layer_types import DENSE_CLASSES
 from hodec.formats.modes import Modes
+from hodec.layers.base import factor_parameters
 from hodec.methods import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -124,6 +125,12 @@ def tied(key: str) -> nn.Module:
     return net
 
 
+def tied_to_bilinear() -> nn.Module:
+    net = Net(lambda self, x: self.layer(x) + self.other(x, x), layer=linear(), other=nn.Bilinear(8, 8, 8))
+    net.other.kept = net.layer.weight
+    return net
+
+
 def in_a_list() -> nn.Module:
     net = Net(lambda self, x: self.kept[0](x), layer=linear())
     net.kept = [net.layer]
@@ -171,7 +178,8 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, object]]] = 
     "a module under two names": (shared, "layer", {}),
     "a module called twice": (lambda: Net(lambda self, x: self.layer(self.layer(x)), layer=linear()), "layer", {}),
     "frozen weight": (lambda: plain(linear().requires_grad_(False)), "layer", {}),
-    "weight tied with another layer": (lambda: tied("weight"), "layer", {}),
+    "weight tied with another layer of its kind": (lambda: tied("weight"), "layer", {}),
+    "weight tied with a layer of another kind": (tied_to_bilinear, "layer", {}),
     "bias tied with another layer": (lambda: tied("bias"), "layer", {}),
     "weight used functionally only": (lambda: Net(functional, layer=linear()), "layer", {}),
     "weight used functionally and by calls": (
@@ -272,6 +280,18 @@ def _(plan, small):
 @fact("grouped like the dense one")
 def _(plan, small):
     assert small.layer.groups == plan["layer"].groups == 2
+
+
+@fact("its factors are those of other too")
+def _(plan, small):
+    assert plan["layer"].notes[0].startswith("its factors are those of other too")
+    assert set(factor_parameters(small.layer)) == set(factor_parameters(small.other))
+
+
+@fact("the bias stays shared")
+def _(plan, small):
+    assert small.layer.bias is small.other.bias
+    assert small.layer.factors()[0].data_ptr() != small.other.factors()[0].data_ptr()
 
 
 @fact("like any other")

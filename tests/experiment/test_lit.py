@@ -1,5 +1,6 @@
 """LitClassifier against formulas written out by hand."""
 
+import copy
 import math
 import warnings
 
@@ -11,9 +12,12 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
+from hodec.conversion.swap import convert
 from hodec.errors import ConfigError, TrainingError
 from hodec.experiment.lit import OPTIMIZERS, SCHEDULES, LitClassifier, evaluate
 from hodec.experiment.training import quiet_lightning
+from hodec.optim.factor_sgd import FactorSGD
+from hodec.ranks import make_plan
 
 CLASSES = 4
 
@@ -145,13 +149,31 @@ def test_optimizer_gets_its_options(name):
     module = LitClassifier(net(), optimizer=name, options={"lr": 0.01, "weight_decay": 0.3})
     g = torch.Generator().manual_seed(0)
     trainer = fit(module, DataLoader(TensorDataset(*batch(g)), batch_size=5))
-    assert type(trainer.optimizers[0]) is OPTIMIZERS[name]
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "muon": FactorSGD, "scaled_gd": FactorSGD}
+    assert type(trainer.optimizers[0]) is kinds[name]
     assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.3
+
+
+def test_features_of_the_teacher_join_the_loss(generator):
+    dense = net()
+    plan = make_plan(dense, 1, method="svd", example_input=batch(generator, 2)[0])
+    small = convert(dense, plan).train()
+    x, y = batch(generator)
+    plain = LitClassifier(copy.deepcopy(small), teacher=dense, distill_weight=0.5)
+    taught = LitClassifier(copy.deepcopy(small), teacher=dense, distill_weight=0.5, feature_weight=2.0)
+    features = taught._features[0]
+    with torch.no_grad():
+        difference = taught._loss(taught.net(x), x, y) - plain._loss(plain.net(x), x, y)
+        taught._teacher[0](x)
+        taught.net(x)
+        assert float(difference) == pytest.approx(2.0 * float(features.loss()), rel=1e-4)
+    assert float(difference) > 0
+    assert not LitClassifier(dense, teacher=dense, feature_weight=2.0)._teacher  # a dense net has no such layers
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "adamm"}, {"schedule": "cosin"}])
 def test_unknown_names_are_refused(wrong):
-    with pytest.raises(ConfigError, match=r"there are sgd, adamw, and constant, linear, cosine, step"):
+    with pytest.raises(ConfigError, match=r"there are sgd, adamw, muon, scaled_gd, and constant, linear, cosine, step"):
         LitClassifier(net(), **wrong)
 
 

@@ -65,7 +65,10 @@ def test_asked_to_stop(tmp_path, number, expected):
     folder = tmp_path / "run"
     child = Forked(*SETTINGS, f"hydra.run.dir={folder}", log=tmp_path / "log")
     assert kill_within(child, folder, "admm", number=number) == expected
-    assert f"stopped in phase admm; the same command goes on in hydra.run.dir={folder}" in child.log.read_text()
+    text = child.log.read_text()
+    assert f"stopped by {signal.Signals(number).name} in phase admm; go on with: python train.py data=fake" in text
+    assert f"hydra.run.dir={folder}\n" in text
+    assert "Traceback" not in text
     assert checkpoint_epoch(folder / "checkpoints" / "admm.ckpt") >= 1
 
 

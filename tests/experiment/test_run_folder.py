@@ -154,6 +154,24 @@ def test_row_29_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, harm):
     assert checkpoint_epoch(previous(path)) == 1
 
 
+def test_a_checkpoint_with_nan_gives_way_to_the_one_before(tmp_path):
+    """One that an earlier version wrote: the same command would fail for ever."""
+    folder, path = with_checkpoints(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["optimizer_states"] = [{"state": {0: {"momentum_buffer": torch.tensor([1.0, float("nan")])}}}]
+    torch.save(content, path)
+    assert damage(path) == "it holds NaN in optimizer_states.0.state.0.momentum_buffer"
+    assert folder.readable_checkpoint("admm") == previous(path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_never_unpacked(tmp_path, monkeypatch):
+    folder, path = with_checkpoints(tmp_path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", b"\0" * 10**7)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("it was unpacked"))
+    assert "unpack to 10," in damage(path)
+
+
 @pytest.mark.parametrize("harm", HARMS)
 def test_two_broken_checkpoints_are_one_message(tmp_path, harm):
     folder, path = with_checkpoints(tmp_path)

@@ -10,9 +10,11 @@ from torch.testing import assert_close
 
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, PlanError
+from hodec.export import checkpoint
 from hodec.export.checkpoint import load, read_structure, save, weights_digest
 from hodec.fusion.search import fuse
-from hodec.io.tensors import save_tensors
+from hodec.io.atomic import sha256
+from hodec.io.tensors import load_tensors, save_tensors
 from hodec.methods import METHODS
 from hodec.models import build_model
 from hodec.plan.plan import Plan
@@ -220,6 +222,59 @@ def test_without_a_skeleton_the_file_must_name_its_net(written, facts, words):
     with pytest.raises(CheckpointError, match=words) as error:
         load(written)
     assert "\n" not in str(error.value)
+
+
+def named(tmp_path, **changed):
+    """A compressed ResNet that needs no skeleton, some facts of which were altered."""
+    net, x = build_model("resnet20", in_channels=3, num_classes=4), torch.randn(2, 3, 8, 8)
+    path, facts = tmp_path / "named.safetensors", {"model": "resnet20", "in_channels": 3, "num_classes": 4}
+    save(convert(net, make_plan(net, Manual(3), example_input=x)), path, facts={**facts, "image_size": [8, 8]})
+    structure = json.loads(path.with_suffix(".json").read_text())
+    structure["facts"] |= changed
+    path.with_suffix(".json").write_text(json.dumps(structure))
+    return path, structure
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_classes": 10**9}, r"does not fit this skeleton: .*linear\.\w+ .*model \(1000000000,"),
+        ({"in_channels": 10**12}, r"named\.safetensors"),
+        ({"model": "torchvision/vgg11", "image_size": [32, 32]}, "does not fit this skeleton"),
+        ({"image_size": [10**5]}, "image_size a list of two"),
+        ({"num_classes": True}, "num_classes are whole numbers"),
+    ],
+)
+def test_facts_that_ask_for_more_than_the_file_holds_take_no_memory(tmp_path, monkeypatch, changed, words):
+    path, _ = named(tmp_path, **changed)
+    real = checkpoint.build_model
+
+    def build(*args, **kwargs):
+        assert torch.get_default_device().type == "meta", "memory is taken"
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "build_model", build)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
+def test_tensors_of_another_kind_of_number_are_refused(written, kind):
+    tensors = {name: t.to(kind) if t.is_floating_point() else t for name, t in load_tensors(written).items()}
+    save_tensors(written, tensors)
+    structure = json.loads(written.with_suffix(".json").read_text()) | {"sha256": sha256(written)}
+    written.with_suffix(".json").write_text(json.dumps(structure))
+    with pytest.raises(CheckpointError, match="hold numbers of another kind than the model's, first"):
+        load(written, dense_net())
+
+
+def test_a_planned_layer_out_of_proportion_to_the_file_takes_no_memory(tmp_path, monkeypatch):
+    """Facts and plan fit each other, a rank of 1 holds next to nothing, and the dense net would be enormous."""
+    monkeypatch.setattr(checkpoint, "MOST_RATIO", 2)
+    path, _ = named(tmp_path)
+    with pytest.raises(CheckpointError, match="more than 2 times as many: its facts were altered"):
+        load(path)
 
 
 def test_a_model_without_its_plan_is_not_written(tmp_path):

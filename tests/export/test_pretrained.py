@@ -33,6 +33,28 @@ def test_the_plan_lies_in_the_config_of_the_converted_model_alone():
     assert small.config.quantization_config
 
 
+class Tied(Pretrained):
+    """A model that says which of its parameters are one, as a class and of its parts."""
+
+    _tied_weights_keys = {"1.weight": "0.weight", r"parts.\d+": "parts.0"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self[1].weight = self[0].weight
+        self.all_tied_weights_keys = {"1.weight": "0.weight", "1.bias": "0.bias"}
+
+
+def test_a_model_says_which_factors_are_one():
+    model = Tied()
+    small = hodec.convert(model, planned(model, method="svd"))
+    factors = {"1.kernels.0": "0.kernels.0", "1.kernels.1": "0.kernels.1"}
+    assert small.all_tied_weights_keys == {"1.bias": "0.bias", **factors}
+    assert small._tied_weights_keys == {r"parts.\d+": "parts.0", **factors}
+    for dense in (model, hodec.merge(small)):
+        assert dense.all_tied_weights_keys == {"1.weight": "0.weight", "1.bias": "0.bias"}
+        assert dense._tied_weights_keys is Tied._tied_weights_keys
+
+
 def test_a_folder_without_a_plan_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds no plan of hodec.*from_pretrained of transformers"):
@@ -91,6 +113,33 @@ def test_a_model_of_transformers_converts_fuses_and_comes_back(make, method, tmp
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["tt", "svd"])
+def test_four_layers_with_one_weight_come_back_with_the_same_factors(method, tmp_path):
+    """The config's keys are sorted when it is written, also those of the plan's inputs."""
+    t = pytest.importorskip("transformers")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+    model = t.T5ForConditionalGeneration(t.T5Config(**sizes, use_cache=False)).eval()
+    x = {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :5]}
+    small = hodec.convert(model, planned(model, 4, x, method=method, allow_larger=True))
+    small.save_pretrained(tmp_path)
+    back = hodec.from_pretrained(tmp_path)
+    back.tie_weights()
+    users = [back.lm_head, back.shared, back.encoder.embed_tokens, back.decoder.embed_tokens]
+    assert len({p for user in users for p in user.parameters()}) == 2
+    assert back.hodec_plan.example_input().kwargs["decoder_input_ids"].shape == (2, 5)
+    with torch.no_grad():
+        assert torch.equal(back(**x).logits, small(**x).logits)
+    dense = hodec.merge(back)
+    assert dense.lm_head.weight is dense.shared.weight
+    dense.save_pretrained(tmp_path / "dense")
+    plain = type(model).from_pretrained(tmp_path / "dense").eval()
+    assert plain.lm_head.weight is plain.shared.weight
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**x).logits, small(**x).logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_an_altered_folder_is_refused(tmp_path):
     transformers = pytest.importorskip("transformers")
     model, x = _gpt2(transformers)
@@ -100,5 +149,5 @@ def test_an_altered_folder_is_refused(tmp_path):
     layers = config["quantization_config"]["hodec_plan"]["layers"]
     layers.pop(next(iter(layers)))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"does not fit its plan: .* the first transformer\."):
+    with pytest.raises(CheckpointError, match=r"does not fit its plan: .* the first lm_head\.kernels"):
         hodec.from_pretrained(tmp_path)

@@ -165,10 +165,22 @@ def test_whitening_loses_less_of_the_output():
     assert lost(whitened) < 0.95 * lost(convert(model, plan))
 
 
-def test_depthwise_convolutions_stay_dense_with_the_reason():
-    model = nn.Sequential(nn.Conv2d(16, 32, 3, groups=16), nn.Conv2d(32, 32, 3)).double()
-    plan = planned(model, 2, X)
-    assert plan.skipped["0"].startswith("depthwise convolution (groups=16): ")
+@pytest.mark.parametrize("method", ["tt", "svd", "weight_svd"])
+def test_depthwise_convolutions_stay_dense_where_factors_would_be_no_smaller(method: str):
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 3)).double()
+    plan = planned(model, 2, X, method=method)
+    assert plan.skipped["0"].startswith("depthwise convolution (groups=16): a 3x3 kernel of one channel in and one out")
+
+
+@pytest.mark.parametrize(("method", "params"), [("spatial_svd", 2 * 7), ("cp", 1 + 7 + 7 + 1)])
+def test_depthwise_convolutions_are_factorized_along_the_kernels_axes(method: str, params: int):
+    model = nn.Sequential(nn.Conv2d(16, 16, 7, padding=3, groups=16)).double()
+    plan = planned(model, 1, X, method=method)
+    small = convert(model, plan)
+    assert plan.params_after == 16 * params + 16 == sum(p.numel() for p in small.parameters())
+    assert count_cost(small, X).macs == plan.macs_after == 16 * params * 9 * 10
+    full = convert(model, planned(model, 7, X, method="spatial_svd", allow_larger=True))
+    torch.testing.assert_close(full(X), model(X))
 
 
 def test_transposed_ones_and_methods_without_a_layer_stay_dense_with_the_reason():

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -140,6 +141,39 @@ def test_flipped_bit_in_a_zip_file(tmp_path, refused):
 class Harmful:
     def __reduce__(self):
         return (exec, ("raise SystemExit('the file ran code')",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        (lambda w: w.to(torch.complex64), "complex"),
+        (lambda w: (100 * w).to(torch.int8), "integer"),
+        (lambda w: w > 0, "truth"),
+        (lambda w: w.to_sparse(), "sparse"),
+        (lambda w: w.to("meta"), "absent"),
+    ],
+)
+def test_weights_of_another_kind_of_number_are_refused(tmp_path, refused, changed, kind):
+    """Copied all the same, they are other weights: imaginary parts, scales and fractions are lost without a word."""
+    state, path = small().state_dict(), tmp_path / "w.pt"
+    state["0.weight"] = changed(state["0.weight"])
+    torch.save(state, path)
+    refused(small(), path, f"0.weight: {kind} numbers", "real in the model")
+
+
+def test_files_without_tensors_and_names_that_are_too_long_are_refused(tmp_path, refused):
+    save_file({}, tmp_path / "w.safetensors")
+    refused(small(), tmp_path / "w.safetensors", "no tensors")
+    refused(small(), tmp_path / ("x" * 5000 + ".pt"), "no such file")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds_is_not_unpacked(tmp_path, monkeypatch, refused):
+    path = tmp_path / "bomb.pt"
+    torch.save(small().state_dict(), path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/99", b"\0" * 10**7)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    refused(small(), path, "not readable", "unpack to 10,")
 
 
 def test_code_in_a_file_is_not_run(tmp_path, refused):

@@ -13,10 +13,11 @@ from hodec.onnx_graph.calibrate import (
     places_of,
     tried_moments,
 )
-from hodec.onnx_graph.compress import METHODS, write_fitted
+from hodec.onnx_graph.compress import METHODS
 from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.planning import eligible_sites, plan_graph
+from hodec.onnx_graph.trial_file import write_fitted
 from hodec.onnx_graph.writing import written
 from hodec.ranks import Manual
 from hodec.ranks.planning import PlanSettings

@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 import hodec
 from hodec.calibration.data import load_samples
 from hodec.calibration.fit import fit_layer
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.onnx_graph import compress, search, sensitivity
+from hodec.onnx_graph import compress, search, sensitivity, trial_file
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
@@ -97,13 +97,13 @@ def test_nothing_that_is_held_out_is_fitted_to(source, tmp_path, monkeypatch):
 
 def test_the_held_out_check_catches_a_file_that_loses_more(source, tmp_path, monkeypatch):
     """Whatever the trials promise: the written file is run, and refused."""
-    real = compress.write_fitted
+    real = trial_file.write_fitted
 
     def spoilt(facts, plan, tried):
         worse = {name: replace(one, weight=torch.zeros_like(one.weight)) for name, one in tried.items()}
         return real(facts, plan, worse)
 
-    monkeypatch.setattr(compress, "write_fitted", spoilt)
+    monkeypatch.setattr(trial_file, "write_fitted", spoilt)
     out = tmp_path / "out.onnx"
     with pytest.raises(NothingPays):
         compress_file(source, out, data=DATA, loss="error", max_drop=0.1, **MACS)
@@ -269,3 +269,23 @@ def test_quick_fits_are_those_of_fit_layer(source, tmp_path, method):
         quick = found.tables.projected("first", plan["first"], moments, dense=True)
         torch.testing.assert_close(quick.weight, wanted.weight.float(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(quick.shift, wanted.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_half_precision_is_fitted_and_stays_half(tmp_path):
+    nodes = [
+        node("Conv", "x w b", "h", name="one", pads=[1, 1, 1, 1]), node("Relu", "h", "r"),
+        node("MatMul", "r v", "y", name="two"),
+    ]  # fmt: skip
+    weights = {"w": low_rank(24, 8, 3, 3), "b": numbers(24, seed=1), "v": low_rank(24, 20, seed=3)}
+    half = {name: array.astype(np.float16) for name, array in weights.items()}
+    source = save(
+        tmp_path / "in.onnx", nodes, half, inputs={"x": ("n", 8, 6, 24)}, dtype=TensorProto.FLOAT16
+    )  # fmt: skip
+    out = tmp_path / "out.onnx"
+    result = compress_file(source, out, data={"x": smooth(48, 8, 6, 24)}, loss="error", max_drop=0.1, **MACS)
+    assert result.changes
+    kinds = {tensor.data_type for tensor in onnx.load(out).graph.initializer}
+    assert kinds == {TensorProto.FLOAT16}
+    x = smooth(16, 8, 6, 24, seed=4).astype(np.float16)
+    (error,) = squared_errors([answer(out, x=x)], [answer(source, x=x)])
+    assert error**0.5 < 0.15

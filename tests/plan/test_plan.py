@@ -262,6 +262,42 @@ def test_files_that_are_no_plan_are_refused(tmp_path: Path, content: str):
         Plan.load(tmp_path / "plan.json")
 
 
+def test_inputs_that_would_fill_the_memory_are_refused(plan: Plan):
+    """The dry run after conversion makes two of them: here 240 GB."""
+    value = plan.to_dict() | {"inputs": [{"shape": [1, 3, 10**5, 10**5], "dtype": "float32"}]}
+    with pytest.raises(
+        PlanError, match=r"\[1, 3, 100000, 100000\] hold 30,000,000,000 numbers; a file may ask for 268"
+    ):
+        Plan.from_dict(value)
+
+
+@pytest.mark.parametrize("calls", [[[1, [8], [8]]], [[1, [8, 8, 8], [8, 8, 8]]], [[1, [], []]]])
+def test_calls_of_another_number_of_axes_are_refused(plan: Plan, calls: list[object]):
+    """Their multiply-adds would be counted all the same."""
+    value = json.loads(json.dumps(plan.to_dict()))
+    name = next(iter(plan))
+    value["layers"][name]["call_sites"] = calls
+    with pytest.raises(PlanError, match=rf"{name}: call_sites have .* of other than the 2 axes of its kernel"):
+        Plan.from_dict(value)
+
+
+def test_a_place_that_cannot_be_written_is_one_message(plan: Plan, tmp_path: Path):
+    with pytest.raises(PlanError, match="could not be written"):
+        plan.save(tmp_path)
+
+
+def test_files_nested_without_end_are_refused(plan: Plan, tmp_path: Path):
+    path = tmp_path / "plan.json"
+    path.write_text("[" * 10**5 + "]" * 10**5)
+    with pytest.raises(PlanError, match=r"plan\.json is not readable JSON"):
+        Plan.load(path)
+    form: list[Any] = []
+    for _ in range(5000):
+        form = [form]
+    with pytest.raises(PlanError):
+        Plan.from_dict(plan.to_dict() | {"input_form": form})
+
+
 def test_truncated_and_missing_files_are_refused(plan: Plan, tmp_path: Path):
     path = tmp_path / "plan.json"
     with pytest.raises(PlanError, match="does not exist"):

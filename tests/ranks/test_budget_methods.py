@@ -98,7 +98,7 @@ def test_layers_that_only_one_method_knows_are_factorized():
 
 def test_what_no_method_knows_is_skipped_with_a_reason():
     net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 64, 3))
-    plan, _ = planned(net, torch.randn(1, 16, 8, 8), ["spatial_svd", "tt"])
+    plan, _ = planned(net, torch.randn(1, 16, 8, 8), ["svd", "tt"])
     assert plan.skipped["0"].startswith("depthwise convolution (groups=16)")
     net = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 64))
     rule = Budget(params=0.5, tolerance=0.2, methods=["spatial_svd", "tucker"])

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
-from hodec.admm.options import AdmmOff, AdmmOptions, AdmmPaper
+from hodec.admm.options import AdmmOff, AdmmOptions, AdmmPaper, AdmmProject
 from hodec.errors import near_matches
 from hodec.experiment.config import options
 from hodec.experiment.data.options import DATA_SETS
@@ -75,8 +75,10 @@ def groups() -> dict[str, dict[str, Preset]]:
         "data": _presets(*DATA_SETS.values()),
         "method": dict(sorted(_methods().items(), key=lambda item: item[0] != "tt")),
         "ranks": _presets(*RULES.values()),
-        "admm": _presets(AdmmOptions, AdmmPaper, AdmmOff),
-        "optimizer": _presets(options.SgdSettings, options.AdamWSettings),
+        "admm": _presets(AdmmOptions, AdmmPaper, AdmmProject, AdmmOff),
+        "optimizer": _presets(
+            options.SgdSettings, options.AdamWSettings, options.MuonSettings, options.ScaledGdSettings
+        ),
         "trainer": {
             "default": Preset(options.TrainerSettings, doc="Whatever this machine has, in full precision."),
             "gpu": Preset(

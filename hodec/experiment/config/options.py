@@ -57,6 +57,9 @@ class RunSettings(Settings):
 
     seed: int = setting(0, "of weights, order of the data and every other random draw", low=0, high=2**32 - 1)
     init: str | None = setting(None, "file with trained dense weights to start from; null: random weights")
+    init_stage: str | None = setting(
+        None, "RUN/admm: begin with what another run has finished, its folder and phase, to vary what follows; null: no"
+    )
     tt_ranks: object | None = setting(
         None,
         "16: at most 16 everywhere; [8, 12, 8, 8]: these, for every layer; {layer1.*: 9, layer2.*: [4, 8, 8, 4]}: by "
@@ -144,6 +147,29 @@ class SgdSettings(OptimizerSettings):
 
 
 @dataclass(frozen=True)
+class MuonSettings(SgdSettings):
+    """SGD for all but the factors, which move by orthogonalized momentum when the factorized net is retrained."""
+
+    name: ClassVar[str] = "muon"
+
+    factor_lr: float = setting(0.008, "highest step of a factor, as a share of its norm", above=0, below=1)
+
+    def torch_arguments(self) -> dict[str, object]:
+        return {**super().torch_arguments(), "factor_lr": self.factor_lr}
+
+
+@dataclass(frozen=True)
+class ScaledGdSettings(SgdSettings):
+    """SGD whose gradients of factors are divided by the Gram matrices of the other factors."""
+
+    name: ClassVar[str] = "scaled_gd"
+
+    retrain_lr: float | None = setting(
+        0.05, "highest rate when the factorized net is retrained; null: the same as lr", above=0
+    )
+
+
+@dataclass(frozen=True)
 class AdamWSettings(OptimizerSettings):
     """Adam with decoupled weight decay."""
 
@@ -169,6 +195,9 @@ class DistillSettings(Settings):
 
     weight: float = setting(0.0, "share of the teacher in the loss; 0: off", low=0, high=1)
     temperature: float = setting(4.0, "softens both outputs", above=0)
+    features: float = setting(
+        0.0, "weight of the distances of the factorized layers' outputs from those of the dense layers; 0: off", low=0
+    )
     dense: bool = setting(False, "true: it teaches the dense net during dense_epochs too")
     model: str | None = setting(
         None, "another net that teaches, resnet56 or torchvision/resnet50; null: one like the net that is trained"
@@ -202,6 +231,9 @@ class TrainerSettings(Settings):
     gradient_clip_val: float | None = setting(None, "largest norm of the gradient; null: no limit", above=0)
     accumulate_grad_batches: int = setting(1, "batches per optimizer step", low=1)
     deterministic: bool = setting(False, "only operations that give the same bits each time; slower")
+    checkpoint_minutes: float | None = setting(
+        10.0, "between two checkpoints within an epoch, exact as those at its end; null: only there", above=0
+    )
     threads: int | None = setting(None, "CPU threads; null: as torch chooses", low=1)
 
     def __post_init__(self) -> None:

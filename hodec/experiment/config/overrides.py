@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import ConfigError, Use
+from hodec.experiment.config import trust
 from hodec.experiment.config.groups import groups, not_among, settings_by_key, unknown
 from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
 from hodec.experiment.config.schema import read_config, refuse
@@ -82,6 +83,8 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
             problems += _composed(lines, menu)
         if of_hydra:  # last and alone, so that a mistake in them hides no other
             problems += _composed(of_hydra, menu, of_hydra=True)
+    if (arguments.config_path or arguments.config_name) and not trust.trusted():
+        problems.append(f"--config-path, --config-name: such a file decides what code runs; allowed: with {trust.FLAG}")
     refuse(problems)
 
 
@@ -228,25 +231,42 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
     refusal: HydraException | None = None
     try:
         try:
-            tree, files = _compose(lines, menu)
+            tree, files, hydra = _compose(lines, menu)
         except HydraException as error:
             if of_hydra:
                 raise
             # A key that the chosen files do not have: added by force, so that all such keys are seen at once.
             refusal = error
-            tree, files = _compose([_forced(line, menu) for line in lines], menu)
+            tree, files, hydra = _compose([_forced(line, menu) for line in lines], menu)
     except Exception as error:  # composing reads nothing but settings, so whatever it raises is about them
         return [str(error) if isinstance(error, ConfigError) else _explain(error)]
+    untrusted = [] if trust.trusted() else _untrusted(hydra, lines if of_hydra else [], menu)
     if of_hydra:
-        return []
+        return untrusted
     if "experiment" in tree:
         return [f"{next(iter(files), 'experiment')}: the first line must be '# @package _global_'"]
     config, errors = read_config(tree)
-    problems = [_located(error.told(Use.in_hydra), files, lines) for error in errors]
+    problems = [_located(text, files, lines) for text in (*(e.told(Use.in_hydra) for e in errors), *untrusted)]
     problems += _unknown_model(tree.get("model"))
     if config and menu.multirun and config.trainer.devices > 1:
         problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
     return [_explain(refusal)] if refusal is not None and not problems else problems
+
+
+def _untrusted(hydra: Mapping[str, object], lines: Sequence[str], menu: Menu) -> list[str]:
+    """Settings of Hydra through which a file would run code; ``lines`` are those that the user has given himself."""
+    try:
+        own = _plain_hydra(compose(menu.config_name, overrides=list(lines), return_hydra_config=True))
+    except HydraException:  # a line that chooses from a folder of the user's
+        own = _plain_hydra(compose(menu.config_name, return_hydra_config=True))
+    found = trust.set_by_files(hydra, own)
+    return found or list(trust.unknown_targets(hydra))
+
+
+def _plain_hydra(cfg: DictConfig) -> dict[str, object]:
+    """Hydra's own settings as plain values, interpolations as they are written."""
+    hydra = cast(dict[str, object], OmegaConf.to_container(cfg.hydra, resolve=False))
+    return {key: value for key, value in hydra.items() if key != "searchpath"}
 
 
 def _unknown_model(model: object) -> list[str]:
@@ -257,8 +277,8 @@ def _unknown_model(model: object) -> list[str]:
     return [not_among("model.name", name, [*CIFAR_RESNETS, f"{TORCHVISION}NAME"])]
 
 
-def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[str, str]]:
-    """The settings that Hydra puts together as plain values, and the text of files of one's own among them."""
+def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[str, str], dict[str, object]]:
+    """The settings that Hydra puts together as plain values, the text of files of one's own among them, and Hydra's."""
     cfg = compose(menu.config_name, overrides=[*menu.search, *lines], return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     tree = plain(cfg)
@@ -269,7 +289,7 @@ def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[
         for folder in folders if group in menu.presets else ():
             if (group == "experiment" or folder != menu.folder) and (folder / path).is_file():
                 files[str(path)] = (folder / path).read_text("utf-8")
-    return tree, files
+    return tree, files, _plain_hydra(cfg)
 
 
 def plain(cfg: DictConfig) -> dict[str, object]:

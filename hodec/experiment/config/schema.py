@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from hodec.admm.options import AdmmOff, AdmmOptions
+from hodec.admm.options import AdmmOff, AdmmOptions, AdmmProject
 from hodec.errors import ConfigError, HodecError, Use
 from hodec.experiment.config.groups import default_option, foreign, groups, kinds_of, not_among, unknown
 from hodec.experiment.config.options import (
@@ -16,11 +16,14 @@ from hodec.experiment.config.options import (
     MethodSettings,
     ModelSettings,
     ModesMethodSettings,
+    MuonSettings,
     RunSettings,
+    ScaledGdSettings,
     SgdSettings,
     TrainerSettings,
 )
 from hodec.experiment.data.options import DataSet
+from hodec.experiment.redaction import redacted
 from hodec.options import Option, Settings, settings_of, values_or_errors
 from hodec.ranks import RankRule
 
@@ -41,8 +44,8 @@ class Config(RunSettings):
     data: DataSet = _section("data")
     method: MethodSettings | ModesMethodSettings = _section("method")
     ranks: RankRule = _section("ranks")
-    admm: AdmmOptions | AdmmOff = _section("admm")
-    optimizer: SgdSettings | AdamWSettings = _section("optimizer")
+    admm: AdmmOptions | AdmmProject | AdmmOff = _section("admm")
+    optimizer: SgdSettings | AdamWSettings | MuonSettings | ScaledGdSettings = _section("optimizer")
     distill: DistillSettings = _section("distill")
     trainer: TrainerSettings = _section("trainer")
     logger: Option = _section("logger")
@@ -54,7 +57,7 @@ class Config(RunSettings):
     @property
     def uses_admm(self) -> bool:
         """Whether the dense net is trained under ADMM."""
-        return isinstance(self.admm, AdmmOptions) and self.dense_epochs > 0
+        return not isinstance(self.admm, AdmmOff) and self.dense_epochs > 0
 
     @property
     def methods(self) -> list[str]:
@@ -76,7 +79,7 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "tt_ranks: given together with another rule than manual; allowed: ranks=manual, or tt_ranks=null",
     ),
     (
-        lambda c: c.ranks.name == "learned" and not c.plan and not c.uses_admm,
+        lambda c: c.ranks.name == "learned" and not c.plan and not (c.uses_admm and isinstance(c.admm, AdmmOptions)),
         "ranks: learned given without ADMM, which learns them; allowed: dense_epochs from 1 and admm=default, or "
         "ranks=budget",
     ),
@@ -90,6 +93,11 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         ),
         "calibration_batches: given with cp or cp3 under ADMM, which projects them by iteration; "
         "allowed: calibration_batches=0, admm=off, or another method",
+    ),
+    (
+        lambda c: bool(c.distill.features) and (c.distill.init is not None or c.trainer.compile),
+        "distill.features: given with another net that teaches or with trainer.compile; allowed: distill.init=null, "
+        "whose layers are those of the factorized net, and trainer.compile=false",
     ),
     (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),
@@ -160,7 +168,7 @@ def to_yaml(config: Config) -> str:
     """The settings as YAML text, in the order of the classes."""
     import yaml
 
-    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=10**6)
+    text: str = yaml.safe_dump(redacted(config.to_dict()), sort_keys=False, allow_unicode=True, width=10**6)
     return text
 
 

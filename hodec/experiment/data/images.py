@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hodec.errors import DataError, Use, literal
 from hodec.experiment.data.options import DataSet
+from hodec.io.tensors import digest
 
 Size = tuple[int, int]  # height and width in pixels
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -177,6 +178,11 @@ class ImageData:
     def split_sizes(self) -> dict[str, int]:
         """Number of images of each split: ``train``, ``validation`` (0 without one) and ``test``."""
         return {"train": len(self.train), "validation": len(self.val or ()), "test": len(self.test)}
+
+    def identity(self) -> str:
+        """What tells one way to split the images from another: their numbers, and a digest of their labels in order."""
+        splits = [split for split in (self.train, self.val) if split is not None]
+        return f"{' + '.join(str(len(split)) for split in splits)} images, {digest(*(s.labels for s in splits))[:16]}"
 
     def check(self) -> None:
         """Read every split once, so that a broken image stops a run at its start and not after hours.

@@ -191,6 +191,7 @@ CURVES = (
     FigureSpec("loss", partial(_training_curve, key="loss", title="Loss")),
     FigureSpec("dual-residual", partial(_admm_curve, key="dual_residual", title="Dual residual")),
     FigureSpec("penalty", partial(_admm_curve, key="rho", title="Penalty rho", label="mean")),
+    FigureSpec("pull", partial(_admm_curve, key="pull", title="Pull", label="mean")),
 )
 COSTS = (
     FigureSpec("parameters", partial(_layer_costs, cost="params", title="Parameters")),

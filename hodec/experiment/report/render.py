@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -130,7 +130,8 @@ def _layer_notes(run: RunData) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
     for name, layer in (run.plan or {}).items():
         calls = sum(times for times, _, _ in layer.call_sites.calls)
-        shared = [f"shared with {', '.join(layer.aliases)}"] if layer.aliases else []
+        others = [*layer.aliases, *(tie.name for tie in layer.ties)]
+        shared = [f"shared with {', '.join(others)}"] if others else []
         called = [f"called {calls} times per image"] if calls > 1 else []
         for note in (*shared, *called, *layer.notes):
             notes.setdefault(note, []).append(name)
@@ -172,6 +173,8 @@ def _escaped(value: object) -> Markup:
 
 def _fenced(yaml: str) -> Markup:
     """A code block whose fence is longer than any run of backticks inside."""
+    if "<" in yaml:  # names of layers may hold tags, which not every reader leaves alone inside a fence
+        return Markup(f"<pre>\n{escape(yaml.rstrip())}\n</pre>")
     longest = max((len(run) for run in re.findall(r"`+", yaml)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markup(f"{fence}yaml\n{yaml.rstrip()}\n{fence}") if yaml else Markup()

@@ -15,7 +15,7 @@ from hodec.experiment.report.collect import collect, collect_sweep
 from report_edits import edit  # isort: skip
 
 DRAW = {spec.name: spec.draw for spec in (*figures.CURVES, *figures.COSTS)}
-OF_ADMM = ("approximation-error", "dual-residual", "penalty")
+OF_ADMM = ("approximation-error", "dual-residual", "penalty", "pull")
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def line_named(axes, label):
     return line
 
 
-@pytest.mark.parametrize(("name", "key"), list(zip(OF_ADMM, ("primal_residual", "dual_residual", "rho"))))
+@pytest.mark.parametrize(("name", "key"), list(zip(OF_ADMM, ("primal_residual", "dual_residual", "rho", "pull"))))
 def test_curves_of_admm_have_a_line_for_each_layer_and_for_all_together(name, key, run):
     (axes,) = DRAW[name](run).axes
     assert len(axes.lines) == len(run.plan) + 1
-    total = line_named(axes, "mean" if key == "rho" else "all layers together")
+    total = line_named(axes, "mean" if key in ("rho", "pull") else "all layers together")
     np.testing.assert_allclose(total.get_ydata(), [row.values[f"admm/{key}"] for row in run.phase("admm")])
     np.testing.assert_array_equal(total.get_xdata(), [1, 2])
     assert total.get_linewidth() > 2 * axes.lines[0].get_linewidth()

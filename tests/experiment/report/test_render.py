@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from hodec.errors import CheckpointError
 from hodec.experiment.report import words
@@ -149,6 +151,24 @@ def test_html_holds_everything_in_order(run, html):
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_names_of_layers_are_no_tags(finished, tmp_path):
+    """Names come from anybody's model: as keys of settings too, in the block that shows these."""
+    folder, tag = (
+        shutil.copytree(finished, tmp_path / "run"),
+        "<img src=x onerror=alert(1)><script>alert(2)</script>",
+    )
+    for name in ("plan.json", "metrics.json", "metrics.jsonl"):
+        path = folder / name
+        path.write_text(path.read_text().replace("layer2.0.conv1", tag))
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"exclude": [tag], "tt_ranks": {tag: 4}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_report(folder)
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        assert "alert(1)" in text.replace("\\", "")
+        assert not re.search(r"<(script|img)[^>]*(onerror|>alert)", text)
+
+
 def test_markdown_holds_the_same(run, drawn):
     text = render_markdown(run, drawn)
     assert text.startswith(f"# {words.headline(run)}")
@@ -196,7 +216,7 @@ def test_everything_from_files_is_escaped(folder):
     assert "<script" not in text
     assert "<img" not in text
     assert Page(text).text.count("alert(1)") > 10
-    prose = render_markdown(run, drawn).partition("```")[0]
+    prose = render_markdown(run, drawn).partition("<pre>")[0]
     assert prose.count("alert(1)") > 10
     assert "<" not in prose
     rows = [line for line in prose.splitlines() if line.startswith("|")]
@@ -300,10 +320,10 @@ def test_more_parameters_are_called_more(folder):
 def test_write_report_writes_whole_files_and_takes_stale_figures_away(folder):
     assert write_report(folder) == folder / "report.html"
     names = {path.name for path in (folder / "figures").iterdir()}
-    stems = ("approximation-error", "accuracy", "loss", "dual-residual", "penalty", "parameters", "macs")
+    stems = ("approximation-error", "accuracy", "loss", "dual-residual", "penalty", "pull", "parameters", "macs")
     assert names == {f"{stem}{ending}" for stem in stems for ending in (".png", ".svg")}
     links = re.findall(r"\]\(([^)]*)\)", (folder / "report.md").read_text(encoding="utf-8"))
-    assert len(links) == 7
+    assert len(links) == 8
     assert all((folder / link).exists() for link in links)
     (folder / "metrics.jsonl").unlink()
     write_report(folder)

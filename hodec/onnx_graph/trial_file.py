@@ -1,0 +1,84 @@
+"""The file of a trial: written, run on what was held out, timed, and moved into place only if it is good."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from hodec.calibration.data import Samples
+from hodec.cost.count import Cost
+from hodec.errors import NothingPays
+from hodec.export.runtime import Array, Session, open_session
+from hodec.onnx_graph.bench import bench_files
+from hodec.onnx_graph.calibrate import Replacement
+from hodec.onnx_graph.changes import Change
+from hodec.onnx_graph.cost import parameters
+from hodec.onnx_graph.decompose import check_file, flushed, measured_macs
+from hodec.onnx_graph.facts import GraphFacts, graph_facts
+from hodec.onnx_graph.graph import load_graph
+from hodec.onnx_graph.planning import check_plan
+from hodec.onnx_graph.rewrite import rewrite
+from hodec.onnx_graph.search import Search, Trial
+from hodec.onnx_graph.session import run_session
+from hodec.onnx_graph.shifts import shifted
+from hodec.onnx_graph.verdict import Compressed
+from hodec.onnx_graph.writing import written
+from hodec.plan.plan import Plan
+
+
+def runner(opened: Session) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """A session as what a judge runs."""
+    return lambda feeds: cast(list[Array], run_session(opened, feeds))
+
+
+def write_fitted(
+    facts: GraphFacts, plan: Plan, tried: Mapping[str, Replacement]
+) -> tuple[GraphFacts, dict[str, Change], int]:
+    """A fresh copy of the graph with the plan's layers replaced by fitted ones, in memory."""
+    again = graph_facts(load_graph(facts.graph.path), {}, facts.feeds)
+    sites = check_plan(plan, again)
+    shifts = {name: np.asarray(one.shift, np.float64) for name, one in tried.items()}
+    again = shifted(again, sites, shifts)
+    changes, macs = rewrite(again, sites, plan, {name: one.weight for name, one in tried.items()})
+    return again, changes, macs
+
+
+class LosesMore(NothingPays):
+    """A written file that loses more than is allowed, or wins nothing."""
+
+
+def write_trial(
+    trial: Trial, search: Search, held: Samples, out: Path, *, seconds: float, judged: bool = True
+) -> Compressed:
+    """The file of a trial, with its figures, measured on it.
+
+    Args:
+        seconds: how long latency is measured.
+        judged: whether the file has to lose no more than is allowed.
+
+    Raises:
+        LosesMore: it does lose more in onnxruntime, or is slower where it was to be faster; nothing is written.
+    """
+    facts, judge = search.facts, search.judge
+    again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
+    remarks = flushed(again)
+    with written(again.graph, out) as files:
+        check_file(files[0])
+        score = judge.score(runner(open_session(files[0], threads=search.net.threads)))
+        if judged and not judge.accepts(score):
+            told = f"{judge.told(score)}, where {judge.told(judge.dense - judge.allowed)} is allowed ({judge.words})"
+            raise LosesMore(f"the decomposed file has {told}; nothing is written")
+        bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
+        if judged and search.target == "latency" and bench.high < 1:
+            raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
+        size = sum(path.stat().st_size for path in files)
+        macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
+    return Compressed(
+        output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=score,
+        allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
+        samples=(len(search.fit), len(held)), words=search.fit.words,
+        before=facts.cost, after=Cost(parameters(again.graph), macs // facts.batch), uncounted=uncounted,
+        bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
+        layers=len(search.sites), remarks=remarks,
+    )  # fmt: skip

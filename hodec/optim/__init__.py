@@ -1,0 +1,1 @@
+"""Optimizers that know which parameters are factors, and of what."""

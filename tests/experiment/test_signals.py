@@ -1,0 +1,100 @@
+"""Asked to stop anywhere, a run says one line, with the command that goes on with it."""
+
+import os
+import signal
+import time
+
+import pytest
+from train_script import SETTINGS, Forked, finish, wait
+
+from hodec.experiment import phases, pipeline
+from hodec.experiment.redaction import command, redacted
+from hodec.experiment.signals import NUMBERS, Stopped, soft, stoppable
+
+# Where a run can be outside a fit: (the object, its function) that each is replaced by a wait.
+PLACES = {
+    "plan": (phases, "plan_by_rule"),
+    "convert": (phases, "reestimate_batchnorm"),
+    "evaluate": (pipeline, "measure"),
+    "report": (pipeline, "report"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *NUMBERS])
+@pytest.mark.parametrize("place", PLACES)
+def test_outside_a_fit(tmp_path, monkeypatch, place, number):
+    owner, name = PLACES[place]
+    real, mark = getattr(owner, name), tmp_path / "there"
+
+    def waits(*args, **kwargs):
+        mark.touch()
+        time.sleep(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, waits)
+    argv = [*SETTINGS, "dense_epochs=1", "retrain_epochs=0", f"hydra.run.dir={tmp_path / 'run'}"]
+    argv = [one for one in argv if one not in ("dense_epochs=3", "retrain_epochs=3")]
+    child = Forked(*argv, log=tmp_path / "log")
+    assert wait(child, mark.exists) is None, child.log.read_text()
+    child.kill(number)
+    assert wait(child) == 128 + number
+    text = child.log.read_text()
+    assert f"stopped by {signal.Signals(number).name}; go on with: python train.py data=fake" in text
+    assert text.endswith(f"hydra.run.dir={tmp_path / 'run'}\n")
+    assert "Traceback" not in text
+    assert not (tmp_path / "run" / "run.lock").exists()
+    if (place, number) == ("report", signal.SIGTERM):
+        monkeypatch.setattr(owner, name, real)
+        finish(Forked(*argv, log=tmp_path / "again"))
+        assert "this run is finished" in (tmp_path / "again").read_text()
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """Under nohup a terminal that closes ends nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_afterwards_all_is_as_it_was():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with pytest.raises(Stopped) as stop, stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (stop.value.code, str(stop.value)) == (143, "stopped by SIGTERM")
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_what_something_else_sees_to_is_left_to_it():
+    with stoppable(), soft(lambda number: number == signal.SIGTERM):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGHUP"):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_in_no_command(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("HOME_PAGE", "an ordinary value")
+    words = [
+        "+hydra.job.env_set={MY_TOKEN: hunter2hunter2, OTHER: x}", "hydra.api_key=abc", "seed=3",
+        "data.root=s3://user:hunter2@host/keys/data", "logger.project=0123456789abcdef",
+    ]  # fmt: skip
+    text = command(words)
+    for secret in ("hunter2", "abc", "0123456789abcdef"):
+        assert secret not in text, text
+    for word in ("seed=3", "OTHER: x", "host/keys/data", "logger.project=***"):
+        assert word in text, text
+
+
+def test_secrets_of_the_environment_are_in_no_settings(monkeypatch):
+    monkeypatch.setenv("SERVICE_PASSWORD", "correct horse")
+    monkeypatch.setenv("TOKEN", "short")
+    tree = {"logger": {"project": "x correct horse"}, "include": ["correct horse", "short"], "seed": 3, "plan": None}
+    expected = {"logger": {"project": "x ***"}, "include": ["***", "short"], "seed": 3, "plan": None}
+    assert redacted(tree) == expected

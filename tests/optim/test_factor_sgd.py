@@ -1,0 +1,138 @@
+"""FactorSGD as an optimizer: groups, state, what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hodec
+from hodec.errors import ConfigError
+from hodec.layers.base import factor_parameters
+from hodec.optim.factor_sgd import FactorSGD, factorized_layers, newton_schulz, param_groups
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 6)
+    )
+    plan = hodec.make_plan(dense, 3, method="tucker", example_input=torch.randn(2, 4, 8, 8), exclude="0")
+    return hodec.convert(dense, plan)
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_groups_have_every_parameter_once(net: nn.Module) -> None:
+    groups = param_groups(net, lr=0.1, factor_lr=0.01, weight_decay=1e-4, factor_decay=0.0)
+    assert [group["name"] for group in groups] == ["others", "factors"]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 1e-4), (0.01, 0.0)]
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in net.parameters())
+    factors = sum(sum(p.numel() for p in layer.parameters()) for layer in factorized_layers(net))
+    biases = sum(layer.bias.numel() for layer in factorized_layers(net))
+    assert sum(p.numel() for p in groups[1]["params"]) == factors - biases
+
+
+def test_groups_serve_any_optimizer(net: nn.Module) -> None:
+    optimizer = torch.optim.AdamW(param_groups(net, lr=1e-3, factor_lr=1e-4))
+    step(net, optimizer, torch.randn(2, 4, 8, 8))
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
+
+
+def test_a_dense_net_is_trained_as_by_sgd() -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    other = copy.deepcopy(one)
+    ours = FactorSGD(one, 0.1, weight_decay=1e-3)
+    theirs = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    for seed in range(3):
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+        step(one, ours, x)
+        step(other, theirs, x)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd", "sgd"])
+def test_it_goes_on_exactly_from_its_state(net: nn.Module, factors: str) -> None:
+    batches = [torch.randn(2, 4, 8, 8) for _ in range(4)]
+    optimizer = FactorSGD(net, 0.05, factors=factors, weight_decay=1e-3)
+    for x in batches[:2]:
+        step(net, optimizer, x)
+    again, state = copy.deepcopy(net), copy.deepcopy(optimizer.state_dict())
+    resumed = FactorSGD(again, 0.05, factors=factors, weight_decay=1e-3)
+    resumed.load_state_dict(state)
+    for x in batches[2:]:
+        step(net, optimizer, x)
+        step(again, resumed, x)
+    for (name, a), b in zip(net.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd"])
+def test_frozen_factors_stay(net: nn.Module, factors: str) -> None:
+    layer = factorized_layers(net)[0]
+    frozen = next(iter(layer.parameters())).requires_grad_(False)
+    before, others = frozen.clone(), [p.clone() for p in layer.parameters()]
+    step(net, FactorSGD(net, 0.05, factors=factors), torch.randn(2, 4, 8, 8))
+    assert torch.equal(frozen, before)
+    assert any(not torch.equal(a, b) for a, b in zip(others, layer.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd"])
+def test_half_precision_is_trained(net: nn.Module, factors: str) -> None:
+    net = net.bfloat16()
+    step(net, FactorSGD(net, 0.05, factors=factors), torch.randn(2, 4, 8, 8).bfloat16())
+    assert all(p.isfinite().all() and p.dtype is torch.bfloat16 for p in net.parameters())
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd"])
+def test_zero_factors_do_not_become_nan(net: nn.Module, factors: str) -> None:
+    with torch.no_grad():
+        for parameter in factorized_layers(net)[0].parameters():
+            parameter.zero_()
+    step(net, FactorSGD(net, 0.05, factors=factors), torch.randn(2, 4, 8, 8))
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_gradients_are_there_after_a_step(net: nn.Module) -> None:
+    step(net, FactorSGD(net, 0.05, factors="muon"), torch.randn(2, 4, 8, 8))
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 9), (2, 9, 4), (1, 5, 5)])
+def test_newton_schulz_makes_singular_values_alike(shape: tuple[int, int, int]) -> None:
+    turned = newton_schulz(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    values = torch.linalg.svdvals(turned)
+    assert turned.shape == shape
+    assert values.min() > 0.6
+    assert values.max() < 1.25
+
+
+@pytest.mark.parametrize(("options", "words"), [({"factors": "adam"}, "muon"), ({"decay": "all"}, "product")])
+def test_unknown_words_are_refused(net: nn.Module, options: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FactorSGD(net, 0.1, **options)
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd", "sgd"])
+@pytest.mark.parametrize("method", ["svd", "tt"])
+def test_factors_that_layers_share_move_once_a_step(factors: str, method: str) -> None:
+    """An embedding and the head behind it, which has its weight."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Embedding(96, 32), nn.Linear(32, 32), nn.Linear(32, 96))
+    dense[2].weight = dense[0].weight
+    tokens = torch.arange(24).reshape(2, 12)
+    plan = hodec.make_plan(dense, 4, method=method, example_input=tokens, allow_larger=True)
+    net = hodec.convert(dense, plan)
+    optimizer = FactorSGD(net, 0.05, factors=factors, factor_lr=0.01)
+    assert optimizer.layers == [net[2], net[1]]
+    step(net, optimizer, tokens)
+    for parameter in factor_parameters(net[2]):  # the first step's momentum is the gradient itself
+        torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], parameter.grad)
+    assert factor_parameters(net[0]) == factor_parameters(net[2])
