@@ -174,20 +174,27 @@ class LitClassifier(LightningModule):
 
 
 def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> float:
-    """Return the top-1 accuracy of a net, 0..1, in evaluation mode and float32; the net moves to ``device``.
+    """Return the top-1 accuracy of a net, 0..1; see ``hits``."""
+    right = hits(net, batches, device)
+    return int(right.sum()) / len(right)
+
+
+def hits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> Tensor:
+    """Return which images a net classifies rightly, bool (N,) on the CPU, in evaluation mode and float32.
+
+    The net moves to ``device``.
 
     Raises:
         TrainingError: no batches, or scores that are not finite.
     """
-    correct = count = 0
+    right = []
     net = net.to(device)
     with inference(net):
         for x, y in batches:
             scores = net(x.to(device))
             if not bool(torch.isfinite(scores).all()):
                 raise TrainingError("the net gives NaN or Inf on the evaluation data: it cannot be scored")
-            correct += int((scores.argmax(dim=1).cpu() == y.cpu()).sum())
-            count += len(y)
-    if not count:
+            right.append(scores.argmax(dim=1).cpu() == y.cpu())
+    if not right:
         raise TrainingError("the evaluation data has no batches")
-    return correct / count
+    return torch.cat(right)

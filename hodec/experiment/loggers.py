@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -22,7 +22,7 @@ from hodec.errors import ConfigError
 from hodec.experiment.config.options import WandbSettings
 from hodec.experiment.config.schema import Config
 from hodec.experiment.redaction import redacted
-from hodec.io.atomic import write_text
+from hodec.io.atomic import JsonObject, write_text
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -40,6 +40,17 @@ class RunLogger(Protocol):
         """End the run: ``success`` or ``failed``."""
 
 
+@runtime_checkable
+class ResultLogger(Protocol):
+    """A logger that takes the results of a run as well as its curves."""
+
+    def log_results(self, metrics: JsonObject) -> None:
+        """Take what ``metrics.json`` holds."""
+
+    def log_files(self, folder: Path) -> None:
+        """Take the files that outlive the run, from its folder."""
+
+
 class Loggers:
     """All loggers of a run; an error of one of them is a warning."""
 
@@ -51,6 +62,14 @@ class Loggers:
         numbers = flat(row)
         self._each("did not take a row", lambda logger: logger.log_metrics(numbers, step))
 
+    def log_results(self, metrics: JsonObject) -> None:
+        """Hand what ``metrics.json`` holds to the loggers that show results."""
+        self._each("did not take the results", lambda logger: _of_results(logger).log_results(metrics))
+
+    def log_files(self, folder: Path) -> None:
+        """Hand plan, report and model of a finished run to the loggers that keep files."""
+        self._each("did not take the files", lambda logger: _of_results(logger).log_files(folder))
+
     def close(self, status: str) -> None:
         """End the run in all loggers: ``success`` or ``failed``."""
         self._each("did not finish", lambda logger: logger.finalize(status))
@@ -61,6 +80,20 @@ class Loggers:
                 call(logger)
             except Exception as error:  # wandb's own errors have no common base
                 log.warning("%s %s: %s; the run goes on", type(logger).__name__, failure, _first_line(error))
+
+
+class _NoResults:
+    """For loggers that take curves alone."""
+
+    def log_results(self, metrics: JsonObject) -> None:
+        pass
+
+    def log_files(self, folder: Path) -> None:
+        pass
+
+
+def _of_results(logger: RunLogger) -> ResultLogger:
+    return logger if isinstance(logger, ResultLogger) else _NoResults()
 
 
 class CsvLogger:
@@ -97,7 +130,8 @@ class WandbLogger:
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb
 
-        settings = cast(WandbSettings, config.logger)
+        settings = config.logger if isinstance(config.logger, WandbSettings) else WandbSettings()
+        self.artifacts = settings.artifacts
         mode = settings.mode
         if mode == "auto":
             mode = "online" if _has_wandb_key() else "offline"
@@ -109,7 +143,11 @@ class WandbLogger:
                     id=_wandb_id(folder),
                     resume="allow",
                     project=settings.project,
-                    group=folder.parent.name,
+                    entity=settings.entity,
+                    group=settings.run_group or folder.parent.name,
+                    job_type=settings.job_type,
+                    tags=settings.tags,
+                    notes=settings.notes,
                     name=folder.name,
                     dir=str(folder),
                     config=cast(dict[str, object], redacted(config.to_dict())),
@@ -119,12 +157,36 @@ class WandbLogger:
                 break
             except Exception as error:  # wandb's own errors have no common base; a logger must not stop a training
                 log.warning("wandb %s did not start (%s)", attempt, _first_line(error))
-        if self.run is not None and attempt == "offline":
+        if self.run is None:
+            return
+        # The epochs of a phase begin at 0 again: the axis of all curves counts them over the whole run.
+        self.run.define_metric("epoch_of_run", hidden=True)
+        self.run.define_metric("*", step_metric="epoch_of_run", step_sync=True)
+        if attempt == "offline":
             log.info("wandb is offline; upload with: wandb sync %s", Path(self.run.dir).parent)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         if self.run is not None:
-            self.run.log(metrics, step=step)
+            self.run.log({**metrics, "epoch_of_run": step}, step=step)
+
+    def log_results(self, metrics: JsonObject) -> None:
+        """Put every leaf of ``metrics.json`` into the summary, by which the runs of a project are sorted."""
+        if self.run is not None:
+            self.run.summary.update(leaves(metrics))
+
+    def log_files(self, folder: Path) -> None:
+        """Keep the plan, the report and the compressed model as artifacts of the run."""
+        if self.run is None or not self.artifacts:
+            return
+        import wandb
+
+        for kind, names in ARTIFACTS.items():
+            files = [folder / name for name in names if (folder / name).is_file()]
+            if files:
+                artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
+                for file in files:
+                    artifact.add_file(str(file))
+                self.run.log_artifact(artifact)
 
     def finalize(self, status: str) -> None:
         if self.run is not None:
@@ -137,6 +199,14 @@ def _wandb_id(folder: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8")
+
+
+# Kind of an artifact -> its files in the run folder.
+ARTIFACTS = {
+    "plan": ("plan.json",),
+    "report": ("report.html", "report.md"),
+    "model": ("compressed.safetensors", "compressed.json"),
+}
 
 
 def _tensorboard(config: Config, folder: Path) -> RunLogger:
@@ -160,7 +230,8 @@ def loggers_of(config: Config, folder: Path) -> Iterator[Loggers]:
     Raises:
         ConfigError: the package of a logger is not installed.
     """
-    loggers, status = Loggers([LOGGERS[config.logger.name](config, folder)]), "failed"
+    names = dict.fromkeys([config.logger.name, *(getattr(config.logger, "also", None) or [])])
+    loggers, status = Loggers([LOGGERS[name](config, folder) for name in names]), "failed"
     try:
         yield loggers
         status = "success"
@@ -177,6 +248,14 @@ def flat(row: Mapping[str, object], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[f"{prefix}{key}"] = value
     return numbers
+
+
+def leaves(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the values of a nested object under joined keys: {"a": {"b": "x"}} -> {"a/b": "x"}."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _first_line(error: Exception) -> str:

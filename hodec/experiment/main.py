@@ -1,5 +1,6 @@
 """The experiment from the command line: train under ADMM, convert, retrain, report."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,10 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from hodec.errors import HodecError, Use
+from hodec.errors import ConfigError, HodecError, Use
 from hodec.experiment.config.groups import CONF, groups
+from hodec.experiment.config.objectives import names_of, value_of
 from hodec.experiment.config.overrides import check_overrides, plain
-from hodec.experiment.config.schema import config_of
+from hodec.experiment.config.schema import Config, config_of
 from hodec.experiment.config.sweep_names import job_folder
 from hodec.experiment.config.trust import take_flag
 from hodec.experiment.redaction import command
@@ -33,15 +35,24 @@ OmegaConf.register_new_resolver("hodec.job_folder", job_folder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run_job(cfg: DictConfig) -> float:
-    """Run one job and return the accuracy of the compressed net, 0..1, for sweepers to maximise."""
+def run_job(cfg: DictConfig) -> float | list[float] | None:
+    """Run one job and return its ``objective`` for sweepers, by default the validation accuracy, 0..1.
+
+    Several objectives are a list; None stands for one that the run has not measured.
+    """
     job = HydraConfig.get()
     started.append(job.runtime.output_dir)
+    failure = Path(job.runtime.output_dir, "error.txt")  # the report of the sweep reads it
+    with contextlib.suppress(OSError):
+        failure.unlink(missing_ok=True)
     try:
         from hodec.experiment.pipeline import run  # here: mistakes in the settings show before torch is imported
 
+        config = config_of(plain(cfg))
         with stoppable():
-            result = run(config_of(plain(cfg)), Path(job.runtime.output_dir))
+            if "direction" in job.sweeper:
+                check_validation(config)
+            result = run(config, Path(job.runtime.output_dir))
     except Stopped as stop:
         log.warning("%s; go on with: %s", stop, resume_command(job))
         raise
@@ -49,9 +60,28 @@ def run_job(cfg: DictConfig) -> float:
         known = isinstance(error, HodecError)
         log.error("%s: %s", type(error).__name__, in_words(error), exc_info=not known)
         if job.mode is RunMode.MULTIRUN:
+            with contextlib.suppress(OSError):  # the error itself is news, not that it could not be written
+                failure.write_text(f"{type(error).__name__}: {in_words(error)}\n", encoding="utf-8")
             raise  # this job has failed; the others of the sweep go on
         sys.exit(2 if known else 1)
-    return float(result["compressed"]["test_accuracy"])
+    values = value_of(result, config.objective, config.macs_limit)
+    return values[0] if values and len(values) == 1 else values
+
+
+def check_validation(config: Config) -> None:
+    """Refuse to optimise an accuracy that the run cannot measure: the test set is not there to choose by.
+
+    Raises:
+        ConfigError: there is no validation split.
+    """
+    from hodec.experiment.data.images import build_data
+
+    if "validation_accuracy" in names_of(config.objective) and not build_data(config.data).has_validation:
+        raise ConfigError(
+            "{objective}: 'validation_accuracy' given without a validation split; allowed: {split}",
+            objective=Use("objective"),
+            split=Use("data.val_fraction", 0.1),
+        )
 
 
 def main() -> None:

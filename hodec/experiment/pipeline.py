@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 FREE_SETTINGS = (
     "logger",
     "report",
+    "objective",
+    "macs_limit",
     "data.root",
     "data.num_workers",
     "data.download",
@@ -178,8 +180,10 @@ def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonO
     }
     checkpoint.save(compressed, path / "compressed.safetensors", plan, facts=facts)
     write_json(path / "metrics.json", metrics)
+    run.loggers.log_results(metrics)
     run.folder.finish("evaluate", {"metrics": metrics})  # only now: a run that counts as finished has all its files
     report(run.folder, run.config, again=True)
+    run.loggers.log_files(path)
     log.info("%s", summary(metrics))
 
 

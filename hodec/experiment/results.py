@@ -8,15 +8,15 @@ from dataclasses import asdict
 
 import pytorch_lightning
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hodec._version import __version__
 from hodec.cost.count import count_cost
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import HodecError
 from hodec.experiment.context import RunContext
-from hodec.experiment.data.loaders import test_loader
-from hodec.experiment.lit import evaluate
+from hodec.experiment.data.loaders import test_loader, val_loader
+from hodec.experiment.lit import evaluate, hits
 from hodec.experiment.redaction import command
 from hodec.export import checkpoint
 from hodec.fusion.search import fuse
@@ -31,11 +31,15 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
     Args:
         nets: ``dense``, ``truncated`` and ``compressed``, and ``teacher`` and ``pretrained`` where there are such nets.
     """
-    loader = test_loader(run.data, device=run.device)
+    loader, validation = test_loader(run.data, device=run.device), val_loader(run.data, device=run.device)
     metrics: JsonObject = {}
+    right: dict[str, Tensor] = {}
     for name, net in nets.items():
         cost = count_cost(net.cpu(), run.example)
-        metrics[name] = {"test_accuracy": evaluate(net, loader, run.device), **asdict(cost)}
+        right[name] = hits(net, loader, run.device)
+        metrics[name] = {"test_accuracy": int(right[name].sum()) / len(right[name]), **asdict(cost)}
+        if validation is not None:
+            metrics[name]["validation_accuracy"] = evaluate(net, validation, run.device)
         net.cpu()
     # Conversion has changed no other buffers than BatchNorm's, which it has estimated anew.
     raw = copy.deepcopy(nets["truncated"])
@@ -47,7 +51,9 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         for name, ms in latency({name: nets[name] for name in ("dense", "compressed")}, run).items():
             metrics[name]["latency_ms"] = ms
             metrics["latency"] = {"batch": 1, "device": device_name(run.device)}
+    others = [name for name in ("pretrained", "dense") if name in right]
     return metrics | {
+        "against": {name: changed(right[name], right["compressed"]) for name in others},
         "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
         "conversion": phases["truncated"]["errors"],
         "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
@@ -58,6 +64,15 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         "versions": versions(),
         "command": command(),
     }
+
+
+def changed(before: Tensor, after: Tensor) -> dict[str, int]:
+    """Count the images that one net classifies rightly and the other does not: those ``lost`` and those ``won``.
+
+    Args:
+        before, after: which images each net classifies rightly, bool (N,).
+    """
+    return {"lost": int((before & ~after).sum()), "won": int((~before & after).sum())}
 
 
 def latency(nets: Mapping[str, nn.Module], run: RunContext, *, seconds: float = 1.0) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hodec.errors import PlanError, Use, literal
 from hodec.options import BadParts, argument, setting
 from hodec.ranks.rule import Choice, RankRule
 
@@ -32,10 +33,10 @@ class Manual(RankRule):
     """Ranks by hand.
 
     Args:
-        tt_ranks: one number is a cap: every rank of every layer is at most this, clipped to what the layer
-            allows, and the clipping is noted in the plan. A list is a demand: each layer must take exactly
-            these. A mapping gives each layer glob a number or a list; the last glob that matches counts, and
-            layers that none matches stay dense. None stands for ``default``.
+        tt_ranks: one number is a cap on every rank of every layer, a list has one cap for each of a layer's ranks.
+            Both are clipped to what the layer allows, and the plan notes it. A mapping gives each layer glob a number
+            or a list; the last glob that matches counts, and layers that none matches stay dense. None stands for
+            ``default``.
         default: the cap where ``tt_ranks`` is None.
 
     Raises:
@@ -53,7 +54,7 @@ class Manual(RankRule):
         """One choice a layer; the class describes them.
 
         Raises:
-            PlanError: a list that a layer cannot take, or a glob that matches no layer.
+            PlanError: a list for a layer of another number of ranks, or a glob that matches no layer.
         """
         from hodec.conversion.eligibility import match_names
 
@@ -62,19 +63,45 @@ class Manual(RankRule):
         by_layer = {
             name: value for glob, value in by_glob.items() for name in match_names(str(glob), list(layers), "tt_ranks")
         }
+        self._check_counts(layers, by_layer)
         choices = {name: _choice(layer, by_layer.get(name)) for name, layer in layers.items()}
         clipped = [name for name, choice in choices.items() if choice.notes]
         if clipped:
-            log.warning("ranks clipped in %d layers (%s, ..); the plan notes each", len(clipped), clipped[0])
+            log.info("ranks clipped in %d layers (%s, ..); the plan notes each", len(clipped), clipped[0])
         return choices
+
+    def _check_counts(self, layers: Mapping[str, LayerContext], by_layer: Mapping[str, Ranks], most: int = 6) -> None:
+        """Refuse a list for a layer of another number of ranks.
+
+        Args:
+            most: layers whose ranks the message gives one by one.
+
+        Raises:
+            PlanError: with an override that gives these layers one number, and one number for all where they are many.
+        """
+        given = {name: ranks for name, ranks in by_layer.items() if not isinstance(ranks, int)}
+        others = {name: len(layers[name].full_ranks) for name in given}
+        others = {name: count for name, count in others.items() if count != len(given[name])}
+        if not others:
+            return
+        name, few = next(iter(others)), len(others) <= most and len(others) < len(layers)
+        by_glob = self.tt_ranks if isinstance(self.tt_ranks, Mapping) else {"*": given[name]}
+        fitting = {**by_glob, **dict.fromkeys(others, self.default)}
+        entries = ",".join(f"{glob}:{str(list(r) if not isinstance(r, int) else r)}" for glob, r in fitting.items())
+        more = f", and so in {len(others) - 1} more" if len(others) > 1 else ""
+        raise PlanError(
+            f"{literal(name)} ({layers[name].site.layer_type}, method {layers[name].method}) needs {others[name]} "
+            f"rank{'s' * (others[name] != 1)}, got {len(given[name])}: {list(given[name])}{more}. Allowed: {{ranks}}",
+            ranks=Use("tt_ranks", f"{{{entries.replace(' ', '')}}}" if few else self.default),
+        )
 
 
 def _choice(layer: LayerContext, ranks: Ranks | None) -> Choice:
     if ranks is None:
         return Choice(None, reason="no glob of tt_ranks matches it")
-    if not isinstance(ranks, int):
-        return Choice(layer.planned(tuple(ranks)).ranks)
-    fitted = layer.fit([ranks] * len(layer.full_ranks))
-    if all(rank == ranks for rank in fitted):
+    caps = [ranks] * len(layer.full_ranks) if isinstance(ranks, int) else list(ranks)
+    fitted = layer.fit(caps)
+    if fitted == tuple(caps):
         return Choice(fitted)
-    return Choice(fitted, notes=(f"rank {ranks} clipped to {list(fitted)}, the most its modes allow",))
+    given = f"rank {ranks}" if isinstance(ranks, int) else f"ranks {caps}"
+    return Choice(fitted, notes=(f"{given} clipped to {list(fitted)}, the most its modes allow",))

@@ -1,6 +1,7 @@
 """Curves go where they are wanted, and no logger stops a training."""
 
 import csv
+import json
 import logging
 import socket
 import sys
@@ -9,12 +10,15 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import wandb_files
+from tiny_runs import tiny
 
 from hodec.errors import ConfigError
 from hodec.experiment import loggers
 from hodec.experiment.config.groups import kinds_of
 from hodec.experiment.config.schema import Config
 from hodec.experiment.loggers import CsvLogger, Loggers, WandbLogger, flat, loggers_of
+from hodec.experiment.pipeline import run
 
 
 def table(path):
@@ -97,8 +101,11 @@ def test_tensorboard_writes_events(tmp_path):
 
 class FakeRun:
     def __init__(self, mode, log=None):
-        self.mode, self.dir, self.rows, self.ended = mode, "/somewhere/run/files", [], None
+        self.mode, self.dir, self.rows, self.ended, self.axes = mode, "/somewhere/run/files", [], None, {}
         self.log = log or (lambda row, step: self.rows.append((step, row)))
+
+    def define_metric(self, name, **options):
+        self.axes[name] = options
 
     def finish(self, exit_code):
         self.ended = exit_code
@@ -142,7 +149,8 @@ def test_without_a_key_wandb_is_offline(wandb_module, tmp_path, caplog):
     assert options["reinit"] == "finish_previous"
     logger.log_metrics({"loss": 1.0}, 3)
     logger.finalize("failed")
-    assert wandb_module.run.rows == [(3, {"loss": 1.0})]
+    assert wandb_module.run.rows == [(3, {"loss": 1.0, "epoch_of_run": 3})]
+    assert wandb_module.run.axes["*"]["step_metric"] == "epoch_of_run"
     assert wandb_module.run.ended == 1
 
 
@@ -226,3 +234,47 @@ def test_the_real_wandb_without_a_key_writes_files(tmp_path, monkeypatch):
     files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert files
     assert len({path.stem for path in files}) == 1, "one id, one curve"
+
+
+def test_several_loggers_take_the_same_curves(tmp_path):
+    pytest.importorskip("tensorboard")
+    with loggers_of(config("csv", also=["tensorboard", "csv"]), tmp_path) as chosen:
+        assert len(chosen.loggers) == 2
+        chosen.log({"loss": 1.0}, 0)
+        chosen.log_results({"compressed": {"test_accuracy": 1.0}})  # which neither of them shows
+    assert table(tmp_path / "metrics.csv") == [{"step": "0", "loss": "1.0"}]
+    assert list((tmp_path / "tensorboard").iterdir())
+    with pytest.raises(ConfigError, match=r"also: 'mlflow' given; allowed: .* csv, wandb, tensorboard"):
+        config("csv", also=["mlflow"])
+
+
+def test_what_wandb_knows_a_run_by_is_settings(wandb_module, tmp_path):
+    start(tmp_path / "sweep" / "run", entity="team", run_group="g", job_type="sweep", tags=["a", "b"], notes="why")
+    given = wandb_module.options[0]
+    names = ("entity", "group", "job_type", "tags", "notes")
+    assert [given[name] for name in names] == ["team", "g", "sweep", ["a", "b"], "why"]
+
+
+@pytest.mark.slow
+def test_what_wandb_has_offline_is_what_the_run_has_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "run"
+    metrics = run(tiny(logger={"name": "wandb", "also": ["csv"], "tags": ["a"]}, report=True), folder)
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    kept = wandb_files.read(path)
+    rows = [flat(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row, mine in zip(kept["history"], rows, strict=True):
+        assert {key: row[key] for key in mine if key != "epoch"} == {key: mine[key] for key in mine if key != "epoch"}
+    assert [row["epoch_of_run"] for row in kept["history"]] == list(range(len(rows)))
+    expected = loggers.leaves(json.loads((folder / "metrics.json").read_text()))
+    assert {key: kept["summary"][key] for key in expected} == expected
+    assert kept["summary"]["compressed/validation_accuracy"] == metrics["compressed"]["validation_accuracy"]
+    assert kept["artifacts"] == {
+        "plan": ["plan.json"],
+        "report": ["report.html", "report.md"],
+        "model": ["compressed.json", "compressed.safetensors"],
+    }
+    assert list(kept["run"].tags) == ["a"]
+    assert len(table(folder / "metrics.csv")) == len(rows)

@@ -6,9 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_runs import dense_net
+from tiny_runs import dense_net, tiny
 
 from hodec.conversion.swap import convert
+from hodec.errors import ConfigError
+from hodec.experiment.config.objectives import value_of
+from hodec.experiment.data.images import build_data
+from hodec.experiment.data.loaders import val_loader
+from hodec.experiment.lit import evaluate
+from hodec.experiment.main import check_validation
+from hodec.experiment.pipeline import run
 from hodec.experiment.results import latency  # before the tests of this folder replace it
 from hodec.export import checkpoint
 from hodec.plan.plan import Plan
@@ -71,3 +78,34 @@ def test_a_compressed_model_of_0_1_0_loads(finished, tmp_path):
     (tmp_path / "compressed.safetensors").write_bytes(path.read_bytes())
     net = checkpoint.load(tmp_path / "compressed.safetensors")
     assert checkpoint.weights_digest(net) == finished[1]["weights_sha256"]
+
+
+# -- selection ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_validation_accuracy_stands_beside_each_test_accuracy(finished):
+    metrics = finished[1]
+    for name in ("pretrained", "dense", "truncated", "compressed"):
+        assert 0 <= metrics[name]["validation_accuracy"] <= 1
+    net = checkpoint.load(finished[0] / "compressed.safetensors")
+    data = build_data(tiny().data)
+    assert metrics["compressed"]["validation_accuracy"] == evaluate(net, val_loader(data))
+    assert value_of(metrics, "validation_accuracy", None) == [metrics["compressed"]["validation_accuracy"]]
+
+
+def test_images_won_and_lost_add_up_to_the_change_of_the_accuracy(finished):
+    metrics = finished[1]
+    images = metrics["data"]["images"]["test"]
+    for name in ("pretrained", "dense"):
+        change = metrics["against"][name]["won"] - metrics["against"][name]["lost"]
+        assert change == round(images * (metrics["compressed"]["test_accuracy"] - metrics[name]["test_accuracy"]))
+
+
+def test_without_a_validation_split_there_is_no_validation_accuracy(tmp_path):
+    metrics = run(tiny(data={"val_fraction": 0.0}, dense_epochs=1, retrain_epochs=0), tmp_path / "run")
+    assert "validation_accuracy" not in metrics["compressed"]
+    assert value_of(metrics, "validation_accuracy", None) is None
+    with pytest.raises(ConfigError, match="objective: 'validation_accuracy' given without .* val_fraction=0.1"):
+        check_validation(tiny(data={"val_fraction": 0.0}))
+    check_validation(tiny(data={"val_fraction": 0.0}, objective="macs"))
+    check_validation(tiny())

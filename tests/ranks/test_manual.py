@@ -26,7 +26,7 @@ def test_the_rule_is_in_the_table():
 
 
 def test_row_8_a_number_is_a_cap_and_what_it_clips_is_noted(caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         plan = planned(6)
     assert plan["layer1.conv2"].ranks == (4, 6, 6, 6)
     assert plan["layer1.conv2"].notes == ("rank 6 clipped to [4, 6, 6, 6], the most its modes allow",)
@@ -43,7 +43,7 @@ def test_row_8_a_cap_above_everything_gives_full_ranks():
 
 
 def test_a_cap_that_nothing_clips_says_nothing(caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         plan = planned(2)
     assert all(layer.notes == () and set(layer.ranks) == {2} for layer in plan.values())
     assert caplog.text == ""
@@ -52,22 +52,26 @@ def test_a_cap_that_nothing_clips_says_nothing(caplog):
 # -- lists -----------------------------------------------------------------------------------------------------
 
 
-def test_a_list_is_a_demand():
+def test_a_list_has_one_cap_for_each_rank():
     plan = planned([2, 3, 3, 2], include=["conv1", "layer1.*"])
     assert {layer.ranks for layer in plan.values()} == {(2, 3, 3, 2)}
     assert all(layer.notes == () for layer in plan.values())
 
 
-def test_a_list_that_one_layer_cannot_take_is_an_error_naming_the_layer_and_the_most():
-    with pytest.raises(PlanError, match=r"conv1 .*ranks \[3, 3, 3, 2\] do not fit.*\[2, 3, 3, 2\].*tt_ranks=\{conv1:"):
-        planned([3, 3, 3, 2])
+def test_a_list_is_clipped_layer_by_layer_with_a_note():
+    plan = planned([3, 16, 3, 2], include=["conv1", "layer1.*"])
+    assert plan["conv1"].ranks == (2, 6, 3, 2)
+    assert plan["conv1"].notes == ("ranks [3, 16, 3, 2] clipped to [2, 6, 3, 2], the most its modes allow",)
 
 
-def test_row_10_the_wrong_number_of_ranks_names_the_layer_and_how_many():
-    with pytest.raises(PlanError, match=r"conv1 .*needs 4 ranks, got 3: \[2, 2, 2\].*tt_ranks"):
-        planned([2, 2, 2])
-    with pytest.raises(PlanError, match="fc .*needs 1 ranks, got 4"):
+def test_row_10_another_number_of_ranks_is_refused_with_ranks_that_fit():
+    with pytest.raises(PlanError, match=r"fc \(linear, method tt\) needs 1 rank, got 4: \[2, 2, 2, 2\]") as caught:
         planned([2, 2, 2, 2])
+    assert "Allowed: tt_ranks={*:[2,2,2,2],fc:8}" in str(caught.value)
+    plan = planned({"*": [2, 2, 2, 2], "fc": 8})
+    assert plan["layer1.conv2"].ranks == (2, 2, 2, 2)
+    with pytest.raises(PlanError, match=r"conv1 .*needs 4 ranks, got 3: \[2, 2, 2\], and so in 4 more.*tt_ranks=8$"):
+        planned([2, 2, 2])
 
 
 # -- globs -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from hodec.errors import ConfigError, Use
+from hodec.experiment.config.objectives import OBJECTIVES, bad_objectives
 from hodec.options import BadParts, Option, Settings, setting
 from hodec.ranks.manual import bad_ranks
 
@@ -62,8 +63,8 @@ class RunSettings(Settings):
     )
     tt_ranks: object | None = setting(
         None,
-        "16: at most 16 everywhere; [8, 12, 8, 8]: these, for every layer; {layer1.*: 9, layer2.*: [4, 8, 8, 4]}: by "
-        "layer glob; null: the number of ranks.default",
+        "16: at most 16 everywhere; [8, 12, 8, 8]: at most these, for layers of four ranks; "
+        "{layer1.*: 9, layer2.*: [4, 8, 8, 4]}: by layer glob; null: the number of ranks.default",
         words="a whole number from 1, a list of them, or {layer glob: number or list}",
         example="{layer1.*:8}",
         check=_bad_ranks,
@@ -84,6 +85,19 @@ class RunSettings(Settings):
         False, "true: the factors start from random numbers instead of the dense weights: the control"
     )
     report: bool = setting(True, "write report.html and report.md into the run folder")
+    objective: object = setting(
+        "validation_accuracy",
+        "of the compressed net, what a sweeper optimises; the test set is none of it",
+        words=" | ".join(OBJECTIVES) + " | a list of some",
+        example="[validation_accuracy,macs]",
+        check=bad_objectives,
+    )
+    macs_limit: float | None = setting(
+        None,
+        "for a sweeper, the accuracy of a net that keeps more than this share of the MACs is minus the excess",
+        above=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -245,19 +259,42 @@ class TrainerSettings(Settings):
             )
 
 
-@dataclass(frozen=True)
-class CsvSettings(Option):
-    """metrics.jsonl and metrics.csv in the run folder, nothing else."""
+LOGGERS = ("csv", "wandb", "tensorboard")
+
+
+def _bad_loggers(value: Sequence[str]) -> BadParts:
+    """The names that are no logger, or a list with one twice."""
+    yield from (("", name) for name in value if name not in LOGGERS)
+    if len(set(value)) < len(value):
+        yield "", value
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSettings(Option):
+    """What every logger has."""
 
     group: ClassVar[str] = "logger"
+
+    also: list[str] | None = setting(
+        None,
+        "further loggers that take the same curves, with their defaults",
+        words="a list among " + ", ".join(LOGGERS),
+        example="[csv,tensorboard]",
+        check=_bad_loggers,
+    )
+
+
+@dataclass(frozen=True)
+class CsvSettings(LoggerSettings):
+    """metrics.jsonl and metrics.csv in the run folder, nothing else."""
+
     name: ClassVar[str] = "csv"
 
 
 @dataclass(frozen=True)
-class WandbSettings(Option):
+class WandbSettings(LoggerSettings):
     """Weights & Biases; without a key or a network the run goes on offline."""
 
-    group: ClassVar[str] = "logger"
     name: ClassVar[str] = "wandb"
 
     project: str = setting("hodec", "name under which runs are gathered")
@@ -265,13 +302,18 @@ class WandbSettings(Option):
         "auto", "auto: online with a key, else offline", choices=("auto", "online", "offline", "disabled")
     )
     init_timeout: int = setting(20, "seconds to wait for its server before going offline", low=1)
+    entity: str | None = setting(None, "team or user that the run belongs to; null: the one of the key")
+    run_group: str | None = setting(None, "name under which it groups runs; null: the folder of the sweep")
+    job_type: str | None = setting(None, "what kind of run this is within its group")
+    tags: list[str] | None = setting(None, "words to find the run by")
+    notes: str | None = setting(None, "a text about the run")
+    artifacts: bool = setting(True, "hand over the plan, the report and the small model at the end")
 
 
 @dataclass(frozen=True)
-class TensorBoardSettings(Option):
+class TensorBoardSettings(LoggerSettings):
     """Event files in the run folder; needs the extra: pip install 'hodec[tensorboard]'."""
 
-    group: ClassVar[str] = "logger"
     name: ClassVar[str] = "tensorboard"
 
 

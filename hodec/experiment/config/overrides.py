@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hodec.errors import ConfigError, Use
 from hodec.experiment.config import trust
 from hodec.experiment.config.groups import groups, not_among, settings_by_key, unknown
+from hodec.experiment.config.objectives import wrong_direction
 from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
 from hodec.experiment.config.schema import read_config, refuse
 from hodec.options import Setting
@@ -83,6 +84,8 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
             problems += _composed(lines, menu)
         if of_hydra:  # last and alone, so that a mistake in them hides no other
             problems += _composed(of_hydra, menu, of_hydra=True)
+        if menu.sweeper and not problems:
+            problems += _wrong_direction([*(lines[0] for lines in own), *of_hydra], menu)
     if (arguments.config_path or arguments.config_name) and not trust.trusted():
         problems.append(f"--config-path, --config-name: such a file decides what code runs; allowed: with {trust.FLAG}")
     refuse(problems)
@@ -251,6 +254,14 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
     if config and menu.multirun and config.trainer.devices > 1:
         problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
     return [_explain(refusal)] if refusal is not None and not problems else problems
+
+
+def _wrong_direction(lines: Sequence[str], menu: Menu) -> list[str]:
+    """The problem of a sweeper that optimises where it would search for the worst run."""
+    tree, _, hydra = _compose(lines, menu)
+    sweeper = cast(dict[str, object], hydra["sweeper"])
+    problem = wrong_direction(tree["objective"], sweeper["direction"]) if "direction" in sweeper else ""
+    return [f"{problem}; or choose hydra/sweeper=accuracy, or accuracy_macs"] if problem else []
 
 
 def _untrusted(hydra: Mapping[str, object], lines: Sequence[str], menu: Menu) -> list[str]:

@@ -175,6 +175,11 @@ class ImageData:
         """The split of the final figures; not read before it is asked for."""
         return self.loads["test"]()
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split; nothing is read for it."""
+        return "val" in self.loads
+
     def split_sizes(self) -> dict[str, int]:
         """Number of images of each split: ``train``, ``validation`` (0 without one) and ``test``."""
         return {"train": len(self.train), "validation": len(self.val or ()), "test": len(self.test)}

@@ -18,6 +18,8 @@ from hodec.plan.plan import Plan
 
 CONFIG, PLAN, EPOCHS, RESULTS = FILES = ("config.yaml", "plan.json", "metrics.jsonl", "metrics.json")
 
+FAILURE = "error.txt"  # why a job of a sweep has failed; gone when it is started again
+
 _REMEDIES = {
     CONFIG: "Start the run again with the same settings, which writes it anew",
     PLAN: "Restore it from a copy, or start the run again in an empty folder",
@@ -76,7 +78,23 @@ def collect_sweep(folder: str | Path) -> list[RunData]:
     return _run_labels([_run_or_problem(child) for child in sorted(started, key=_folder_order)])
 
 
+def collect_runs(folders: Sequence[str | Path]) -> list[RunData]:
+    """Read runs from anywhere, in this order, labelled as those of a sweep.
+
+    Raises:
+        CheckpointError: one of the folders is no run, or a file of it is broken.
+    """
+    return _run_labels([collect(folder) for folder in folders])
+
+
 def _run_or_problem(folder: Path) -> RunData:
+    run = _read_or_problem(folder)
+    if run.finished or not (folder / FAILURE).is_file():
+        return run
+    return replace(run, problem=(folder / FAILURE).read_text(encoding="utf-8", errors="replace").strip())
+
+
+def _read_or_problem(folder: Path) -> RunData:
     if not (folder / CONFIG).exists():
         return RunData(folder, folder.name, problem="stopped before its config was written")
     config: Mapping[str, object] = {}
@@ -110,7 +128,8 @@ def _run_labels(runs: Sequence[RunData]) -> list[RunData]:
     ]
     often = Counter(labels)
     unique = [label if often[label] == 1 else f"{label} ({run.folder.name})" for run, label in zip(runs, labels)]
-    return [replace(run, label=label) for run, label in zip(runs, unique)]
+    own = [{key: column[at] for key, column in telling.items() if column[at]} for at in range(len(runs))]
+    return [replace(run, label=label, settings=of_run) for run, label, of_run in zip(runs, unique, own)]
 
 
 def _overrides(folder: Path) -> dict[str, str]:
@@ -202,6 +221,7 @@ def _results(path: Path) -> Results:
             status=_text(admm.get("status")),
             primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
             conversion=_numbers(_object(content.get("conversion"))),
+            against={name: _numbers(_object(one)) for name, one in _object(content.get("against")).items()},
             seconds=_numbers(_object(content.get("seconds"))),
             images=_numbers(_object(data.get("images"))),
             latency={key: _text(value) for key, value in parts["latency"].items()},

@@ -19,7 +19,7 @@ from hodec.experiment.report.rundata import PHASES, RunData, cut
 from hodec.experiment.report.style import INKS, colors, panels, shorten, styled, visible
 from hodec.experiment.report.words import ERROR
 from hodec.plan.layer import LayerPlan
-from hodec.text_table import change, human
+from hodec.text_table import accuracy, change, human, number
 
 WIDTH = 4.8  # inches of a figure; two stand side by side on a page, one on a telephone
 
@@ -138,6 +138,71 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
 
 
 @styled
+def _before_after(run: RunData) -> Figure:
+    """Accuracy, parameters, MACs and latency of the compressed network, each against the dense one (100 %)."""
+    dense, small = run.network(run.reference), run.network("compressed")
+    pairs: dict[str, tuple[float | None, float | None, Callable[[float], str]]] = {
+        "test accuracy": (dense.test_accuracy, small.test_accuracy, accuracy),
+        "parameters": (dense.params, small.params, human),
+        "MACs": (dense.macs, small.macs, human),
+        "latency": (run.network("dense").latency_ms, small.latency_ms, partial(number, unit=" ms")),
+    }
+    rows = [(name, a, b, show) for name, (a, b, show) in pairs.items() if a and b is not None and math.isfinite(a + b)]
+    _need(rows, "metrics.json names no dense and no compressed network.")
+    figure, (axes,) = panels(1, 0.55 + 0.42 * len(rows), width=WIDTH)
+    for at, (_, before, after, show) in enumerate(rows):
+        axes.barh(at, 100, height=0.72, color=INKS["soft"], label="" if at else f"before ({run.reference})")
+        axes.barh(at, 100 * after / before, height=0.36, color=INKS["blue"], label="" if at else "after (compressed)")
+        axes.text(
+            max(100, 100 * after / before) + 3,
+            at,
+            f"{show(before)} → {show(after)}",
+            va="center",
+            color=INKS["muted"],
+            fontsize=7.5,
+        )
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 65 + max(100, *(100 * after / before for _, before, after, _ in rows)))
+    axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def _ranks(run: RunData, most: int = 40) -> Figure:
+    """The ranks of each planned layer (full), before the full ranks (pale); of very many layers the first ``most``."""
+    plan: Mapping[str, LayerPlan] = run.plan or {}
+    _need(plan, "plan.json names no factorized layer.")
+    shown = dict(list(plan.items())[:most])
+    figure, (axes,) = panels(1, 0.95 + 0.27 * len(shown), width=WIDTH)
+    widest = 1
+    for at, one in enumerate(shown.values()):
+        full = one.format.max_ranks(one.shape, one.modes)
+        step = 0.8 / len(full)
+        places = [at - 0.4 + step * (index + 0.5) for index in range(len(full))]
+        axes.barh(places, full, height=0.9 * step, color=INKS["soft"], label="" if at else "full rank")
+        axes.barh(places, one.ranks, height=0.9 * step, color=INKS["blue"], label="" if at else "rank")
+        text = ", ".join(map(str, one.ranks))
+        axes.annotate(
+            text, (max(full), at), (4, 0), textcoords="offset points", va="center", color=INKS["muted"], fontsize=7
+        )
+        widest = max(widest, *full)
+    axes.set_title("Ranks" + f", the first {most} of {len(plan)} layers" * (len(plan) > most))
+    axes.set_xlim(0, 1.3 * widest)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_yticks(range(len(shown)), [shorten(name, 24) for name in shown])
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
+    return figure
+
+
+@styled
 def sweep(runs: Sequence[RunData]) -> Figure:
     """Training loss, approximation error and accuracy during ADMM, one line per run (dashed: truncated).
 
@@ -168,19 +233,34 @@ def sweep(runs: Sequence[RunData]) -> Figure:
 
 @styled
 def tradeoff(runs: Sequence[RunData]) -> Figure:
-    """Compressed test accuracy against the MACs cut, one named point per finished run."""
-    pairs = ((run.reduction("macs"), run.network("compressed").test_accuracy, run.label) for run in runs)
+    """Compressed validation accuracy against the MACs cut, one named point per finished run, and the Pareto front."""
+    pairs = ((run.reduction("macs"), run.network("compressed").validation_accuracy, run.label) for run in runs)
     known = [(100 * x, 100 * y, label) for x, y, label in pairs if x is not None and y is not None]
     points = [point for point in known if math.isfinite(point[0] + point[1])]
-    _need(len({x for x, _, _ in points}) > 1, "Fewer than two finished runs differ in the MACs they cut.")
+    _need(
+        len({x for x, _, _ in points}) > 1,
+        "Fewer than two finished runs with a validation accuracy differ in the MACs they cut.",
+    )
     figure, (axes,) = panels(1, 3.2, width=9.2)
+    front = pareto([(x, y) for x, y, _ in points])
+    axes.step(*zip(*front), where="pre", color=INKS["orange"], linewidth=1.2, label="Pareto front")
     for x, y, label in points:
-        axes.plot([x], [y], "o", markersize=6, color=INKS["blue"])
+        axes.plot([x], [y], "o", markersize=6, color=INKS["orange" if (x, y) in front else "blue"])
         axes.annotate(visible(shorten(label)), (x, y), xytext=(7, 3), textcoords="offset points")
     axes.margins(x=0.15, y=0.15)
-    axes.set_title("Test accuracy of the compressed network, %")
+    axes.set_title("Validation accuracy of the compressed network, %")
     axes.set_xlabel("MACs cut, %")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     return figure
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one is above and to the right of, from left to right."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front[::-1]
 
 
 CURVES = (
@@ -193,7 +273,9 @@ CURVES = (
     FigureSpec("penalty", partial(_admm_curve, key="rho", title="Penalty rho", label="mean")),
     FigureSpec("pull", partial(_admm_curve, key="pull", title="Pull", label="mean")),
 )
+LEAD = FigureSpec("before-and-after", _before_after)
 COSTS = (
+    FigureSpec("ranks", _ranks),
     FigureSpec("parameters", partial(_layer_costs, cost="params", title="Parameters")),
     FigureSpec("macs", partial(_layer_costs, cost="macs", title="MACs for one image")),
 )

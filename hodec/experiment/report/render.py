@@ -1,6 +1,7 @@
 """Writes the report of a run and of a sweep: HTML that opens anywhere offline, Markdown, and the figures as files."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from omegaconf import OmegaConf
 
 from hodec.admm.options import WEAK_PULL
 from hodec.errors import CheckpointError
-from hodec.experiment.report import style, words
-from hodec.experiment.report.collect import collect, collect_sweep
-from hodec.experiment.report.figures import COSTS, CURVES, SWEEP, FigureSpec, NothingToDraw
+from hodec.experiment.report import style, table, words
+from hodec.experiment.report.collect import collect, collect_runs, collect_sweep
+from hodec.experiment.report.figures import COSTS, CURVES, LEAD, SWEEP, FigureSpec, NothingToDraw
 from hodec.experiment.report.rundata import NETWORKS, PHASES, RunData, cut, series
 from hodec.io.atomic import write_text
 from hodec.text_table import accuracy, change, duration, human, number, percent
@@ -54,28 +55,49 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def write_sweep(folder: str | Path) -> Path:
-    """Write ``sweep.html``, ``sweep.png`` and ``sweep.svg`` for a multirun; returns the path of the HTML.
+    """Write the page, the figures and the tables of a multirun; returns the path of ``sweep.html``.
 
-    Where the runs differ in the MACs they cut, ``sweep-tradeoff`` shows what that cost in accuracy.
+    Beside it are ``sweep.csv``, ``sweep.json``, ``sweep.md`` and ``sweep.tex``; see ``table``. Where the runs differ in
+    the MACs they cut, ``sweep-tradeoff`` shows what that cost in accuracy.
 
     Raises:
         CheckpointError: the folder holds no runs or cannot be written to. A broken run is a row of the table.
     """
-    root, runs = Path(folder), collect_sweep(folder)
+    root = Path(folder)
+    return _write_runs(root, collect_sweep(folder), f"hodec sweep · {root.resolve().name}")
+
+
+def write_comparison(folders: Sequence[str | Path], root: str | Path) -> Path:
+    """Write the page, the figures and the tables of any runs into ``root``, as of a sweep; the path of the HTML.
+
+    Raises:
+        CheckpointError: one of them is no run, or ``root`` cannot be written to.
+    """
+    runs = collect_runs(folders)
+    with _writing_to(Path(root)):
+        Path(root).mkdir(parents=True, exist_ok=True)
+    return _write_runs(Path(root), runs, "hodec comparison")
+
+
+def _write_runs(root: Path, runs: Sequence[RunData], kicker: str) -> Path:
     drawn = [draw(spec, runs) for spec in SWEEP]
-    shown = {"runs": runs, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn}
-    head = {"kicker": f"hodec sweep · {root.resolve().name}", "headline": words.sweep_headline(runs)}
+    links = {run.folder: os.path.relpath(run.folder, root) for run in runs}
+    shown = {"runs": runs, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn, "links": links}
+    seeds = table.cells(runs) if any("seed" in run.settings for run in runs) else None
+    head = {"kicker": kicker, "headline": words.sweep_headline(runs), "seeds": seeds, "seeds_note": table.NOTE}
     text = _environment().get_template("sweep.html.j2").render(shown | head)
     with _writing_to(root):
         for each in drawn:
             _save_or_remove(root / each.name, each)
+        for ending, content in table.TABLES.items():
+            write_text(root / f"sweep.{ending}", content(runs))
         write_text(root / "sweep.html", text)
     return root / "sweep.html"
 
 
 def draw_all(run: RunData) -> list[Drawn]:
     """Every figure that the run holds numbers for, and the reason why another is absent."""
-    return [draw(spec, run) for spec in (*CURVES, *COSTS)]
+    return [draw(spec, run) for spec in (LEAD, *CURVES, *COSTS)]
 
 
 def draw(spec: FigureSpec, subject: RunData | Sequence[RunData]) -> Drawn:
@@ -111,6 +133,9 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
         "kicker": f"hodec report · {run.label}",
         "headline": words.headline(run),
         "dense": dense,
+        "outcome": words.outcome(run),
+        "lead": [each for each in drawn if each.name == LEAD.name],
+        "compressed_bytes": run.compressed_bytes,
         "points": lambda score: None if None in (score, dense.test_accuracy) else score - dense.test_accuracy,
         "tone": tone,
         "verdict": verdict,
@@ -118,7 +143,7 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
         "pull": median(pulls) if pulls else None,
         "weak_pull": WEAK_PULL,
         "error": words.ERROR,
-        "drawn": drawn,
+        "drawn": [each for each in drawn if each.name != LEAD.name],
         "costs": [spec.name for spec in COSTS],
         "notes": _layer_notes(run),
         "config": OmegaConf.to_yaml(OmegaConf.create(dict(run.config))) if run.config else "",

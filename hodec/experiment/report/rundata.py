@@ -45,6 +45,7 @@ class Epoch:
 class Network:
     """One measured network: accuracies are fractions of 1, the raw one is that before BatchNorm was re-estimated."""
 
+    validation_accuracy: float | None = None
     test_accuracy: float | None = None
     test_accuracy_raw: float | None = None
     params: float | None = None
@@ -62,6 +63,8 @@ class Results:
         status: ``converged``, ``epochs ended``, ``diverged`` or ``off``; empty when not given.
         primal_residual: norm(W - Z) / norm(W) over all layers at the end of ADMM.
         conversion: layer name -> relative error of the factorized weight against W.
+        against: dense network -> test images that it has right and the compressed one has not, ``lost``, and
+            the reverse, ``won``.
         seconds: phase -> wall-clock seconds.
         images: ``train``, ``validation`` and ``test`` -> number of images.
         latency: how ``latency_ms`` was measured: ``batch``, ``device`` (with the threads of a CPU).
@@ -74,6 +77,7 @@ class Results:
     status: str = ""
     primal_residual: float | None = None
     conversion: Mapping[str, float] = field(default_factory=dict)
+    against: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     images: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, str] = field(default_factory=dict)
@@ -90,6 +94,7 @@ class RunData:
     Attributes:
         label: the run's name among others: the settings that differ, else the folder's name.
         config: the settings, as plain values.
+        settings: those in which it differs from the runs beside it, as text.
         plan: None where there is no ``plan.json`` yet.
         finished: ``metrics.json`` is there; ``results`` is empty otherwise.
         problem: why the folder of a sweep's run could not be read; empty when it could.
@@ -98,6 +103,7 @@ class RunData:
     folder: Path
     label: str
     config: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     plan: Plan | None = None
     epochs: tuple[Epoch, ...] = ()
     results: Results = field(default_factory=Results)
@@ -123,6 +129,12 @@ class RunData:
         dense, compressed = self.network(self.reference), self.network("compressed")
         measured = {"params": cut(dense.params, compressed.params), "macs": cut(dense.macs, compressed.macs)}
         return self.results.reduction.get(cost, measured[cost])
+
+    @property
+    def compressed_bytes(self) -> int | None:
+        """Size of ``compressed.safetensors``, where it is there."""
+        path = self.folder / "compressed.safetensors"
+        return path.stat().st_size if path.is_file() else None
 
     @property
     def latency_ratio(self) -> float | None:

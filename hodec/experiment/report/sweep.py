@@ -2,12 +2,17 @@
 
 import atexit
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from hodec.experiment.signals import stoppable
+
 log = logging.getLogger(__name__)
+
+_signals = ExitStack()  # of the program, and not of the callback, which parallel launchers send to their workers
 
 
 class SweepReport(Callback):
@@ -32,10 +37,13 @@ class SweepReport(Callback):
             log.warning("no sweep report: %s (%s)", error, type(error).__name__)
         else:
             atexit.register(self._at_exit)
+            # A launcher that waits for its workers would die of SIGTERM at once, and without a report.
+            _signals.enter_context(stoppable())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         """Write the sweep report; a failure to do so is a warning, as the runs themselves are done."""
         atexit.unregister(self._at_exit)
+        _signals.close()
         try:
             from hodec.experiment.report.render import write_sweep
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
+from hodec.experiment.report import chance
 from hodec.experiment.report.rundata import PHASES, RunData
 from hodec.text_table import accuracy, number
 
@@ -32,6 +33,35 @@ def verdict(run: RunData, *, far: float = 0.1, tolerated_loss: float = 0.01) -> 
     if status:
         return _VERDICTS.get(status, ("calm", f"ADMM: {status}"))
     return "calm", "No ADMM verdict yet" if run.phase("admm") else "No ADMM training recorded"
+
+
+def outcome(run: RunData, *, unlikely: float = 0.05) -> tuple[str, str, str]:
+    """What the compressed network lost or won against the dense one: a tone, a title and a sentence, or three times "".
+
+    Args:
+        unlikely: probability below which a difference is not put down to chance.
+    """
+    before, after = run.network(run.reference).test_accuracy, run.network("compressed").test_accuracy
+    images = int(run.results.images.get("test", 0))
+    if before is None or after is None or not isfinite(before + after):
+        return "", "", ""
+    points = f"{number(abs(after - before), '.2f', scale=100)} points"
+    sure, text = True, ""
+    if images:
+        low, high = chance.interval(after, images)
+        text = f"{accuracy(after)} on {images:,} test images, 95 % interval {accuracy(low)} to {accuracy(high)}."
+    if counts := run.results.against.get(run.reference):
+        lost, won = int(counts["lost"]), int(counts["won"])
+        likely = chance.by_chance(lost, won)
+        sure = likely < unlikely
+        words = "is more than chance" if sure else "may be chance"
+        test = f": the difference {words} (McNemar's exact test, p = {likely:.2g})" if lost + won else ""
+        text += f" It has {won} right that the {run.reference} network has wrong, and {lost} the other way round{test}."
+    if after == before:
+        return "good", "No accuracy lost", text.strip()
+    if after > before:
+        return ("good" if sure else "calm"), f"{points} won", text.strip()
+    return ("warn" if sure else "calm"), f"{points} lost", text.strip()
 
 
 def model_and_data(run: RunData) -> str:
@@ -99,24 +129,25 @@ def _accuracies(run: RunData) -> str:
 
 
 def sweep_headline(runs: Sequence[RunData]) -> str:
-    """How many runs, of what, how many finished, and between which accuracies they lie."""
+    """How many runs, of what, how many finished; which has the best validation accuracy, and its test accuracy."""
     subjects = list(dict.fromkeys(model_and_data(run) for run in runs if run.config))
     of = f" of {subjects[0]}" if len(subjects) == 1 else ""
     head = f"{_counted(len(runs), 'run')}{of}, {sum(run.finished for run in runs)} finished"
-    scored = _scored(runs)
-    if not scored:
+    best = best_run(runs)
+    if best is None:
         return head
-    ends = dict.fromkeys(f"{accuracy(score)} ({run.label})" for score, run in (scored[-1], scored[0]))
-    return f"{head}; compressed test accuracy {' to '.join(ends)}"
+    scores = best.network("compressed")
+    return (
+        f"{head}; best by validation accuracy, {accuracy(scores.validation_accuracy)}: {best.label}, test accuracy "
+        f"{accuracy(scores.test_accuracy)}"
+    )
 
 
 def best_run(runs: Sequence[RunData]) -> RunData | None:
-    """The finished run with the highest compressed test accuracy, the first of equals; ``None`` without any."""
-    return next((run for _, run in _scored(runs)), None)
+    """The finished run whose compressed network has the highest validation accuracy, the first of equals.
 
-
-def _scored(runs: Sequence[RunData]) -> list[tuple[float, RunData]]:
-    """Finished runs with their compressed test accuracy, the highest first."""
-    scores = [(run.network("compressed").test_accuracy, run) for run in runs if run.finished]
+    ``None`` where no run has one: the test accuracy is not there to choose by.
+    """
+    scores = [(run.network("compressed").validation_accuracy, run) for run in runs if run.finished]
     known = [(score, run) for score, run in scores if score is not None and isfinite(score)]
-    return sorted(known, key=lambda pair: -pair[0])
+    return max(known, key=lambda pair: pair[0])[1] if known else None

@@ -44,7 +44,7 @@ def test_files_are_those_that_the_options_write():
     """``python -m hodec.experiment.config.write`` writes them anew."""
     written = write.files()
     assert [path.name for path, text in written.items() if path.read_text("utf-8") != text] == []
-    there = {path for path in CONF.rglob("*.yaml") if path.parent.name != "experiment"}
+    there = {path for path in CONF.rglob("*.yaml") if path.relative_to(CONF).parts[0] not in ("experiment", "hydra")}
     assert there == {path for path in written if path.suffix == ".yaml"}
 
 

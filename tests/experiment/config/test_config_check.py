@@ -210,7 +210,7 @@ def test_bad_command_lines(argv, expected):
 def test_a_faulty_experiment_file_is_named_with_all_its_faults(tmp_path):
     for source in CONF.rglob("*.yaml"):
         target = tmp_path / source.relative_to(CONF)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True, parents=True)
         target.write_text(source.read_text())
     folder = tmp_path / "experiment"
     folder.joinpath("typo.yaml").write_text("# @package _global_\nsede: 3\nadmm: {pull: much, rhoo: 1}\n")

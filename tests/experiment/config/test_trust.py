@@ -68,7 +68,7 @@ def test_where_a_run_writes_and_what_a_sweep_varies_a_file_may_say(tmp_path):
 
 def test_a_launcher_of_the_package_may_be_chosen_and_one_of_a_folder_not(tmp_path):
     assert problems("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2") == []
-    assert problems("-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "seed=1,2") == []
+    assert problems("-m", "hydra/sweeper=accuracy", "hydra/sweeper/sampler=random", "seed=1,2") == []
     path = tmp_path / "hydra" / "launcher" / "mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_text("_target_: os.mkdir\npath: trace\n")

@@ -43,13 +43,15 @@ def folder(copied: Callable[..., Path], tmp_path: Path) -> Path:
 def sweep(copied: Callable[..., Path], tmp_path: Path) -> Path:
     """A multirun over rho: three runs, one that was killed, one that is broken, one that never began."""
     root = tmp_path / "multirun"
+    validation = {"0.001": 0.97, "0.01": 0.98, "0.1": 0.96}  # another order than that of the test accuracy
     for at, (rho, accuracy) in enumerate({"0.001": 0.95, "0.01": 0.96, "0.1": 0.97, "1": None, "10": None}.items()):
         one = copied(root / str(at), leave_out=() if accuracy else ("metrics.json",))
         (one / ".hydra").mkdir()
         (one / ".hydra" / "overrides.yaml").write_text(f"- admm.rho={rho}\n- seed=0\n", encoding="utf-8")
         edit(one / "config.yaml", lambda config, rho=rho: config["admm"].update(rho=float(rho)))
         if accuracy:
-            edit(one / "metrics.json", lambda results, new=accuracy: results["compressed"].update(test_accuracy=new))
+            scores = {"test_accuracy": accuracy, "validation_accuracy": validation[rho]}
+            edit(one / "metrics.json", lambda results, new=scores: results["compressed"].update(new))
     edit(root / "3" / "metrics.jsonl", lambda rows: rows.__delitem__(slice(1, None)))
     (root / "4" / "plan.json").write_text('{"format": "hodec-plan", "layers": {', encoding="utf-8")
     (root / "10" / ".hydra").mkdir(parents=True)

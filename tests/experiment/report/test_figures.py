@@ -116,7 +116,9 @@ def test_tradeoff_needs_two_different_cuts_and_names_every_finished_run(sweep):
         figures.tradeoff(collect_sweep(sweep))
     edit(sweep / "0" / "metrics.json", lambda results: results["reduction"].update(macs=0.5))
     (axes,) = figures.tradeoff(collect_sweep(sweep)).axes
-    assert axes.lines[0].get_xydata()[0].tolist() == [50.0, 95.0]
+    front, first, *_ = axes.lines
+    assert first.get_xydata()[0].tolist() == [50.0, 97.0], "validation, not test"
+    assert [y for _, y in front.get_xydata().tolist()] == [98.0], "the one that cuts more and scores more"
     assert [text.get_text() for text in axes.texts] == [f"admm.rho={rho}" for rho in ("0.001", "0.01", "0.1")]
 
 
@@ -213,3 +215,8 @@ def test_long_names_keep_both_ends():
     short = style.shorten(name, 20)
     assert (len(short), short[:9], short[-9:]) == (20, "encoder.l", "se.weight")
     assert style.shorten("conv1", 20) == "conv1"
+
+
+def test_the_front_holds_what_no_other_run_beats_in_both():
+    points = [(10.0, 90.0), (20.0, 80.0), (15.0, 70.0), (30.0, 60.0), (30.0, 50.0), (5.0, 90.0)]
+    assert figures.pareto(points) == [(10.0, 90.0), (20.0, 80.0), (30.0, 60.0)]

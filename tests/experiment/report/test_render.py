@@ -320,14 +320,25 @@ def test_more_parameters_are_called_more(folder):
 def test_write_report_writes_whole_files_and_takes_stale_figures_away(folder):
     assert write_report(folder) == folder / "report.html"
     names = {path.name for path in (folder / "figures").iterdir()}
-    stems = ("approximation-error", "accuracy", "loss", "dual-residual", "penalty", "pull", "parameters", "macs")
+    stems = (
+        "before-and-after",
+        "ranks",
+        "approximation-error",
+        "accuracy",
+        "loss",
+        "dual-residual",
+        "penalty",
+        "pull",
+        "parameters",
+        "macs",
+    )
     assert names == {f"{stem}{ending}" for stem in stems for ending in (".png", ".svg")}
     links = re.findall(r"\]\(([^)]*)\)", (folder / "report.md").read_text(encoding="utf-8"))
-    assert len(links) == 8
+    assert len(links) == 10
     assert all((folder / link).exists() for link in links)
     (folder / "metrics.jsonl").unlink()
     write_report(folder)
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"parameters", "macs"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"before-and-after", "ranks", "parameters", "macs"}
     assert not [path for path in folder.rglob(".*")]
 
 
@@ -347,7 +358,7 @@ def test_a_failed_write_keeps_the_older_report_and_says_what_to_do(tmp_path, mon
 
 
 def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
-    (sweep / "2" / "report.html").write_text("", encoding="utf-8")
+    (sweep / "1" / "report.html").write_text("", encoding="utf-8")
     path = write_sweep(sweep)
     assert path == sweep / "sweep.html"
     assert (sweep / "sweep.png").exists()
@@ -356,14 +367,16 @@ def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
     page = Page(text)
     assert page.headings[0] == (
         "6 runs of resnet8 on fake, 3 finished; "
-        "compressed test accuracy 95.00 % (admm.rho=0.001) to 97.00 % (admm.rho=0.1)"
+        "best by validation accuracy, 98.00 %: admm.rho=0.01, test accuracy 96.00 %"
     )
     assert "unfinished, 1 epoch into ADMM training" in page.text
     assert "plan.json is broken" in page.text
     assert "stopped before its config was written" in page.text
-    assert [address for address in page.addresses if not address.startswith("#")] == ["2/report.html"]
+    tables = [f"sweep.{ending}" for ending in ("csv", "json", "md", "tex")]
+    assert [address for address in page.addresses if not address.startswith("#")] == ["1/report.html", *tables]
+    assert all((sweep / name).exists() for name in tables)
     (best,) = re.findall(r'<tr class="strong">\s*<th scope="row"><a[^>]*>([^<]*)', text)
-    assert best == "admm.rho=0.1"
+    assert best == "admm.rho=0.01", "the test set is not there to choose by"
 
 
 def test_links_of_a_sweep_survive_signs_in_folder_names(copied, tmp_path):
@@ -380,3 +393,22 @@ def test_a_sweep_without_any_epoch_still_has_its_table(tmp_path):
     assert "1 run of network, 0 finished" in page.text
     assert "ADMM in each run is left out." in page.text
     assert not (tmp_path / "sweep.png").exists()
+
+
+def test_what_was_lost_stands_first_with_how_sure_that_is(folder):
+    edit(folder / "metrics.json", results_of(dense={"test_accuracy": 0.95}, compressed={"test_accuracy": 0.93}))
+    edit(folder / "metrics.json", lambda results: results["data"]["images"].update(test=200))
+    edit(folder / "metrics.json", lambda results: results.update(against={"dense": {"lost": 6, "won": 2}}))
+    edit(folder / "metrics.json", lambda results: results.pop("pretrained", None))
+    tone, title, text = words.outcome(collect(folder))
+    assert (tone, title) == ("calm", "2.00 points lost")
+    assert "93.00 % on 200 test images, 95 % interval 88.59 % to 95.78 %" in text
+    assert "2 right that the dense network has wrong, and 6 the other way round" in text
+    assert "may be chance (McNemar's exact test, p = 0.29)" in text
+    page = Page(render_html(collect(folder), []))
+    assert page.text.index("2.00 points lost") < page.text.index("Result")
+    edit(folder / "metrics.json", lambda results: results.update(against={"dense": {"lost": 40, "won": 5}}))
+    tone, _, text = words.outcome(collect(folder))
+    assert (tone, "is more than chance" in text) == ("warn", True)
+    edit(folder / "metrics.json", results_of(compressed={"test_accuracy": 0.95}))
+    assert words.outcome(collect(folder))[:2] == ("good", "No accuracy lost")

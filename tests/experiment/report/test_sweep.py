@@ -1,6 +1,7 @@
 """The Hydra callback: writes after a real multirun, even after a failed one, and never raises."""
 
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -89,3 +90,11 @@ def test_a_config_without_hydra_is_a_warning(caplog):
         callback.on_multirun_start(OmegaConf.create({}))
         callback.on_multirun_end(OmegaConf.create({}))
     assert caplog.text.count("no sweep report") == 2
+
+
+def test_a_parallel_launcher_can_send_the_callback_to_its_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("atexit.register", lambda call: None)
+    callback = SweepReport()
+    callback.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    pickle.dumps(callback)
+    callback.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
