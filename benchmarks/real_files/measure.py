@@ -1,0 +1,64 @@
+"""What a file is worth: its task score, multiply-adds, bytes, and time beside the dense file."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_files.case import SEEDS, Case, Feeds, session
+from benchmarks.timing import in_turns
+
+SECONDS = 4.0  # of turns of both files, for one ratio
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file of a case.
+
+    Attributes:
+        case, way: what it is for, and how it was made; ``dense`` is the file as it was found.
+        score: on the final inputs, a share of 1; None where nothing was written.
+        macs: multiply-adds of one run, of the sizes that it has and the branches that it takes.
+        uncounted: nodes whose multiply-adds are in no count.
+        bytes: size.
+        faster: median of the dense file's time over this one's, both in turns on one thread.
+        spread: half the interquartile range of ``faster`` over the rounds, as a share of its median.
+        seconds: time that making it took.
+        said: the command's verdict, or why nothing was written.
+    """
+
+    case: str
+    way: str
+    score: float | None = None
+    macs: int | None = None
+    uncounted: int = 0
+    bytes: int | None = None
+    faster: float | None = None
+    spread: float | None = None
+    seconds: float | None = None
+    said: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measured(case: Case, way: str, path: Path, *, seconds: float | None = None, said: str = "") -> Row:
+    """All figures of one file; ``seconds`` and ``said`` are of the command that made it."""
+    feeds = case.feeds(SEEDS["search"], 32)[-1]
+    macs, uncounted = multiply_adds_of(path, feeds)
+    score = case.score(session(path), SEEDS["final"], case.sizes.final)
+    size = path.stat().st_size
+    if path == case.path:
+        return Row(case.name, way, score, macs, uncounted, size, 1.0, said=said)
+    runs = {"dense": session(case.path), "this": session(path)}
+    times = in_turns({name: (lambda run=run: run(feeds)) for name, run in runs.items()}, seconds=SECONDS)
+    faster, spread = times.ratio("dense", "this"), times.spread("dense", "this")
+    return Row(case.name, way, score, macs, uncounted, size, faster, spread, seconds, said)
+
+
+def multiply_adds_of(path: Path, feeds: Feeds) -> tuple[int, int]:
+    """Multiply-adds of one run, from the sizes that it has, and the number of nodes that are not counted."""
+    from hodec.onnx_graph.facts import graph_facts
+    from hodec.onnx_graph.graph import load_graph
+
+    facts = graph_facts(load_graph(path), {name: array.shape for name, array in feeds.items()}, feeds)
+    return facts.total_macs, len(facts.uncounted)
