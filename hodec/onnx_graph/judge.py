@@ -40,9 +40,12 @@ class Judge:
     scale: float = 1.0
     unit: str = ""
 
-    def accepts(self, score: float) -> bool:
-        """Whether a file of this score has lost no more than is allowed; rounding of the last bit is none."""
-        return math.isfinite(score) and self.dense - score <= self.allowed + 1e-9 * max(1.0, abs(self.dense))
+    def accepts(self, score: float, share: float = 1.0) -> bool:
+        """Whether a file of this score has lost no more than a share of what is allowed.
+
+        Rounding of the last bit is no loss.
+        """
+        return math.isfinite(score) and self.dense - score <= share * self.allowed + 1e-9 * max(1.0, abs(self.dense))
 
     def told(self, score: float) -> str:
         """A score as it is printed."""

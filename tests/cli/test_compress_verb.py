@@ -45,7 +45,7 @@ def test_a_file_and_data_in_a_smaller_file_and_a_verdict_out(capsys, tmp_path, s
         "-o",
         out,
         "--max-drop",
-        "10%",
+        "15%",
         "--loss",
         "error",
         "--target",

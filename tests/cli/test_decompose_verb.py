@@ -105,7 +105,7 @@ def test_the_amct_preset(capsys, tmp_path):
     (["--no-data", "--shape", "x=1,3"], "is not of the form NAME:1,3,224,224"),
     (["--method", "tucker", "--ranks", "4", "--include", "frist"], "Did you mean: first"),
     (["--method", "tucker", "--ranks", "{first: 400}", "--exclude", "first"], "matches no layer"),
-    (["--method", "tucker", "--ranks", "[400, 400]"], "ranks [400, 400] do not fit"),
+    (["--method", "tucker", "--ranks", "[400, 400]"], "needs 1 rank, got 2: [400, 400]"),
 ])  # fmt: skip
 def test_what_does_not_go_is_one_line_and_exit_code_2(capsys, tmp_path, source, how, reason):
     out = tmp_path / "out.onnx"

@@ -142,7 +142,7 @@ def test_admm_pulls_it_to_its_ranks(method: str):
     model = net().train()
     plan = planned(model, 2, X, method=method, allow_larger=True, include=["0"])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    admm = Admm(model, plan, optimizer, steps_per_epoch=1)
+    admm = Admm(model, plan, optimizer, rho=1.0)
     (0.0 * model(X).sum()).backward()
     admm.before_step()
     weight = model[0].weight

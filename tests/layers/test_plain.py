@@ -170,7 +170,7 @@ def test_admm_refuses_a_computed_weight_with_the_way_out(name: str):
 def test_admm_pulls_the_weight_of_a_layer_that_pads():
     model = net(Same(8, 12, 3)).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    admm = Admm(model, planned(model, 3, X.double()), optimizer, steps_per_epoch=1)
+    admm = Admm(model, planned(model, 3, X.double()), optimizer, rho=1.0)
     (0.0 * model(X.double()).sum()).backward()
     admm.before_step()
     weight, state = model[0].weight, admm.states["0"]

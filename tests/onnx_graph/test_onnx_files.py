@@ -103,7 +103,7 @@ def test_the_input_is_never_touched(tmp_path):
     assert source.read_bytes() == content
 
 
-@pytest.mark.parametrize("stage", ["_check_file", "_check_outputs"])
+@pytest.mark.parametrize("stage", ["check_file", "_check_outputs"])
 def test_a_failed_check_leaves_everything_as_it_was(tmp_path, stage, monkeypatch):
     def fail(*_):
         raise ConvertError("made up")

@@ -267,7 +267,7 @@ def test_with_a_target_training_starts_within_it():
             {"alpha": 1.0, "metric": "mac"},
             "metric: 'mac' given; allowed: macs | params",
         ),
-        ({"alpha": 1.0, "round_to": 0}, "round_to: 0 given; allowed: a whole number at least 1"),
+        ({"alpha": 1.0, "round_to": 0}, "round_to: 0 given; allowed: null or a whole number at least 1"),
     ],
     ids=str,
 )
