@@ -10,6 +10,9 @@ from hodec.cli import main as cli
 from small_graphs import answer, conv_net  # isort: skip
 
 
+pytestmark = pytest.mark.usefixtures("quick_bench")
+
+
 def call(capsys, *argv):
     code = cli.main([str(one) for one in argv])
     captured = capsys.readouterr()

@@ -197,6 +197,7 @@ def data(tmp_path):
     return tmp_path / "calib.npz"
 
 
+@pytest.mark.usefixtures("quick_bench")
 @pytest.mark.parametrize("how", [
     ["--method", "svd", "--macs", "0.5"],
     ["--methods", "spatial_svd,svd", "--macs", "0.5"],
@@ -217,6 +218,7 @@ def test_data_make_a_plan_of_any_rule_lose_less(capsys, tmp_path, source, data, 
     assert errors["fitted"] < errors["weights alone"]
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_a_plan_is_fitted_to_data(capsys, tmp_path, source, data):
     out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
     assert call(capsys, "decompose", source, "-o", out, "--ranks", "6", "--method", "svd", "--plan-out", plan)[0] == 0
