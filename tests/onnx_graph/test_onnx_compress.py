@@ -110,6 +110,12 @@ def test_the_held_out_check_catches_a_file_that_loses_more(source, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
 
 
+def test_a_search_leaves_a_part_of_the_allowed_loss_to_other_inputs(source, tmp_path):
+    result = compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, **MACS)
+    assert result.changes
+    assert result.dense - result.score <= search.MARGIN * 0.2 + 1e-3  # the file is run in other kernels than the trial
+
+
 def test_nothing_is_written_where_nothing_pays(source, tmp_path):
     out = tmp_path / "out.onnx"
     noise = np.random.default_rng(0).standard_normal((48, 8, 10, 12)).astype(np.float32)
