@@ -5,18 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from hodec.cli import main as cli
 from hodec.onnx_graph.bench import Bench, bench_files, interval
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.ranks import Manual
 
 from small_graphs import conv_net, node, numbers, relative, answer, save  # isort: skip
-
-
-def call(capsys, *argv):
-    code = cli.main([str(one) for one in argv])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from calls import call  # isort: skip
 
 
 def test_two_models_side_by_side(capsys, tmp_path):

@@ -17,6 +17,7 @@ from hodec.export.checkpoint import save
 from hodec.ranks import Manual, make_plan
 
 from tiny_runs import tiny  # isort: skip
+from calls import call  # isort: skip
 
 
 @pytest.fixture
@@ -27,12 +28,6 @@ def model_file(tmp_path):
     save(convert(net, plan), tmp_path / "small.safetensors", plan)
     plan.save(tmp_path / "plan.json")
     return tmp_path / "small.safetensors", plan
-
-
-def call(capsys, *argv):
-    code = cli.main([str(one) for one in argv])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.mark.parametrize("which", ["small.safetensors", "small.json", "plan.json"])

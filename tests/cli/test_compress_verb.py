@@ -5,36 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from hodec.cli import main as cli
-
-from small_graphs import answer, conv_net  # isort: skip
+from small_graphs import answer  # isort: skip
+from calls import call  # isort: skip
 
 
 pytestmark = pytest.mark.usefixtures("quick_bench")
-
-
-def call(capsys, *argv):
-    code = cli.main([str(one) for one in argv])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("HODEC_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def source(tmp_path):
-    return conv_net(tmp_path / "in.onnx")
-
-
-@pytest.fixture
-def data(tmp_path):
-    generator = np.random.default_rng(0)
-    x = np.tensordot(generator.standard_normal((48, 4)), generator.standard_normal((4, 8, 10, 12)), 1)
-    np.savez(tmp_path / "calib.npz", x=x.astype(np.float32))
-    return tmp_path / "calib.npz"
 
 
 def test_a_file_and_data_in_a_smaller_file_and_a_verdict_out(capsys, tmp_path, source, data):

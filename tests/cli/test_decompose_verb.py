@@ -7,25 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from hodec.cli import main as cli
-
-from small_graphs import answer, conv_net, node, numbers, save  # isort: skip
-
-
-def call(capsys, *argv):
-    code = cli.main([str(one) for one in argv])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("HODEC_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def source(tmp_path):
-    return conv_net(tmp_path / "in.onnx")
+from small_graphs import answer, node, numbers, save  # isort: skip
+from calls import call  # isort: skip
 
 
 @pytest.mark.parametrize("how", [
@@ -187,14 +170,6 @@ def test_without_data_the_default_has_to_be_asked_for(capsys, tmp_path, source):
     code, text, _ = call(capsys, "decompose", source, "-o", out, "--no-data")
     assert code == 0
     assert "by the weights alone: layers lose" in text
-
-
-@pytest.fixture
-def data(tmp_path):
-    generator = np.random.default_rng(0)
-    x = np.tensordot(generator.standard_normal((48, 4)), generator.standard_normal((4, 8, 10, 12)), 1)
-    np.savez(tmp_path / "calib.npz", x=x.astype(np.float32))
-    return tmp_path / "calib.npz"
 
 
 @pytest.mark.usefixtures("quick_bench")

@@ -5,16 +5,10 @@ import json
 import onnx
 import pytest
 
-from hodec.cli import main as cli
 from hodec.plan.plan import Plan
 
 from small_graphs import conv_net, node, numbers, save  # isort: skip
-
-
-def call(capsys, *argv):
-    code = cli.main([str(one) for one in argv])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from calls import call  # isort: skip
 
 
 def named(path, name):

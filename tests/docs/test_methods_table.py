@@ -385,8 +385,7 @@ def test_formulas(method: str, row: Row):
 def test_every_method_has_its_section_with_its_source(method: str):
     assert f"Source: {METHODS[method].source}\n" in section(method)
     shown = {row["layer"] for row in table(method)}
-    wanted = {"conv2d", "linear", "embedding"} & set(METHODS[method].layers)
-    assert wanted <= shown
+    assert {"conv2d", "linear", "embedding"} & set(METHODS[method].layers) <= shown
 
 
 def test_covariances_cover_the_axes_of_the_table():
@@ -396,7 +395,6 @@ def test_covariances_cover_the_axes_of_the_table():
         fmt = METHODS[row["method"]].format(row["layer"])
         shape, *_ = WEIGHTS[row["layer"]][0]
         modes = Modes.split(shape[1], shape[0], 2 if fmt.uses_modes else 1)
-        inputs = ["I1", "I2"] if fmt.uses_modes else ["I"]
-        axes = [*inputs, "K1", "K2"]
+        axes = ["I1", "I2", "K1", "K2"] if fmt.uses_modes else ["I", "K1", "K2"]
         found = [[axes[a] for a in group] for group in fmt.mixable(shape, modes)]
         assert found == [group.split() for group in row["axes covered together"].split(";")], row

@@ -379,29 +379,6 @@ def test_quantized_operators_are_refused_with_the_reason(tmp_path):
         decompose(source)
 
 
-@pytest.mark.parametrize("method", ["tt_classical"])
-def test_a_method_without_plain_nodes_is_refused_with_the_reason(tmp_path, method):
-    with pytest.raises(
-        PlanError,
-        match="Conv first and 1 more, 95.3% of the parameters: method tt_classical: its layer is no chain",
-    ):
-        decompose(conv_net(tmp_path / "in.onnx"), method=method)
-
-
-def test_a_model_without_layers_says_so(tmp_path):
-    source = save(tmp_path / "in.onnx", [node("Relu", "x")], {})
-    with pytest.raises(PlanError, match="no layer is left to decompose; the model holds no parameters"):
-        decompose(source)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
-
-
-def test_output_shape_shared_out_is_refused_with_the_reason(tmp_path):
-    nodes = [node("ConvTranspose", "x w", name="c", output_shape=[21, 25], strides=[2, 2])]
-    source = save(tmp_path / "in.onnx", nodes, {"w": numbers(8, 8, 3, 3)}, inputs={"x": (1, 8, 10, 12)})
-    with pytest.raises(PlanError, match="output_shape cannot be shared out"):
-        decompose(source, method="spatial_svd")
-
-
 def test_names_that_are_taken_or_missing(tmp_path):
     nodes = [
         node("Conv", "x w", "h"),

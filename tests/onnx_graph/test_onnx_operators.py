@@ -296,3 +296,26 @@ def test_layers_in_a_scan_stay_with_the_reason(tmp_path):
 def test_a_loop_that_does_not_turn(tmp_path):
     with pytest.raises(PlanError, match="body of Loop again, which does not run on the example inputs"):
         decomposed(looped(tmp_path / "in.onnx", times=0))
+
+
+@pytest.mark.parametrize("method", ["tt_classical"])
+def test_a_method_without_plain_nodes_is_refused_with_the_reason(tmp_path, method):
+    with pytest.raises(
+        PlanError,
+        match="Conv first and 1 more, 95.3% of the parameters: method tt_classical: its layer is no chain",
+    ):
+        decomposed(conv_net(tmp_path / "in.onnx"), method=method)
+
+
+def test_a_model_without_layers_says_so(tmp_path):
+    source = save(tmp_path / "in.onnx", [node("Relu", "x")], {})
+    with pytest.raises(PlanError, match="no layer is left to decompose; the model holds no parameters"):
+        decomposed(source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
+
+
+def test_output_shape_shared_out_is_refused_with_the_reason(tmp_path):
+    nodes = [node("ConvTranspose", "x w", name="c", output_shape=[21, 25], strides=[2, 2])]
+    source = save(tmp_path / "in.onnx", nodes, {"w": numbers(8, 8, 3, 3)}, inputs={"x": (1, 8, 10, 12)})
+    with pytest.raises(PlanError, match="output_shape cannot be shared out"):
+        decomposed(source, method="spatial_svd")
