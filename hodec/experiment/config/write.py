@@ -1,4 +1,4 @@
-"""``python -m hodec.experiment.config.write``: write ``conf/`` and ``docs/settings.md`` from the options.
+"""``python -m hodec.experiment.config.write``: write ``conf/`` and two pages of ``docs/`` from the options.
 
 A test compares, so that the default, the range and the meaning of a setting are said in its class alone.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from hodec.experiment.config import reference
 from hodec.experiment.config.groups import CONF, Preset, groups
 from hodec.experiment.config.options import RunSettings, method_settings
 from hodec.options import Setting, Settings, settings_of
@@ -121,6 +122,7 @@ def files(conf: Path = CONF) -> dict[Path, str]:
     }
     found[conf / "config.yaml"] = config_text((conf / "config.yaml").read_text("utf-8"))
     found[conf.parent / "docs" / "settings.md"] = page()
+    found[conf.parent / "docs" / "reference.md"] = reference.page(table)
     return found
 
 
