@@ -1,7 +1,7 @@
 """MkDocs hook of mkdocs.yml: pages of the site that lie outside docs/, and links between all of them.
 
-Links are written so that they work in the repository: ``../experiments/x/README.md``, ``../notebooks/admm.ipynb``. Here they become
-the site's own.
+Links are written so that they work in the repository: ``../experiments/x/README.md``, ``../notebooks/admm.ipynb``. Here
+they become the site's own.
 """
 
 import json

@@ -111,6 +111,14 @@ def compress(  # noqa: PLR0913
         DataError: too few data to hold some out, or a score that is no number or not the same twice.
         PlanError: nothing to factorize, a share that no plan reaches, or nothing that stays within ``max_drop``.
         ConvertError: the converted net does not run.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> small = hodec.compress(net, example_input=torch.zeros(1, 64), macs=0.5)
+        >>> sum(p.numel() for p in net.parameters()), sum(p.numel() for p in small.parameters())
+        (4810, 2438)
+        >>> batches = [torch.randn(32, 64) for _ in range(4)]
+        >>> small = hodec.compress(net, data=batches, macs=0.5)  # what layers lose of their outputs counts
     """
     _check(example_input, data, macs, params, max_drop, evaluate, rule)
     batches = None if data is None else list(data) if iter(data) is data else data

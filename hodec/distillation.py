@@ -33,6 +33,16 @@ class FeatureDistillation:
 
     Source: Romero et al., FitNets, ICLR 2015; for decomposed nets Lin, Hsu et al., Holistic CNN Compression via
     Low-Rank Decomposition with Knowledge Transfer, TPAMI 2019: section 3.3.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> small, x = hodec.convert(net, plan), torch.randn(8, 64)
+        >>> features = hodec.FeatureDistillation(small, net)
+        >>> outputs = net(x), small(x)
+        >>> 0 < features.loss().item() < 1
+        True
+        >>> features.remove()
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, layers: Sequence[str] | None = None) -> None:

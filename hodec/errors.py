@@ -69,6 +69,13 @@ class HodecError(Exception):
 
     Attributes:
         exit_code: of the command line.
+
+    Examples:
+        >>> try:
+        ...     hodec.make_plan(nn.Linear(8, 8), 2, method="qr", example_input=torch.zeros(1, 8))
+        ... except hodec.HodecError as error:
+        ...     print(type(error).__name__)
+        PlanError
     """
 
     exit_code = 2

@@ -72,6 +72,10 @@ class Methods(Mapping[str, Method]):
 
     Raises:
         PlanError: at the first reading, an entry point that cannot be loaded or whose name is taken.
+
+    Examples:
+        >>> list(hodec.METHODS)[:3], hodec.METHODS["cp3"].layers["conv2d"].__name__
+        (['tt', 'tt_classical', 'tucker'], 'CP3Conv2d')
     """
 
     def __init__(self, own: Sequence[Method]) -> None:

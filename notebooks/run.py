@@ -1,4 +1,4 @@
-"""Run notebooks and keep what they print: ``uv run --extra docs python notebooks/run.py [NAME.ipynb ..]``, all of them by default."""
+"""Run notebooks, by default all, and keep the outputs: ``uv run --extra docs python notebooks/run.py [NAME ..]``."""
 
 import sys
 import tempfile
@@ -18,9 +18,12 @@ def run(path: Path) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()  # seconds, a cell
+        place = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=600, resources=place, coalesce_streams=True).execute()  # seconds, a cell
     for cell in notebook.cells:
         cell.metadata.clear()  # times of execution, which differ each time
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
     return notebook
 
 

@@ -1,6 +1,7 @@
 """Draw the figures of the pages: ``python docs/figures/draw.py`` writes the SVG files beside it.
 
-``runs.json`` and ``spectrum.json`` are what was measured; the costs of the third figure are computed here, by hodec's own formats.
+``runs.json`` and ``spectrum.json`` are what was measured; the costs of the third figure are computed here, by hodec's
+own formats.
 """
 
 import json
@@ -35,7 +36,11 @@ def what_it_does() -> Figure:
         shares = [100 * share for share in runs[name]["accuracy"]]
         accuracy.plot(range(len(STAGES)), shares, color=ink, marker="o", label=label)
     cut(spectrum, runs["rank"])
-    spectrum.set(title=f"1  Train: singular values of {runs['layer']}", xlabel="singular values, the largest first", ylim=(0, 1.05))
+    spectrum.set(
+        title=f"1  Train: singular values of {runs['layer']}",
+        xlabel="singular values, the largest first",
+        ylim=(0, 1.05),
+    )
     spectrum.legend(loc="upper right")
     bars(costs, {"parameters": runs["admm"]["params"], "multiply-adds": runs["admm"]["macs"]})
     costs.set_title("2  Convert: what is left of the net")
@@ -79,7 +84,9 @@ def spectrum_over_epochs() -> Figure:
             axes.plot(range(1, len(values) + 1), values, color=ink, label=label, linewidth=1.3)
         cut(axes, run["rank"])
         accuracy = f"{100 * run['dense']:.1f} % dense, {100 * run['truncated']:.1f} % cut"
-        axes.set(title=f"{title}: {accuracy}", xlabel="singular values, the largest first", yscale="log", ylim=(1e-4, 1.3))
+        axes.set(
+            title=f"{title}: {accuracy}", xlabel="singular values, the largest first", yscale="log", ylim=(1e-4, 1.3)
+        )
         axes.yaxis.set_major_formatter("{x:g}")
     both[0].set_ylabel("over the largest one")
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)

@@ -1,6 +1,7 @@
 """Keep what the picture of the first page shows of two runs: ``python docs/figures/read_runs.py ADMM_RUN OFF_RUN``.
 
-The runs are ``python train.py seed=0 trainer.threads=1`` and the same with ``admm=off``; ``runs.json`` is written beside this file.
+The runs are ``python train.py seed=0 trainer.threads=1`` and the same with ``admm=off``; ``runs.json`` is written
+beside this file.
 """
 
 import json

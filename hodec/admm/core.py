@@ -68,6 +68,22 @@ class Admm(AdmmLoop):
         ConfigError: a setting out of range.
         PlanError: the plan is of another model, or its layers hang in several places.
         TrainingError: an optimizer that ADMM cannot work with, or that trains no planned layer.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        >>> loader = [(torch.randn(16, 64), torch.randint(10, (16,))) for _ in range(4)]
+        >>> admm = hodec.Admm(net, plan, optimizer, steps_per_epoch=len(loader))
+        >>> for x, y in loader:
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(net(x), y).backward()
+        ...     admm.before_step()
+        ...     optimizer.step()
+        ...     admm.after_step()
+        >>> sorted(set(admm.end_epoch()) & {"primal_residual", "pull", "rho"})
+        ['primal_residual', 'pull', 'rho']
+        >>> small = admm.convert()
     """
 
     def end_epoch(self, evaluate: Callable[[], float | None] | None = None) -> dict[str, float]:

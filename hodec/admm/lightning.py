@@ -74,6 +74,13 @@ class AdmmCallback(Callback):
         latest: values that the last epoch reported, by the names under which they are logged.
 
     Raises (in ``on_fit_start``): PlanError, TrainingError: what cannot work, with the way out.
+
+    Examples:
+        >>> from pytorch_lightning import Trainer
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> admm = hodec.AdmmCallback(plan, pull=0.8)
+        >>> trainer = Trainer(max_epochs=50, callbacks=[admm], logger=False, accelerator="cpu")
     """
 
     def __init__(

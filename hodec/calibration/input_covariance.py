@@ -164,6 +164,14 @@ def collect_covariances(
         PlanError: a layer whose method has no covariance, that the model lacks, or that is never called; a weight
             inside a module with several.
         TrainingError: a layer's input holds NaN or Inf.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> covariances = hodec.collect_covariances(net, plan, [torch.randn(32, 64) for _ in range(4)])
+        >>> sorted(covariances)
+        ['0', '2']
+        >>> small = hodec.convert(net, plan, covariances=covariances)
     """
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-4 suits most nets")

@@ -132,6 +132,14 @@ def fit_to_data(
 
     Raises:
         DataError: no batch.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> near = hodec.fit_to_data(net, plan, [torch.randn(32, 64) for _ in range(4)])
+        >>> int(torch.linalg.matrix_rank(near[0].weight, rtol=1e-4)), plan["0"].ranks
+        (4, (4,))
+        >>> small = hodec.convert(near, plan)
     """
     dense = uncompiled(model)
     near = copied(dense)

@@ -21,6 +21,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
     Args:
         model: any net; modes are restored. A net without BatchNorm is left alone.
         batches: model inputs in any form that ``make_plan`` takes, or (images, labels); moved to the model's device.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> hodec.reestimate_batchnorm(net, [torch.randn(16, 3, 8, 8) for _ in range(4)])
+        4
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:

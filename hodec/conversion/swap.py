@@ -62,6 +62,13 @@ def convert(
         PlanError: the plan is for another model, or the covariances for another plan.
         ConvertError: the converted model does not run, in training or evaluation mode; the message names the layer.
         TrainingError: a planned weight holds NaN or Inf.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> small = hodec.convert(net, plan)
+        >>> type(small[0]).__name__, sum(p.numel() for p in small.parameters())
+        ('SVDLinear', 882)
     """
     if on_error not in ON_ERROR:
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
@@ -189,6 +196,14 @@ def merge(model: nn.Module) -> nn.Module:
 
     Outputs are the same to rounding; hooks, training modes and what takes gradients are kept (a weight does where its
     factors do). The size is that of the dense model again.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> small = hodec.convert(net, plan)
+        >>> dense, x = hodec.merge(small), torch.randn(8, 64)
+        >>> dense[0], torch.allclose(dense(x), small(x), atol=1e-5)
+        (Linear(in_features=64, out_features=64, bias=True), True)
     """
     dense = multiply_out(copied(uncompiled(model)))
     names = {module: each for module, each in names_by_module(dense).items() if isinstance(module, FactorizedLayer)}
@@ -285,6 +300,12 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
         dense: the dense model.
         plan: its plan.
         compressed: what it was converted to; without it, the plain projections are measured.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> {name: error < 1 for name, error in hodec.conversion_errors(net, plan).items()}
+        {'0': True, '2': True}
     """
     errors, layers = {}, _dense_layers(uncompiled(dense), plan)
     for name, layer in plan.items():

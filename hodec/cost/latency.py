@@ -76,6 +76,10 @@ class LatencyTable:
 
     Raises:
         ConfigError: a batch below 1, or a device that is not there.
+
+    Examples:
+        >>> table = hodec.LatencyTable(folder="times")  # measured once a machine, kept there
+        >>> rule = hodec.ranks.Budget(latency_ms=2.5, latency_table=table)
     """
 
     def __init__(self, batch: int = 1, device: torch.device | str = "cpu", *, folder: str | Path | None = None) -> None:

@@ -46,6 +46,13 @@ def save(
     Raises:
         CheckpointError: a path with another ending or that cannot be written, or a model that is not what ``convert``
             makes from the plan.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> hodec.save(hodec.convert(net, plan), "small.safetensors")
+        >>> hodec.load("small.safetensors", net)[0].factors()[0].shape
+        torch.Size([4, 64])
     """
     path, model = Path(path), uncompiled(model)
     if path.suffix != ".safetensors":
@@ -111,6 +118,15 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
         CheckpointError: a file is missing, truncated or altered, or belongs to another model; or there is no skeleton
             and the file names no net.
         PlanError: the plan is for another skeleton.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> small, x = hodec.convert(net, plan), torch.randn(8, 64)
+        >>> hodec.save(small, "small.safetensors")
+        >>> fresh = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> torch.equal(hodec.load("small.safetensors", fresh)(x), small(x))
+        True
     """
     path = Path(path)
     if path.suffix != ".safetensors":

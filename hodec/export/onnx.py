@@ -53,6 +53,13 @@ def to_onnx(  # noqa: PLR0913
     Raises:
         CheckpointError: a path with another ending, or one that cannot be written.
         ConvertError: onnx is not installed, the model cannot be exported, the file gives other outputs.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> written = hodec.to_onnx(hodec.convert(net, plan), "small.onnx", example_input=torch.zeros(1, 64))
+        >>> written.path.name
+        'small.onnx'
     """
     path = checked_path(path, ".onnx")
     batches = _checked(model, precision, calibration)

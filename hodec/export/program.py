@@ -58,6 +58,13 @@ def to_program(
     Raises:
         CheckpointError: a path with another ending, or one that cannot be written.
         ConvertError: the model cannot be exported, or the file gives other outputs.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> written = hodec.to_program(hodec.convert(net, plan), "small.pt2", example_input=torch.zeros(1, 64))
+        >>> torch.export.load("small.pt2").module()(torch.zeros(3, 64)).shape
+        torch.Size([3, 10])
     """
     path = checked_path(path, ".pt2")
     inputs = settled_input(uncompiled(model), example_input)

@@ -9,7 +9,14 @@ from hodec.errors import PlanError
 
 @dataclass(frozen=True)
 class Modes:
-    """How the channels of one weight are split: ``math.prod(inputs)`` channels in, ``math.prod(outputs)`` out."""
+    """How the channels of one weight are split: ``math.prod(inputs)`` channels in, ``math.prod(outputs)`` out.
+
+    Examples:
+        >>> hodec.Modes((4, 4), (8, 8))
+        Modes(inputs=(4, 4), outputs=(8, 8))
+        >>> hodec.Modes.split(16, 64, 2)
+        Modes(inputs=(4, 4), outputs=(8, 8))
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]

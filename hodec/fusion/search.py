@@ -66,6 +66,13 @@ def fuse(
     Raises:
         ConvertError: an unknown target or format, or a net that does not run or gives other outputs when fused.
         PlanError: an example input that is no tensor with a batch axis.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> fast = hodec.fuse(hodec.convert(net, plan), example_input=torch.zeros(1, 64), target="macs")
+        >>> [layer for layer in fast.modules() if isinstance(layer, nn.Linear)][:2]
+        [Linear(in_features=64, out_features=4, bias=False), Linear(in_features=4, out_features=64, bias=True)]
     """
     _check("target", target, TARGETS)
     _check("memory_format", memory_format, ("auto", *FORMATS))

@@ -57,6 +57,14 @@ class FactorizedLayer(OneNode):
     Raises:
         RankError: ranks that do not fit.
         ConvertError: an execution that the format does not have.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> small = hodec.convert(net, plan)
+        >>> layers = [m for m in small.modules() if isinstance(m, hodec.FactorizedLayer)]
+        >>> [tuple(factor.shape) for factor in layers[0].factors()], tuple(layers[0].dense_weight().shape)
+        ([(4, 64), (64, 4)], (64, 64))
     """
 
     format: ClassVar[Format]

@@ -103,6 +103,13 @@ def decompose_file(  # noqa: PLR0913
         CheckpointError: the file cannot be read.
         PlanError: nothing to decompose, or a plan that does not fit.
         ConvertError: the result cannot be written, or does not pass a check.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+        >>> dense = hodec.to_onnx(net, "model.onnx", example_input=torch.zeros(1, 64))
+        >>> outcome = hodec.decompose_file("model.onnx", "small.onnx", method="svd", rule=hodec.ranks.Budget(macs=0.5))
+        >>> outcome.bytes_after < outcome.bytes_before
+        True
     """
     graph, out = load_graph(source), Path(out)
     check_target(out, graph, force=force)

@@ -36,6 +36,14 @@ def param_groups(  # noqa: PLR0913
     Returns:
         ``[{"params": .., "lr": .., "weight_decay": .., "name": "others"}, {.., "name": "factors"}]``, in this order,
         without a group that would be empty; no parameter is in both, and a shared one is there once.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> groups = hodec.param_groups(hodec.convert(net, plan), lr=1e-3, factor_lr=3e-4)
+        >>> [(group["name"], group["lr"], len(group["params"])) for group in groups]
+        [('others', 0.001, 2), ('factors', 0.0003, 4)]
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     factors = {p: None for layer in factorized_layers(net) for p in factor_parameters(layer)}
     others = [p for p in net.parameters() if p not in factors]
@@ -86,9 +94,11 @@ class FactorSGD(torch.optim.SGD):
     Raises:
         ConfigError: an unknown update or decay.
 
-    Example:
-        >>> net = nn.Sequential(TuckerConv2d(8, 16, 3, ranks=(4, 6)), nn.BatchNorm2d(16))
-        >>> optimizer = FactorSGD(net, lr=0.02, factors="muon")
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        >>> plan = hodec.make_plan(net, 4, method="tucker", example_input=torch.zeros(1, 8, 8, 8))
+        >>> small = hodec.convert(net, plan)
+        >>> optimizer = hodec.FactorSGD(small, lr=0.02, factors="muon")
     """
 
     def __init__(  # noqa: PLR0913

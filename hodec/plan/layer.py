@@ -63,6 +63,13 @@ class LayerPlan:
         computed_from: numbers in the parameters that the dense layer computes its weight from (``weight_norm``,
             standardized convolutions), all of which the factors replace; 0 where the weight is a parameter.
         ties: further layers with the same weight: all of them get the same factors, and their costs are counted here.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> layer = plan["0"]
+        >>> layer.method, layer.shape, layer.ranks, layer.macs_before, layer.macs_after
+        ('svd', (64, 64), (4,), 4096, 512)
     """
 
     method: str

@@ -44,6 +44,17 @@ class Plan(Mapping[str, LayerPlan]):
         input_form: how these hang together, see ``hodec.inputs.form_of``; None: they are the arguments in their order.
         skipped_costs: skipped layer -> its parameters, and its multiply-adds for one image where they are known.
         other: parameters of all that is neither planned nor skipped, by kind: norms, biases, tables.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
+        >>> list(plan), plan["0"].ranks
+        (['0', '2'], (4,))
+        >>> plan.replace("0", ranks=[3])["0"].ranks, plan.without("2").skipped["2"]
+        ((3,), 'left dense by hand')
+        >>> plan.save("plan.json")  # an editor may change it
+        >>> hodec.Plan.load("plan.json") == plan
+        True
     """
 
     layers: Mapping[str, LayerPlan]

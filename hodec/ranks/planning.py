@@ -80,6 +80,15 @@ def make_plan(
     Raises:
         PlanError: unknown method, a glob that matches nothing, ranks that do not fit, or no layer left.
         TrainingError: a weight with NaN or Inf.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+        >>> plan = hodec.make_plan(net, 8, method="tucker", example_input=torch.zeros(1, 16, 8, 8))
+        >>> plan["2"].ranks, plan["2"].params_before, plan["2"].params_after
+        ((8, 8), 9216, 1088)
+        >>> plan = hodec.make_plan(net, hodec.ranks.Ratio(0.5), exclude="0", example_input=torch.zeros(1, 16, 8, 8))
+        >>> list(plan), list(plan.skipped)
+        (['2'], ['0'])
     """
     settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
     rule, model = as_rule(rule), uncompiled(model)

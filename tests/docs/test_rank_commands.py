@@ -1,4 +1,4 @@
-"""Every ``tt_ranks`` that README.md, --help and the settings name makes a plan of the default net."""
+"""Every ``tt_ranks`` that README.md, the quickstart, --help and the settings name makes a plan of the default net."""
 
 import re
 import shlex
@@ -16,7 +16,9 @@ from hodec.models import build_model
 from hodec.ranks import Manual
 
 ROOT = Path(__file__).parents[2]
-TEXTS = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "conf/config.yaml"))
+TEXTS = "".join(
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quickstart.md", "conf/config.yaml")
+)
 QUOTED = sorted(set(re.findall(r"'tt_ranks=[^']+'", TEXTS)))
 
 

@@ -1,4 +1,4 @@
-"""``docs/reference.md``: every method and every rank rule, from the tables of methods and rules and their dataclasses."""
+"""``docs/reference.md``: every method and every rank rule, from their tables and dataclasses."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -9,8 +9,8 @@ from hodec.ranks import RULES, RankRule
 
 HEAD = """# Methods and rules, in short
 
-What `hodec.METHODS` and `hodec.ranks.RULES` hold; `python -m hodec.experiment.config.write` writes this page. Each method's
-projection drives ADMM, with the ranks of each rule. Which one to take: [choose.md](choose.md).
+What `hodec.METHODS` and `hodec.ranks.RULES` hold; `python -m hodec.experiment.config.write` writes this page.
+Each method's projection drives ADMM, with the ranks of each rule. Which one to take: [choose.md](choose.md).
 """
 
 
@@ -22,7 +22,9 @@ def page(table: Callable[[type[RankRule]], str]) -> str:
     """
     parts = [HEAD, "\n## Methods\n\nBy the name after `method=`; [methods.md](methods.md) has their formulas.\n\n"]
     parts.append(_markdown(["method", "what it is", "layers", "source"], map(_method_row, METHODS.values())))
-    parts.append("\n## Rules\n\nBy the name after `ranks=` or `--rule`; [ranks.md](ranks.md) says how each chooses.\n\n")
+    parts.append(
+        "\n## Rules\n\nBy the name after `ranks=` or `--rule`; [ranks.md](ranks.md) says how each chooses.\n\n"
+    )
     heads = ["rule", "what it gives", "reads trained weights", "runs the net"]
     parts.append(_markdown(heads, map(_rule_row, RULES.values())))
     parts += [_rule_section(rule, table(rule)) for rule in RULES.values()]

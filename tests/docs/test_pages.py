@@ -1,0 +1,182 @@
+"""README.md and all pages: links lead somewhere, commands are accepted, names exist, Python runs as it stands."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import pytorch_lightning
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hodec
+from hodec.cli import main as cli
+from hodec.experiment.config.overrides import check_overrides
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+TESTED = ("docs/files.md", "docs/ranks.md", "docs/sweeps.md")  # by tests of their own
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """(page, words) of each command in a block of bash."""
+    for name, text in TEXTS.items():
+        for block in blocks(text, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield name, words
+
+
+COMMANDS = sorted({tuple(words) for name, words in commands() if name not in TESTED})
+
+
+def accepted(words: list[str]) -> bool:
+    """Whether a command is one that works here; arguments of hodec and of train.py are read by them."""
+    match words:
+        case ["uv", "run", "--extra", extra, *rest]:
+            return extra in EXTRAS and rest[0] in ("mkdocs", "python")
+        case ["uv", "run", *rest]:
+            return rest == ["pytest"] or accepted(rest)
+        case ["hodec", *rest]:
+            return bool(cli.parser().parse_args(rest).verb)
+        case ["python", "train.py", "--help"]:
+            return True
+        case ["python", "train.py", *rest]:
+            check_overrides([first_of(word) for word in rest if word != "-m"], ROOT / "conf")
+            return True
+        case ["python", "-m", module, *_]:
+            return importlib.util.find_spec(module) is not None
+        case ["python", script, *_]:
+            return (ROOT / script).is_file()
+        case ["pip", "install", *rest]:
+            return all(extra in EXTRAS for extra in re.findall(r"\[(\w+)\]", " ".join(rest)))
+        case ["pytest", *rest]:
+            return (ROOT / rest[-1]).exists()
+    return words[0] == "$EDITOR"
+
+
+def first_of(word: str) -> str:
+    """An override with the first of the values that it sweeps over: all pairs of them take seconds."""
+    return re.sub(r"^([\w./]+=[^,\[{(]+),.*", r"\1", word)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_are_accepted(command):
+    assert accepted(list(command))
+
+
+def test_there_are_commands_of_every_kind():
+    assert {"hodec", "python", "uv", "pip"} <= {command[0] for command in COMMANDS}
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_to_files_and_headings(name):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", TEXTS[name], flags=re.DOTALL | re.MULTILINE)):
+        target, _, anchor = link.partition("#")
+        path = (ROOT / name).parent / target if target else ROOT / name
+        if "://" not in link and not (path.is_file() and (not anchor or anchor in headings(path))):
+            broken.append(link)
+    assert broken == []
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as sites of Markdown make them."""
+    titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_names_of_hodec_exist(name):
+    for dotted in set(re.findall(r"`hodec\.([A-Za-z_][\w.]*\w)", TEXTS[name])):
+        assert found(f"hodec.{dotted}"), dotted
+
+
+def found(dotted: str) -> bool:
+    """Whether a module, or an attribute of one, has that name; groups of entry points have too."""
+    home, _, last = dotted.rpartition(".")
+    if dotted in ("hodec.methods", "hodec.rules", "hodec.models", "hodec.data", "hodec.changes"):
+        return True
+    try:
+        importlib.import_module(dotted)
+    except ModuleNotFoundError:
+        try:
+            return hasattr(importlib.import_module(home), last)
+        except ModuleNotFoundError:
+            outer, _, name = home.rpartition(".")
+            return hasattr(getattr(importlib.import_module(outer), name), last)
+    return True
+
+
+def test_the_readme_is_one_screen_and_shows_what_hodec_does():
+    readme = TEXTS["README.md"]
+    assert len(readme.splitlines()) <= 110
+    assert "docs/figures/what_it_does.svg" in readme
+    assert "does not win" in readme.split("## Results")[1].split("\n\n")[1]
+
+
+# -- Python ----------------------------------------------------------------------------------------------------------
+
+
+class Module(pytorch_lightning.LightningModule):
+    """What the callback trains."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch, index):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.5)
+
+
+def trainer(**options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return pytorch_lightning.Trainer(**quiet, enable_checkpointing=False, **options)
+
+
+def given():
+    """What the pages say that the reader has: a net, data, a score."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(512, 4)
+    )
+    x = torch.randn(8, 3, 8, 8)
+    loader = DataLoader(TensorDataset(torch.randn(32, 3, 8, 8), torch.arange(32) % 4), batch_size=4)
+
+    def accuracy(net, batches=loader):
+        net.eval()
+        with torch.no_grad():
+            return sum(float((net(a).argmax(1) == b).float().mean()) for a, b in batches) / len(batches)
+
+    names = {"model": model, "x": x, "loader": loader, "train_loader": loader, "accuracy": accuracy, "epochs": 1}
+    names |= {"Trainer": trainer, "module": Module(model), "loss": F.cross_entropy, "hodec": hodec}
+    return names | {"optimizer": torch.optim.SGD(model.parameters(), lr=0.05)}
+
+
+SLOW = pytest.param("docs/quickstart.md", marks=pytest.mark.slow)  # the same calls as the README's, and a Trainer
+
+
+@pytest.mark.parametrize("name", ["README.md", SLOW, "docs/howto/loop.md"])
+def test_python_runs_as_it_stands(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = given()
+    for block in blocks(TEXTS[name], "python"):
+        exec(compile(block, name, "exec"), names)
+    assert isinstance(names["small"], nn.Module)
+    assert Path("small.safetensors").is_file()
+    fused = names["fast"](names["x"])
+    assert fused.shape == names["model"].eval()(names["x"]).shape
