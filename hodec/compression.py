@@ -76,7 +76,7 @@ def compress(  # noqa: PLR0913
     exclude: Layers | None = None,
     on_error: str = "raise",
 ) -> nn.Module:
-    """A factorized copy of a trained net, at a share of its cost or within an allowed loss; the given net stays::
+    """A factorized copy of a trained net, at a share of its cost or within an allowed loss; the given net stays:
 
         small = hodec.compress(net, example_input=x, macs=0.5)
         small = hodec.compress(net, data=loader, macs=0.5)

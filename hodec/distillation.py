@@ -11,7 +11,7 @@ from hodec.layers.base import FactorizedLayer
 
 
 class FeatureDistillation:
-    """How far the outputs of a student's layers are from those of its teacher's, on the batch both last saw::
+    """How far the outputs of a student's layers are from those of its teacher's, on the batch both last saw:
 
         features = hodec.FeatureDistillation(small, dense)
         with torch.no_grad():

@@ -19,8 +19,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 PYTHON = "3.11"  # the first of requires-python
 COPIED = (
-    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock", "train.py", ".ci",
-    "hodec", "conf", "tests", "docs", "benchmarks", "experiments",
+    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "requirements.lock",
+    "mkdocs.yml", "train.py", ".ci", "hodec", "conf", "tests", "docs", "notebooks", "benchmarks", "experiments",
 )  # fmt: skip
 
 

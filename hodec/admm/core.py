@@ -20,7 +20,7 @@ PLAIN = ("primal", "dual", "updated_at", "steps", "epoch", "epoch_began", "pulls
 
 
 class Admm(AdmmLoop):
-    """Pulls the planned layers of a net towards low rank while a training loop trains it::
+    """Pulls the planned layers of a net towards low rank while a training loop trains it:
 
         admm = Admm(model, plan, optimizer, steps_per_epoch=len(loader))
         for epoch in range(epochs):

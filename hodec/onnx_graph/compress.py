@@ -91,7 +91,7 @@ def compress_file(  # noqa: PLR0913
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Compressed:
-    """Write the fastest or smallest file found whose loss on held-out data is allowed::
+    """Write the fastest or smallest file found whose loss on held-out data is allowed:
 
         result = hodec.compress_file("model.onnx", "small.onnx", data="calib.npz", max_drop=0.01)
         print(result)
