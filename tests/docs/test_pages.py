@@ -127,6 +127,24 @@ def test_the_readme_is_one_screen_and_shows_what_hodec_does():
     assert "does not win" in readme.split("## Results")[1].split("\n\n")[1]
 
 
+def numbers(text: str) -> set[str]:
+    """The decimal numbers of a text, without what a multiplication sign or a per cent sign makes of them."""
+    return set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text))
+
+
+def measured() -> set[str]:
+    """Numbers of the pages that say how they were measured, and their roundings to fewer decimals."""
+    sources = [text for name, text in TEXTS.items() if name not in ("README.md", "docs/choose.md")]
+    sources += [path.read_text(encoding="utf-8") for path in (ROOT / "experiments").rglob("README.md")]
+    found = numbers(" ".join(sources))
+    return found | {f"{float(one):.{places}f}" for one in found for places in (1, 2)}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/choose.md"])
+def test_numbers_are_those_that_were_measured(name):
+    assert numbers(TEXTS[name]) - {"2.0"} <= measured()  # the licence
+
+
 # -- Python ----------------------------------------------------------------------------------------------------------
 
 
