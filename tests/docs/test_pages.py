@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 import tomllib
@@ -118,6 +119,21 @@ def found(dotted: str) -> bool:
             outer, _, name = home.rpartition(".")
             return hasattr(getattr(importlib.import_module(outer), name), last)
     return True
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_calls_have_arguments_that_exist(name):
+    for dotted, text in re.findall(r"hodec\.([A-Za-z_][\w.]*)\(([^()`]*)\)", TEXTS[name]):
+        if (
+            dotted == "AdmmTrainerCallback"
+        ):  # of a package that need not be there; tests/admm/test_loops_page.py runs it
+            continue
+        subject: object = hodec
+        for part in dotted.split("."):
+            subject = getattr(subject, part)
+        taken = inspect.signature(subject).parameters
+        if not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+            assert set(re.findall(r"\b(\w+)=", text)) <= set(taken), dotted
 
 
 def test_the_readme_is_one_screen_and_shows_what_hodec_does():
