@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 #: File of the repository -> page of the site.
 PAGES = {"CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+FILE_LINK = re.compile(
+    r"\[(?:docs/)?[\w/]+\.md\]\(([\w./]+\.md)"
+)  # a link that is called like the file that it leads to
 
 
 def outside() -> Iterator[tuple[str, str]]:
@@ -56,7 +59,24 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         there = places.get(target, target.removeprefix("docs/"))
         return link[1] + posixpath.relpath(there, posixpath.dirname(page.file.src_uri) or ".") + link[3]
 
-    return LINK.sub(moved, markdown)
+    titles = dict(titled(config.nav or []))
+    place = posixpath.dirname(page.file.src_uri)
+
+    def named(link: re.Match[str]) -> str:
+        there = posixpath.normpath(posixpath.join(place, link[1]))
+        return f"[{titles[there]}]({link[1]}" if there in titles else link[0]
+
+    return FILE_LINK.sub(named, LINK.sub(moved, markdown))
+
+
+def titled(nav: list[Any]) -> Iterator[tuple[str, str]]:
+    """Each page of the navigation that has a title there, and that."""
+    for entry in nav:
+        for title, below in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(below, list):
+                yield from titled(below)
+            else:
+                yield below, title
 
 
 def notebook_page(text: str, name: str) -> str:
