@@ -201,10 +201,11 @@ def given():
     return names | {"optimizer": torch.optim.SGD(model.parameters(), lr=0.05)}
 
 
-SLOW = pytest.param("docs/quickstart.md", marks=pytest.mark.slow)  # the same calls as the README's, and a Trainer
+# the same calls as the README's, and a Trainer and an ONNX file
+SLOW = [pytest.param(f"docs/{name}.md", marks=pytest.mark.slow) for name in ("quickstart", "howto/loop")]
 
 
-@pytest.mark.parametrize("name", ["README.md", SLOW, "docs/howto/loop.md"])
+@pytest.mark.parametrize("name", ["README.md", *SLOW])
 def test_python_runs_as_it_stands(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = given()
