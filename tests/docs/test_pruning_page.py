@@ -1,4 +1,4 @@
-"""docs/pruning.md: its lines run, and its table is what they give. It needs torch-pruning: ``uv run --with torch-pruning``."""
+"""docs/pruning.md: its lines run and give its table. It needs torch-pruning: ``uv run --with torch-pruning``."""
 
 import re
 from pathlib import Path
