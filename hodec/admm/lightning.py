@@ -7,12 +7,13 @@ Lightning comes under two names, ``pytorch_lightning`` and ``lightning.pytorch``
 import logging
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -26,7 +27,8 @@ from hodec.admm.projection import Projection, RankLearner, State
 from hodec.admm.stopping import Status
 from hodec.admm.truncated import Module, Trainer, averaged, forward_of, validation_accuracy
 from hodec.calibration.input_covariance import InputCovariance
-from hodec.errors import HodecError, TrainingError, Use
+from hodec.conversion.batchnorm import reestimate_batchnorm
+from hodec.errors import ConfigError, HodecError, TrainingError, Use
 from hodec.inference import Batch
 from hodec.plan.plan import Plan
 
@@ -66,6 +68,9 @@ class AdmmCallback(Callback):
         evaluate: module -> accuracy, for modules without a ``forward`` or whose validation batches are not (images,
             labels).
         learner, covariances, root: as for ``hodec.Admm``.
+        bn_batches: before each validation BatchNorm's running statistics are measured anew, on the last so many
+            training batches of this process. Weights that ADMM has made small move fast at a high learning rate, and
+            running statistics lag behind; the training itself does not use them.
         settings: the fields of ``hodec.admm.options.AdmmOptions``. ``track_truncated`` measures, each epoch, the
             accuracy that hard truncation would leave (one validation pass); where a callback such as
             EMAWeightAveraging ends the fit with averaged weights, of those.
@@ -92,8 +97,11 @@ class AdmmCallback(Callback):
         learner: RankLearner | None = None,
         covariances: Mapping[str, InputCovariance] | None = None,
         root: str | None = None,
+        bn_batches: int = 0,
         **settings: Unpack[AdmmSettings],
     ) -> None:
+        if bn_batches < 0:
+            raise ConfigError(f"bn_batches: {bn_batches} given; it is a number of batches, 0 or more")
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         options = mode_options(**settings)  # this and the next refuse now, not when training begins
         penalty_of(options, list(plan))
@@ -104,6 +112,7 @@ class AdmmCallback(Callback):
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None
         self._restored: State | None = None
+        self._recent: deque[Any] = deque(maxlen=bn_batches)
         self._expected: int | None = None  # optimizer steps of an epoch, as the trainer counts them
         self.latest: dict[str, object] = {}
 
@@ -157,10 +166,15 @@ class AdmmCallback(Callback):
     ) -> None:
         if _only_measures(trainer):
             return
+        self._recent.append(batch)
         self._follow(trainer).after_step()
         if trainer.is_last_batch:
             self.admm.update_at_epoch_end()  # before validation, whose checkpoints are to hold the new Z
         self._stop_if_converged(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
+        if self._recent and trainer.state.fn == "fit":
+            reestimate_batchnorm(self.admm.model, self._recent)
 
     def _follow(self, trainer: Trainer) -> Admm:
         """The ADMM, told where the trainer is."""
