@@ -26,9 +26,9 @@ FILE_LINK = re.compile(
 
 
 def outside() -> Iterator[tuple[str, str]]:
-    """Each file outside docs/ that is a page or a picture of one: its path in the repository, and on the site."""
+    """Each file outside docs/ that is a page, a picture or a script of one: its path in the repository, and on the site."""
     yield from PAGES.items()
-    for ending in ("README.md", "*.png"):
+    for ending in ("README.md", "*.png", "*.py"):
         for path in sorted((ROOT / "experiments").rglob(ending)):
             name = path.relative_to(ROOT).as_posix()
             yield name, name
