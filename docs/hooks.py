@@ -20,13 +20,12 @@ ROOT = Path(__file__).parents[1]
 #: File of the repository -> page of the site.
 PAGES = {"CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
-FILE_LINK = re.compile(
-    r"\[(?:docs/)?[\w/]+\.md\]\(([\w./]+\.md)"
-)  # a link that is called like the file that it leads to
+#: A link that is called like the file that it leads to.
+FILE_LINK = re.compile(r"\[(?:docs/)?[\w/]+\.md\]\(([\w./]+\.md)")
 
 
 def outside() -> Iterator[tuple[str, str]]:
-    """Each file outside docs/ that is a page, a picture or a script of one: its path in the repository, and on the site."""
+    """Each page outside docs/, and the pictures and scripts of pages: its path in the repository, and on the site."""
     yield from PAGES.items()
     for ending in ("README.md", "*.png", "*.py"):
         for path in sorted((ROOT / "experiments").rglob(ending)):
