@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hodec.errors import DataError, Use, literal
-from hodec.experiment.data.options import DataSet
+from hodec.experiment.data.options import Batches, DataOption
 from hodec.io.tensors import digest
 
 Size = tuple[int, int]  # height and width in pixels
@@ -124,7 +124,27 @@ class FolderSplit:
         _in_threads(look, len(self))
 
 
-Split = TensorSplit | FolderSplit
+@dataclass(frozen=True, eq=False)
+class ItemSplit:
+    """Images of one's own, made one by one.
+
+    Attributes:
+        items: pairs of a float32 tensor (C, H, W), as the net takes it, and a label; by index.
+        labels: int64 (N,), or of no element where nobody has asked for them.
+        num_workers: processes that read them for a loader; 0 reads in the loader's own.
+        collate: puts items into a batch; None as torch does.
+    """
+
+    items: Sequence[tuple[Tensor, int]]
+    labels: Tensor
+    num_workers: int = 0
+    collate: Callable[..., object] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+Split = TensorSplit | FolderSplit | ItemSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +155,18 @@ class ImageData:
         option: the settings it was made from, which loaders read as well.
         own_size: height and width in pixels of the images, where ``option.image_size`` does not change them.
         classes: names of the labels 0, 1, ..; two or more.
+        channels: of an image; by default as many as the option has means.
+        batches: sizes of batches; by default those of the option.
         loads: reads a split by its name: ``train`` (without the validation images), ``val``, if there is one,
             and ``test``.
     """
 
-    option: DataSet
+    option: DataOption
     own_size: Size
     classes: tuple[str, ...]
     loads: Mapping[str, Callable[[], Split]] = field(repr=False)
+    channels: int | None = None
+    batches: Batches | None = None
 
     @property
     def image_size(self) -> Size:
@@ -152,8 +176,8 @@ class ImageData:
 
     @property
     def in_channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return len(self.option.own_mean)
+        """1 (grey) or 3 (RGB); of images of one's own, as many as they have."""
+        return self.channels or len(self.option.own_mean)
 
     @property
     def num_classes(self) -> int:
@@ -200,7 +224,7 @@ class ImageData:
                 split.check()
 
 
-def build_data(option: DataSet) -> ImageData:
+def build_data(option: DataOption) -> ImageData:
     """The data set of an option; its files are looked for now, the images are read when first needed.
 
     Raises:

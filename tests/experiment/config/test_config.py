@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from hodec.admm.options import AdmmOptions
 from hodec.errors import ConfigError, Use
 from hodec.experiment.config import write
+from hodec.experiment.config.differences import differences
 from hodec.experiment.config.groups import CONF, default_option, groups, kinds_of, settings_by_key
 from hodec.experiment.config.options import CIFAR_RESNETS
 from hodec.experiment.config.overrides import check_overrides, plain
@@ -18,7 +19,6 @@ from hodec.experiment.config.schema import (
     Config,
     completed,
     config_of,
-    differences,
     read_config,
     refuse,
     to_yaml,
