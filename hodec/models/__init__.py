@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 
 from torch import nn
 
@@ -15,7 +16,8 @@ __all__ = ["build_model", "load_weights", "model_names"]
 
 PREFIX = "torchvision/"
 ENTRY_POINTS = "hodec.models"
-"""The group of entry points by which a package offers nets: name -> function with the arguments of ``build_model``."""
+"""The group of entry points by which a package offers nets: name -> a function or class with some of the arguments
+of ``build_model`` but the name."""
 
 
 def build_model(name: str, *, in_channels: int, num_classes: int, image_size: int | None = None) -> nn.Module:
@@ -84,7 +86,8 @@ def _built(point: EntryPoint, **sizes: int | None) -> nn.Module:
     except Exception as error:  # whatever an import raises
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{origin} cannot be loaded ({reason}); mend or uninstall its package") from error
-    net = make(**sizes)
+    taken = signature(make).parameters
+    net = make(**{key: size for key, size in sizes.items() if key in taken})
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{origin} makes a {type(net).__name__}; allowed: a torch.nn.Module")
     return net

@@ -366,7 +366,7 @@ def _explain(error: Exception) -> str:
         return f"{owner.key}: the chosen files give no {entry!r} to change; to add it: '++{owner.key}={{{entry}: ...}}'"
     extra = next((extra for name, extra in PLUGINS.items() if f"'{name}" in str(error)), "")
     if extra:
-        return f"{str(error).splitlines()[0]} needs the extra: pip install 'hodec[{extra}]'"
+        return f"{str(error).splitlines()[0].rstrip('.')}; it needs the extra: pip install 'hodec[{extra}]'"
     parts = [part.strip() for part in f"{error}\n{cause}".splitlines()]
     text = " ".join(dict.fromkeys(part for part in parts if part and not part.startswith(NOISE)))
     return f"{lost[1]}: {text}" if lost and isinstance(error, OmegaConfBaseException) else text

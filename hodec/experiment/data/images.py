@@ -3,6 +3,7 @@
 Every error of a file names it.
 """
 
+import io
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,19 +41,33 @@ class TensorSplit:
         return TensorSplit(self.images[indices], self.labels[indices])
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded image that is a part of a file; ``name`` says which."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = str | Encoded
+
+
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
     """Images read from their files each time.
 
     Attributes:
-        files: paths of N images.
+        files: paths of N images, or the encoded images themselves.
         labels: int64 (N,).
         size: height and width in pixels that a loader yields.
         resize: scale and cut images to ``size``; else all must have it.
         num_workers: processes that read them for a loader; 0 reads in the loader's own.
     """
 
-    files: Sequence[str]
+    files: Sequence[File]
     labels: Tensor
     size: Size
     resize: bool
@@ -283,15 +298,15 @@ def _in_threads(work: Callable[[int], None], count: int, *, chunk: int = 256) ->
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Image.Image]:
+def _opened(file: File) -> Iterator[Image.Image]:
     try:
-        with Image.open(file) as image:
+        with Image.open(file if isinstance(file, str) else io.BytesIO(file.data)) as image:
             yield image
     except READ_ERRORS as error:
         raise DataError(f"{file}: not readable as an image ({error}); repair or remove the file") from error
 
 
-def open_rgb(file: str) -> Image.Image:
+def open_rgb(file: File) -> Image.Image:
     """A decoded image in RGB.
 
     Raises:
@@ -305,13 +320,13 @@ def open_rgb(file: str) -> Image.Image:
         return clear.convert("RGB")
 
 
-def header_size(file: str) -> Size:
+def header_size(file: File) -> Size:
     """Height and width in pixels, read without decoding."""
     with _opened(file) as image:
         return image.height, image.width
 
 
-def check_size(file: str, size: Size, expected: Size) -> None:
+def check_size(file: File, size: Size, expected: Size) -> None:
     """Raise ``DataError`` when the image has not the (height, width) that the others have."""
     if size != expected:
         raise DataError(

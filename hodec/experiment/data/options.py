@@ -159,7 +159,10 @@ class Cifar100(Cifar10):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Photographs):
-    """Your own images, one folder per class: ROOT/train/CLASS/*, ROOT/test/CLASS/* and, if there is one, ROOT/val."""
+    """Your own images, one folder per class: ROOT/train/CLASS/*, ROOT/test/CLASS/* and, if there is one, ROOT/val.
+
+    Or parquet files of Hugging Face's datasets, ROOT/data/train-*.parquet; needs pyarrow: pip install datasets.
+    """
 
     name: ClassVar[str] = "image_folder"
     reader: ClassVar[str] = "hodec.experiment.data.folder:image_folder"
