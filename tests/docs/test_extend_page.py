@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[2:] for line in re.findall(r"^hodec train .*$", PAGE, flags=re.MULTILINE)]
 MODULES = {
     "nets": "from pkg.code import Net",
-    "data": "from pkg.code import Images, test_images\nfrom pkg.code import images as train_set\ntest_set = test_images",
+    "data": "from pkg.code import Images, images, test_images\ntrain_set, test_set = images, test_images",
     "rules": "from pkg.code import Share",
     "methods": "from pkg.code import PLAIN as BALANCED",
     "callbacks": "class Note:\n    def __init__(self, every):\n        pass",

@@ -180,6 +180,14 @@ def foreign(group: str, name: str, key: str) -> str:
     return f"{group}.{key}: {group}={name or first} has no such setting; {', '.join(owners)} {have}"
 
 
+def has_setting(group: str, node: object, name: str) -> bool:
+    """Whether the option that a node of plain settings chooses has a setting of that name."""
+    kinds = kinds_of(group)
+    chosen = node.get("name") if isinstance(node, Mapping) else None
+    kind = kinds.get(str(chosen), kinds.get(""))
+    return kind is not None and name in settings_of(kind)
+
+
 def takes_arguments(group: str) -> bool:
     """Whether a group has an option of one's own, to which settings that are not known go as arguments."""
     return any(issubclass(kind, own.Target) for kind in kinds_of(group).values()) if group in groups() else False

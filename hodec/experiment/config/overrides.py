@@ -25,7 +25,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import ConfigError, Use, quoted
 from hodec.experiment.config import searchpath, trust
-from hodec.experiment.config.groups import groups, not_among, settings_by_key, takes_arguments, unknown
+from hodec.experiment.config.groups import (
+    groups,
+    has_setting,
+    not_among,
+    settings_by_key,
+    takes_arguments,
+    unknown,
+)
 from hodec.experiment.config.objectives import wrong_direction
 from hodec.experiment.config.options import CIFAR_RESNETS, SOURCES
 from hodec.experiment.config.schema import read_config, refuse
@@ -197,8 +204,9 @@ def _wrong_form(override: Override, line: str, menu: Menu) -> str:
     if override.is_delete():
         return f"{line}: a setting cannot be removed; give it a value, such as {key}=null"
     mapping = isinstance(override.value(), dict | list) and key not in menu.presets
-    if (override.is_add() and not mapping) or (override.is_force_add() and key in menu.presets):
-        return f"{line}: {key} is there already; write {key}=... without '+'"
+    added = override.is_add() and not mapping and not takes_arguments(group)
+    if added or (override.is_force_add() and key in menu.presets):
+        return _there_already(line, key)
     if override.is_interval_sweep() and not menu.sweeper:
         return f"{line}: an interval needs a sweeper that draws from it: hydra/sweeper=optuna"
     if override.is_discrete_sweep() and not list(override.sweep_iterator()):
@@ -260,14 +268,28 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
         return [f"{next(iter(files), 'experiment')}: the first line must be '# @package _global_'"]
     config, errors = read_config(tree)
     problems = [_located(text, files, lines) for text in (*(e.told(Use.in_hydra) for e in errors), *untrusted)]
-    problems += _unknown_model(tree.get("model"))
+    problems += [*_unknown_model(tree.get("model")), *_misadded(lines, tree)]
     if config and menu.multirun and config.trainer.devices > 1:
         problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
     return problems or ([_not_added(lines) or _explain(refusal)] if refusal is not None else [])
 
 
+def _there_already(line: str, key: str) -> str:
+    return f"{line}: {key} is there already; write {key}=... without '+'"
+
+
+def _misadded(lines: Sequence[str], tree: Mapping[str, object]) -> Iterator[str]:
+    """The problems of settings that are added as if they were arguments of code of one's own."""
+    for line in lines:
+        key, _, value = line[1:].partition("=")
+        group, _, last = key.partition(".")
+        merged = value[:1] in ("{", "[")  # which Hydra adds to what is there
+        if line.startswith("+") and not merged and takes_arguments(group) and has_setting(group, tree.get(group), last):
+            yield _there_already(line, key)
+
+
 def _not_added(lines: Sequence[str]) -> str:
-    """The problem of arguments of code of one's own that are given as if they were settings."""
+    """The problem of arguments of code of one's own that are given as if they were settings; empty without any."""
     own = [line for line in lines if line[0] not in "+~" and _may_be_argument(line.partition("=")[0])]
     added = " ".join(quoted(f"+{line}") for line in own)
     return f"{own[0].partition('=')[0]}: an argument of one's own is added: {added}" if own else ""
