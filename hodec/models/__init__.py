@@ -44,8 +44,8 @@ def build_model(name: str, *, in_channels: int, num_classes: int, image_size: in
     if name in DEPTHS:
         return CifarResNet(DEPTHS[name], in_channels=in_channels, num_classes=num_classes)
     if name.startswith(timm_nets.PREFIX):
-        sizes = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
-        return timm_nets.build(name.removeprefix(timm_nets.PREFIX), **sizes)
+        bare = name.removeprefix(timm_nets.PREFIX)
+        return timm_nets.build(bare, in_channels=in_channels, num_classes=num_classes, image_size=image_size)
     if name in _offered():
         return _built(_offered()[name], in_channels=in_channels, num_classes=num_classes, image_size=image_size)
     # torchvision takes over a second to import: only now is it needed

@@ -4,7 +4,7 @@ What stands beside ``_target_`` and is no setting here goes to it as an argument
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from hodec.errors import ConfigError, HodecError
@@ -147,7 +147,7 @@ def read_target(kind: type[Target], node: Mapping[str, object]) -> tuple[Setting
     option, errors = values_or_errors(kind, known)
     if option is None or issubclass(kind, CustomRule | CustomMethod):
         return (None, errors) if option is None else _native(cast(Target, option), own)
-    made = kind(**known, arguments=own)
+    made = replace(cast(Target, option), arguments=own)
     return made, [ConfigError(text) for text in made.problems()]
 
 

@@ -33,7 +33,7 @@ def presets() -> dict[str, dict[str, Preset]]:
         packaged = known.packaged if known else True
         methods[name] = Preset(settings_of_method(method), doc=method.summary or method.source, packaged=packaged)
     own = groups()["method"][CustomMethod.name]
-    return {**groups(), "method": {**methods, own.option.name: own}}
+    return {**groups(), "method": {**methods, CustomMethod.name: own}}
 
 
 def comment(one: Setting) -> str:

@@ -23,7 +23,7 @@ from hodec.experiment.data.images import FolderSplit, ImageData, ItemSplit, Spli
 from hodec.experiment.data.options import Batches, DataSet
 
 Batch = tuple[Tensor, Tensor]
-Images = TypeVar("Images", TensorSplit, FolderSplit, ItemSplit)
+Images = TypeVar("Images", bound=Split)
 
 
 class Place(TypedDict, total=False):

@@ -5,7 +5,7 @@ run that was killed goes on with the batches that were left.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -140,7 +140,7 @@ def _split(loader: DataLoader[Any]) -> ItemSplit:
 
 
 def _data(
-    option: Functions | DataModule, loads: dict[str, Callable[[], ItemSplit]], *, classes: int, batches: Batches
+    option: Functions | DataModule, loads: Mapping[str, Callable[[], ItemSplit]], *, classes: int, batches: Batches
 ) -> ImageData:
     """The data set, after a look at its first image."""
     with torch.random.fork_rng(devices=[]):
