@@ -63,5 +63,6 @@ def test_six_runs_one_fails_a_kill_and_a_second_start(tmp_path, launcher):
     failed = next(path for path in sweep.iterdir() if path.name.startswith("2_"))
     assert "TrainingError" in (failed / "error.txt").read_text()
     assert {path: path.stat().st_mtime_ns for path in done} == done, "finished runs are not repeated"
-    assert sorted(path.name for path in sweep.glob("[0-9]_*")) == [f"{k}_admm.rho-{rho}" for k, rho in enumerate(RHOS)]
+    names = sorted(path.name for path in sweep.glob("[0-9]_*"))
+    assert [name.partition("-")[0] for name in names] == [f"{k}_admm.rho" for k in range(6)], "what is swept, no more"
     assert (sweep / "sweep.html").exists()
