@@ -21,7 +21,7 @@ SETTINGS = (
 )  # fmt: skip
 RHOS = ("1e-4", "1e-3", "1e30", "1e-2", "1e-1", "1")  # the third ends in NaN
 LAUNCHERS = {
-    "local_jobs": ("hydra_plugins.hydra_submitit_launcher", ("hydra.sweeper.max_batch_size=2",)),
+    "local_jobs": ("hydra_plugins.hydra_submitit_launcher", ()),
     "ray_jobs": ("hydra_plugins.hydra_ray_launcher", ("+hydra.launcher.ray.init.num_cpus=2",)),
 }
 
