@@ -27,8 +27,9 @@ REPORTS = [words[1:] for words in COMMANDS if words[0] == "hodec"]
 def test_commands_of_train_py_are_accepted(argv):
     launcher = next((word.partition("=")[2] for word in argv if word.startswith("hydra/launcher=")), "")
     if launcher in PLUGINS and importlib.util.find_spec(f"hydra_plugins.{PLUGINS[launcher]}") is None:
+        one = [word for word in argv if "," not in word]  # of a sweep, which takes longer
         with pytest.raises(ConfigError, match=r"it needs the extra: pip install 'hodec\[(slurm|ray)\]'"):
-            check_overrides(argv, ROOT / "conf")
+            check_overrides(one, ROOT / "conf")
     else:
         check_overrides(argv, ROOT / "conf")
 

@@ -13,19 +13,17 @@ from hodec.errors import DataError
 from hodec.experiment.data.images import build_data
 from hodec.experiment.data.loaders import train_loader
 
-from conftest import save_image  # isort: skip
-
 
 @pytest.fixture
 def folder(option):
     return lambda root, **changes: option("image_folder", root=str(root), batch_size=4, **changes)
 
 
-def test_split_folders_by_the_names_of_imagefolder(folder, tmp_path):
+def test_split_folders_by_the_names_of_imagefolder(folder, image, tmp_path):
     for split in ("train", "validation", "test"):
         for name in ("cat", "dog"):
             for k in range(4):
-                save_image(tmp_path / split / name / f"{k}.png", seed=k)
+                image(tmp_path / split / name / f"{k}.png", seed=k)
     data = build_data(folder(tmp_path))
     assert data.split_sizes() == {"train": 8, "validation": 8, "test": 8}
     (tmp_path / "dev").mkdir()
