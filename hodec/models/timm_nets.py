@@ -45,7 +45,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ConfigError("{net}: timm is not installed; pip install timm", net=Use("model.source", "timm")) from error
+        raise ConfigError("a net of timm needs timm, which is not installed: pip install timm") from error
     return timm  # type: ignore[no-any-return]
 
 
