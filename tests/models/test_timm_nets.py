@@ -37,8 +37,8 @@ def test_names_and_sizes_that_do_not_fit():
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=r"timm/resnet81 is unknown to timm .*Did you mean: .*resnet18"):
         build("resnet81")
-    with pytest.raises(ConfigError, match="does not take images of 50x50"):
-        build("vit_tiny_patch16_224", image_size=50)
+    with pytest.raises(ConfigError, match="does not take images of 33x33"):
+        build("levit_128", image_size=33)
 
 
 @pytest.mark.slow
@@ -53,9 +53,9 @@ def test_a_run_of_a_timm_net(tmp_path):
     from hodec.export import checkpoint
 
     argv = [
-        "model=timm", "model.name=resnet18", "data=fake", "data.fake_size=64", "data.image_size=32", "tt_ranks=8",
-        "dense_epochs=1", "retrain_epochs=0", "bn_batches=1", "trainer.accelerator=cpu", "trainer.threads=1",
-        "report=false",
+        "model=timm", "model.name=resnet18", "data=fake", "data.fake_size=64", "data.image_size=32",
+        "data.batch_size=16", "tt_ranks=8", "dense_epochs=1", "retrain_epochs=0", "bn_batches=1",
+        "trainer.accelerator=cpu", "trainer.threads=1", "report=false",
     ]  # fmt: skip
     check_overrides(argv, CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
