@@ -69,6 +69,32 @@ def _rules() -> dict[str, Preset]:
     return _presets(*RULES.values()) | others
 
 
+def _models() -> dict[str, Preset]:
+    """The nets by name; the first is the default."""
+    return {
+        **{
+            name: Preset(
+                options.ModelSettings,
+                {"name": name},
+                f"The CIFAR ResNet of {name.removeprefix('resnet')} layers: 16, 32 and 64 channels.",
+            )
+            for name in options.CIFAR_RESNETS
+        },
+        "torchvision": Preset(
+            options.ModelSettings,
+            {"name": "resnet18", "source": "torchvision"},
+            "Any classification net of torchvision, such as resnet50 or mobilenet_v2.",
+        ),
+        "timm": Preset(
+            options.ModelSettings,
+            {"name": "resnet18", "source": "timm"},
+            "Any classification net of timm; needs the package: pip install timm.",
+        ),
+        **_presets(own.CustomModel),
+        **_nets(),
+    }
+
+
 def _nets() -> dict[str, Preset]:
     """The nets that installed packages offer by an entry point of ``hodec.models``."""
     return {
@@ -92,28 +118,7 @@ def groups() -> dict[str, dict[str, Preset]]:
     """Group -> preset -> what it is, in the order of ``conf/config.yaml``; the first is the default."""
     gpu = {"precision": "bf16-mixed", "channels_last": True}
     return {
-        "model": {
-            **{
-                name: Preset(
-                    options.ModelSettings,
-                    {"name": name},
-                    f"The CIFAR ResNet of {name.removeprefix('resnet')} layers: 16, 32 and 64 channels.",
-                )
-                for name in options.CIFAR_RESNETS
-            },
-            "torchvision": Preset(
-                options.ModelSettings,
-                {"name": "resnet18", "source": "torchvision"},
-                "Any classification net of torchvision, such as resnet50 or mobilenet_v2.",
-            ),
-            "timm": Preset(
-                options.ModelSettings,
-                {"name": "resnet18", "source": "timm"},
-                "Any classification net of timm; needs the package: pip install timm.",
-            ),
-            **_presets(own.CustomModel),
-            **_nets(),
-        },
+        "model": _models(),
         "data": _presets(*DATA_SETS.values(), own.DataModule) | _data_modules(),
         "method": dict(sorted(_methods().items(), key=lambda item: item[0] != "tt")) | _presets(own.CustomMethod),
         "ranks": _rules() | _presets(own.CustomRule),

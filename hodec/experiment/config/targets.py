@@ -57,7 +57,7 @@ def load(name: str) -> Any:
     """
     if not trust.allows(name):
         raise ConfigError(trust.refusal(name))
-    if os.getcwd() not in sys.path:
+    if not trust.is_open(name) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that no file there stands in for an installed package
     found, rest = _module(name)
     for part in rest:
