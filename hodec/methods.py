@@ -98,19 +98,12 @@ class Methods(Mapping[str, Method]):
 
     def _table(self) -> dict[str, Method]:
         if not self._loaded:
-            found: dict[str, Method] = {}
-            for point in entry_points(group=GROUP):
-                origin = f"entry point {point.name!r} = {point.value} of group {GROUP}"
-                try:
-                    method = point.load()
-                except Exception as error:  # whatever an import raises
-                    raise PlanError(
-                        f"{origin} cannot be loaded ({type(error).__name__}: {error}); mend or uninstall its package"
-                    ) from error
-                _check(method, {**self._methods, **found}, origin)
-                found[method.name] = method
-            self._methods |= found
-            self._loaded = True
+            self._loaded = True  # a package that reads the table while it is loaded sees what is there already
+            try:
+                self._methods |= _offered(self._methods)
+            except PlanError:
+                self._loaded = False
+                raise
         return self._methods
 
     def __getitem__(self, name: str) -> Method:
@@ -121,6 +114,26 @@ class Methods(Mapping[str, Method]):
 
     def __len__(self) -> int:
         return len(self._table())
+
+
+def _offered(known: Mapping[str, Method]) -> dict[str, Method]:
+    """The methods of installed packages.
+
+    Raises:
+        PlanError: one that cannot be loaded, or whose name is taken.
+    """
+    found: dict[str, Method] = {}
+    for point in entry_points(group=GROUP):
+        origin = f"entry point {point.name!r} = {point.value} of group {GROUP}"
+        try:
+            method = point.load()
+        except Exception as error:  # whatever an import raises
+            raise PlanError(
+                f"{origin} cannot be loaded ({type(error).__name__}: {error}); mend or uninstall its package"
+            ) from error
+        _check(method, {**known, **found}, origin)
+        found[method.name] = method
+    return found
 
 
 def _check(method: object, table: Mapping[str, Method], origin: str) -> None:

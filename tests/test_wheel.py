@@ -97,3 +97,21 @@ def test_with_all_extras_it_trains_in_an_empty_folder(wheel, tmp_path):
     assert (empty / "one" / "report.html").exists()
     run(scripts / "hodec", "train", "-m", *TINY, "seed=0,1", "report=false", "hydra.sweep.dir=sweep", folder=empty)
     assert (empty / "sweep" / "sweep.html").exists()
+
+
+def test_a_project_of_ones_own_in_an_environment_of_its_own(wheel, tmp_path):
+    scripts = environment(tmp_path / "own", wheel, "[experiment]")
+    python = str(scripts / "python")
+    subprocess.run(["uv", "pip", "install", "-q", "--python", python, "pytest"], check=True, timeout=300)
+    run(scripts / "hodec", "init", "mine", folder=tmp_path)
+    project = tmp_path / "mine"
+    assert "2 passed" in run(python, "-m", "pytest", "-q", folder=project)
+    own = ("--trust", "mine", "--config-dir", "conf", "experiment=own", "trainer.accelerator=cpu", "trainer.threads=1")
+    run(scripts / "hodec", "train", *own, "hydra.run.dir=out", folder=project)
+    assert (project / "out" / "report.html").exists()
+    # Installed, its names are choices in any folder and without trust.
+    subprocess.run(["uv", "pip", "install", "-q", "--python", python, "--no-deps", project], check=True, timeout=300)
+    names = ("model=my_net", "data=my_digits", "ranks=share", "ranks.share=0.25", "method=balanced", "dense_epochs=1")
+    run(scripts / "hodec", "train", *names, "trainer.accelerator=cpu", "hydra.run.dir=named", folder=tmp_path)
+    text = run(scripts / "hodec", "plan", "--model", "my_net", "--method", "tucker", "--ranks", "4", folder=tmp_path)
+    assert "reduction" in text

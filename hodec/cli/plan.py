@@ -20,7 +20,8 @@ from hodec.cli.rule_options import (
     rule_from,
 )
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
-from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
+from hodec.experiment.config.options import CIFAR_RESNETS
+from hodec.experiment.config.trust import entry_targets
 from hodec.io.atomic import check_place, writing
 from hodec.options import Settings, setting, settings_of
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     add_dequantize_argument(parser)
     net = parser.add_argument_group("network")
-    net.add_argument("--model", metavar="NAME", help="resnet32, torchvision/resnet50, ..")
+    net.add_argument("--model", metavar="NAME", help="resnet32, torchvision/resnet50, timm/resnet18, ..")
     net.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .ckpt, .pt or .pth")
     for name, one in settings_of(ImageSpec).items():
         other = f" for CIFAR ResNets, {IMAGENET[name]} for torchvision's" if name in IMAGENET else ""
@@ -229,8 +230,9 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
 
 def next_steps(model: str, images: ImageSpec, path: Path | None) -> str:
     """How the plan is applied, as commands."""
-    bare = model.removeprefix(TORCHVISION)
-    net = f"model={model}" if model in CIFAR_RESNETS else f"model=torchvision model.name={bare}"
+    source, _, bare = model.rpartition("/")
+    offered = model in CIFAR_RESNETS or model in entry_targets("hodec.models")
+    net = f"model={model}" if offered else f"model={source or 'torchvision'} model.name={bare}"
     return (
         f"written to {path}; edit its ranks, delete layers from it, then apply it:\n"
         f"  hodec train {net} data.image_size={images.image_size} plan={path} init=WEIGHTS\n"

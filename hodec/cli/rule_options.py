@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from hodec.errors import ConfigError, flag_of
-from hodec.experiment.config.groups import groups, kinds_of, not_among
+from hodec.experiment.config.groups import kinds_of, method_names, not_among
 from hodec.experiment.config.options import RunSettings
 from hodec.options import Setting, settings_of, values_or_errors
 from hodec.ranks import RULES, Manual, RankRule
@@ -33,7 +33,9 @@ def rule_flags() -> dict[str, Flags]:
 def method_flags() -> dict[str, Flags]:
     """The flags of each method; the split of channels by layer has none: it is edited in the plan."""
     kinds = kinds_of("method")
-    return {name: _flags(one for one in settings_of(kinds[name]).values() if one.name != "modes") for name in kinds}
+    return {
+        name: _flags(one for one in settings_of(kinds[name]).values() if one.name != "modes") for name in method_names()
+    }
 
 
 def _flags(settings: Iterable[Setting]) -> Flags:
@@ -63,7 +65,7 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
 def add_method_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--method``, its settings, ``--include`` and ``--exclude``: those of ``method_from``."""
     group = parser.add_argument_group("layers")
-    names = " | ".join(groups()["method"])
+    names = " | ".join(method_names())
     group.add_argument("--method", metavar="NAME", help=f"how layers are factorized: {names} (default: tt)")
     _add(group, method_flags())
     for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
@@ -204,7 +206,7 @@ def method_from(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown method, a setting that it does not have, or one out of range.
     """
-    names = tuple(groups()["method"])
+    names = tuple(method_names())
     method, several = options.method, getattr(options, "methods", None)
     if method is not None and several is not None:
         raise ConfigError(f"--method: {method!r} given together with --methods; allowed: one of the two")

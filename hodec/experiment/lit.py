@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,11 @@ class LitClassifier(LightningModule):
 
     Args:
         net: images (N, C, H, W) -> scores (N, classes).
-        optimizer: ``sgd``, ``adamw``, ``muon`` or ``scaled_gd``; see ``FactorSGD`` for the last two.
+        optimizer: ``sgd``, ``adamw``, ``muon`` or ``scaled_gd``; see ``FactorSGD`` for the last two. Or what
+            makes one of a net and ``options``.
         options: keyword arguments of that optimizer (lr, momentum, weight_decay, ..); its lr is 0.1 by default.
         schedule: ``cosine``, ``linear``, ``step`` (x0.1 at 1/2 and 3/4) or ``constant``, over the whole fit, per step.
+            Or what makes Lightning's entry of a scheduler (``scheduler``, ``interval``, ..) of an optimizer.
         warmup_epochs: epochs of linear warm-up from 0, where the schedule begins.
         span: the part of the schedule that this fit covers, (0, 1) for all of it.
         label_smoothing: 0..1.
@@ -62,9 +64,9 @@ class LitClassifier(LightningModule):
         self,
         net: nn.Module,
         *,
-        optimizer: str = "sgd",
+        optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
         options: Mapping[str, object] | None = None,
-        schedule: str = "cosine",
+        schedule: str | Callable[[torch.optim.Optimizer], dict[str, Any]] = "cosine",
         warmup_epochs: float = 0,
         span: tuple[float, float] = (0.0, 1.0),
         label_smoothing: float = 0.0,
@@ -76,7 +78,8 @@ class LitClassifier(LightningModule):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        if optimizer not in OPTIMIZERS or schedule not in SCHEDULES:
+        known = callable(optimizer) or optimizer in OPTIMIZERS
+        if not known or not (callable(schedule) or schedule in SCHEDULES):
             raise ConfigError(
                 f"optimizer.name={optimizer}, optimizer.schedule={schedule}: there are {', '.join(OPTIMIZERS)}, and "
                 f"{', '.join(SCHEDULES)}"
@@ -158,7 +161,11 @@ class LitClassifier(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(y), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = OPTIMIZERS[self.optimizer](self.net, **self.options)
+        make = self.optimizer if callable(self.optimizer) else OPTIMIZERS[self.optimizer]
+        optimizer = make(self.net, **self.options)
+        if callable(self.schedule):
+            return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)})
+        schedule = SCHEDULES[self.schedule]
         total = max(1, int(self.trainer.estimated_stepping_batches))
         epochs = self.trainer.max_epochs or 1
         warmup = int(total * min(1.0, self.warmup_epochs / epochs)) if epochs > 0 else 0
@@ -168,7 +175,7 @@ class LitClassifier(LightningModule):
             if step < warmup:
                 return (step + 1) / (warmup + 1)
             done = min(1.0, (step - warmup) / max(1, total - warmup))
-            return SCHEDULES[self.schedule](begin + (end - begin) * done)
+            return schedule(begin + (end - begin) * done)
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

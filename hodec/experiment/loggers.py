@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from hodec.errors import ConfigError
-from hodec.experiment.config.options import WandbSettings
+from hodec.experiment.config.logger_options import WandbSettings
+from hodec.experiment.config.own import CustomLogger
 from hodec.experiment.config.schema import Config
+from hodec.experiment.own_code import own_logger
 from hodec.experiment.redaction import redacted
 from hodec.io.atomic import JsonObject, write_text
 
@@ -220,6 +222,7 @@ LOGGERS: dict[str, Callable[[Config, Path], RunLogger]] = {
     "csv": lambda config, folder: CsvLogger(folder / "metrics.csv"),
     "wandb": WandbLogger,
     "tensorboard": _tensorboard,
+    "custom": lambda config, folder: cast(RunLogger, own_logger(cast(CustomLogger, config.logger), folder)),
 }
 
 

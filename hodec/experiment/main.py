@@ -16,12 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hodec.errors import ConfigError, HodecError, Use
+from hodec.experiment.config.arguments import given, remember
 from hodec.experiment.config.groups import CONF, groups
 from hodec.experiment.config.objectives import names_of, value_of
 from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import Config, config_of
 from hodec.experiment.config.sweep_names import job_folder
-from hodec.experiment.config.trust import take_flag
+from hodec.experiment.config.trust import flags, take_flag
 from hodec.experiment.redaction import command
 from hodec.experiment.signals import Stopped, stoppable
 
@@ -87,9 +88,10 @@ def check_validation(config: Config) -> None:
 def main() -> None:
     """Run the command line's job, or its sweep; exit code 2 for what the user can mend, 1 for what he cannot."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the lines below as they are
-    store_presets()
     try:
+        store_presets()
         sys.argv[1:] = take_flag(sys.argv[1:])
+        remember()
         check_overrides(sys.argv[1:], CONF)
         run_job()
     except HodecError as error:
@@ -108,9 +110,9 @@ def main() -> None:
 
 def resume_command(job: HydraConf) -> str:
     """The command that goes on with a job: its own arguments, and its folder."""
-    words = list(job.overrides.task) if job.mode is RunMode.MULTIRUN else sys.argv[1:]
+    words = list(job.overrides.task) if job.mode is RunMode.MULTIRUN else given()[1:]
     words = [word for word in words if not word.lstrip("+").startswith("hydra.run.dir=")]
-    return command([*words, f"hydra.run.dir={job.runtime.output_dir}"])
+    return command([*flags(), *words, f"hydra.run.dir={job.runtime.output_dir}"])
 
 
 def store_presets() -> None:

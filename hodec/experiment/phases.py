@@ -16,11 +16,14 @@ from hodec.calibration.input_covariance import InputCovariance, collect_covarian
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.errors import ConfigError, PlanError
+from hodec.experiment.config.options import ModelSettings
+from hodec.experiment.config.own import CustomModel
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext, device_of
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import val_loader
 from hodec.experiment.lit import LitClassifier, evaluate
+from hodec.experiment.own_code import optimizer_maker, own_net, scheduler_maker
 from hodec.experiment.run_folder import Outcome
 from hodec.experiment.training import fit_phase
 from hodec.formats.modes import Modes
@@ -74,18 +77,20 @@ def rank_rule(config: Config, data: ImageData) -> RankRule | None:
 
 def dense_net(run: RunContext) -> nn.Module:
     """Return the dense net before any training: with the weights of ``init``, or random ones."""
-    return _net(run, run.config.model.name, run.config.init)
+    return _net(run, run.config.model, run.config.init)
 
 
 def teacher_net(run: RunContext) -> nn.Module | None:
     """Return the net of ``distill.init``, if there is one."""
     settings = run.config.distill
-    return _net(run, settings.model or run.config.model.name, settings.init) if settings.init else None
+    teacher = ModelSettings(name=settings.model) if settings.model else run.config.model
+    return _net(run, teacher, settings.init) if settings.init else None
 
 
-def _net(run: RunContext, name: str, weights: str | None) -> nn.Module:
+def _net(run: RunContext, model: ModelSettings | CustomModel, weights: str | None) -> nn.Module:
     data = run.data
-    net = build_model(name, in_channels=data.in_channels, num_classes=data.num_classes, image_size=min(data.image_size))
+    sizes = {"in_channels": data.in_channels, "num_classes": data.num_classes, "image_size": min(data.image_size)}
+    net = own_net(model, data) if isinstance(model, CustomModel) else build_model(model.name, **sizes)
     if weights:
         load_weights(net, weights)
     return net
@@ -197,14 +202,15 @@ def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
 
 def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> LitClassifier:
     config, optimizer = run.config, run.config.optimizer
-    options = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay} | optimizer.torch_arguments()
+    rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    options = {key: value for key, value in rates.items() if value is not None} | optimizer.torch_arguments()
     if phase == "retrain" and optimizer.retrain_lr is not None:
         options["lr"] = optimizer.retrain_lr
     return LitClassifier(
         net,
-        optimizer=optimizer.name,
+        optimizer=optimizer_maker(optimizer) or optimizer.name,
         options=options,
-        schedule=optimizer.schedule,
+        schedule=scheduler_maker(optimizer) or optimizer.schedule,
         warmup_epochs=optimizer.warmup_epochs,
         span=_span(config, phase),
         label_smoothing=optimizer.label_smoothing,

@@ -20,7 +20,9 @@ from torch import nn
 from hodec._version import __version__
 from hodec.errors import CheckpointError
 from hodec.experiment import phases
-from hodec.experiment.config.schema import Config, completed, differences, to_yaml
+from hodec.experiment.config.differences import differences
+from hodec.experiment.config.own import CustomModel
+from hodec.experiment.config.schema import Config, completed, to_yaml
 from hodec.experiment.context import RunContext, check_machine, device_of
 from hodec.experiment.data.images import build_data
 from hodec.experiment.lock import held
@@ -172,8 +174,10 @@ def is_first_process() -> bool:
 def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonObject) -> None:
     """Write what outlives the run: the compressed model, the numbers, the report."""
     path, data = run.folder.path, run.data
+    model = run.config.model
     facts = {
-        "model": run.config.model.name,
+        # a file may not name code: a net of one's own is given when the model is loaded
+        **({} if isinstance(model, CustomModel) else {"model": model.name}),
         "in_channels": data.in_channels,
         "num_classes": data.num_classes,
         "image_size": list(data.image_size),

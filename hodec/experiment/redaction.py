@@ -3,9 +3,10 @@
 import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from hodec.experiment.config.arguments import given
 
 # Names of settings and variables whose values are secret.
 SECRET = re.compile(r"(?i)(key|token|secret|passw|credential|auth)")
@@ -27,9 +28,10 @@ def redacted(value: object) -> object:
 
 def command(arguments: Sequence[str] | None = None) -> str:
     """The command line of this program as a shell reads it, secrets hidden; by default with its own arguments."""
-    script = Path(sys.argv[0])
+    own = given()
+    script = Path(own[0])
     program = ["hodec", "train"] if script.parts[-2:] == ("experiment", "__main__.py") else ["python", script.name]
-    words = [_without_secret(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = [_without_secret(word) for word in (own[1:] if arguments is None else arguments)]
     return shlex.join([*program, *words])
 
 

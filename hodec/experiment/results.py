@@ -58,7 +58,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         "conversion": phases["truncated"]["errors"],
         "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
         "data": {"name": run.config.data.name, "classes": run.data.num_classes, "images": run.data.split_sizes()},
-        "model": {"name": run.config.model.name},
+        "model": {"name": getattr(run.config.model, "_target_", run.config.model.name)},
         "weights_sha256": checkpoint.weights_digest(nets["compressed"]),
         "seed": run.config.seed,
         "versions": versions(),

@@ -8,7 +8,8 @@ from typing import cast
 import yaml
 
 from hodec.errors import CheckpointError, ConfigError
-from hodec.experiment.config.schema import completed, differences
+from hodec.experiment.config.differences import differences
+from hodec.experiment.config.schema import completed
 from hodec.experiment.run_folder import RunFolder
 from hodec.experiment.run_state import read_state
 from hodec.io.atomic import sha256, write_bytes

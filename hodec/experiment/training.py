@@ -24,6 +24,7 @@ from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
+from hodec.experiment.own_code import own_callbacks
 from hodec.experiment.run_folder import checkpoint_epoch
 from hodec.experiment.signals import Stopped, soft
 from hodec.io.atomic import JsonObject
@@ -144,6 +145,7 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     callbacks: list[Callback] = [SeedEpochs(config.seed, phase)]
     if admm is not None:
         callbacks.append(admm)
+    callbacks += own_callbacks(config.trainer)
     callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)

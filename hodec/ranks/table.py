@@ -53,7 +53,7 @@ def get_rule(name: str) -> type[RankRule]:
     """
     offered = _offered().get(name)
     if offered is not None:
-        rule = offered.load()
+        rule = _loaded(offered)
         if not (isinstance(rule, type) and issubclass(rule, RankRule) and rule.name == name):
             raise ConfigError(f"entry point {name} = {offered.value} of {ENTRY_POINTS} is no RankRule of that name")
         return register(rule)
@@ -61,6 +61,16 @@ def get_rule(name: str) -> type[RankRule]:
         names = rule_names()
         raise ConfigError(f"unknown rank rule {name!r}; there are {', '.join(names)}.{near_matches(name, names)}")
     return RULES[name]
+
+
+def _loaded(offered: EntryPoint) -> object:
+    try:
+        return offered.load()
+    except Exception as error:  # whatever an import raises
+        raise ConfigError(
+            f"entry point {offered.name} = {offered.value} of {ENTRY_POINTS} cannot be loaded ({type(error).__name__}: "
+            f"{error}); mend or uninstall its package"
+        ) from error
 
 
 @cache

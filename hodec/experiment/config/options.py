@@ -1,16 +1,18 @@
 """The settings of the experiment's own options: network, method, optimizer, distillation, machine, logger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from hodec.errors import ConfigError, Use
 from hodec.experiment.config.objectives import OBJECTIVES, bad_objectives
+from hodec.experiment.config.targets import WithTargets, bad_node, bad_nodes, problems
 from hodec.options import BadParts, Option, Settings, setting
 from hodec.ranks.manual import bad_ranks
 
 TORCHVISION = "torchvision/"
+SOURCES = ("torchvision", "timm")  # of nets whose names have the prefix SOURCE/
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110))
 
 
@@ -102,21 +104,33 @@ class RunSettings(Settings):
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """Which network is trained; a net of torchvision has the name ``torchvision/resnet18``."""
+    """Which network is trained; one of torchvision has the name ``torchvision/resnet18``, of timm ``timm/resnet18``."""
 
     group: ClassVar[str] = "model"
 
     name: str = setting("resnet20", "the network")
-    source: str = setting("hodec", "where the name is looked up", choices=("hodec", "torchvision"))
+    source: str = setting("hodec", "where the name is looked up", choices=("hodec", *SOURCES))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.source == "torchvision":
-            object.__setattr__(self, "name", TORCHVISION + self.name.removeprefix(TORCHVISION))
+        if self.source in SOURCES:
+            prefix = f"{self.source}/"
+            object.__setattr__(self, "name", prefix + self.name.removeprefix(prefix))
+
+
+# Entries of ``optimizer.scheduler`` that Lightning reads: when it steps (epoch, the default, or step), by which curve.
+SCHEDULER_WORDS = ("interval", "monitor")
+
+
+def _bad_scheduler(value: object) -> BadParts:
+    """What is no mapping with a ``_target_``, or steps at another time than Lightning does."""
+    yield from bad_node(value)
+    if isinstance(value, Mapping) and value.get("interval", "epoch") not in ("epoch", "step"):
+        yield "[interval]", value["interval"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings(Option):
+class OptimizerSettings(Option, WithTargets):
     """The learning rate over time, in every phase of training."""
 
     group: ClassVar[str] = "optimizer"
@@ -127,6 +141,31 @@ class OptimizerSettings(Option):
         False, "true: one schedule over ADMM and retraining together, its later part as high as retrain_lr says"
     )
     label_smoothing: float = setting(0.0, "share of the label spread over all classes", low=0, below=1)
+    scheduler: object | None = setting(
+        None,
+        "torch's or one's own, of one argument more, the optimizer, in the place of schedule; with interval: step it "
+        "steps after each batch; null: schedule",
+        words="a mapping with the dotted name of a scheduler and its arguments",
+        example="{_target_:torch.optim.lr_scheduler.StepLR,step_size:5}",
+        check=_bad_scheduler,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheduler is not None and (self.warmup_epochs or self.joint_schedule):
+            raise ConfigError(
+                "{scheduler}: given together with a warm-up or a schedule over both phases, which are of the other "
+                "schedules; allowed: {warmup} and {joint}",
+                scheduler=Use("optimizer.scheduler"),
+                warmup=Use("optimizer.warmup_epochs", 0),
+                joint=Use("optimizer.joint_schedule", "false"),
+            )
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the scheduler."""
+        if isinstance(self.scheduler, Mapping):
+            node = {key: value for key, value in self.scheduler.items() if key not in SCHEDULER_WORDS}
+            yield from problems(f"{self.group}.scheduler", node, places=1)
 
     def torch_arguments(self) -> dict[str, object]:
         """What torch's optimizer is given besides the rate and the decay."""
@@ -230,7 +269,7 @@ class DistillSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TrainerSettings(Settings):
+class TrainerSettings(WithTargets):
     """The hardware and the arithmetic."""
 
     group: ClassVar[str] = "trainer"
@@ -249,6 +288,18 @@ class TrainerSettings(Settings):
         10.0, "between two checkpoints within an epoch, exact as those at its end; null: only there", above=0
     )
     threads: int | None = setting(None, "CPU threads; null: as torch chooses", low=1)
+    callbacks: object | None = setting(
+        None,
+        "Lightning's callbacks of one's own, made anew in each phase",
+        words="null or a list of mappings, each with the dotted name of a callback and its arguments",
+        example="[{_target_:my_package.MyCallback}]",
+        check=bad_nodes,
+    )
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the callbacks."""
+        for index, node in enumerate(cast(Sequence[Mapping[str, object]], self.callbacks or ())):
+            yield from problems(f"{self.group}.callbacks[{index}]", node)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,64 +308,6 @@ class TrainerSettings(Settings):
                 "{precision}: '16-mixed' given; allowed on a cpu: 32-true | bf16-mixed",
                 precision=Use("trainer.precision"),
             )
-
-
-LOGGERS = ("csv", "wandb", "tensorboard")
-
-
-def _bad_loggers(value: Sequence[str]) -> BadParts:
-    """The names that are no logger, or a list with one twice."""
-    yield from (("", name) for name in value if name not in LOGGERS)
-    if len(set(value)) < len(value):
-        yield "", value
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggerSettings(Option):
-    """What every logger has."""
-
-    group: ClassVar[str] = "logger"
-
-    also: list[str] | None = setting(
-        None,
-        "further loggers that take the same curves, with their defaults",
-        words="a list among " + ", ".join(LOGGERS),
-        example="[csv,tensorboard]",
-        check=_bad_loggers,
-    )
-
-
-@dataclass(frozen=True)
-class CsvSettings(LoggerSettings):
-    """metrics.jsonl and metrics.csv in the run folder, nothing else."""
-
-    name: ClassVar[str] = "csv"
-
-
-@dataclass(frozen=True)
-class WandbSettings(LoggerSettings):
-    """Weights & Biases; without a key or a network the run goes on offline."""
-
-    name: ClassVar[str] = "wandb"
-
-    project: str = setting("hodec", "name under which runs are gathered")
-    mode: str = setting(
-        "auto", "auto: online with a key, else offline", choices=("auto", "online", "offline", "disabled")
-    )
-    init_timeout: int = setting(20, "seconds to wait for its server before going offline", low=1)
-    entity: str | None = setting(None, "team or user that the run belongs to; null: the one of the key")
-    run_group: str | None = setting(None, "name under which it groups runs; null: the folder of the sweep")
-    job_type: str | None = setting(None, "what kind of run this is within its group")
-    tags: list[str] | None = setting(None, "words to find the run by")
-    notes: str | None = setting(None, "a text about the run")
-    artifacts: bool = setting(True, "hand over the plan, the report and the small model at the end")
-
-
-@dataclass(frozen=True)
-class TensorBoardSettings(LoggerSettings):
-    """Event files in the run folder; needs the extra: pip install 'hodec[tensorboard]'."""
-
-    name: ClassVar[str] = "tensorboard"
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,26 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hodec.errors import ConfigError, Use
-from hodec.experiment.config import trust
-from hodec.experiment.config.groups import groups, not_among, settings_by_key, unknown
+from hodec.errors import ConfigError, Use, quoted
+from hodec.experiment.config import searchpath, trust
+from hodec.experiment.config.groups import (
+    groups,
+    has_setting,
+    not_among,
+    settings_by_key,
+    takes_arguments,
+    unknown,
+)
 from hodec.experiment.config.objectives import wrong_direction
-from hodec.experiment.config.options import CIFAR_RESNETS, TORCHVISION
+from hodec.experiment.config.options import CIFAR_RESNETS, SOURCES
 from hodec.experiment.config.schema import read_config, refuse
 from hodec.options import Setting
 
+# Beginnings of what plugins of Hydra offer -> the extra that brings them.
+PLUGINS = {
+    "hydra/launcher/submitit": "slurm", "hydra/launcher/ray": "ray", "hydra/launcher/joblib": "sweep",
+    "hydra/sweeper/optuna": "sweep",
+}  # fmt: skip
 EXAMPLE = "'tt_ranks={layer1.*:8}'"
 # options that start no run
 INFORM = {
@@ -47,7 +59,7 @@ class Menu:
     folder: Path
     config_name: str
     presets: dict[str, list[str]]
-    search: list[str]  # override that adds the folder of --config-dir
+    places: list[str]  # the folders of --config-dir and hydra.searchpath
     multirun: bool
     sweeper: bool  # whether another sweeper than Hydra's own was chosen
 
@@ -73,7 +85,7 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
         problems += _repeated(arguments.overrides)
         own: list[list[str]] = []
         of_hydra: list[str] = []
-        for line in [*arguments.overrides, *stray]:
+        for line in searchpath.others([*arguments.overrides, *stray]):
             good, bad = _inspect(line, menu, loader)
             problems += bad
             if line.lstrip("+~").startswith("hydra"):
@@ -105,19 +117,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _menu(arguments: argparse.Namespace, folder: Path, loader: ConfigLoader) -> Menu:
-    search = []
-    if arguments.config_dir is not None:
-        extra = Path(arguments.config_dir).resolve()
-        if not extra.is_dir():
-            refuse([f"--config-dir: {arguments.config_dir!r} given; allowed: a folder that exists"])
-        search = [f"hydra.searchpath=['file://{extra}']"]
+    places = searchpath.places(arguments.config_dir, arguments.overrides)
+    search = searchpath.override(places)
     names = [group for group in loader.list_groups("") if group != "hydra"]
     lines = arguments.overrides
     return Menu(
         folder=folder,
         config_name=arguments.config_name or "config",
         presets={group: loader.get_group_options(group, overrides=search) for group in names},
-        search=search,
+        places=places,
         multirun=arguments.multirun or "hydra.mode=MULTIRUN" in lines,
         sweeper=any(line.startswith("hydra/sweeper=") for line in lines),
     )
@@ -187,6 +195,8 @@ def _wrong_form(override: Override, line: str, menu: Menu) -> str:
     """What is wrong with the left side of an override, or with sweeping over it; empty when nothing is."""
     key = override.key_or_group
     group, _, last = key.rpartition(".")
+    if _may_be_argument(key) and override.package is None and not override.is_delete():
+        return ""  # of an option of one's own, or a mistake that shows when all is composed
     if last == "name" and group in menu.presets and key not in settings_by_key():
         return f"{key}: an option is chosen by its group: {group}={override.value()}"
     if override.package is not None or key not in {*menu.presets, *groups(), *settings_by_key()}:
@@ -194,13 +204,21 @@ def _wrong_form(override: Override, line: str, menu: Menu) -> str:
     if override.is_delete():
         return f"{line}: a setting cannot be removed; give it a value, such as {key}=null"
     mapping = isinstance(override.value(), dict | list) and key not in menu.presets
-    if (override.is_add() and not mapping) or (override.is_force_add() and key in menu.presets):
-        return f"{line}: {key} is there already; write {key}=... without '+'"
+    added = override.is_add() and not mapping and not takes_arguments(group)
+    if added or (override.is_force_add() and key in menu.presets):
+        return _there_already(line, key)
     if override.is_interval_sweep() and not menu.sweeper:
         return f"{line}: an interval needs a sweeper that draws from it: hydra/sweeper=optuna"
     if override.is_discrete_sweep() and not list(override.sweep_iterator()):
         return f"{line}: no value matches"
     return ""
+
+
+def _may_be_argument(key: str) -> bool:
+    """Whether a key that is no setting may be an argument of code of one's own."""
+    group, dot, rest = key.partition(".")
+    known = key in settings_by_key() or _mapping(key) is not None or rest == "name"
+    return bool(dot) and takes_arguments(group) and not known
 
 
 def _no_key(key: str) -> str:
@@ -250,10 +268,31 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
         return [f"{next(iter(files), 'experiment')}: the first line must be '# @package _global_'"]
     config, errors = read_config(tree)
     problems = [_located(text, files, lines) for text in (*(e.told(Use.in_hydra) for e in errors), *untrusted)]
-    problems += _unknown_model(tree.get("model"))
+    problems += [*_unknown_model(tree.get("model")), *_misadded(lines, tree)]
     if config and menu.multirun and config.trainer.devices > 1:
         problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
-    return [_explain(refusal)] if refusal is not None and not problems else problems
+    return problems or ([_not_added(lines) or _explain(refusal)] if refusal is not None else [])
+
+
+def _there_already(line: str, key: str) -> str:
+    return f"{line}: {key} is there already; write {key}=... without '+'"
+
+
+def _misadded(lines: Sequence[str], tree: Mapping[str, object]) -> Iterator[str]:
+    """The problems of settings that are added as if they were arguments of code of one's own."""
+    for line in lines:
+        key, _, value = line[1:].partition("=")
+        group, _, last = key.partition(".")
+        merged = value[:1] in ("{", "[")  # which Hydra adds to what is there
+        if line.startswith("+") and not merged and takes_arguments(group) and has_setting(group, tree.get(group), last):
+            yield _there_already(line, key)
+
+
+def _not_added(lines: Sequence[str]) -> str:
+    """The problem of arguments of code of one's own that are given as if they were settings; empty without any."""
+    own = [line for line in lines if line[0] not in "+~" and _may_be_argument(line.partition("=")[0])]
+    added = " ".join(quoted(f"+{line}") for line in own)
+    return f"{own[0].partition('=')[0]}: an argument of one's own is added: {added}" if own else ""
 
 
 def _wrong_direction(lines: Sequence[str], menu: Menu) -> list[str]:
@@ -281,19 +320,21 @@ def _plain_hydra(cfg: DictConfig) -> dict[str, object]:
 
 
 def _unknown_model(model: object) -> list[str]:
-    """A name that is no net of hodec; those of torchvision are known to torchvision alone."""
-    name = model.get("name") if isinstance(model, dict) and model.get("source") == "hodec" else TORCHVISION
-    if name in CIFAR_RESNETS or str(name).startswith(TORCHVISION):
+    """A name that is no net of hodec or of a package; those of torchvision and timm are known to them alone."""
+    if not isinstance(model, dict) or model.get("source") != "hodec":
         return []
-    return [not_among("model.name", name, [*CIFAR_RESNETS, f"{TORCHVISION}NAME"])]
+    name, known = model.get("name"), [*CIFAR_RESNETS, *trust.entry_targets("hodec.models")]
+    if name in known or str(name).startswith(tuple(f"{source}/" for source in SOURCES)):
+        return []
+    return [not_among("model.name", name, [*known, *(f"{source}/NAME" for source in SOURCES)])]
 
 
 def _compose(lines: Sequence[str], menu: Menu) -> tuple[dict[str, object], dict[str, str], dict[str, object]]:
     """The settings that Hydra puts together as plain values, the text of files of one's own among them, and Hydra's."""
-    cfg = compose(menu.config_name, overrides=[*menu.search, *lines], return_hydra_config=True)
+    cfg = compose(menu.config_name, overrides=[*searchpath.override(menu.places), *lines], return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     tree = plain(cfg)
-    folders = [*(Path(line[len("hydra.searchpath=['file://") : -2]) for line in menu.search), menu.folder]
+    folders = [*searchpath.folders(menu.places), menu.folder]
     files = {}
     for group, choice in choices.items():
         path = Path(group, f"{choice}.yaml")
@@ -345,6 +386,9 @@ def _explain(error: Exception) -> str:
     if owner is not None and lost is not None:
         entry = lost[1][len(owner.key) + 1 :]
         return f"{owner.key}: the chosen files give no {entry!r} to change; to add it: '++{owner.key}={{{entry}: ...}}'"
+    extra = next((extra for name, extra in PLUGINS.items() if f"'{name}" in str(error)), "")
+    if extra:
+        return f"{str(error).splitlines()[0].rstrip('.')}; it needs the extra: pip install 'hodec[{extra}]'"
     parts = [part.strip() for part in f"{error}\n{cause}".splitlines()]
     text = " ".join(dict.fromkeys(part for part in parts if part and not part.startswith(NOISE)))
     return f"{lost[1]}: {text}" if lost and isinstance(error, OmegaConfBaseException) else text

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from hodec.admm.options import AdmmOff, AdmmOptions, AdmmProject
 from hodec.errors import ConfigError, HodecError, Use
-from hodec.experiment.config.groups import default_option, foreign, groups, kinds_of, not_among, unknown
+from hodec.experiment.config.groups import (
+    default_option,
+    foreign,
+    groups,
+    kinds_of,
+    method_names,
+    not_among,
+    unknown,
+)
 from hodec.experiment.config.options import (
     AdamWSettings,
     DistillSettings,
@@ -22,7 +30,9 @@ from hodec.experiment.config.options import (
     SgdSettings,
     TrainerSettings,
 )
-from hodec.experiment.data.options import DataSet
+from hodec.experiment.config.own import CustomModel, CustomOptimizer, Target, named, read_target
+from hodec.experiment.config.targets import WithTargets
+from hodec.experiment.data.options import DataOption
 from hodec.experiment.redaction import redacted
 from hodec.options import Option, Settings, settings_of, values_or_errors
 from hodec.ranks import RankRule
@@ -40,12 +50,12 @@ class Config(RunSettings):
         ConfigError: settings that do not go together, all of them in one message.
     """
 
-    model: ModelSettings = _section("model")
-    data: DataSet = _section("data")
+    model: ModelSettings | CustomModel = _section("model")
+    data: DataOption = _section("data")
     method: MethodSettings | ModesMethodSettings = _section("method")
     ranks: RankRule = _section("ranks")
     admm: AdmmOptions | AdmmProject | AdmmOff = _section("admm")
-    optimizer: SgdSettings | AdamWSettings | MuonSettings | ScaledGdSettings = _section("optimizer")
+    optimizer: SgdSettings | AdamWSettings | MuonSettings | ScaledGdSettings | CustomOptimizer = _section("optimizer")
     distill: DistillSettings = _section("distill")
     trainer: TrainerSettings = _section("trainer")
     logger: Option = _section("logger")
@@ -69,7 +79,7 @@ class Config(RunSettings):
         tree: dict[str, object] = self.values()
         for group in groups():
             option: Settings = getattr(self, group)
-            tree[group] = ({"name": option.name} if isinstance(option, Option) else {}) | option.values()
+            tree[group] = named(option) | option.values()
         return tree
 
 
@@ -84,8 +94,8 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "ranks=budget",
     ),
     (
-        lambda c: not set(c.methods) <= kinds_of("method").keys(),
-        "ranks.methods: a name that is no method; allowed: methods among " + " | ".join(kinds_of("method")),
+        lambda c: not set(c.methods) <= {*method_names(), c.method.name},
+        "ranks.methods: a name that is no method; allowed: methods among " + " | ".join(method_names()),
     ),
     (
         lambda c: (
@@ -131,13 +141,19 @@ def _read_group(group: str, node: object) -> tuple[Settings | None, list[HodecEr
     kinds = kinds_of(group)
     if not isinstance(node, Mapping):
         return None, [ConfigError(not_among(group, node, list(groups()[group])))]
-    name = "" if "" in kinds else node.get("name", next(iter(kinds)))
+    name = node.get("name", next(iter(kinds)))
+    if "" in kinds and name not in kinds:
+        name = ""  # of an option without a name, which may have a setting of that name
     if name not in kinds:
         return None, [ConfigError(not_among(f"{group}.name", name, list(kinds)))]
-    settings = settings_of(kinds[name])
+    kind, settings = kinds[name], settings_of(kinds[name])
     given = {str(key): value for key, value in node.items() if key != "name" or not name}
+    if issubclass(kind, Target):
+        return read_target(kind, given)
     wrong: list[HodecError] = [ConfigError(foreign(group, name, key)) for key in given if key not in settings]
-    option, errors = values_or_errors(kinds[name], {key: one for key, one in given.items() if key in settings})
+    option, errors = values_or_errors(kind, {key: one for key, one in given.items() if key in settings})
+    if isinstance(option, WithTargets):
+        errors += [ConfigError(text) for text in option.problems()]
     return option, wrong + errors
 
 
@@ -179,24 +195,3 @@ def refuse(problems: Sequence[str]) -> None:
         raise ConfigError(unique[0])
     if unique:
         raise ConfigError("\n  ".join([f"{len(unique)} problems in the settings:", *unique]))
-
-
-def differences(a: Mapping[str, object], b: Mapping[str, object], ignore: Sequence[str] = ()) -> list[str]:
-    """Dotted keys whose values differ between two plain settings; a key in `ignore` hides all below it."""
-    flat_a, flat_b = dict(_flatten(a)), dict(_flatten(b))
-    absent = object()
-    return [
-        key
-        for key in dict.fromkeys([*flat_a, *flat_b])
-        if flat_a.get(key, absent) != flat_b.get(key, absent)
-        and not any(key == hidden or key.startswith(f"{hidden}.") for hidden in ignore)
-    ]
-
-
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of a tree of dicts; keys become text and tuples lists, as JSON would have them."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -1,11 +1,12 @@
 """Names of the folders of a sweep's jobs, made from what is swept."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
+
+from hodec.experiment.config.arguments import given
 
 # Characters of a name: file systems allow 255 bytes.
 LONGEST = 200
@@ -20,7 +21,7 @@ def job_folder(number: int, overrides: str, arguments: Sequence[str] | None = No
         overrides: of this job, ``admm.rho=1e-4,model=resnet20``, as Hydra joins them.
         arguments: of the whole sweep, by default those of the command line.
     """
-    swept = _swept(sys.argv[1:] if arguments is None else arguments)
+    swept = _swept(given()[1:] if arguments is None else arguments)
     parts = [part for part in re.split(r",(?=[\w.@/+~]+=)", overrides) if part]
     chosen = [part for part in parts if part.partition("=")[0].lstrip("+~") in swept] or parts
     plain = re.sub(r"[^A-Za-z0-9_.]+", "-", ",".join(chosen)).strip("-.")[-LONGEST:].lstrip("-.")
@@ -29,9 +30,9 @@ def job_folder(number: int, overrides: str, arguments: Sequence[str] | None = No
 
 def _swept(arguments: Sequence[str]) -> set[str]:
     """The keys that are given several values: ``admm.rho=1e-4,1e-3``, ``seed=range(3)``."""
-    given = [one for one in arguments if "=" in one and not one.startswith("-")]
+    settings = [one for one in arguments if "=" in one and not one.startswith("-")]
     try:
-        parsed = OverridesParser.create().parse_overrides(given)
+        parsed = OverridesParser.create().parse_overrides(settings)
     except OverrideParseException:  # the checker of the command line names it
         return set()
     return {one.key_or_group for one in parsed if one.is_sweep_override()}

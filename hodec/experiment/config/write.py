@@ -11,7 +11,8 @@ import yaml
 
 from hodec.experiment.config import reference
 from hodec.experiment.config.groups import CONF, Preset, groups
-from hodec.experiment.config.options import RunSettings, method_settings
+from hodec.experiment.config.options import RunSettings
+from hodec.experiment.config.own import CustomMethod, settings_of_method
 from hodec.options import Setting, Settings, settings_of
 
 WIDTH = 120  # characters of a line
@@ -29,9 +30,11 @@ def presets() -> dict[str, dict[str, Preset]]:
 
     methods = {}
     for name, method in METHODS.items():
-        splits = any(layer.format.uses_modes for layer in method.layers.values())
-        methods[name] = Preset(method_settings(name, uses_modes=splits), doc=method.summary or method.source)
-    return {**groups(), "method": methods}
+        known = groups()["method"].get(name)
+        packaged = known.packaged if known else True
+        methods[name] = Preset(settings_of_method(method), doc=method.summary or method.source, packaged=packaged)
+    own = groups()["method"][CustomMethod.name]
+    return {**groups(), "method": {**methods, CustomMethod.name: own}}
 
 
 def comment(one: Setting) -> str:
@@ -89,6 +92,8 @@ def page() -> str:
     for group, members in presets().items():
         parts.append(f"\n## {group}\n")
         for name, preset in members.items():
+            if not preset.packaged:
+                continue
             title = f"`{group}={name}`: " if name else ""
             parts.append(f"\n{title}{summary(preset)}\n")
             changed = ", ".join(f"`{group}.{key}={scalar(value)}`" for key, value in preset.values.items())
@@ -118,7 +123,7 @@ def files(conf: Path = CONF) -> dict[Path, str]:
         conf / group / f"{name}.yaml": preset_text(preset)
         for group, members in presets().items()
         for name, preset in members.items()
-        if name
+        if name and preset.packaged
     }
     found[conf / "config.yaml"] = config_text((conf / "config.yaml").read_text("utf-8"))
     found[conf.parent / "docs" / "settings.md"] = page()

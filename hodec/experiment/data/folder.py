@@ -1,7 +1,8 @@
-"""A folder of images, ``train|val|test/<class>/*``: found, checked, and decoded or left on disk."""
+"""A folder of images, ``train|val|test/<class>/*`` or parquet files: found, checked, and decoded or left on disk."""
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,21 +11,32 @@ import torch
 from torch import Tensor
 
 from hodec.errors import DataError, Use, literal, near_matches
-from hodec.experiment.data.images import FolderSplit, ImageData, Size, Split, header_size, training_and_validation
+from hodec.experiment.data.images import (
+    File,
+    FolderSplit,
+    ImageData,
+    Size,
+    Split,
+    header_size,
+    training_and_validation,
+)
 from hodec.experiment.data.options import ImageFolder
+from hodec.experiment.data.parquet import parquet_splits
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held where in_memory is not set, as its text says
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
+# Folder of a split -> other names that it has, as Hugging Face's imagefolder does.
+NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
 
 
 class _Listing(NamedTuple):
     """The files of one of the three folders, class by class."""
 
     classes: list[str]
-    files: list[str]
+    files: Sequence[File]
     labels: Tensor
 
     def subset(self, indices: Tensor) -> "_Listing":
@@ -38,6 +50,8 @@ def image_folder(option: ImageFolder) -> ImageData:
     them, it is the test split, and the validation split is cut off ``train/`` as ``val_fraction`` says;
     of what is left in ``train/``, ``train_fraction`` is trained on.
 
+    A folder without such folders may hold parquet files, see ``parquet``; their images are held encoded.
+
     Images are decoded once and held when they fit into 2 GiB (``in_memory`` decides otherwise): their
     middle square is scaled to ``image_size``. Else workers read them each time.
 
@@ -46,7 +60,7 @@ def image_folder(option: ImageFolder) -> ImageData:
             cannot be read.
     """
     root = _root(option)
-    listings = {name: _list(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
+    listings = _folders(root) or {name: _Listing(*rows) for name, rows in parquet_splits(root).items()}
     splits = _assign(listings, option, root)
     side = option.image_size
     size = (side, side) if side else header_size(splits["train"].files[0])
@@ -68,6 +82,21 @@ def _root(option: ImageFolder) -> Path:
         text = f"{literal(root)}: no such folder.{close} Give one with {TREE}: {{folder}}"
         raise DataError(text, folder=Use("data.root", "FOLDER"))
     return root
+
+
+def _folders(root: Path) -> dict[str, _Listing]:
+    """The splits that are folders.
+
+    Raises:
+        DataError: a split has two folders.
+    """
+    found = {split: [root / name for name in names if (root / name).is_dir()] for split, names in NAMES.items()}
+    for split, folders in found.items():
+        if len(folders) > 1:
+            raise DataError(
+                f"{root}: {' and '.join(path.name for path in folders)} are both the split {split}; keep one"
+            )
+    return {split: _list(folders[0]) for split, folders in found.items() if folders}
 
 
 def _list(folder: Path) -> _Listing:

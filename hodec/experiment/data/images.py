@@ -3,6 +3,7 @@
 Every error of a file names it.
 """
 
+import io
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hodec.errors import DataError, Use, literal
-from hodec.experiment.data.options import DataSet
+from hodec.experiment.data.options import Batches, DataOption
 from hodec.io.tensors import digest
 
 Size = tuple[int, int]  # height and width in pixels
@@ -40,19 +41,33 @@ class TensorSplit:
         return TensorSplit(self.images[indices], self.labels[indices])
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded image that is a part of a file; ``name`` says which."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = str | Encoded
+
+
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
     """Images read from their files each time.
 
     Attributes:
-        files: paths of N images.
+        files: paths of N images, or the encoded images themselves.
         labels: int64 (N,).
         size: height and width in pixels that a loader yields.
         resize: scale and cut images to ``size``; else all must have it.
         num_workers: processes that read them for a loader; 0 reads in the loader's own.
     """
 
-    files: Sequence[str]
+    files: Sequence[File]
     labels: Tensor
     size: Size
     resize: bool
@@ -124,7 +139,27 @@ class FolderSplit:
         _in_threads(look, len(self))
 
 
-Split = TensorSplit | FolderSplit
+@dataclass(frozen=True, eq=False)
+class ItemSplit:
+    """Images of one's own, made one by one.
+
+    Attributes:
+        items: pairs of a float32 tensor (C, H, W), as the net takes it, and a label; by index.
+        labels: int64 (N,), or of no element where nobody has asked for them.
+        num_workers: processes that read them for a loader; 0 reads in the loader's own.
+        collate: puts items into a batch; None as torch does.
+    """
+
+    items: Sequence[tuple[Tensor, int]]
+    labels: Tensor
+    num_workers: int = 0
+    collate: Callable[..., object] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+Split = TensorSplit | FolderSplit | ItemSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +170,18 @@ class ImageData:
         option: the settings it was made from, which loaders read as well.
         own_size: height and width in pixels of the images, where ``option.image_size`` does not change them.
         classes: names of the labels 0, 1, ..; two or more.
+        channels: of an image; by default as many as the option has means.
+        batches: sizes of batches; by default those of the option.
         loads: reads a split by its name: ``train`` (without the validation images), ``val``, if there is one,
             and ``test``.
     """
 
-    option: DataSet
+    option: DataOption
     own_size: Size
     classes: tuple[str, ...]
     loads: Mapping[str, Callable[[], Split]] = field(repr=False)
+    channels: int | None = None
+    batches: Batches | None = None
 
     @property
     def image_size(self) -> Size:
@@ -152,8 +191,8 @@ class ImageData:
 
     @property
     def in_channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return len(self.option.own_mean)
+        """1 (grey) or 3 (RGB); of images of one's own, as many as they have."""
+        return self.channels or len(self.option.own_mean)
 
     @property
     def num_classes(self) -> int:
@@ -200,7 +239,7 @@ class ImageData:
                 split.check()
 
 
-def build_data(option: DataSet) -> ImageData:
+def build_data(option: DataOption) -> ImageData:
     """The data set of an option; its files are looked for now, the images are read when first needed.
 
     Raises:
@@ -259,15 +298,15 @@ def _in_threads(work: Callable[[int], None], count: int, *, chunk: int = 256) ->
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Image.Image]:
+def _opened(file: File) -> Iterator[Image.Image]:
     try:
-        with Image.open(file) as image:
+        with Image.open(file if isinstance(file, str) else io.BytesIO(file.data)) as image:
             yield image
     except READ_ERRORS as error:
         raise DataError(f"{file}: not readable as an image ({error}); repair or remove the file") from error
 
 
-def open_rgb(file: str) -> Image.Image:
+def open_rgb(file: File) -> Image.Image:
     """A decoded image in RGB.
 
     Raises:
@@ -281,13 +320,13 @@ def open_rgb(file: str) -> Image.Image:
         return clear.convert("RGB")
 
 
-def header_size(file: str) -> Size:
+def header_size(file: File) -> Size:
     """Height and width in pixels, read without decoding."""
     with _opened(file) as image:
         return image.height, image.width
 
 
-def check_size(file: str, size: Size, expected: Size) -> None:
+def check_size(file: File, size: Size, expected: Size) -> None:
     """Raise ``DataError`` when the image has not the (height, width) that the others have."""
     if size != expected:
         raise DataError(

@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Generic, TypedDict, TypeVar, Unpack
+from typing import Generic, TypedDict, TypeVar, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hodec.errors import CheckpointError, ConfigError, DataError, Use
-from hodec.experiment.data.images import FolderSplit, ImageData, Split, TensorSplit
-from hodec.experiment.data.options import DataSet
+from hodec.experiment.data.images import FolderSplit, ImageData, ItemSplit, Split, TensorSplit
+from hodec.experiment.data.options import Batches, DataSet
 
 Batch = tuple[Tensor, Tensor]
-Images = TypeVar("Images", TensorSplit, FolderSplit)
+Images = TypeVar("Images", bound=Split)
 
 
 class Place(TypedDict, total=False):
@@ -52,7 +52,7 @@ class EpochLoader(ABC, Generic[Images]):
 
     Args:
         split: the images, of all processes together.
-        option: batch sizes, normalisation and augmentation are read from it.
+        option: batch sizes are read from it.
         seed: of order and augmentation.
         train: training or evaluation, as above.
         place: see ``Place``.
@@ -61,18 +61,15 @@ class EpochLoader(ABC, Generic[Images]):
         DataError: if there are fewer images than processes (or batches to be filled).
     """
 
-    def __init__(self, split: Images, option: DataSet, *, seed: int, train: bool, **place: Unpack[Place]) -> None:
+    def __init__(self, split: Images, option: Batches, *, seed: int, train: bool, **place: Unpack[Place]) -> None:
         self.split: Images = split
-        self.size, self.option, self.seed, self.train = len(split), option, seed, train
+        self.size, self.seed, self.train = len(split), seed, train
         self.rank, self.world_size = place.get("rank", 0), place.get("world_size", 1)
         if self.size < self.world_size:
             raise DataError(f"a split of {self.size} images cannot be shared by {self.world_size} processes")
         self.batch_size = option.batch_size if train else option.eval_batch_size
-        self.augment = train and option.augment
         self.device = torch.device(place.get("device", "cpu"))
         self.memory_format = torch.channels_last if place.get("channels_last") else torch.contiguous_format
-        mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in option.channel_statistics())
-        self.scale, self.shift = (1 / (255 * std)).float().to(self.device), (-mean / std).float().to(self.device)
         # positions within the epoch's order, one tensor per batch; the same in every epoch
         self.positions = self._deal()
         self.epoch, self.next_batch, self._resume_at = 0, 0, 0
@@ -119,7 +116,7 @@ class EpochLoader(ABC, Generic[Images]):
 
     @abstractmethod
     def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        """Images uint8 (B, C, H, W) and labels int64 (B,) on the device.
+        """Images (B, C, H, W), as ``_normalised`` takes them, and labels int64 (B,) on the device.
 
         Args:
             epoch: chooses the random numbers of the augmentation.
@@ -127,13 +124,9 @@ class EpochLoader(ABC, Generic[Images]):
             batches: positions in that order, int64 (B,) for each batch.
         """
 
+    @abstractmethod
     def _normalised(self, images: Tensor) -> Tensor:
-        """Network input of stored pixels: uint8 (B, C, H, W) -> float32 (B, C, image_size, image_size)."""
-        x = images.to(torch.float32, memory_format=self.memory_format)
-        side = self.option.image_size
-        if side is not None and (side, side) != tuple(x.shape[-2:]):
-            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
-        return torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)
+        """Network input, float32 (B, C, H, W), of the images of a batch."""
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, next batch, and what gives them their meaning."""
@@ -161,7 +154,29 @@ class EpochLoader(ABC, Generic[Images]):
         return {"batches": len(self), **{key: getattr(self, key) for key in keys}}
 
 
-class TensorLoader(EpochLoader[TensorSplit]):
+class PixelLoader(EpochLoader[Images]):
+    """Batches of stored pixels, which the device normalises: uint8 (B, C, H, W) from ``_batches``.
+
+    Args:
+        option: normalisation and augmentation are read from it too.
+    """
+
+    def __init__(self, split: Images, option: DataSet, *, seed: int, train: bool, **place: Unpack[Place]) -> None:
+        super().__init__(split, option, seed=seed, train=train, **place)
+        self.option, self.augment = option, train and option.augment
+        mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in option.channel_statistics())
+        self.scale, self.shift = (1 / (255 * std)).float().to(self.device), (-mean / std).float().to(self.device)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Network input of stored pixels: uint8 (B, C, H, W) -> float32 (B, C, image_size, image_size)."""
+        x = images.to(torch.float32, memory_format=self.memory_format)
+        side = self.option.image_size
+        if side is not None and (side, side) != tuple(x.shape[-2:]):
+            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        return torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)
+
+
+class TensorLoader(PixelLoader[TensorSplit]):
     """Batches of images held on the device that trains on them; no worker, no copy from host to device.
 
     The crop and the flip of an image are functions of (seed, epoch, its place in the epoch's order), whatever
@@ -221,7 +236,7 @@ def _collate(items: list[Item]) -> Batch | DataError:
     return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
 
 
-class WorkerLoader(EpochLoader[FolderSplit]):
+class WorkerLoader(PixelLoader[FolderSplit]):
     """Batches of images too many to hold: worker processes read and cut them, the device normalises them.
 
     Order and random cuts are functions of (seed, epoch): neither the number of workers nor a restart in mid-epoch
@@ -259,7 +274,49 @@ class WorkerLoader(EpochLoader[FolderSplit]):
             yield images, labels
 
 
-AnyLoader = TensorLoader | WorkerLoader
+class _Items(Dataset[tuple[Tensor, int]]):
+    """Images of one's own by key."""
+
+    def __init__(self, split: ItemSplit) -> None:
+        self.split = split
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # what it draws by torch depends on no worker
+            return self.split.items[index]
+
+
+class ItemLoader(EpochLoader[ItemSplit]):
+    """Batches of images of one's own: order, and what an item draws by torch, are functions of (seed, epoch)."""
+
+    @cached_property
+    def _keys(self) -> list[list[Key]]:
+        return []
+
+    @cached_property
+    def _reader(self) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            _Items(self.split),
+            batch_sampler=self._keys,
+            collate_fn=self.split.collate,
+            num_workers=self.split.num_workers,
+            persistent_workers=self.split.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        seeds = torch.randint(2**31, (self.size,), generator=stream(self.seed, epoch, "cut"))
+        keys = (zip(order[positions].tolist(), seeds[positions].tolist(), strict=True) for positions in batches)
+        self._keys[:] = map(list, keys)
+        for images, labels in self._reader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self.memory_format)
+
+
+AnyLoader = TensorLoader | WorkerLoader | ItemLoader
 
 
 def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLoader:
@@ -273,7 +330,7 @@ def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLo
     Raises:
         ConfigError: if a batch is larger than the part of one process.
     """
-    size, world_size = data.option.batch_size, place.get("world_size", 1)
+    size, world_size = batches_of(data).batch_size, place.get("world_size", 1)
     part = len(data.train) // world_size
     if size > part:
         whose = f" in each of {world_size} processes" if world_size > 1 else ""
@@ -283,23 +340,31 @@ def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLo
             size=Use("data.batch_size", size),
             allowed=Use("data.batch_size", max(part, 1)),
         )
-    return _loader(data.train, data.option, seed=seed, train=True, **place)
+    return _loader(data, data.train, seed=seed, train=True, **place)
 
 
 def val_loader(data: ImageData, **place: Unpack[Place]) -> AnyLoader | None:
     """Validation batches in order, each image once, see ``train_loader``; None without a validation split."""
-    return None if data.val is None else _loader(data.val, data.option, seed=0, train=False, **place)
+    return None if data.val is None else _loader(data, data.val, seed=0, train=False, **place)
 
 
 def test_loader(data: ImageData, **place: Unpack[Place]) -> AnyLoader:
     """Test batches in order, each image once, see ``train_loader``; reads the test split."""
-    return _loader(data.test, data.option, seed=0, train=False, **place)
+    return _loader(data, data.test, seed=0, train=False, **place)
 
 
-def _loader(split: Split, option: DataSet, *, seed: int, train: bool, **place: Unpack[Place]) -> AnyLoader:
+def _loader(data: ImageData, split: Split, *, seed: int, train: bool, **place: Unpack[Place]) -> AnyLoader:
+    if isinstance(split, ItemSplit):
+        return ItemLoader(split, batches_of(data), seed=seed, train=train, **place)
+    option = cast(DataSet, data.option)
     if isinstance(split, TensorSplit):
         return TensorLoader(split, option, seed=seed, train=train, **place)
     return WorkerLoader(split, option, seed=seed, train=train, **place)
+
+
+def batches_of(data: ImageData) -> Batches:
+    """The batch sizes of a data set."""
+    return data.batches or cast(Batches, data.option)
 
 
 def stream(seed: int, epoch: int, purpose: str) -> torch.Generator:

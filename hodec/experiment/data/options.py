@@ -1,11 +1,12 @@
 """The settings of each data set; without torch, so that a mistake in them shows at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, ClassVar
 
 from hodec.errors import ConfigError, Use
+from hodec.experiment.config.targets import NAME_WORDS, WithTargets, bad_function, bad_name
 from hodec.options import BadParts, Option, setting
 
 
@@ -20,24 +21,40 @@ def _bad_std(values: Sequence[float]) -> BadParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSet(Option):
-    """Settings that all data sets have.
+class DataOption(Option):
+    """What every choice of data has.
 
     Attributes:
         reader: function that makes an ``ImageData`` of the option, written as an entry point: ``package.module:name``.
-        own_mean: of the training images, one number per channel, pixels in 0..1.
+        own_mean: of the training images, one number per channel, pixels in 0..1; empty where images come normalised.
         own_std: standard deviations, as ``own_mean``.
     """
 
     group: ClassVar[str] = "data"
     reader: ClassVar[str]
-    own_mean: ClassVar[tuple[float, ...]]
-    own_std: ClassVar[tuple[float, ...]]
+    own_mean: ClassVar[tuple[float, ...]] = ()
+    own_std: ClassVar[tuple[float, ...]] = ()
+
+    @property
+    def image_size(self) -> int | None:
+        """Side in pixels that images are brought to; None: as they are."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches(DataOption):
+    """How images are split and put into batches."""
 
     batch_size: int = setting(64, "images per training step and process", low=1)
     eval_batch_size: int = setting(512, "images per evaluation step and process", low=1)
     val_fraction: float = setting(0.1, "share of the training images kept for validation", low=0, below=1)
     train_fraction: float = setting(1.0, "share of the other training images that is used; 1: all", above=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet(Batches):
+    """Settings that all data sets of stored pixels have."""
+
     augment: bool = setting(False, "random crops and flips of training images")
     crop_padding: int = setting(0, "pixels added on each side before the random crop", low=0)
     flip: bool = setting(False, "mirror half of the training images")
@@ -70,6 +87,10 @@ class DataSet(Option):
         mean, std = self.mean or self.own_mean, self.std or self.own_std
         channels = len(self.own_mean)
         return tuple(mean) * (channels // len(mean)), tuple(std) * (channels // len(std))
+
+
+def _function(doc: str) -> Any:
+    return setting("", doc, words=NAME_WORDS, example="my_package.data.images", check=bad_name)
 
 
 def _default(key: str, value: object) -> Any:
@@ -138,7 +159,10 @@ class Cifar100(Cifar10):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Photographs):
-    """Your own images, one folder per class: ROOT/train/CLASS/*, ROOT/test/CLASS/* and, if there is one, ROOT/val."""
+    """Your own images, one folder per class: ROOT/train/CLASS/*, ROOT/test/CLASS/* and, if there is one, ROOT/val.
+
+    Or parquet files of Hugging Face's datasets, ROOT/data/train-*.parquet; needs pyarrow: pip install datasets.
+    """
 
     name: ClassVar[str] = "image_folder"
     reader: ClassVar[str] = "hodec.experiment.data.folder:image_folder"
@@ -156,5 +180,31 @@ class ImageFolder(Photographs):
             raise ConfigError(text, root=Use("data.root"), path=Use("data.root", "PATH"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Functions(Batches, WithTargets):
+    """Your own images: functions that return a torch Dataset, or a pair of tensors, (N, C, H, W) and labels (N,)."""
+
+    name: ClassVar[str] = "functions"
+    reader: ClassVar[str] = "hodec.experiment.data.own:functions"
+
+    train: str = _function("function of no arguments that returns the training images, floats as the net takes them")
+    test: str = _function("function that returns the test images")
+    val: str | None = setting(
+        None,
+        "function that returns the validation images; null: val_fraction of the training images",
+        words=NAME_WORDS,
+        check=bad_name,
+    )
+    num_workers: int = setting(0, "processes that read images", low=0)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the functions."""
+        for name in ("train", "test", "val"):
+            if target := getattr(self, name):
+                yield from (f"{self.group}.{name}: {text}" for text in bad_function(target))
+
+
 # The choices of data=NAME; a data set of somebody else is one entry more.
-DATA_SETS: dict[str, type[DataSet]] = {kind.name: kind for kind in (Digits, Cifar10, Cifar100, ImageFolder, Fake)}
+DATA_SETS: dict[str, type[DataOption]] = {
+    kind.name: kind for kind in (Digits, Cifar10, Cifar100, ImageFolder, Fake, Functions)
+}

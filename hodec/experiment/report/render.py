@@ -3,10 +3,12 @@
 import logging
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +27,10 @@ from hodec.io.atomic import write_text
 from hodec.text_table import accuracy, change, duration, human, number, percent
 
 log = logging.getLogger(__name__)
+
+# The one script of a page, and what the page's policy knows it by: no other runs.
+SORT = (style.TEMPLATES / "sort.js").read_text("utf-8")
+SORT_HASH = f"sha256-{b64encode(sha256(SORT.encode()).digest()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
     return {
         "run": run,
         "plan": run.plan,
+        "scripted": bool(run.plan),
         "results": run.results,
         "kicker": f"hodec report · {run.label}",
         "headline": words.headline(run),
@@ -175,6 +182,7 @@ def _environment(*, markdown: bool = False) -> Environment:
         finalize=_escaped if markdown else None,
     )
     made.globals |= {"cut": cut, "meanings": NETWORKS, "phases": PHASES}
+    made.globals |= {"sort_script": Markup(SORT), "sort_hash": SORT_HASH}
     made.filters |= {show.__name__: show for show in (human, number, accuracy, percent, change, duration)}
     made.filters |= {"progress": words.progress, "fenced": _fenced, "prose": _prose}
     made.filters["inlined"] = lambda each, title: Markup(style.inlined(each.svg, each.name, title))

@@ -118,7 +118,7 @@ def test_defaults_are_those_of_the_settings_folder(kind):
     assert defaults == {key: stored[key] for key in defaults}
     assert ("download" in defaults) == kind.name.startswith("cifar")
     assert ("fake_size" in defaults) == (kind.name == "fake")
-    assert ("num_workers" in defaults) == (kind.name == "image_folder")
+    assert ("num_workers" in defaults) == (kind.name in ("image_folder", "functions"))
 
 
 def test_settings_of_data_sets_do_without_torch():
