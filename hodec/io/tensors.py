@@ -26,10 +26,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         try:
             save_file(plain, temporary, metadata=dict(metadata or {}))
         except SafetensorError as error:
-            raise _as_os_error(error) from error
+            raise as_os_error(error) from error
 
 
-def _as_os_error(error: SafetensorError) -> OSError:
+def as_os_error(error: SafetensorError) -> OSError:
     """The refusal of the system, which safetensors words as text: ``os error 28``, in older versions ``code: 28``."""
     found = re.search(r"(?:os error|code:) (\d+)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
