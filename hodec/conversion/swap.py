@@ -74,7 +74,7 @@ def convert(
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             try:
-                layer = _factorized(
+                layer = factorized(
                     name, dense[name][0], layer_plan,
                     decompose=decompose, covariance=covariances.get(name), init_factors=(init_factors or {}).get(name),
                 )  # fmt: skip
@@ -100,7 +100,7 @@ def structure(model: nn.Module, plan: Plan) -> dict[str, nn.ModuleList]:
     layers = {}
     for name, dense in _dense_layers(model, plan).items():
         one = plan[name]
-        layer = _factorized(name, dense[0], one, decompose=False, covariance=None, init_factors=None)
+        layer = factorized(name, dense[0], one, decompose=False, covariance=None, init_factors=None)
         layers[name] = _in_place(_originals(model, name, one), layer, dense, one)
     return layers
 
@@ -147,7 +147,7 @@ def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str)
     return plan
 
 
-def _factorized(
+def factorized(
     name: str,
     dense: nn.Module,
     plan: LayerPlan,

@@ -103,9 +103,9 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     """Rebuild a compressed model, in the training mode and number type of its skeleton.
 
     Args:
-        path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it.
-        skeleton: the dense net, of any weights; it is left as it was. None: the net that the file names, as those of
-            runs do (``compressed.safetensors``).
+        path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it; or the folder of ``convert_shards``.
+        skeleton: the dense net, of any weights; it is left as it was. On the meta device, which takes no memory, the
+            result is on the CPU. None: the net that the file names, as those of runs do (``compressed.safetensors``).
 
     Raises:
         CheckpointError: a file is missing, truncated or altered, or belongs to another model; or there is no skeleton
@@ -113,6 +113,12 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
         PlanError: the plan is for another skeleton.
     """
     path = Path(path)
+    if path.is_dir():
+        from hodec.export.shards import load_shards
+
+        if skeleton is None:
+            raise CheckpointError(f"{path}: a folder of shards names no net: give it as skeleton, hodec.load(path, net)")
+        return load_shards(path, skeleton)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a compressed model is read from its .safetensors file, not {path.suffix!r}")
     structure = read_structure(path)

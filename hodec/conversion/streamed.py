@@ -1,0 +1,170 @@
+"""A conversion whose weights come one layer at a time: out of shards, or out of a model that is sharded over processes."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from hodec.calibration.input_covariance import InputCovariance, check_covariances
+from hodec.conversion.inner import stand_in
+from hodec.conversion.swap import convert, factorized
+from hodec.errors import ConvertError
+from hodec.formats.roles import Role
+from hodec.inference import uncompiled
+from hodec.layers.base import same_random_state
+from hodec.layers.plain import copied, plain_layer
+from hodec.plan.plan import Plan
+
+@dataclass(frozen=True)
+class Unit:
+    """What is made at a time: the factors of one planned layer, or one tensor that stays as it is.
+
+    Attributes:
+        keys: paths in the converted model's ``state_dict``, each tensor once.
+        sources: paths in the dense model's that they are made from.
+        layer: of the plan; empty for a tensor that stays.
+    """
+
+    keys: tuple[str, ...]
+    sources: tuple[str, ...]
+    layer: str = ""
+
+
+class Streamed:
+    """The conversion of a model by a plan, unit by unit; equal, bit for bit, to ``convert`` of the whole model.
+
+    Args:
+        skeleton: the dense model, best on the meta device; its numbers are not looked at.
+        plan, covariances, init_factors: as for ``convert``.
+
+    Raises:
+        PlanError, ConvertError: as ``convert``.
+
+    Attributes:
+        small: the converted model on the meta device.
+    """
+
+    def __init__(
+        self,
+        skeleton: nn.Module,
+        plan: Plan,
+        *,
+        covariances: Mapping[str, InputCovariance] | None = None,
+        init_factors: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> None:
+        self.plan, self.init_factors = plan, init_factors or {}
+        self.covariances = check_covariances(covariances or {}, plan)
+        self.blank = copied(uncompiled(skeleton)).to("meta")
+        self.small = convert(self.blank, plan, decompose=False)
+
+    @cached_property
+    def aliases(self) -> dict[str, list[str]]:
+        """Path in the dense model -> all paths of that tensor, itself among them."""
+        return shared_paths(self.blank)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """What is made, in the order of the converted model; together they are all its tensors, each once."""
+        units, done = dict[tuple[str, ...], Unit](), set[str]()
+        own, aliases = self.small.state_dict(), shared_paths(self.small)
+        layers = {self._prefix(name): name for name in self.plan}
+        for key in own:
+            if key in done:
+                continue
+            name = next((layers[p] for path in aliases[key] if (p := _holder(path, layers))), "")
+            keys = self._factors(name) if name else (key,)
+            units[keys] = Unit(keys, self._sources(name) if name else (key,), name)
+            done.update(path for each in keys for path in aliases[each])
+        return list(units.values())
+
+    def _prefix(self, name: str) -> str:
+        return f"{self.plan[name].module(name)}."
+
+    def _factors(self, name: str) -> tuple[str, ...]:
+        """A bias is none: it stays, and a further layer may have it."""
+        prefix = self._prefix(name)
+        return tuple(f"{prefix}{key}" for key in self.small.get_submodule(prefix[:-1]).state_dict() if key != "bias")
+
+    def _sources(self, name: str) -> tuple[str, ...]:
+        if self.plan[name].role is not Role.LAYER:
+            return (name,)
+        return tuple(f"{name}.{key}" for key in self.blank.get_submodule(name).state_dict())
+
+    def nbytes(self, unit: Unit) -> int:
+        """Bytes of what a unit is made into."""
+        own = self.small.state_dict()
+        return sum(own[key].nbytes for key in unit.keys)
+
+    @torch.no_grad()
+    def make(self, unit: Unit, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a unit, in the types of the skeleton.
+
+        Args:
+            given: its ``sources`` -> their numbers.
+
+        Raises:
+            TrainingError: a weight holds NaN or Inf.
+        """
+        dense = self.blank.state_dict()
+        given = {path: tensor.to(dense[path].dtype) for path, tensor in given.items()}
+        if not unit.layer:
+            return {unit.keys[0]: given[unit.sources[0]]}
+        name, plan = unit.layer, self.plan[unit.layer]
+        with same_random_state(given.values()):
+            layer = factorized(
+                name, self._dense(name, given), plan, decompose=True,
+                covariance=self.covariances.get(name), init_factors=self.init_factors.get(name),
+            )  # fmt: skip
+        made = layer.state_dict()
+        return {key: made[key.removeprefix(self._prefix(name))] for key in unit.keys}
+
+    def _dense(self, name: str, given: Mapping[str, Tensor]) -> nn.Module:
+        """The plain layer of the plan's entry ``name``, with its numbers."""
+        if self.plan[name].role is not Role.LAYER:
+            layer = stand_in(self.blank, name)
+            layer._parameters["weight"] = nn.Parameter(given[name], requires_grad=False)
+            return layer
+        module = copied(self.blank.get_submodule(name))
+        put_tensors(module, {path.removeprefix(f"{name}."): tensor for path, tensor in given.items()})
+        plain = plain_layer(module)
+        if plain is None:
+            raise ConvertError(f"{name}: with its weights it is no plain layer any more; leave it out of the plan")
+        return plain.layer
+
+
+def _holder(path: str, prefixes: Collection[str]) -> str:
+    """Which of the prefixes a factor's path has; empty where it has none, or is a bias."""
+    owner = path
+    while owner := owner.rpartition(".")[0]:
+        if f"{owner}." in prefixes and path != f"{owner}.bias":
+            return f"{owner}."
+    return ""
+
+
+def shared_paths(model: nn.Module) -> dict[str, list[str]]:
+    """Path in ``state_dict`` -> all paths of the same parameter or buffer there, itself among them."""
+    groups: dict[int, list[str]] = {}
+    tensors = model.state_dict(keep_vars=True)
+    for path, tensor in tensors.items():
+        groups.setdefault(id(tensor), []).append(path)
+    return {path: groups[id(tensor)] for path, tensor in tensors.items()}
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a model, by their paths; what is on the meta device there takes the tensor itself.
+
+    All that hold such a parameter hold the new one: it stays the same object.
+    """
+    own = model.state_dict(keep_vars=True)
+    for path, tensor in tensors.items():
+        old = own[path]
+        if not old.is_meta:
+            with torch.no_grad():
+                old.copy_(tensor)
+            continue
+        new = tensor.to(old.dtype)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        torch.utils.swap_tensors(old, new)
