@@ -17,6 +17,7 @@ from hodec.layers.base import same_random_state
 from hodec.layers.plain import copied, plain_layer
 from hodec.plan.plan import Plan
 
+
 @dataclass(frozen=True)
 class Unit:
     """What is made at a time: the factors of one planned layer, or one tensor that stays as it is.
@@ -74,7 +75,7 @@ class Streamed:
             if key in done:
                 continue
             name = next((layers[p] for path in aliases[key] if (p := _holder(path, layers))), "")
-            keys = self._factors(name) if name else (key,)
+            keys = tuple(path for path in self._keys(name) if path not in done) if name else (key,)
             units[keys] = Unit(keys, self._sources(name) if name else (key,), name)
             done.update(path for each in keys for path in aliases[each])
         return list(units.values())
@@ -82,10 +83,9 @@ class Streamed:
     def _prefix(self, name: str) -> str:
         return f"{self.plan[name].module(name)}."
 
-    def _factors(self, name: str) -> tuple[str, ...]:
-        """A bias is none: it stays, and a further layer may have it."""
+    def _keys(self, name: str) -> list[str]:
         prefix = self._prefix(name)
-        return tuple(f"{prefix}{key}" for key in self.small.get_submodule(prefix[:-1]).state_dict() if key != "bias")
+        return [f"{prefix}{key}" for key in self.small.get_submodule(prefix[:-1]).state_dict()]
 
     def _sources(self, name: str) -> tuple[str, ...]:
         if self.plan[name].role is not Role.LAYER:
@@ -117,29 +117,40 @@ class Streamed:
                 name, self._dense(name, given), plan, decompose=True,
                 covariance=self.covariances.get(name), init_factors=self.init_factors.get(name),
             )  # fmt: skip
-        made = layer.state_dict()
-        return {key: made[key.removeprefix(self._prefix(name))] for key in unit.keys}
+        made = {self._prefix(name) + key: tensor for key, tensor in layer.state_dict().items()}
+        return {key: given.get(key, made[key]) for key in unit.keys}  # a bias stays as it is
 
     def _dense(self, name: str, given: Mapping[str, Tensor]) -> nn.Module:
         """The plain layer of the plan's entry ``name``, with its numbers."""
-        if self.plan[name].role is not Role.LAYER:
-            layer = stand_in(self.blank, name)
-            layer._parameters["weight"] = nn.Parameter(given[name], requires_grad=False)
-            return layer
-        module = copied(self.blank.get_submodule(name))
-        put_tensors(module, {path.removeprefix(f"{name}."): tensor for path, tensor in given.items()})
-        plain = plain_layer(module)
-        if plain is None:
-            raise ConvertError(f"{name}: with its weights it is no plain layer any more; leave it out of the plan")
-        return plain.layer
+        if self.plan[name].role is Role.LAYER:
+            return filled_layer(self.blank, name, given)
+        layer = stand_in(self.blank, name)
+        layer._parameters["weight"] = nn.Parameter(given[name], requires_grad=False)
+        return layer
+
+
+def filled_layer(blank: nn.Module, name: str, given: Mapping[str, Tensor]) -> nn.Module:
+    """The plain layer that one of a model on the meta device amounts to, with numbers.
+
+    Args:
+        given: path in the model's ``state_dict`` -> numbers, of all tensors of the layer.
+
+    Raises:
+        ConvertError: it amounts to none.
+    """
+    module = copied(blank.get_submodule(name))
+    put_tensors(module, {path.removeprefix(f"{name}."): tensor for path, tensor in given.items()})
+    plain = plain_layer(module)
+    if plain is None:
+        raise ConvertError(f"{name}: with its weights it is no plain layer any more; leave it out of the plan")
+    return plain.layer
 
 
 def _holder(path: str, prefixes: Collection[str]) -> str:
-    """Which of the prefixes a factor's path has; empty where it has none, or is a bias."""
-    owner = path
-    while owner := owner.rpartition(".")[0]:
-        if f"{owner}." in prefixes and path != f"{owner}.bias":
-            return f"{owner}."
+    """Which of the prefixes a path has; empty where it has none."""
+    while path := path.rpartition(".")[0]:
+        if f"{path}." in prefixes:
+            return f"{path}."
     return ""
 
 
@@ -153,11 +164,11 @@ def shared_paths(model: nn.Module) -> dict[str, list[str]]:
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors into a model, by their paths; what is on the meta device there takes the tensor itself.
+    """Write tensors into a model, by their paths; in the place of one on the meta device the tensor itself is put.
 
-    All that hold such a parameter hold the new one: it stays the same object.
+    All that hold such a parameter get the new one.
     """
-    own = model.state_dict(keep_vars=True)
+    own, fresh = model.state_dict(keep_vars=True), dict[int, Tensor]()
     for path, tensor in tensors.items():
         old = own[path]
         if not old.is_meta:
@@ -165,6 +176,8 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 old.copy_(tensor)
             continue
         new = tensor.to(old.dtype)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        torch.utils.swap_tensors(old, new)
+        fresh[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for module in model.modules():
+        for leaf, old in (*module._parameters.items(), *module._buffers.items()):
+            if id(old) in fresh:
+                setattr(module, leaf, fresh[id(old)])  # a recurrent module takes note of it

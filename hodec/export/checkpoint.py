@@ -117,7 +117,9 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
         from hodec.export.shards import load_shards
 
         if skeleton is None:
-            raise CheckpointError(f"{path}: a folder of shards names no net: give it as skeleton, hodec.load(path, net)")
+            raise CheckpointError(
+                f"{path}: a folder of shards names no net: give it as skeleton, hodec.load(path, net)"
+            )
         return load_shards(path, skeleton)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a compressed model is read from its .safetensors file, not {path.suffix!r}")

@@ -98,7 +98,9 @@ def _places(stream: Streamed, source: Shards) -> dict[str, str]:
                 f"{tuple(own.shape)}: give the skeleton of this checkpoint"
             )
     if spare := [name for name in source if name not in places.values() and name not in stream.aliases]:
-        log.warning("%s: %d tensors are in no place of the model and left out, first %s", source.path, len(spare), spare[0])
+        log.warning(
+            "%s: %d tensors are in no place of the model and left out, first %s", source.path, len(spare), spare[0]
+        )
     return places
 
 

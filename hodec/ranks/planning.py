@@ -104,7 +104,7 @@ def make_plan(
     used = (name for name, reason in skipped.items() if reason == NOT_CALLED and macs.get(f"{name}.weight"))
     skipped |= dict.fromkeys(used, READ_DIRECTLY)
     skipped |= own_weights(model, {*sites, *skipped}, macs, method)
-    sites = with_numbers(sites, rule, weights)
+    sites = with_numbers(model, sites, rule, weights)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
     skipped = {name: skipped[name] for name in _paths(model) if name in skipped}

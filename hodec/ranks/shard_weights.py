@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from hodec.conversion.eligibility import LayerSite
+from hodec.conversion.eligibility import LayerSite, weight_of
+from hodec.conversion.streamed import filled_layer
 from hodec.errors import CheckpointError, PlanError, Use
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.roles import Role
@@ -26,7 +27,7 @@ def on_its_device(model: nn.Module, given: Inputs) -> Inputs:
 
 
 def with_numbers(
-    sites: Mapping[str, LayerSite], rule: RankRule, weights: str | Path | None
+    model: nn.Module, sites: Mapping[str, LayerSite], rule: RankRule, weights: str | Path | None
 ) -> dict[str, LayerSite]:
     """The layers, those on the meta device with where their numbers are.
 
@@ -49,7 +50,7 @@ def with_numbers(
             raise _refusal(rule, "it reads weights", len(blank), "weights='FOLDER' with their safetensors files, or ")
         return dict(sites)
     shards = Shards(weights)
-    return {name: replace(site, read=_reader(name, site, shards)) for name, site in sites.items()}
+    return {name: replace(site, read=_reader(model, name, site, shards)) for name, site in sites.items()}
 
 
 def _refusal(rule: RankRule, why: str, count: int, way: str) -> PlanError:
@@ -69,17 +70,16 @@ def paths_of(name: str, site: LayerSite) -> list[str]:
     return [f"{each}.weight" for each in (name, *site.aliases, *tied)]
 
 
-def _reader(name: str, site: LayerSite, shards: Shards) -> partial[Tensor]:
+def _reader(model: nn.Module, name: str, site: LayerSite, shards: Shards) -> partial[Tensor]:
     """What reads a layer's weight, its place and shape checked now.
 
     Raises:
         CheckpointError: it is not there, or of another shape.
     """
     if site.computed_from:
-        raise CheckpointError(
-            f"layer {name}: its weight is computed from other parameters, which cannot be read from shards; remove the "
-            "parametrization before saving, or leave the layer out with exclude"
-        )
+        paths = [f"{name}.{key}" for key in model.get_submodule(name).state_dict()]
+        places = {path: shards.first_of([path], f"layer {name}") for path in paths}
+        return partial(_compute, model, name, site, shards, places)
     path, layer_type = shards.first_of(paths_of(name, site), f"layer {name}"), LAYER_TYPES[site.layer_type]
     if shards[path].shape != layer_type.stored_shape(site.shape):
         raise CheckpointError(
@@ -87,6 +87,11 @@ def _reader(name: str, site: LayerSite, shards: Shards) -> partial[Tensor]:
             f"{layer_type.stored_shape(site.shape)}: it is of another model"
         )
     return partial(_read, shards, path, site)
+
+
+def _compute(model: nn.Module, name: str, site: LayerSite, shards: Shards, places: Mapping[str, str]) -> Tensor:
+    given = {path: shards.read(place) for path, place in places.items()}
+    return LAYER_TYPES[site.layer_type].to_oihw(weight_of(filled_layer(model, name, given)))
 
 
 def _read(shards: Shards, path: str, site: LayerSite) -> Tensor:
