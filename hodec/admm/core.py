@@ -105,7 +105,8 @@ class Admm(AdmmLoop):
             return {}
         full = self._full()
         if not self.primal:
-            self.residuals = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
+            found = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
+            self.residuals = self.division.residuals(found)
         overall, pulls = updates.total(self.residuals), self._pulls()
         rho = sum(s.rho for s in self.states.values()) / len(self.states)
         report = {
@@ -113,21 +114,26 @@ class Admm(AdmmLoop):
             **({"pull": sum(pulls.values()) / len(pulls)} if pulls else {}),
             "primal_residual": overall.primal,
             "dual_residual": overall.dual,
-            "truncation_error": updates.error(full, self.projection.truncate(full)),
+            "truncation_error": updates.error(full, self._truncate(full), self.division.added),
         }
         report |= {f"planned_{key}": ratio for key, ratio in self.projection.learned_cost().items()}
         accuracy = self.truncated(evaluate) if evaluate is not None else None
         return report if accuracy is None else {**report, "truncated_accuracy": accuracy}
 
     def _full(self) -> dict[str, Tensor]:
-        return {name: updates.full_precision(w) for name, w in self.weights.items()}
+        return {name: updates.full_precision(w) for name, w in self.own.items()}
 
     def truncated(self, evaluate: Callable[[], float | None]) -> float | None:
         """What ``evaluate`` gives while the weights are truncated; None where it is not to be measured."""
         if not (self.options.track_truncated and self.states):
             return None
-        with updates.weights_replaced(self.weights, self.projection.truncate(self._full())):
-            accuracy = evaluate()
+        near = self._truncate(self._full())
+        try:
+            with updates.weights_replaced(self.own, near):
+                self.division.settle()
+                accuracy = evaluate()
+        finally:
+            self.division.settle()
         return None if accuracy is None else float(accuracy)
 
     def layer_report(self) -> dict[str, dict[str, float]]:
@@ -152,11 +158,12 @@ class Admm(AdmmLoop):
         """
         return self.projection.final_plan()
 
-    def convert(self, batches: Iterable[Batch] | None = None) -> nn.Module:
+    def convert(self, batches: Iterable[Batch] | None = None, *, skeleton: nn.Module | None = None) -> nn.Module:
         """A copy of the net with factorized layers: by the final plan, from the factors and covariances of ADMM.
 
         Args:
             batches: training data to re-estimate BatchNorm's statistics from, see ``hodec.reestimate_batchnorm``.
+            skeleton: of a net that is divided among processes, the same before it was, see ``hodec.convert``.
 
         Raises:
             PlanError: no layer is left whose learned ranks save anything.
@@ -164,7 +171,9 @@ class Admm(AdmmLoop):
         """
         plan = self.final_plan()
         covariances = {name: one for name, one in self.projection.covariances.items() if name in plan}
-        compressed = convert(self.model, plan, covariances=covariances, init_factors=self.projection.factors)
+        self.division.settle()
+        factors = self.projection.factors
+        compressed = convert(self.model, plan, covariances=covariances, init_factors=factors, skeleton=skeleton)
         if batches is not None:
             reestimate_batchnorm(compressed, batches)
         return compressed
@@ -176,14 +185,18 @@ class Admm(AdmmLoop):
         return {
             "plan": self.projection.identity(self.start_plan),
             "projection": self.projection.state_dict(),
-            "layers": {name: vars(state).copy() for name, state in self.states.items()},
-            "parked": {name: vars(state).copy() for name, state in self._parked.items()},
+            "layers": {name: self._stored(name, state) for name, state in self.states.items()},
+            "parked": {name: self._stored(name, state) for name, state in self._parked.items()},
             "residuals": {name: [r.gap, r.weight, r.move, r.dual_scale] for name, r in self.residuals.items()},
             "verdict": self.status.value,
             "steps_per_epoch": self.steps_per_epoch,
             "pulling": self._pull.state_dict() | {"rates": self._chosen_at[1], "clipped": self._clipped},
             **{key: getattr(self, key) for key in PLAIN},
         }
+
+    def _stored(self, name: str, state: AdmmState) -> State:
+        """Z, U and rho of a layer; of a divided one as DTensors, of which each process writes its part."""
+        return {key: self.division.wrapped(name, getattr(state, key)) for key in ("z", "u")} | {"rho": state.rho}
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state; its tensors are moved to the devices of the weights.
@@ -207,7 +220,7 @@ class Admm(AdmmLoop):
         for key in PLAIN:  # a checkpoint of hodec 0.1.0 lacks those that Lightning counts itself
             setattr(self, key, state.get(key, getattr(self, key)))
         self._parked = {
-            name: AdmmState(one["z"].to(w.device), one["u"].to(w.device), one["rho"])
+            name: AdmmState(self.division.taken(name, one["z"], w), self.division.taken(name, one["u"], w), one["rho"])
             for name, w in self._planned.items()
             if (one := {**state.get("parked", {}), **state["layers"]}.get(name)) is not None
         }

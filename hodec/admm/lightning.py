@@ -115,9 +115,9 @@ class AdmmCallback(Callback):
         """``Admm.final_plan``: the plan to convert by."""
         return self.admm.final_plan()
 
-    def convert(self, batches: Iterable[Batch] | None = None) -> nn.Module:
+    def convert(self, batches: Iterable[Batch] | None = None, *, skeleton: nn.Module | None = None) -> nn.Module:
         """``Admm.convert``: the part of the module that the plan was made from, factorized."""
-        return self.admm.convert(batches)
+        return self.admm.convert(batches, skeleton=skeleton)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
         before = self.state_dict() if self._admm and trainer.global_step else None  # goes on with its own fit

@@ -1,4 +1,4 @@
-"""A conversion whose weights come one layer at a time: out of shards, or out of a model that is sharded over processes."""
+"""A conversion whose weights come one layer at a time: from shards, or from a model that is divided among processes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

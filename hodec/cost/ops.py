@@ -93,7 +93,8 @@ class ParameterFlops(TorchDispatchMode):
     """Adds up the FLOPs of the products with each parameter.
 
     A parameter is known by its memory, so that slices, transposes and reshapes of it are known too, and its latest copy
-    (another memory order or type). One on the meta device, which has no memory, is known by its storage. An operator that reads several shares its FLOPs among them by size.
+    (another memory order or type); one on the meta device, which has no memory, by its storage. An operator that reads
+    several shares its FLOPs among them by size.
 
     Args:
         parameters: name and parameter, each parameter once.

@@ -103,7 +103,7 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     """Rebuild a compressed model, in the training mode and number type of its skeleton.
 
     Args:
-        path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it; or the folder of ``convert_shards``.
+        path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it; or a folder of ``convert_shards``.
         skeleton: the dense net, of any weights; it is left as it was. On the meta device, which takes no memory, the
             result is on the CPU. None: the net that the file names, as those of runs do (``compressed.safetensors``).
 
