@@ -12,8 +12,16 @@ from torch.optim import Optimizer
 from hodec.errors import PlanError, TrainingError, Use, near_matches
 from hodec.plan.layer import LayerPlan
 
-# Strategies that split single weights over devices, so that no process can project a whole one.
-SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+# Strategies that put weights into pieces of memory of their own, in which ADMM finds no layer.
+FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
+
+# What gives such pieces away: parameters of DeepSpeed's third stage, and of FSDP's first version.
+FLATTENED = {"ds_id": "DeepSpeed (ZeRO-3)", "_is_flat_param": "FullyShardedDataParallel"}
+
+WAY_OUT = (
+    "ADMM finds no layers in them. Use torch.distributed.fsdp.fully_shard, which divides each weight by itself (in "
+    "Lightning strategy=ModelParallelStrategy(..)), or strategy='ddp' where a device holds the net"
+)
 
 
 def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None) -> str:
@@ -132,6 +140,20 @@ def signature_of(weights: Mapping[str, Parameter], optimizers: Sequence[Optimize
     return (*(w.requires_grad for w in weights.values()), *sizes)
 
 
+def check_flat(module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Refuse weights that are kept in flat pieces, by the module or by its optimizer.
+
+    Raises:
+        TrainingError: saying whose they are, and the way out.
+    """
+    for mark, owner in FLATTENED.items():
+        if any(hasattr(p, mark) for p in module.parameters()):
+            raise TrainingError(f"{owner} keeps the weights of this model in flat pieces, and {WAY_OUT}")
+    for one in optimizers:
+        if type(one).__module__.split(".")[0] == "deepspeed":
+            raise TrainingError(f"{type(one).__name__} keeps the weights it trains in flat pieces, and {WAY_OUT}")
+
+
 def unwrapped(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     """The optimizers themselves, without what Lightning, Fabric or accelerate put around them."""
     found = []
@@ -146,10 +168,10 @@ def check_trainer(strategy: str, optimizers: Sequence[Optimizer], precision: str
     """Refuse what ADMM cannot work with in a Trainer.
 
     Raises:
-        TrainingError: sharded weights, or fp16 scaling inside a fused optimizer.
+        TrainingError: weights in flat pieces, or fp16 scaling inside a fused optimizer.
     """
-    if strategy in SHARDED:
-        raise TrainingError(f"{strategy} splits weights over devices; ADMM projects whole ones: use strategy='ddp'")
+    if strategy in FLATTENING:
+        raise TrainingError(f"{strategy} splits weights into flat pieces, and {WAY_OUT}")
     if precision == "16-mixed" and any(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers):
         raise TrainingError(
             "a fused optimizer with precision=16-mixed keeps gradients scaled when the pull is added: use {bf16}, or "

@@ -180,13 +180,19 @@ class Admm(AdmmLoop):
 
     # -- state: plain numbers and tensors only, so that checkpoints load with weights_only=True ---------------------
 
-    def state_dict(self) -> State:
-        """All that ADMM goes on from, beside the weights and the optimizer's state."""
+    def state_dict(self, *, whole: bool = False) -> State:
+        """All that ADMM goes on from, beside the weights and the optimizer's state.
+
+        Args:
+            whole: of a net that is divided among processes, Z and U are DTensors, as torch.distributed.checkpoint
+                writes them. True: the first process gets them whole on the CPU, layer by layer, the others without
+                numbers; all call it together.
+        """
         return {
             "plan": self.projection.identity(self.start_plan),
             "projection": self.projection.state_dict(),
-            "layers": {name: self._stored(name, state) for name, state in self.states.items()},
-            "parked": {name: self._stored(name, state) for name, state in self._parked.items()},
+            "layers": {name: self._stored(name, state, whole) for name, state in self.states.items()},
+            "parked": {name: self._stored(name, state, whole) for name, state in self._parked.items()},
             "residuals": {name: [r.gap, r.weight, r.move, r.dual_scale] for name, r in self.residuals.items()},
             "verdict": self.status.value,
             "steps_per_epoch": self.steps_per_epoch,
@@ -194,9 +200,10 @@ class Admm(AdmmLoop):
             **{key: getattr(self, key) for key in PLAIN},
         }
 
-    def _stored(self, name: str, state: AdmmState) -> State:
-        """Z, U and rho of a layer; of a divided one as DTensors, of which each process writes its part."""
-        return {key: self.division.wrapped(name, getattr(state, key)) for key in ("z", "u")} | {"rho": state.rho}
+    def _stored(self, name: str, state: AdmmState, whole: bool) -> State:
+        """Z, U and rho of a layer; of a divided one as DTensors, of which each process writes its part, or whole."""
+        store = self.division.gathered if whole else self.division.wrapped
+        return {"z": store(name, state.z), "u": store(name, state.u), "rho": state.rho}
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state; its tensors are moved to the devices of the weights.

@@ -88,6 +88,13 @@ class Division:
         """The layer's whole tensor, in each process; all call it together."""
         return cast(Tensor, cast(Any, self.wrapped(name, part)).full_tensor())
 
+    def gathered(self, name: str, part: Tensor) -> Tensor:
+        """``whole`` on the CPU of the first process, and on the meta device of the others."""
+        if name not in self.like:
+            return part
+        whole = self.whole(name, part)
+        return whole.cpu() if distributed.get_rank() == 0 else whole.to("meta")
+
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This process's part of a whole tensor, in memory of its own."""
         from torch.distributed.tensor import distribute_tensor

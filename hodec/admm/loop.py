@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec.admm import updates
-from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
+from hodec.admm.binding import bind, check_flat, find_root, planned_weights, signature_of, unwrapped
 from hodec.admm.division import Division, part_of, settle
 from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
 from hodec.admm.penalty import Moment, penalty_of
@@ -54,6 +54,7 @@ class AdmmLoop:
         self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
+        check_flat(model, list(optimizer) if isinstance(optimizer, Sequence) else [optimizer])
         settle(model)
         prefix = find_root(model, plan, root)
         self.model, self.optimizer, self._clipped = model.get_submodule(prefix.rstrip(".")), optimizer, clipped
