@@ -1,4 +1,7 @@
-"""A script for `test_divided`: processes train one net that `fully_shard` divides; each writes what it holds."""
+"""A script for `test_divided`: processes train nets together, one after the other; each writes what it holds.
+
+A job is WAY-KIND-EPOCH: after that epoch, where it is not 0, the run goes on in new objects, from a checkpoint.
+"""
 
 import sys
 from collections.abc import Callable
@@ -121,19 +124,19 @@ def resumed(run: Run, way: str, kind: str, folder: Path) -> Run:
     return other
 
 
-def work(rank: int, count: int, way: str, kind: str, folder: Path, stop: int) -> None:
+def work(rank: int, count: int, folder: Path, jobs: list[str]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    run = Run(way, kind, rank=rank, count=count)
-    for epoch in range(EPOCHS):
-        run.epoch()
-        if epoch + 1 == stop:
-            run = resumed(run, way, kind, folder)
-    torch.save(run.held(), folder / f"{rank}.pt")
+    for job in jobs:
+        way, kind, stop = job.split("-")
+        run = Run(way, kind, rank=rank, count=count)
+        for epoch in range(EPOCHS):
+            run.epoch()
+            if epoch + 1 == int(stop):
+                run = resumed(run, way, kind, folder)
+        torch.save(run.held(), folder / f"{job}-{rank}.pt")
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    count, way, kind, folder, stop = sys.argv[1:]
-    arguments = (int(count), way, kind, Path(folder), int(stop))
-    multiprocessing.spawn(work, arguments, nprocs=int(count))
+    multiprocessing.spawn(work, (int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]), nprocs=int(sys.argv[1]))

@@ -36,7 +36,9 @@ def main(folder: Path, stop: int) -> None:
         saver = ModelCheckpoint(folder / f"until{epochs}", "{epoch}", save_top_k=-1)
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         options = {"strategy": strategy, "devices": 2, "enable_checkpointing": True}
-        trainer = fit(Divided(net, sgd), callback, saver, epochs=epochs, data=data(), val=data(), resume=resume, **options)
+        trainer = fit(
+            Divided(net, sgd), callback, saver, epochs=epochs, data=data(), val=data(), resume=resume, **options
+        )
         return trainer, net, callback
 
     if stop:

@@ -159,7 +159,9 @@ def test_lbfgs_is_refused():
 
 def test_row_6_sharded_weights_and_scaled_gradients_are_refused():
     check_trainer("DDPStrategy", [sgd(new_net())], "16-mixed")
-    with pytest.raises(TrainingError, match="FSDPStrategy splits weights into flat pieces.*fully_shard.*strategy='ddp'"):
+    with pytest.raises(
+        TrainingError, match="FSDPStrategy splits weights into flat pieces.*fully_shard.*strategy='ddp'"
+    ):
         check_trainer("FSDPStrategy", [sgd(new_net())], "32-true")
     fused = torch.optim.AdamW(new_net().parameters(), fused=True)
     check_trainer("SingleDeviceStrategy", [fused], "bf16-mixed")

@@ -15,14 +15,25 @@ from hodec.admm.division import Division, is_divided, part_of, turns
 SCRIPT = Path(__file__).parent / "divided_processes.py"
 
 
-def processes(folder: Path, count: int, way: str, kind: str, stop: int = 0) -> list[dict]:
-    """What each process holds at the end; after epoch ``stop`` the run goes on in new objects, from a checkpoint."""
-    folder.mkdir()
+JOBS = {
+    2: ["ddp-pulled-0", "fsdp-pulled-0", "fsdp-moved-0", "fsdp-projected-0", "fsdp-iterated-0", "fsdp-pulled-2"],
+    4: ["ddp-pulled-0", "fsdp-pulled-0", "hsdp-pulled-0"],
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict]]:
+    """(processes, job) -> what each process holds at the end."""
+    held = {}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, str(SCRIPT), str(count), way, kind, str(folder), str(stop)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    for count, jobs in JOBS.items():
+        folder = tmp_path_factory.mktemp(f"processes{count}")
+        command = [sys.executable, str(SCRIPT), str(count), str(folder), *jobs]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for job in jobs:
+            held[count, job] = [torch.load(folder / f"{job}-{rank}.pt", weights_only=True) for rank in range(count)]
+    return held
 
 
 def alone(kind: str) -> dict:
@@ -38,38 +49,25 @@ TOLERANCE = {"pulled": 1e-4, "projected": 1e-4, "iterated": 1e-3, "moved": 1e-3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("count", "way", "kind"),
-    [
-        (2, "ddp", "pulled"),
-        (4, "ddp", "pulled"),
-        (2, "fsdp", "pulled"),
-        (4, "fsdp", "pulled"),
-        (4, "hsdp", "pulled"),
-        (2, "fsdp", "moved"),
-        (2, "fsdp", "projected"),
-        (2, "fsdp", "iterated"),
-    ],
-)
-def test_processes_train_and_convert_as_one(tmp_path, count: int, way: str, kind: str):
-    found, expected = processes(tmp_path / "run", count, way, kind), alone(kind)
-    for other in found[1:]:
-        assert_close(other, found[0], rtol=0, atol=0)
-    scale = TOLERANCE[kind]
+@pytest.mark.parametrize(("count", "job"), [(count, job) for count, jobs in JOBS.items() for job in jobs])
+def test_processes_train_and_convert_as_one(found, count: int, job: str):
+    """Also where the run went on from a checkpoint."""
+    kind = job.split("-")[1]
+    mine, expected, scale = found[count, job], alone(kind), TOLERANCE[kind]
+    for other in mine[1:]:
+        assert_close(other, mine[0], rtol=0, atol=0)
     first = {
-        key: {name.removeprefix("module."): one for name, one in found[0][key].items()} for key in ("weights", "small")
+        key: {name.removeprefix("module."): one for name, one in mine[0][key].items()} for key in ("weights", "small")
     }
     assert_close(first["weights"], expected["weights"], rtol=scale, atol=scale)
     assert_close(first["small"], expected["small"], rtol=scale, atol=scale)
-    for mine, theirs in zip(found[0]["reports"], expected["reports"], strict=True):
-        assert mine == pytest.approx(theirs, rel=10 * scale, abs=1 / 32 if kind == "moved" else scale)
+    for own, theirs in zip(mine[0]["reports"], expected["reports"], strict=True):
+        assert own == pytest.approx(theirs, rel=10 * scale, abs=1 / 32 if kind == "moved" else scale)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_divided_weights_goes_on_exactly(tmp_path):
-    straight = processes(tmp_path / "straight", 2, "fsdp", "pulled")
-    resumed = processes(tmp_path / "resumed", 2, "fsdp", "pulled", stop=2)
-    assert_close(resumed, straight, rtol=0, atol=0)
+def test_a_checkpoint_of_divided_weights_goes_on_exactly(found):
+    assert_close(found[2, "fsdp-pulled-2"], found[2, "fsdp-pulled-0"], rtol=0, atol=0)
 
 
 def test_whole_weights_are_not_divided():
