@@ -6,7 +6,8 @@ Each command runs in a process of its own and prints one line of JSON; ``docs/sc
     python -m benchmarks.scale write FOLDER 4              # a transformer of 4 blocks with random weights, in shards
     python -m benchmarks.scale convert FOLDER OUT          # from shards to shards
     python -m benchmarks.scale whole FOLDER OUT            # loads the model and converts it; compares with OUT
-    python -m benchmarks.scale update 2                    # a Z-update of weights that 2 processes divide
+    python -m benchmarks.scale update 2 1024 1             # a Z-update of weights that 2 processes divide
+    python -m benchmarks.scale estimate llama70b 8 60 50   # by a model: 8 processes, 60 G multiply-adds/s, 50 GB/s
 """
 
 import json
@@ -32,25 +33,26 @@ SHARD = 200 * 2**20  # bytes
 class Block(nn.Module):
     """A block of a language model like Llama; (n, t, width) -> the same."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, keys: int = 0) -> None:
         super().__init__()
         self.norm, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.q, self.o = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(width, keys or width, bias=False) for _ in range(2))
         self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         q, k, v = (f(y).unflatten(-1, (-1, 128)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + self.o(attended.transpose(1, 2).flatten(-2))
         y = self.norm2(x)
         return x + self.down(self.up(y) * nn.functional.silu(self.gate(y)))
 
 
-def transformer(blocks: int, width: int, hidden: int) -> nn.Module:
-    """Token numbers (n, t) -> scores (n, t, 32000)."""
-    layers = [Block(width, hidden) for _ in range(blocks)]
+def transformer(blocks: int, width: int, hidden: int, keys: int = 0) -> nn.Module:
+    """Token numbers (n, t) -> scores (n, t, 32000); ``keys``: width of keys and values, where queries share them."""
+    layers = [Block(width, hidden, keys) for _ in range(blocks)]
     return nn.Sequential(nn.Embedding(32000, width), *layers, nn.RMSNorm(width), nn.Linear(width, 32000, bias=False))
 
 
@@ -60,6 +62,7 @@ def small(blocks: int) -> nn.Module:
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "llama7b": (lambda: transformer(32, 4096, 11008), TOKENS, "svd"),
+    "llama70b": (lambda: transformer(80, 8192, 28672, 1024), TOKENS, "svd"),
     "linear1e9": (lambda: nn.Sequential(nn.Linear(31623, 31623)), torch.zeros(1, 31623), "svd"),
     "convs1000": (
         lambda: nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(1000))),
@@ -153,8 +156,35 @@ def _update(rank: int, count: int, width: int, blocks: int) -> None:
     with told(processes=count, rank=rank, layers=len(made), numbers=sum(p.params_before for p in made.values())) as out:
         admm.start()
         out |= {"received_bytes": sent["bytes"], "messages": sent["messages"]}
-        out["state_bytes"] = sum(s.z.nbytes + s.u.nbytes for s in admm.states.values())
+        out["state_bytes"] = sum(s.z.nbytes + s.u.nbytes for s in admm.states.values()) + sum(
+            t.nbytes for t in admm._targets.values()
+        )
     distributed.destroy_process_group()
+
+
+def estimate(name: str, processes: str, giga_macs: str, giga_bytes: str) -> None:
+    """What a net would take, by the formulas of ``docs/scale.md``.
+
+    Args:
+        name: one of NETS.
+        processes: that divide it.
+        giga_macs: 1e9 multiply-adds of the Gram matrices that one process decomposes a second.
+        giga_bytes: 1e9 bytes that one process receives a second.
+    """
+    build, x, method = NETS[name]
+    made = hodec.make_plan(on_meta(build), "ratio", method=method, example_input=x)
+    count, numbers = int(processes), sum(p.params_before for p in made.values())
+    largest = max(p.params_before for p in made.values())
+    work = sum(p.params_before * min(p.shape[:2]) for p in made.values())
+    received, seconds = 8 * numbers * (count - 1) / count, work / float(giga_macs) / 1e9
+    values = {
+        "net": name, "layers": len(made), "numbers": numbers, "largest": largest, "work": work,
+        "read_gb": 2 * numbers / 1e9, "conversion_seconds": seconds,
+        "state_gb_a_process": 12 * numbers / count / 1e9, "layers_at_a_time_gb": 8 * largest / 1e9,
+        "received_gb_a_process": received / 1e9, "messages_a_process": 2 * len(made) * (count > 1),
+        "update_seconds": seconds / count + received / float(giga_bytes) / 1e9,
+    }  # fmt: skip
+    print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in values.items()}))
 
 
 def _counting() -> dict[str, int]:
@@ -180,4 +210,6 @@ def _counting() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    {"plan": plan, "write": write, "convert": convert, "whole": whole, "update": update}[sys.argv[1]](*sys.argv[2:])
+    {"plan": plan, "write": write, "convert": convert, "whole": whole, "update": update, "estimate": estimate}[
+        sys.argv[1]
+    ](*sys.argv[2:])

@@ -9,6 +9,7 @@ from admm_fits import LAYERS, Users, admm, batches, fit, new_net, plan_of, sgd
 from torch import nn
 
 from hodec.admm.binding import check_trainer, find_root, planned_weights
+from hodec.admm.core import Admm
 from hodec.admm.lightning import AdmmCallback
 from hodec.errors import PlanError, TrainingError
 
@@ -155,6 +156,14 @@ def test_lbfgs_is_refused():
     net = new_net()
     with pytest.raises(TrainingError, match="LBFGS .*use SGD"):
         fit(Users(net, lambda module: torch.optim.LBFGS(module.parameters())), admm(net))
+
+
+@pytest.mark.parametrize(("mark", "owner"), [("ds_id", "DeepSpeed"), ("_is_flat_param", "FullyShardedDataParallel")])
+def test_weights_in_flat_pieces_are_refused(mark: str, owner: str):
+    net = new_net()
+    setattr(net.fc1.weight, mark, 1)
+    with pytest.raises(TrainingError, match=rf"{owner}.* flat pieces, and ADMM finds no layers .*fully_shard"):
+        Admm(net, plan_of(net), sgd(net))
 
 
 def test_row_6_sharded_weights_and_scaled_gradients_are_refused():
