@@ -8,6 +8,7 @@ from hodec.calibration.input_covariance import collect_covariances as collect_co
 from hodec.calibration.sequential import fit_to_data as fit_to_data
 from hodec.compression import compress as compress
 from hodec.conversion.batchnorm import reestimate_batchnorm as reestimate_batchnorm
+from hodec.conversion.divided import convert_divided as convert_divided
 from hodec.conversion.swap import conversion_errors as conversion_errors
 from hodec.conversion.swap import convert as convert
 from hodec.conversion.swap import merge as merge

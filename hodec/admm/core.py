@@ -10,6 +10,7 @@ from hodec.admm.projection import State
 from hodec.admm.stopping import Status
 from hodec.admm.updates import AdmmState, Residuals
 from hodec.conversion.batchnorm import reestimate_batchnorm
+from hodec.conversion.divided import convert_divided
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, TrainingError
 from hodec.inference import Batch
@@ -163,7 +164,7 @@ class Admm(AdmmLoop):
 
         Args:
             batches: training data to re-estimate BatchNorm's statistics from, see ``hodec.reestimate_batchnorm``.
-            skeleton: of a net that is divided among processes, the same before it was, see ``hodec.convert``.
+            skeleton: of a net that is divided among processes, the same before it was, see ``hodec.convert_divided``.
 
         Raises:
             PlanError: no layer is left whose learned ranks save anything.
@@ -173,7 +174,10 @@ class Admm(AdmmLoop):
         covariances = {name: one for name, one in self.projection.covariances.items() if name in plan}
         self.division.settle()
         factors = self.projection.factors
-        compressed = convert(self.model, plan, covariances=covariances, init_factors=factors, skeleton=skeleton)
+        if skeleton is None:
+            compressed = convert(self.model, plan, covariances=covariances, init_factors=factors)
+        else:
+            compressed = convert_divided(self.model, plan, skeleton, covariances=covariances, init_factors=factors)
         if batches is not None:
             reestimate_batchnorm(compressed, batches)
         return compressed

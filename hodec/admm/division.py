@@ -13,13 +13,8 @@ from torch import Tensor, distributed, nn
 
 from hodec.admm.updates import Residuals, Rows
 from hodec.errors import TrainingError
+from hodec.io.tensors import is_divided
 from hodec.linalg.svd import check_finite
-
-
-def is_divided(tensor: object) -> bool:
-    """Whether a tensor is a ``DTensor``, of which this process holds a part."""
-    module = sys.modules.get("torch.distributed.tensor")  # not imported: then there is none
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def part_of(tensor: Tensor) -> Tensor:

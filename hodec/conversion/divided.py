@@ -1,6 +1,5 @@
 """Conversion of a model that is divided among processes (``fully_shard``, FSDP2): whole again, one layer at a time."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -11,19 +10,14 @@ from hodec.conversion.keeping import keep_plan
 from hodec.conversion.streamed import Streamed, Unit, put_tensors
 from hodec.conversion.swap import convert
 from hodec.errors import ConvertError
+from hodec.io.tensors import is_divided
 from hodec.plan.plan import Plan
-
-
-def is_divided(model: nn.Module) -> bool:
-    """Whether parameters of a model are DTensors, of which each process holds a part."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(p, module.DTensor) for p in model.parameters())
 
 
 def convert_divided(
     model: nn.Module,
     plan: Plan,
-    skeleton: nn.Module | None,
+    skeleton: nn.Module,
     *,
     covariances: Mapping[str, InputCovariance] | None = None,
     init_factors: Mapping[str, Sequence[Tensor]] | None = None,
@@ -39,16 +33,18 @@ def convert_divided(
         skeleton: the same net before ``fully_shard``, best on the meta device: torch cannot copy one after it.
 
     Raises:
-        ConvertError: no skeleton, or one with buffers that no ``state_dict`` holds on the meta device.
+        ConvertError: a model that is whole, or a skeleton with buffers that no ``state_dict`` holds on the meta device.
         PlanError, TrainingError: as ``convert``.
+
+    Example::
+
+        with torch.device("meta"):
+            skeleton = build()
+        small = hodec.convert_divided(net, plan, skeleton)  # in all processes
+        fully_shard(small)
     """
-    if skeleton is None:
-        raise ConvertError(
-            "the model is divided among processes (fully_shard, DTensor) and cannot be copied: give the net as it is "
-            "built, before fully_shard, as skeleton=; on the meta device it takes no memory"
-        )
-    if not is_divided(model):
-        raise ConvertError("skeleton: given with a model that is whole; leave it out")
+    if not any(map(is_divided, model.parameters())):
+        raise ConvertError("convert_divided: this model is whole; hodec.convert converts it, without a skeleton")
     stream = Streamed(skeleton, plan, covariances=covariances, init_factors=init_factors)
     small = convert(skeleton, plan, decompose=False)
     held: dict[str, Any] = dict(model.state_dict())

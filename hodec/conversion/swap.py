@@ -19,6 +19,7 @@ from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
+from hodec.io.tensors import is_divided
 from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
 from hodec.layers.plain import HOOKS, Plain, copied, plain_layer, users
@@ -42,7 +43,6 @@ def convert(
     covariances: Mapping[str, InputCovariance] | None = None,
     init_factors: Mapping[str, Sequence[Tensor]] | None = None,
     on_error: str = "raise",
-    skeleton: nn.Module | None = None,
 ) -> nn.Module:
     """A copy of ``model`` whose planned layers are factorized; the given model is left as it was.
 
@@ -58,9 +58,6 @@ def convert(
             (CP) would otherwise not end where ADMM has led them.
         on_error: ``raise``, or ``skip``: a layer that cannot be swapped stays dense, with a warning, and the plan that
             the result keeps (``result.hodec_plan``) has it under ``skipped`` with the reason.
-        skeleton: of a model whose parameters are DTensors (``fully_shard``), the same net before it was divided, best
-            on the meta device. All processes call this together; each gets the whole converted net on the CPU, and may
-            divide it again.
 
     Raises:
         PlanError: the plan is for another model, or the covariances for another plan.
@@ -69,11 +66,13 @@ def convert(
     """
     if on_error not in ON_ERROR:
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
-    from hodec.conversion.divided import convert_divided, is_divided  # which converts its skeleton by this function
-
     model = uncompiled(model)
-    if skeleton is not None or is_divided(model):
-        return convert_divided(model, plan, skeleton, covariances=covariances, init_factors=init_factors)
+    if any(map(is_divided, model.parameters())):
+        raise ConvertError(
+            "the model is divided among processes (fully_shard, DTensor) and cannot be copied: give the net as it is "
+            "built, before fully_shard, as skeleton: hodec.convert_divided(model, plan, skeleton), or "
+            "admm.convert(skeleton=..); on the meta device it takes no memory"
+        )
     dense = _dense_layers(model, plan)
     check_ties(model, plan)
     covariances = check_covariances(covariances or {}, plan)

@@ -14,8 +14,10 @@ from hodec._version import __version__
 from hodec.conversion.keeping import PLAN_ATTRIBUTE
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
+from hodec.export.shards import filled, load_shards
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
+from hodec.io.shards import Shards
 from hodec.io.tensors import bits, kind_of, load_tensors, save_tensors, tensor_shapes
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
@@ -114,8 +116,6 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path)
     if path.is_dir():
-        from hodec.export.shards import load_shards
-
         if skeleton is None:
             raise CheckpointError(
                 f"{path}: a folder of shards names no net: give it as skeleton, hodec.load(path, net)"
@@ -130,6 +130,8 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
         raise CheckpointError(f"{path} is truncated or was altered: its SHA-256 is not the one in its .json")
     skeleton = named_skeleton(path, structure) if skeleton is None else skeleton
     small = convert(skeleton, Plan.from_dict(structure["plan"]), decompose=False)
+    if any(p.is_meta for p in small.parameters()):
+        return filled(small, Shards(path))
     tensors = load_tensors(path)
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}

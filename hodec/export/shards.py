@@ -148,17 +148,26 @@ def load_shards(folder: Path, skeleton: nn.Module) -> nn.Module:
     """
     structure = _structure(folder)
     small = convert(skeleton, Plan.from_dict(structure["plan"]), decompose=False)
-    shards, aliases = Shards(folder), shared_paths(small)
-    own = small.state_dict()
-    _check_fit(shards, own, aliases)
+    shards = Shards(folder)
     for file in shards.files:
         if sha256(file) != structure["sha256"].get(file.name):
             raise CheckpointError(f"{file} is truncated or was altered: its SHA-256 is not the one in {STRUCTURE}")
+    return filled(small, shards)
+
+
+def filled(small: nn.Module, shards: Shards) -> nn.Module:
+    """``small`` itself with the numbers of these shards; what it has on the meta device goes to the CPU.
+
+    Raises:
+        CheckpointError: they do not fit, or buffers stay on the meta device.
+    """
+    _check_fit(shards, small.state_dict(), shared_paths(small))
+    for file in shards.files:
         put_tensors(small, {name: shards.read(name) for name, one in shards.items() if one.file == file})
     if blank := [name for name, t in [*small.named_parameters(), *small.named_buffers()] if t.is_meta]:
         raise CheckpointError(
-            f"{folder}: {len(blank)} buffers of the skeleton are on the meta device and in no file, first {blank[0]}, "
-            "because the net computes them when it is built: build the skeleton with memory, or read a model of "
+            f"{shards.path}: {len(blank)} buffers of the skeleton are on the meta device and in no file, first "
+            f"{blank[0]}, because the net computes them when it is built: build the skeleton with memory, or read a model of "
             "Hugging Face by hodec.from_pretrained"
         )
     return small

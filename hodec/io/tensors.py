@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,6 +104,12 @@ def kind_of(tensor: torch.Tensor) -> str:
     if tensor.is_floating_point():
         return "real"
     return "truth" if tensor.dtype == torch.bool else "integer"
+
+
+def is_divided(tensor: object) -> bool:
+    """Whether a tensor is a ``DTensor``, of which each process holds a part."""
+    module = sys.modules.get("torch.distributed.tensor")  # not imported: then there is none
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def not_numbers(values: object) -> list[str]:

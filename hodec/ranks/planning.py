@@ -25,6 +25,7 @@ from hodec.errors import PlanError, Use, literal
 from hodec.formats.modes import Modes
 from hodec.inference import running_input, uncompiled
 from hodec.inputs import Inputs, form_of
+from hodec.io.tensors import is_divided
 from hodec.methods import Method, any_of, get_method
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -97,6 +98,11 @@ def make_plan(
     """
     settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
     rule, model = as_rule(rule), uncompiled(model)
+    if any(map(is_divided, model.parameters())):
+        raise PlanError(
+            "the model is divided among processes (fully_shard, DTensor): plan it before it is, or plan the same net "
+            "on the meta device"
+        )
     check_no_lazy(names_by_module(model))
     example_input = running_input(model, on_its_device(model, example_input))
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)

@@ -10,7 +10,8 @@ import torch
 from divided_processes import EPOCHS, Run
 from torch.testing import assert_close
 
-from hodec.admm.division import Division, is_divided, part_of, turns
+from hodec.admm.division import Division, part_of, turns
+from hodec.io.tensors import is_divided
 
 SCRIPT = Path(__file__).parent / "divided_processes.py"
 

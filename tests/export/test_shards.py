@@ -90,6 +90,15 @@ def test_shards_become_what_the_whole_model_becomes(kind: str, method: str, tmp_
         assert small.table.kernels[0] is small.head.kernels[0]
 
 
+def test_a_file_fills_a_skeleton_without_memory(tmp_path):
+    net = seeded(Tied)
+    small = hodec.convert(net, planned(net, 3, TOKENS, method="svd"))
+    hodec.save(small, tmp_path / "small.safetensors")
+    again = hodec.load(tmp_path / "small.safetensors", on_meta(Tied))
+    assert weights_digest(again) == weights_digest(small)
+    assert again.table.kernels[0] is again.head.kernels[0]
+
+
 def test_each_weight_is_read_once(tmp_path, monkeypatch):
     net, read = seeded(convolutions), []
     plan, source = planned(net, 3, IMAGE, method="svd"), written(net, tmp_path / "dense")
