@@ -15,8 +15,8 @@ from hodec.plan.layer import LayerPlan
 # Strategies that put weights into pieces of memory of their own, in which ADMM finds no layer.
 FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
-# What gives such pieces away: parameters of DeepSpeed's third stage, and of FSDP's first version.
-FLATTENED = {"ds_id": "DeepSpeed (ZeRO-3)", "_is_flat_param": "FullyShardedDataParallel"}
+# What gives such pieces away: an attribute of parameters under DeepSpeed's third stage, the wrapper of the first FSDP.
+ZERO3_MARK, FSDP1 = "ds_id", "FullyShardedDataParallel"
 
 WAY_OUT = (
     "ADMM finds no layers in them. Use torch.distributed.fsdp.fully_shard, which divides each weight by itself (in "
@@ -29,8 +29,9 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
 
     Raises:
         PlanError: nowhere, or in several places; the message says which ``root=`` to give.
-        TrainingError: a planned weight is no parameter.
+        TrainingError: a planned weight is no parameter, or weights are kept in flat pieces.
     """
+    check_flat(module)
     if not plan:
         raise PlanError("the plan has no layers, so ADMM has nothing to train: leave it out")
     if computed := [name for name, layer in plan.items() if layer.computed_from]:
@@ -140,22 +141,27 @@ def signature_of(weights: Mapping[str, Parameter], optimizers: Sequence[Optimize
     return (*(w.requires_grad for w in weights.values()), *sizes)
 
 
-def check_flat(module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Refuse weights that are kept in flat pieces, by the module or by its optimizer.
+def check_flat(module: nn.Module) -> None:
+    """Refuse weights that are kept in flat pieces.
 
     Raises:
         TrainingError: saying whose they are, and the way out.
     """
-    for mark, owner in FLATTENED.items():
-        if any(hasattr(p, mark) for p in module.parameters()):
-            raise TrainingError(f"{owner} keeps the weights of this model in flat pieces, and {WAY_OUT}")
-    for one in optimizers:
-        if type(one).__module__.split(".")[0] == "deepspeed":
-            raise TrainingError(f"{type(one).__name__} keeps the weights it trains in flat pieces, and {WAY_OUT}")
+    flat = any(type(one).__name__ == FSDP1 for one in module.modules())
+    zero = any(hasattr(p, ZERO3_MARK) for p in module.parameters())
+    if flat or zero:
+        owner = FSDP1 if flat else "DeepSpeed (ZeRO-3)"
+        raise TrainingError(f"{owner} keeps the weights of this model in flat pieces, and {WAY_OUT}")
 
 
 def unwrapped(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """The optimizers themselves, without what Lightning, Fabric or accelerate put around them."""
+    """The optimizers themselves, without what Lightning, Fabric or accelerate put around them.
+
+    Raises:
+        TrainingError: one of DeepSpeed, which trains flat copies of the weights.
+    """
+    if type(optimizer).__module__.split(".")[0] == "deepspeed":
+        raise TrainingError(f"{type(optimizer).__name__} trains flat copies of the weights, and {WAY_OUT}")
     found = []
     for one in [optimizer] if isinstance(optimizer, Optimizer) else optimizer:
         while isinstance(inner := getattr(one, "optimizer", None), Optimizer):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from hodec.admm.updates import Residuals, Rows
-from hodec.errors import TrainingError
+from hodec.errors import TrainingError, Use
 from hodec.io.tensors import is_divided
 from hodec.linalg.svd import check_finite
 
@@ -22,8 +22,8 @@ def part_of(tensor: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, tensor.detach()).to_local()) if is_divided(tensor) else tensor
 
 
-def settle(model: nn.Module) -> None:
-    """Let FSDP2 forget the weights that it gathered, as it does not after a forward pass without gradients.
+def settle(model: nn.Module) -> nn.Module:
+    """``model`` itself; let FSDP2 forget the weights that it gathered, as it does not after a forward pass without gradients.
 
     Until then ``parameters()`` gives the gathered ones, and later passes use them whatever is written to the parts.
     """
@@ -32,6 +32,7 @@ def settle(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, fsdp.FSDPModule):
                 module.reshard()
+    return model
 
 
 class Division:
@@ -40,14 +41,21 @@ class Division:
     Args:
         weights: layer -> its weight.
         model: what holds them.
+        learned: whether ranks are learned meanwhile.
 
     Raises:
-        TrainingError: a weight is divided among fewer processes than train.
+        TrainingError: weights are divided although ranks are learned, or among fewer processes than train.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], model: nn.Module, *, learned: bool = False) -> None:
         self.like: dict[str, Any] = {name: w for name, w in weights.items() if is_divided(w)}
         self._model = model
+        if self.like and learned:
+            raise TrainingError(
+                "learned ranks look at whole weights, and these are divided among processes: choose the ranks before "
+                "training, {budget} say, or train with DDP",
+                budget=Use("ranks", "budget"),
+            )
         for name, w in self.like.items():
             if w.device_mesh.size() != distributed.get_world_size():
                 raise TrainingError(

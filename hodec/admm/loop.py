@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec.admm import updates
-from hodec.admm.binding import bind, check_flat, find_root, planned_weights, signature_of, unwrapped
+from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
 from hodec.admm.division import Division, part_of, settle
 from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
 from hodec.admm.penalty import Moment, penalty_of
@@ -54,28 +54,20 @@ class AdmmLoop:
         self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
-        check_flat(model, list(optimizer) if isinstance(optimizer, Sequence) else [optimizer])
-        settle(model)
-        prefix = find_root(model, plan, root)
+        prefix = find_root(settle(model), plan, root)
         self.model, self.optimizer, self._clipped = model.get_submodule(prefix.rstrip(".")), optimizer, clipped
         self._planned, self._optimizers = planned_weights(model, plan, prefix), unwrapped(optimizer)
-        self.division = Division(self._planned, model)
-        if self.division and learner is not None:
-            raise TrainingError(
-                "learned ranks look at whole weights, and these are divided among processes: choose the ranks before "
-                "training, {budget} say, or train with DDP",
-                budget=Use("ranks", "budget"),
-            )
+        self.division = Division(self._planned, model, learned=learner is not None)
         self.states, self.residuals = dict[str, AdmmState](), dict[str, Residuals]()
         self.primal, self.dual, self.pulls = list[float](), list[float](), dict[str, float]()
         self.status, self.pull = Status.RUNNING, math.nan
         self.steps = self.epoch = self.updated_at = self.epoch_began = 0
+        self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._chosen_at: tuple[int, dict[str, float]] = (-1, {})  # epoch and learning rates that rho was chosen at
         self._targets: dict[str, Tensor] = {}  # Z - U
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
         self._warned: set[str] = set()
-        self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._bind()
 
     def _bind(self, before: Mapping[str, nn.Parameter] | None = None) -> None:

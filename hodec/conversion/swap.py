@@ -34,6 +34,12 @@ log = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "skip")
 
+DIVIDED = (
+    "the model is divided among processes (fully_shard, DTensor) and cannot be copied: give the net as it is built, "
+    "before fully_shard, as skeleton: hodec.convert_divided(model, plan, skeleton), or admm.convert(skeleton=..); on the "
+    "meta device it takes no memory"
+)
+
 
 def convert(
     model: nn.Module,
@@ -68,11 +74,7 @@ def convert(
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
     model = uncompiled(model)
     if any(map(is_divided, model.parameters())):
-        raise ConvertError(
-            "the model is divided among processes (fully_shard, DTensor) and cannot be copied: give the net as it is "
-            "built, before fully_shard, as skeleton: hodec.convert_divided(model, plan, skeleton), or "
-            "admm.convert(skeleton=..); on the meta device it takes no memory"
-        )
+        raise ConvertError(DIVIDED)
     dense = _dense_layers(model, plan)
     check_ties(model, plan)
     covariances = check_covariances(covariances or {}, plan)

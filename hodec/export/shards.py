@@ -167,8 +167,8 @@ def filled(small: nn.Module, shards: Shards) -> nn.Module:
     if blank := [name for name, t in [*small.named_parameters(), *small.named_buffers()] if t.is_meta]:
         raise CheckpointError(
             f"{shards.path}: {len(blank)} buffers of the skeleton are on the meta device and in no file, first "
-            f"{blank[0]}, because the net computes them when it is built: build the skeleton with memory, or read a model of "
-            "Hugging Face by hodec.from_pretrained"
+            f"{blank[0]}, because the net computes them when it is built: build the skeleton with memory, or read a "
+            "model of Hugging Face by hodec.from_pretrained"
         )
     return small
 

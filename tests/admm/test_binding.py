@@ -158,12 +158,16 @@ def test_lbfgs_is_refused():
         fit(Users(net, lambda module: torch.optim.LBFGS(module.parameters())), admm(net))
 
 
-@pytest.mark.parametrize(("mark", "owner"), [("ds_id", "DeepSpeed"), ("_is_flat_param", "FullyShardedDataParallel")])
-def test_weights_in_flat_pieces_are_refused(mark: str, owner: str):
-    net = new_net()
-    setattr(net.fc1.weight, mark, 1)
-    with pytest.raises(TrainingError, match=rf"{owner}.* flat pieces, and ADMM finds no layers .*fully_shard"):
-        Admm(net, plan_of(net), sgd(net))
+def test_weights_in_flat_pieces_are_refused():
+    """As DeepSpeed and the first FSDP leave them, told by the names they give."""
+    zero3, fsdp1 = new_net(), type("FullyShardedDataParallel", (Holder,), {})(inner=new_net())
+    zero3.fc1.weight.ds_id = 1
+    for net, owner in ((zero3, "DeepSpeed"), (fsdp1, "FullyShardedDataParallel")):
+        with pytest.raises(TrainingError, match=rf"{owner}.* flat pieces, and ADMM finds no layers .*fully_shard"):
+            Admm(net, plan_of(new_net()), sgd(net))
+    optimizer = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero"})()
+    with pytest.raises(TrainingError, match="DeepSpeedZeroOptimizer trains flat copies of the weights"):
+        Admm(new_net(), plan_of(new_net()), optimizer)
 
 
 def test_row_6_sharded_weights_and_scaled_gradients_are_refused():
