@@ -23,7 +23,7 @@ def part_of(tensor: Tensor) -> Tensor:
 
 
 def settle(model: nn.Module) -> nn.Module:
-    """``model`` itself; let FSDP2 forget the weights that it gathered, as it does not after a forward pass without gradients.
+    """``model`` itself; FSDP2 forgets the weights that it gathered and keeps after a forward pass without gradients.
 
     Until then ``parameters()`` gives the gathered ones, and later passes use them whatever is written to the parts.
     """

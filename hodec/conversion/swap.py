@@ -36,8 +36,8 @@ ON_ERROR = ("raise", "skip")
 
 DIVIDED = (
     "the model is divided among processes (fully_shard, DTensor) and cannot be copied: give the net as it is built, "
-    "before fully_shard, as skeleton: hodec.convert_divided(model, plan, skeleton), or admm.convert(skeleton=..); on the "
-    "meta device it takes no memory"
+    "before fully_shard, as skeleton: hodec.convert_divided(model, plan, skeleton), or admm.convert(skeleton=..); on "
+    "the meta device it takes no memory"
 )
 
 
