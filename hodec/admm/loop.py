@@ -46,8 +46,7 @@ class AdmmLoop:
             text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
             raise ConfigError(text, steps=Use("steps_per_epoch"))
         options, self.start_plan = mode_options(**settings), plan
-        self.options, self.steps_per_epoch = options, steps_per_epoch
-        self.projects = isinstance(options, AdmmProject)
+        self.options, self.steps_per_epoch, self.projects = options, steps_per_epoch, isinstance(options, AdmmProject)
         if learner is not None and self.projects:
             raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
         self.penalty = penalty_of(options, list(plan))
