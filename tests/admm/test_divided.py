@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from divided_processes import EPOCHS, Run
+from admm_fits import Users, admm, batches, fit, sgd
+from divided_processes import EPOCHS, Run, plain_net
 from torch.testing import assert_close
 
 from hodec.admm.division import Division, part_of, turns
@@ -44,31 +45,49 @@ def alone(kind: str) -> dict:
     return run.held()
 
 
-# Gradients are means of the processes' means, which rounds otherwise than one mean: a few units of the last place,
-# 2^-23 of a number, at each of 16 steps. Adam divides gradients by their size, so that those near 0 turn over.
-TOLERANCE = {"pulled": 1e-4, "projected": 1e-4, "iterated": 1e-3, "moved": 1e-3}
+# Gradients are means of the processes' means, which round otherwise than one mean: a few units of the last place, 2^-23
+# of a number, at each of 16 steps. Seen were 3e-6 of the largest number; a wrong Z or U is off by more than 1e-2.
+TOLERANCE = 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "job"), [(count, job) for count, jobs in JOBS.items() for job in jobs])
 def test_processes_train_and_convert_as_one(found, count: int, job: str):
     """Also where the run went on from a checkpoint."""
-    kind = job.split("-")[1]
-    mine, expected, scale = found[count, job], alone(kind), TOLERANCE[kind]
+    mine, expected = found[count, job], alone(job.split("-")[1])
     for other in mine[1:]:
         assert_close(other, mine[0], rtol=0, atol=0)
-    first = {
-        key: {name.removeprefix("module."): one for name, one in mine[0][key].items()} for key in ("weights", "small")
-    }
-    assert_close(first["weights"], expected["weights"], rtol=scale, atol=scale)
-    assert_close(first["small"], expected["small"], rtol=scale, atol=scale)
+    for key in ("weights", "small"):
+        own = {name.removeprefix("module."): tensor for name, tensor in mine[0][key].items()}
+        assert_close(own, expected[key], rtol=TOLERANCE, atol=TOLERANCE)
     for own, theirs in zip(mine[0]["reports"], expected["reports"], strict=True):
-        assert own == pytest.approx(theirs, rel=10 * scale, abs=1 / 32 if kind == "moved" else scale)
+        assert own == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_divided_weights_goes_on_exactly(found):
     assert_close(found[2, "fsdp-pulled-2"], found[2, "fsdp-pulled-0"], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_lightning_divides_a_net_and_goes_on_exactly(tmp_path):
+    """ModelParallelStrategy; its checkpoint holds what the first process gives, Z and U whole."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    ends = []
+    for stop in ("0", "2"):
+        (tmp_path / stop).mkdir()
+        command = [sys.executable, str(SCRIPT.parent / "lightning_divided.py"), str(tmp_path / stop), stop]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        ends += [torch.load(tmp_path / stop / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for other in ends[1:]:
+        assert_close(other, ends[0], rtol=0, atol=0)
+    net = plain_net()
+    callback = admm(net, ranks=2, track_truncated=True, tolerance=0.0)
+    fit(Users(net, sgd), callback, epochs=3, data=batches(), val=batches())
+    assert_close(ends[0]["weights"], dict(net.state_dict()), rtol=TOLERANCE, atol=TOLERANCE)
+    assert_close(ends[0]["small"], dict(callback.convert().state_dict()), rtol=TOLERANCE, atol=TOLERANCE)
+    assert ends[0]["primal"] == pytest.approx(callback.admm.primal, rel=TOLERANCE)
 
 
 def test_whole_weights_are_not_divided():
