@@ -1,5 +1,6 @@
 """A script for `test_divided`: Lightning's ModelParallelStrategy, two processes; each writes what it holds."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from admm_fits import Users, admm, fit, new_net, samples, sgd  # noqa: E402
 from pytorch_lightning.callbacks import ModelCheckpoint  # noqa: E402
 from pytorch_lightning.strategies import ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset  # noqa: E402
 
 
 class Divided(Users):
@@ -25,7 +26,10 @@ class Divided(Users):
 
 
 def data() -> DataLoader:
-    return DataLoader(TensorDataset(*samples()), batch_size=4)
+    """Half the images of every step in each process: together the steps of one process with batches of 8."""
+    images = TensorDataset(*samples())
+    rank = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning sets it for the process it starts
+    return DataLoader(images, batch_size=4, sampler=DistributedSampler(images, 2, rank, shuffle=False))
 
 
 def main(folder: Path, stop: int) -> None:
@@ -35,7 +39,7 @@ def main(folder: Path, stop: int) -> None:
         callback = admm(net, ranks=2, track_truncated=True, tolerance=0.0)
         saver = ModelCheckpoint(folder / f"until{epochs}", "{epoch}", save_top_k=-1)
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        options = {"strategy": strategy, "devices": 2, "enable_checkpointing": True}
+        options = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False, "enable_checkpointing": True}
         trainer = fit(
             Divided(net, sgd), callback, saver, epochs=epochs, data=data(), val=data(), resume=resume, **options
         )
