@@ -8,6 +8,7 @@ from hodec.calibration.input_covariance import collect_covariances as collect_co
 from hodec.calibration.sequential import fit_to_data as fit_to_data
 from hodec.compression import compress as compress
 from hodec.conversion.batchnorm import reestimate_batchnorm as reestimate_batchnorm
+from hodec.conversion.divided import convert_divided as convert_divided
 from hodec.conversion.swap import conversion_errors as conversion_errors
 from hodec.conversion.swap import convert as convert
 from hodec.conversion.swap import merge as merge
@@ -19,6 +20,7 @@ from hodec.export.checkpoint import save as save
 from hodec.export.onnx import to_onnx as to_onnx
 from hodec.export.pretrained import from_pretrained as from_pretrained
 from hodec.export.program import to_program as to_program
+from hodec.export.shards import convert_shards as convert_shards
 from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse
 from hodec.layers.base import FactorizedLayer as FactorizedLayer

@@ -12,8 +12,16 @@ from torch.optim import Optimizer
 from hodec.errors import PlanError, TrainingError, Use, near_matches
 from hodec.plan.layer import LayerPlan
 
-# Strategies that split single weights over devices, so that no process can project a whole one.
-SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+# Strategies that put weights into pieces of memory of their own, in which ADMM finds no layer.
+FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
+
+# What gives such pieces away: an attribute of parameters under DeepSpeed's third stage, the wrapper of the first FSDP.
+ZERO3_MARK, FSDP1 = "ds_id", "FullyShardedDataParallel"
+
+WAY_OUT = (
+    "ADMM finds no layers in them. Use torch.distributed.fsdp.fully_shard, which divides each weight by itself (in "
+    "Lightning strategy=ModelParallelStrategy(..)), or strategy='ddp' where a device holds the net"
+)
 
 
 def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None) -> str:
@@ -21,8 +29,9 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
 
     Raises:
         PlanError: nowhere, or in several places; the message says which ``root=`` to give.
-        TrainingError: a planned weight is no parameter.
+        TrainingError: a planned weight is no parameter, or weights are kept in flat pieces.
     """
+    check_flat(module)
     if not plan:
         raise PlanError("the plan has no layers, so ADMM has nothing to train: leave it out")
     if computed := [name for name, layer in plan.items() if layer.computed_from]:
@@ -132,8 +141,27 @@ def signature_of(weights: Mapping[str, Parameter], optimizers: Sequence[Optimize
     return (*(w.requires_grad for w in weights.values()), *sizes)
 
 
+def check_flat(module: nn.Module) -> None:
+    """Refuse weights that are kept in flat pieces.
+
+    Raises:
+        TrainingError: saying whose they are, and the way out.
+    """
+    flat = any(type(one).__name__ == FSDP1 for one in module.modules())
+    zero = any(hasattr(p, ZERO3_MARK) for p in module.parameters())
+    if flat or zero:
+        owner = FSDP1 if flat else "DeepSpeed (ZeRO-3)"
+        raise TrainingError(f"{owner} keeps the weights of this model in flat pieces, and {WAY_OUT}")
+
+
 def unwrapped(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """The optimizers themselves, without what Lightning, Fabric or accelerate put around them."""
+    """The optimizers themselves, without what Lightning, Fabric or accelerate put around them.
+
+    Raises:
+        TrainingError: one of DeepSpeed, which trains flat copies of the weights.
+    """
+    if type(optimizer).__module__.split(".")[0] == "deepspeed":
+        raise TrainingError(f"{type(optimizer).__name__} trains flat copies of the weights, and {WAY_OUT}")
     found = []
     for one in [optimizer] if isinstance(optimizer, Optimizer) else optimizer:
         while isinstance(inner := getattr(one, "optimizer", None), Optimizer):
@@ -146,10 +174,10 @@ def check_trainer(strategy: str, optimizers: Sequence[Optimizer], precision: str
     """Refuse what ADMM cannot work with in a Trainer.
 
     Raises:
-        TrainingError: sharded weights, or fp16 scaling inside a fused optimizer.
+        TrainingError: weights in flat pieces, or fp16 scaling inside a fused optimizer.
     """
-    if strategy in SHARDED:
-        raise TrainingError(f"{strategy} splits weights over devices; ADMM projects whole ones: use strategy='ddp'")
+    if strategy in FLATTENING:
+        raise TrainingError(f"{strategy} splits weights into flat pieces, and {WAY_OUT}")
     if precision == "16-mixed" and any(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers):
         raise TrainingError(
             "a fused optimizer with precision=16-mixed keeps gradients scaled when the pull is added: use {bf16}, or "

@@ -10,6 +10,7 @@ from hodec.admm.projection import State
 from hodec.admm.stopping import Status
 from hodec.admm.updates import AdmmState, Residuals
 from hodec.conversion.batchnorm import reestimate_batchnorm
+from hodec.conversion.divided import convert_divided
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, TrainingError
 from hodec.inference import Batch
@@ -121,7 +122,8 @@ class Admm(AdmmLoop):
             return {}
         full = self._full()
         if not self.primal:
-            self.residuals = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
+            found = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
+            self.residuals = self.division.residuals(found)
         overall, pulls = updates.total(self.residuals), self._pulls()
         rho = sum(s.rho for s in self.states.values()) / len(self.states)
         report = {
@@ -129,21 +131,26 @@ class Admm(AdmmLoop):
             **({"pull": sum(pulls.values()) / len(pulls)} if pulls else {}),
             "primal_residual": overall.primal,
             "dual_residual": overall.dual,
-            "truncation_error": updates.error(full, self.projection.truncate(full)),
+            "truncation_error": updates.error(full, self._truncate(full), self.division.added),
         }
         report |= {f"planned_{key}": ratio for key, ratio in self.projection.learned_cost().items()}
         accuracy = self.truncated(evaluate) if evaluate is not None else None
         return report if accuracy is None else {**report, "truncated_accuracy": accuracy}
 
     def _full(self) -> dict[str, Tensor]:
-        return {name: updates.full_precision(w) for name, w in self.weights.items()}
+        return {name: updates.full_precision(w) for name, w in self.own.items()}
 
     def truncated(self, evaluate: Callable[[], float | None]) -> float | None:
         """What ``evaluate`` gives while the weights are truncated; None where it is not to be measured."""
         if not (self.options.track_truncated and self.states):
             return None
-        with updates.weights_replaced(self.weights, self.projection.truncate(self._full())):
-            accuracy = evaluate()
+        near = self._truncate(self._full())
+        try:
+            with updates.weights_replaced(self.own, near):
+                self.division.settle()
+                accuracy = evaluate()
+        finally:
+            self.division.settle()
         return None if accuracy is None else float(accuracy)
 
     def layer_report(self) -> dict[str, dict[str, float]]:
@@ -168,11 +175,12 @@ class Admm(AdmmLoop):
         """
         return self.projection.final_plan()
 
-    def convert(self, batches: Iterable[Batch] | None = None) -> nn.Module:
+    def convert(self, batches: Iterable[Batch] | None = None, *, skeleton: nn.Module | None = None) -> nn.Module:
         """A copy of the net with factorized layers: by the final plan, from the factors and covariances of ADMM.
 
         Args:
             batches: training data to re-estimate BatchNorm's statistics from, see ``hodec.reestimate_batchnorm``.
+            skeleton: of a net that is divided among processes, the same before it was, see ``hodec.convert_divided``.
 
         Raises:
             PlanError: no layer is left whose learned ranks save anything.
@@ -180,26 +188,42 @@ class Admm(AdmmLoop):
         """
         plan = self.final_plan()
         covariances = {name: one for name, one in self.projection.covariances.items() if name in plan}
-        compressed = convert(self.model, plan, covariances=covariances, init_factors=self.projection.factors)
+        self.division.settle()
+        factors = self.projection.factors
+        if skeleton is None:
+            compressed = convert(self.model, plan, covariances=covariances, init_factors=factors)
+        else:
+            compressed = convert_divided(self.model, plan, skeleton, covariances=covariances, init_factors=factors)
         if batches is not None:
             reestimate_batchnorm(compressed, batches)
         return compressed
 
     # -- state: plain numbers and tensors only, so that checkpoints load with weights_only=True ---------------------
 
-    def state_dict(self) -> State:
-        """All that ADMM goes on from, beside the weights and the optimizer's state."""
+    def state_dict(self, *, whole: bool = False) -> State:
+        """All that ADMM goes on from, beside the weights and the optimizer's state.
+
+        Args:
+            whole: of a net that is divided among processes, Z and U are DTensors, as torch.distributed.checkpoint
+                writes them. True: the first process gets them whole on the CPU, layer by layer, the others without
+                numbers; all call it together.
+        """
         return {
             "plan": self.projection.identity(self.start_plan),
             "projection": self.projection.state_dict(),
-            "layers": {name: vars(state).copy() for name, state in self.states.items()},
-            "parked": {name: vars(state).copy() for name, state in self._parked.items()},
+            "layers": {name: self._stored(name, state, whole) for name, state in self.states.items()},
+            "parked": {name: self._stored(name, state, whole) for name, state in self._parked.items()},
             "residuals": {name: [r.gap, r.weight, r.move, r.dual_scale] for name, r in self.residuals.items()},
             "verdict": self.status.value,
             "steps_per_epoch": self.steps_per_epoch,
             "pulling": self._pull.state_dict() | {"rates": self._chosen_at[1], "clipped": self._clipped},
             **{key: getattr(self, key) for key in PLAIN},
         }
+
+    def _stored(self, name: str, state: AdmmState, whole: bool) -> State:
+        """Z, U and rho of a layer; of a divided one as DTensors, of which each process writes its part, or whole."""
+        store = self.division.gathered if whole else self.division.wrapped
+        return {"z": store(name, state.z), "u": store(name, state.u), "rho": state.rho}
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state; its tensors are moved to the devices of the weights.
@@ -223,7 +247,7 @@ class Admm(AdmmLoop):
         for key in PLAIN:  # a checkpoint of hodec 0.1.0 lacks those that Lightning counts itself
             setattr(self, key, state.get(key, getattr(self, key)))
         self._parked = {
-            name: AdmmState(one["z"].to(w.device), one["u"].to(w.device), one["rho"])
+            name: AdmmState(self.division.taken(name, one["z"], w), self.division.taken(name, one["u"], w), one["rho"])
             for name, w in self._planned.items()
             if (one := {**state.get("parked", {}), **state["layers"]}.get(name)) is not None
         }

@@ -131,12 +131,14 @@ class AdmmCallback(Callback):
         """``Admm.final_plan``: the plan to convert by."""
         return self.admm.final_plan()
 
-    def convert(self, batches: Iterable[Batch] | None = None) -> nn.Module:
+    def convert(self, batches: Iterable[Batch] | None = None, *, skeleton: nn.Module | None = None) -> nn.Module:
         """``Admm.convert``: the part of the module that the plan was made from, factorized."""
-        return self.admm.convert(batches)
+        return self.admm.convert(batches, skeleton=skeleton)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
-        before = self.state_dict() if self._admm and trainer.global_step else None  # goes on with its own fit
+        before = None  # goes on with its own fit
+        if self._admm and trainer.global_step:
+            before = {**self._admm.state_dict(), "expected": self._expected}
         state, self._restored = self._restored or before, None
         check_trainer(type(trainer.strategy).__name__, trainer.optimizers, str(trainer.precision))
         processes = Processes() if trainer.world_size == 1 else Processes.current()
@@ -150,6 +152,10 @@ class AdmmCallback(Callback):
             self._measure_no_more("the module has no forward")
 
     def on_train_start(self, trainer: Trainer, pl_module: Module) -> None:
+        state, self._restored = self._restored, None
+        if state is not None:  # strategies that divide weights restore callbacks after on_fit_start
+            self.admm.load_state_dict(state)
+            self._expected = state.get("expected")
         admm = self._follow(trainer)
         if not admm.steps:
             admm.steps = admm.epoch_began = trainer.global_step
@@ -234,7 +240,8 @@ class AdmmCallback(Callback):
         self.admm.finish()
 
     def state_dict(self) -> State:
-        return {**self._admm.state_dict(), "expected": self._expected} if self._admm else {}
+        # whole, for Lightning writes what the first process gives
+        return {**self._admm.state_dict(whole=True), "expected": self._expected} if self._admm else {}
 
     def load_state_dict(self, state_dict: State) -> None:
         self._restored = state_dict

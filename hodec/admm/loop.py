@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
+from hodec.admm.division import Division, part_of, settle
 from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
 from hodec.admm.penalty import Moment, penalty_of
 from hodec.admm.processes import Processes, check_equal, differing
@@ -19,7 +20,6 @@ from hodec.admm.stopping import Status, check_convergence, final_status
 from hodec.admm.updates import AdmmState, Residuals
 from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import ConfigError, TrainingError, Use
-from hodec.linalg.svd import check_finite
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -46,27 +46,27 @@ class AdmmLoop:
             text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
             raise ConfigError(text, steps=Use("steps_per_epoch"))
         options, self.start_plan = mode_options(**settings), plan
-        self.options, self.steps_per_epoch = options, steps_per_epoch
-        self.projects = isinstance(options, AdmmProject)
+        self.options, self.steps_per_epoch, self.projects = options, steps_per_epoch, isinstance(options, AdmmProject)
         if learner is not None and self.projects:
             raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
         self.penalty = penalty_of(options, list(plan))
         self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
-        prefix = find_root(model, plan, root)
+        prefix = find_root(settle(model), plan, root)
         self.model, self.optimizer, self._clipped = model.get_submodule(prefix.rstrip(".")), optimizer, clipped
         self._planned, self._optimizers = planned_weights(model, plan, prefix), unwrapped(optimizer)
+        self.division = Division(self._planned, model, learned=learner is not None)
         self.states, self.residuals = dict[str, AdmmState](), dict[str, Residuals]()
         self.primal, self.dual, self.pulls = list[float](), list[float](), dict[str, float]()
         self.status, self.pull = Status.RUNNING, math.nan
         self.steps = self.epoch = self.updated_at = self.epoch_began = 0
+        self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._chosen_at: tuple[int, dict[str, float]] = (-1, {})  # epoch and learning rates that rho was chosen at
         self._targets: dict[str, Tensor] = {}  # Z - U
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
         self._warned: set[str] = set()
-        self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._bind()
 
     def _bind(self, before: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -77,7 +77,9 @@ class AdmmLoop:
             raise TrainingError(f"{text}: use {{auto}}, which moves the weights itself", auto=Use("admm.rho", "auto"))
         joined = [name for name in binding.weights if before is not None and name not in before]
         self._binding, self.weights = binding, binding.weights
-        self._pull = Pull(binding, movable=self.penalty.follows_pull, clipped=self._clipped)
+        self._pull = Pull(
+            binding, movable=self.penalty.follows_pull, clipped=self._clipped, summed=self.division.summed
+        )
         if joined:
             log.info("epoch %d: ADMM takes in %s, which training changes now", self.epoch, ", ".join(joined))
         elif binding.frozen:
@@ -88,13 +90,23 @@ class AdmmLoop:
     def _take_in(self) -> None:
         """States of the layers that are trained now; those that were trained before go on where they were."""
         known = self._parked | self.states
-        new = {name: updates.full_precision(w) for name, w in self.weights.items() if name not in known}
-        z = self.processes.broadcast(self.projection.truncate(new))
-        known |= {n: AdmmState(z[n].to(w.device), torch.zeros_like(w), 0.0) for n, w in new.items()}
+        new = {name: updates.full_precision(w) for name, w in self.own.items() if name not in known}
+        z = self._truncate(new)
+        whole = self.processes.broadcast({name: one for name, one in z.items() if name not in self.division})
+        z |= {name: one.to(new[name].device) for name, one in whole.items()}
+        known |= {n: AdmmState(z[n], torch.zeros_like(w), 0.0) for n, w in new.items()}
         self.states = {name: known[name] for name in self.weights}
         self._parked = {name: state for name, state in known.items() if name not in self.weights}
         self.residuals = {name: one for name, one in self.residuals.items() if name in self.weights}
         self._chosen_at = (-1, self._chosen_at[1])
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """Layer -> the part of its weight that this process holds: the whole of it where nothing is divided."""
+        return {name: part_of(w) for name, w in self.weights.items()}
+
+    def _truncate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.projection.truncate(tensors, self.processes, self.division)
 
     # -- hooks of the loop ---------------------------------------------------------------------------------------
 
@@ -106,9 +118,8 @@ class AdmmLoop:
         """
         if self.states or not self.weights or (self.penalty.follows_pull and math.isnan(self._interval_steps())):
             return
-        for name, w in self.weights.items():
-            check_finite(w.detach(), f"layer {name}")
-        self.states = updates.start(self.weights, dict.fromkeys(self.weights, 0.0), self._project)
+        self.division.check_finite(self.own, "")
+        self.states = updates.start(self.own, dict.fromkeys(self.weights, 0.0), self._project)
         self.updated_at = self.steps
         if self.projects:
             return
@@ -177,6 +188,7 @@ class AdmmLoop:
             rho = {name: state.rho for name, state in self.states.items()}
             for _ in range(steps):
                 self._pull.move(self._targets, rho, self._chosen_at[1])
+            self.division.settle()
         elif self.penalty.follows_pull and self._pull.kept < CLIPPED:
             log.info("gradients are clipped, and the pull in them: from here on ADMM moves the weights themselves")
             self._pull.decoupled = self._clipped = True
@@ -223,17 +235,18 @@ class AdmmLoop:
             TrainingError: a weight is NaN or Inf, or differs between the processes that train together.
         """
         self._compare()
-        for name, w in self.weights.items():
-            check_finite(w.detach(), f"layer {name}, epoch {self.epoch}, step {self.steps}")
+        self.division.check_finite(self.own, f", epoch {self.epoch}, step {self.steps}")
         relax, dual = (self.options.relax, self.options.dual) if isinstance(self.options, AdmmOptions) else (1.0, False)
-        self.states, self.residuals = updates.step(self.weights, self.states, self._project, relax=relax, dual=dual)
+        self.states, found = updates.step(self.own, self.states, self._project, relax=relax, dual=dual)
+        self.residuals = self.division.residuals(found)
         self.updated_at = self.steps
         overall = updates.total(self.residuals)
         self.primal, self.dual = [*self.primal, overall.primal], [*self.dual, overall.dual]
         if isinstance(self.options, AdmmOptions):
             self._judge(self.options)
         else:
-            updates.put(self.weights, {name: state.z for name, state in self.states.items()})
+            updates.put(self.own, {name: state.z for name, state in self.states.items()})
+            self.division.settle()
 
     def _judge(self, options: AdmmOptions) -> None:
         """Choose rho and the status by the Z-update just done."""
@@ -255,8 +268,10 @@ class AdmmLoop:
             return
         where, steps = f"epoch {self.epoch}, step {self.steps}", self.steps - self._compared_at
         self._compared_at = self.steps
-        check_equal(self.processes, self.weights, steps=steps, where=where)
-        parts = {name: [s.z, s.u, torch.tensor(s.rho)] for name, s in self.states.items()}
+        whole = [name for name in self.weights if name not in self.division]
+        check_equal(self.processes, {name: self.weights[name] for name in whole}, steps=steps, where=where)
+        states = {name: self.states[name] for name in whole if name in self.states}
+        parts = {name: [s.z, s.u, torch.tensor(s.rho)] for name, s in states.items()}
         if names := differing(self.processes, parts):
             log.warning("%s: Z, U or rho of %s differ between the processes; all take the first one's", where, names)
             kept = self.processes.broadcast({name: vars(self.states[name]) for name in names})
@@ -268,7 +283,7 @@ class AdmmLoop:
 
     def _project(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rho = {name: self.states[name].rho if self.states else 0.0 for name in tensors}
-        return self.projection.update(tensors, rho, self.processes)
+        return self.projection.update(tensors, rho, self.processes, self.division)
 
     # -- rho -----------------------------------------------------------------------------------------------------
 

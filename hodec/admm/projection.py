@@ -1,5 +1,6 @@
 """Projection: the Z-update of all planned layers, and what has to be remembered from one to the next."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hodec.admm.division import Division, turns
 from hodec.admm.processes import Processes, partition
 from hodec.admm.updates import project_layers
 from hodec.calibration.input_covariance import InputCovariance, check_covariances
@@ -66,15 +68,22 @@ class Projection:
                 )
         self.factors: dict[str, list[Tensor]] = {}
 
-    def update(self, tensors: dict[str, Tensor], rho: Mapping[str, float], processes: Processes) -> dict[str, Tensor]:
-        """The next Z of each layer from its W + U, equal in all processes."""
+    def update(
+        self,
+        tensors: dict[str, Tensor],
+        rho: Mapping[str, float],
+        processes: Processes,
+        division: Division | None = None,
+    ) -> dict[str, Tensor]:
+        """The next Z of each layer from its W + U, equal in all processes; in parts where these are parts."""
         if self.learner is not None:
             learned = self.learner.update(self.plan, tensors, rho)
             ranks = processes.broadcast({name: layer.ranks for name, layer in learned.items()})
             self.plan = with_ranks(self.plan, ranks)
-        parts = partition(self.plan, list(tensors), processes.count if self.distribute else 1)
-        z: dict[str, Tensor] = {}
-        factors: dict[str, list[Tensor]] = {}
+        parted = {name: t for name, t in tensors.items() if division and name in division}
+        z, factors = self._project_parted(parted, processes, division) if division else ({}, {})
+        whole = [name for name in tensors if name not in parted]
+        parts = partition(self.plan, whole, processes.count if self.distribute else 1)
         for source, names in enumerate(parts):
             mine = {name: tensors[name] for name in names} if processes.rank == source else {}
             # decompositions differ in the last bits between processes, so one of them decides
@@ -84,9 +93,39 @@ class Projection:
         self.factors = {name: factors[name] for name in tensors if name in factors}
         return {name: z[name] for name in tensors}
 
-    def truncate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def truncate(
+        self, tensors: Mapping[str, Tensor], processes: Processes | None = None, division: Division | None = None
+    ) -> dict[str, Tensor]:
         """Each tensor at its planned ranks; nothing is remembered."""
-        return self._project(tensors)[0]
+        if not (division and processes):
+            return self._project(tensors)[0]
+        parted = {name: t for name, t in tensors.items() if name in division}
+        z = self._project_parted(parted, processes, division)[0]
+        z |= self._project({name: t for name, t in tensors.items() if name not in parted})[0]
+        return {name: z[name] for name in tensors}
+
+    def _project_parted(
+        self, tensors: Mapping[str, Tensor], processes: Processes, division: Division
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """``_project`` of layers that are divided: each process gathers one at a time, and all work at once."""
+        z, factors = dict[str, Tensor](), dict[str, list[Tensor]]()
+        parts = partition(self.plan, list(tensors), processes.count if self.distribute else 1)
+        for turn in turns(parts, {name: math.prod(self.plan[name].shape) for name in tensors}):
+            mine: dict[str, Tensor] = {}
+            for source, names in enumerate(turn):
+                for name in names:
+                    gathered = division.whole(name, tensors[name])
+                    if source == processes.rank:
+                        mine[name] = gathered
+                    del gathered  # or the next would be gathered beside it
+            part, own = self._project(mine)
+            mine.clear()
+            for source, names in enumerate(turn):
+                z |= {name: division.sent(name, part.pop(name, None), source, tensors[name].dtype) for name in names}
+                if any(self.plan[name].format.iterative for name in names):
+                    many = processes.broadcast(own, source)
+                    factors |= {name: [f.to(tensors[name].device) for f in one] for name, one in many.items()}
+        return z, factors
 
     @torch.no_grad()
     def _project(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:

@@ -2,13 +2,14 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hodec.admm.binding import Binding
+from hodec.admm.division import part_of
 from hodec.admm.penalty import StepSize
 from hodec.admm.projection import State
 from hodec.admm.updates import full_precision
@@ -29,6 +30,7 @@ class Pull:
         movable: rho follows a wanted pull, so that the weights may be moved themselves, which is exact whatever the
             optimizer makes of gradients.
         clipped: gradients are known to be clipped after ``add``.
+        summed: adds up numbers over the processes that hold parts of the weights.
 
     Attributes:
         decoupled: whether the weights are moved themselves.
@@ -37,8 +39,15 @@ class Pull:
         steps: optimizer steps since the last ``restart``; empty ones, without any gradient, are not counted.
     """
 
-    def __init__(self, binding: Binding, *, movable: bool, clipped: bool = False) -> None:
-        self.binding, self.movable = binding, movable
+    def __init__(
+        self,
+        binding: Binding,
+        *,
+        movable: bool,
+        clipped: bool = False,
+        summed: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        self.binding, self.movable, self._summed = binding, movable, summed
         self.decoupled = movable and (clipped or not binding.is_sgd)
         self.known = self.decoupled or binding.is_sgd
         self.kept, self.steps, self._uncounted = 1.0, 0, 0
@@ -76,7 +85,7 @@ class Pull:
         if grads and any(g is not self._added.get(n, (0.0, None))[1] for n, g in grads.items()):  # else it is in them
             signs = {name: -1 if self.binding.group(name).get("maximize") else 1 for name in grads}
             offsets = self._offsets(targets, {name: signs[name] * rho[name] for name in grads})
-            torch._foreach_add_(tuple(grads.values()), tuple(offsets))
+            torch._foreach_add_(tuple(map(part_of, grads.values())), tuple(offsets))
             self._added = {name: (rho[name], grad) for name, grad in grads.items()}
             due = self.steps < SAMPLED_STEPS or self.steps % SAMPLED_STEPS == 0
             self._seen = _sample(grads.values()) if due else None
@@ -86,14 +95,14 @@ class Pull:
     def move(self, targets: Mapping[str, Tensor], rho: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Move the weights by rho times the learning rate, the share of their way that one step covers."""
         ratios = {name: min(1.0, rates[name] * rho[name]) for name in self.binding.weights}
-        weights = [self.binding.weights[name].data for name in ratios]
+        weights = [part_of(self.binding.weights[name].data) for name in ratios]
         torch._foreach_sub_(weights, self._offsets(targets, ratios))
         for name, ratio in ratios.items():
             self._way[name] += _way(ratio)
 
     def _offsets(self, targets: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[Tensor]:
         """factor * (W - Z + U) of each layer, in the weight's type."""
-        weights = [self.binding.weights[name] for name in factors]
+        weights = [part_of(self.binding.weights[name]) for name in factors]
         offsets = torch._foreach_sub([full_precision(w) for w in weights], [targets[name] for name in factors])
         torch._foreach_mul_(offsets, list(factors.values()))
         return [offset.to(w.dtype) for offset, w in zip(offsets, weights, strict=True)]
@@ -114,7 +123,7 @@ class Pull:
             self._uncounted += 1
             self.steps += 1
         if added and self._seen is not None:
-            self.kept = _left_of(self._seen, _sample([grad for _, grad in added.values()]))
+            self.kept = _left_of(self._seen, _sample([grad for _, grad in added.values()]), self._summed)
         for name, (rho, _) in added.items():
             self._way[name] += self.kept * _way(self.size(name, 1).pull(rho))
 
@@ -196,12 +205,13 @@ def weakness(pull: Pull, *, asked: float | None, steps: float, rho: Mapping[str,
 
 def _sample(grads: Iterable[Tensor]) -> Tensor:
     """A few numbers of each gradient, copied."""
-    return torch.cat([grad.flatten()[:: -(-grad.numel() // SAMPLE)].float() for grad in grads])
+    parts = [part_of(grad).flatten() for grad in grads]
+    return torch.cat([part[:: max(1, -(-part.numel() // SAMPLE))].float() for part in parts])
 
 
-def _left_of(before: Tensor, after: Tensor) -> float:
+def _left_of(before: Tensor, after: Tensor, summed: Callable[[Tensor], Tensor]) -> float:
     """The share of ``before`` that ``after`` still has, 0..1."""
-    whole, left = torch.stack([before.square().sum(), (before * after).sum()]).tolist()
+    whole, left = summed(torch.stack([before.square().sum(), (before * after).sum()])).tolist()
     return min(1.0, max(0.0, left / whole)) if whole else 1.0
 
 

@@ -84,16 +84,17 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             raise TrainingError("AdmmTrainerCallback holds no ADMM state before trainer.train has begun")
         return self._admm
 
-    def convert(self, batches: Iterable[Batch] | None = None) -> nn.Module:
+    def convert(self, batches: Iterable[Batch] | None = None, *, skeleton: nn.Module | None = None) -> nn.Module:
         """``Admm.convert``: the part of the model that the plan was made from, factorized."""
-        return self.admm.convert(batches)
+        return self.admm.convert(batches, skeleton=skeleton)
 
     # -- events ----------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Told, state: Told, control: Told, **given: Told) -> None:
         if args.deepspeed or getattr(args, "fsdp", None):
             raise TrainingError(
-                "DeepSpeed and FSDP split weights over devices; ADMM projects whole ones: leave them out"
+                "DeepSpeed and FSDP of the Trainer split weights into flat pieces, in which ADMM finds no layers: "
+                "leave them out, or train in a loop of your own with torch.distributed.fsdp.fully_shard and hodec.Admm"
             )
         loader = given["train_dataloader"]
         batches = len(loader) if hasattr(loader, "__len__") else math.nan

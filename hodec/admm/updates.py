@@ -6,7 +6,7 @@ W: optimizer steps on loss + rho/2 |W - Z + U|^2;  Z := project(W + U);  U := U 
 Source: Boyd, Parikh, Chu, Peleato, Eckstein, ADMM, Foundations and Trends in ML 3(1), 2011: section 3.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,8 @@ from hodec.formats.base import project_batch
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.linalg.svd import naming
 from hodec.plan.layer import LayerPlan
+
+Rows = Mapping[str, Sequence[float]]
 
 Project = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -173,10 +175,12 @@ def with_rho(state: AdmmState, rho: float, *, follows_rate: bool = False) -> Adm
     return replace(state, rho=rho, u=state.u if keeps else state.u * (state.rho / rho))
 
 
-def error(tensors: Mapping[str, Tensor], near: Mapping[str, Tensor]) -> float:
-    """norm(tensors - near) / norm(tensors), of all layers together."""
-    missed = sum(float((tensors[name] - near[name]).square().sum()) for name in tensors)
-    return _ratio(missed, sum(float(tensor.square().sum()) for tensor in tensors.values()))
+def error(
+    tensors: Mapping[str, Tensor], near: Mapping[str, Tensor], added: Callable[[Rows], Rows] = lambda rows: rows
+) -> float:
+    """norm(tensors - near) / norm(tensors), of all layers together; ``added`` adds up the squares of their parts."""
+    rows = added({n: [float((t - near[n]).square().sum()), float(t.square().sum())] for n, t in tensors.items()})
+    return _ratio(sum(missed for missed, _ in rows.values()), sum(whole for _, whole in rows.values()))
 
 
 def total(residuals: Mapping[str, Residuals]) -> Residuals:

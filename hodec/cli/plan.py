@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dequantize_argument(parser)
     net = parser.add_argument_group("network")
     net.add_argument("--model", metavar="NAME", help="resnet32, torchvision/resnet50, timm/resnet18, ..")
-    net.add_argument("--weights", metavar="FILE", help="trained weights: .safetensors, .ckpt, .pt or .pth")
+    net.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="trained weights: .safetensors, .ckpt, .pt or .pth; or a folder of safetensors "
+        "shards, which is read layer by layer",
+    )
     for name, one in settings_of(ImageSpec).items():
         other = f" for CIFAR ResNets, {IMAGENET[name]} for torchvision's" if name in IMAGENET else ""
         text = f"{one.doc}; {one.words()} (default: {one.default}{other})"
@@ -149,9 +154,17 @@ def plan_of_net(options: argparse.Namespace, target: Path | None) -> tuple["Plan
 
     from hodec.ranks import make_plan
 
-    model = built(options.model, images, options.weights)
+    shards = options.weights if options.weights and Path(options.weights).is_dir() else None
+    if shards:  # no memory for the net
+        with torch.device("meta"):
+            model = built(options.model, images, None)
+    else:
+        model = built(options.model, images, options.weights)
     image = torch.zeros(1, images.in_channels, images.image_size, images.image_size)
-    plan = make_plan(model, rule, example_input=image, **how)
+    try:
+        plan = make_plan(model, rule, example_input=image, weights=shards, **how)
+    except CheckpointError as error:
+        raise error.prefixed("--weights: ") from error
     if rule.reads_weights and not options.weights:
         log.warning(
             "hodec plan: rule %s reads the weights, and these are random, which have no low rank: the ranks mean "

@@ -2,8 +2,8 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
@@ -39,12 +39,14 @@ class LayerSite:
 
     Attributes:
         layer_type: name in LAYER_TYPES: ``conv2d``, ``linear``, ..
-        weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I).
+        weight: dense weight with output channels first, (O, I, K_1, ..) or (O, I); on the meta device it tells shape
+            and type only.
         call_sites: its calls for one image.
         aliases: further names of the same module.
         role: what uses the weight.
         groups, computed_from, ties: see ``LayerPlan``.
         notes: what conversion does to the layer beside factorizing it.
+        read: gives the numbers of a weight that is on the meta device, output channels first; None: there are none.
     """
 
     layer_type: str
@@ -56,6 +58,26 @@ class LayerSite:
     computed_from: int = 0
     notes: tuple[str, ...] = ()
     ties: tuple[Tie, ...] = ()
+    read: Callable[[], Tensor] | None = None
+
+    def values(self) -> Tensor:
+        """The weight with its numbers; one that lies in a file is read anew at each call, and nothing keeps it.
+
+        Raises:
+            PlanError: it is on the meta device, and no file is known.
+            TrainingError: one from a file holds NaN or Inf.
+        """
+        if not self.weight.is_meta:
+            return self.weight
+        if self.read is None:
+            raise PlanError("the weight is on the meta device, which keeps no numbers")
+        return self.read()
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "LayerSite":
+        """The same layer with another weight of this shape; one that lies in a file is changed as it is read."""
+        if self.weight.is_meta:
+            return replace(self, read=lambda: change(self.values()))
+        return replace(self, weight=change(self.weight))
 
     def served_by(self, method: Method) -> bool:
         """Whether a method has a layer for it, and one with the same factors for each that is tied to it."""
@@ -78,7 +100,7 @@ def eligible_layers(
 
     Raises:
         PlanError: a layer is lazy and has no weight yet.
-        TrainingError: an eligible weight holds NaN or Inf.
+        TrainingError: an eligible weight holds NaN or Inf; one on the meta device has no numbers to look at.
     """
     names = names_by_module(model)
     check_no_lazy(names)
@@ -102,7 +124,7 @@ def eligible_layers(
         sites[name] = _site(name, candidates[name], call_sites[name], ties)
     for path, one in inner.items():
         if not one.reason and one.call_sites is not None:
-            check_finite(one.weight, f"weight {path}")
+            _check_numbers(one.weight, f"weight {path}")
             weight = LAYER_TYPES[one.layer_type].to_oihw(one.weight)
             sites[path] = LayerSite(one.layer_type, weight, one.call_sites, one.aliases, one.role)
     return in_order(model, sites), in_order(model, refused)
@@ -110,7 +132,7 @@ def eligible_layers(
 
 def _site(name: str, one: Candidate, call_sites: CallSites, ties: tuple[Tie, ...]) -> LayerSite:
     weight = weight_of(one.plain.layer)
-    check_finite(weight, f"layer {name}")
+    _check_numbers(weight, f"layer {name}")
     notes = (COMPUTED.format(how=one.plain.how),) if one.plain.computed_from else ()
     if ties:
         notes = (*notes, f"its factors are those of {', '.join(tie.name for tie in ties)} too, with the same weight")
@@ -118,6 +140,12 @@ def _site(name: str, one: Candidate, call_sites: CallSites, ties: tuple[Tie, ...
         one.layer_type.name, one.layer_type.to_oihw(weight), call_sites, one.aliases,
         groups=one.groups, computed_from=one.plain.computed_from, notes=notes, ties=ties,
     )  # fmt: skip
+
+
+def _check_numbers(weight: Tensor, what: str) -> None:
+    """``check_finite`` of a weight that has numbers."""
+    if not weight.is_meta:
+        check_finite(weight, what)
 
 
 def in_order(model: nn.Module, found: dict[str, Found]) -> dict[str, Found]:

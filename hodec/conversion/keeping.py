@@ -26,8 +26,13 @@ def keep_plan(model: nn.Module, plan: Plan) -> None:
     setattr(model, PLAN_ATTRIBUTE, plan)
     config = _config_of(model)
     if config is not None:
-        setattr(config, CONFIG_ENTRY, {"load": HOW_TO_LOAD, PLAN_ATTRIBUTE: plan.to_dict()})
+        setattr(config, CONFIG_ENTRY, config_entry(plan))
         declare_ties(model, plan)
+
+
+def config_entry(plan: Plan) -> dict[str, object]:
+    """What the config of a converted model has under CONFIG_ENTRY."""
+    return {"load": HOW_TO_LOAD, PLAN_ATTRIBUTE: plan.to_dict()}
 
 
 def forget_plan(model: nn.Module) -> None:

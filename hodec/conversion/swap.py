@@ -19,6 +19,7 @@ from hodec.formats.base import working_copy
 from hodec.formats.layer_types import layer_type_of
 from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
+from hodec.io.tensors import is_divided
 from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
 from hodec.layers.plain import HOOKS, Plain, copied, plain_layer, users
@@ -32,6 +33,12 @@ log = logging.getLogger(__name__)
 
 
 ON_ERROR = ("raise", "skip")
+
+DIVIDED = (
+    "the model is divided among processes (fully_shard, DTensor) and cannot be copied: give the net as it is built, "
+    "before fully_shard, as skeleton: hodec.convert_divided(model, plan, skeleton), or admm.convert(skeleton=..); on "
+    "the meta device it takes no memory"
+)
 
 
 def convert(
@@ -73,6 +80,8 @@ def convert(
     if on_error not in ON_ERROR:
         raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
     model = uncompiled(model)
+    if any(map(is_divided, model.parameters())):
+        raise ConvertError(DIVIDED)
     dense = _dense_layers(model, plan)
     check_ties(model, plan)
     covariances = check_covariances(covariances or {}, plan)
@@ -81,7 +90,7 @@ def convert(
     with same_random_state(model.parameters()):
         for name, layer_plan in plan.items():
             try:
-                layer = _factorized(
+                layer = factorized(
                     name, dense[name][0], layer_plan,
                     decompose=decompose, covariance=covariances.get(name), init_factors=(init_factors or {}).get(name),
                 )  # fmt: skip
@@ -107,7 +116,7 @@ def structure(model: nn.Module, plan: Plan) -> dict[str, nn.ModuleList]:
     layers = {}
     for name, dense in _dense_layers(model, plan).items():
         one = plan[name]
-        layer = _factorized(name, dense[0], one, decompose=False, covariance=None, init_factors=None)
+        layer = factorized(name, dense[0], one, decompose=False, covariance=None, init_factors=None)
         layers[name] = _in_place(_originals(model, name, one), layer, dense, one)
     return layers
 
@@ -154,7 +163,7 @@ def _without(plan: Plan, names: Sequence[str], error: HodecError, on_error: str)
     return plan
 
 
-def _factorized(
+def factorized(
     name: str,
     dense: nn.Module,
     plan: LayerPlan,

@@ -93,7 +93,8 @@ class ParameterFlops(TorchDispatchMode):
     """Adds up the FLOPs of the products with each parameter.
 
     A parameter is known by its memory, so that slices, transposes and reshapes of it are known too, and its latest copy
-    (another memory order or type). An operator that reads several shares its FLOPs among them by size.
+    (another memory order or type); one on the meta device, which has no memory, by its storage. An operator that reads
+    several shares its FLOPs among them by size.
 
     Args:
         parameters: name and parameter, each parameter once.
@@ -105,6 +106,8 @@ class ParameterFlops(TorchDispatchMode):
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], formulas: dict[Any, Callable[..., int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.formulas, self.flops = formulas, dict[str, int]()
+        parameters = list(parameters)
+        self.blank = {_memory(p): name for name, p in parameters if p.is_meta}
         spans = sorted(
             (p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in parameters if p.nbytes and p.data_ptr()
         )
@@ -130,6 +133,8 @@ class ParameterFlops(TorchDispatchMode):
         """The name of the parameter that ``x`` is a part of; empty for others, and for vectors such as biases."""
         if x.ndim < 2:
             return ""
+        if x.is_meta:
+            return self.blank.get(_memory(x)) or self.copied.get(_memory(x), "")
         at = bisect_right(self.starts, x.data_ptr()) - 1
         if at >= 0 and x.data_ptr() < self.spans[at][1]:
             return self.spans[at][2]
@@ -137,4 +142,5 @@ class ParameterFlops(TorchDispatchMode):
 
 
 def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+    storage = x.untyped_storage()
+    return storage._cdata if x.is_meta else storage.data_ptr()

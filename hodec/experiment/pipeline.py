@@ -25,6 +25,7 @@ from hodec.experiment.config.own import CustomModel
 from hodec.experiment.config.schema import Config, completed, to_yaml
 from hodec.experiment.context import RunContext, check_machine, device_of
 from hodec.experiment.data.images import build_data
+from hodec.experiment.elastic import goes_on
 from hodec.experiment.lock import held
 from hodec.experiment.loggers import Loggers, loggers_of
 from hodec.experiment.results import measure, summary
@@ -144,11 +145,12 @@ def open_folder(config: Config, path: Path) -> RunFolder:
     keys, before = differences(theirs, mine, ignore=FREE_SETTINGS), theirs.get("retrain_epochs")
     longer = keys == ["retrain_epochs"] and type(before) is int and 0 < before < config.retrain_epochs
     longer = longer and not config.optimizer.joint_schedule  # by which ADMM has trained for the shorter one
-    folder = RunFolder.open(path, to_yaml(config), [] if longer else keys, writes=is_first_process())
+    elastic = goes_on(keys, theirs, mine)
+    folder = RunFolder.open(path, to_yaml(config), [] if longer or elastic else keys, writes=is_first_process())
     if longer:
         extend(folder, epochs=config.retrain_epochs, before=cast(int, before))
-        if folder.writes:
-            write_text(stored, to_yaml(config))
+    if (longer or elastic) and folder.writes:
+        write_text(stored, to_yaml(config))
     if config.init_stage:
         take_stage(folder, config.init_stage, mine, FREE_SETTINGS)
     return folder

@@ -190,6 +190,8 @@ def make_trainer(config: Config, epochs: int, callbacks: Sequence[Callback]) -> 
         max_epochs=epochs,
         accelerator=settings.accelerator,
         devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
         precision=settings.precision,  # type: ignore[arg-type]
         gradient_clip_val=settings.gradient_clip_val,
         accumulate_grad_batches=settings.accumulate_grad_batches,

@@ -14,8 +14,10 @@ from hodec._version import __version__
 from hodec.conversion.keeping import PLAN_ATTRIBUTE
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
+from hodec.export.shards import filled, load_shards
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
+from hodec.io.shards import Shards
 from hodec.io.tensors import bits, kind_of, load_tensors, save_tensors, tensor_shapes
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
@@ -110,9 +112,9 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     """Rebuild a compressed model, in the training mode and number type of its skeleton.
 
     Args:
-        path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it.
-        skeleton: the dense net, of any weights; it is left as it was. None: the net that the file names, as those of
-            runs do (``compressed.safetensors``).
+        path: the ``.safetensors`` file that ``save`` wrote, its ``.json`` beside it; or a folder of ``convert_shards``.
+        skeleton: the dense net, of any weights; it is left as it was. On the meta device, which takes no memory, the
+            result is on the CPU. None: the net that the file names, as those of runs do (``compressed.safetensors``).
 
     Raises:
         CheckpointError: a file is missing, truncated or altered, or belongs to another model; or there is no skeleton
@@ -129,6 +131,12 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
         True
     """
     path = Path(path)
+    if path.is_dir():
+        if skeleton is None:
+            raise CheckpointError(
+                f"{path}: a folder of shards names no net: give it as skeleton, hodec.load(path, net)"
+            )
+        return load_shards(path, skeleton)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a compressed model is read from its .safetensors file, not {path.suffix!r}")
     structure = read_structure(path)
@@ -138,6 +146,8 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
         raise CheckpointError(f"{path} is truncated or was altered: its SHA-256 is not the one in its .json")
     skeleton = named_skeleton(path, structure) if skeleton is None else skeleton
     small = convert(skeleton, Plan.from_dict(structure["plan"]), decompose=False)
+    if any(p.is_meta for p in small.parameters()):
+        return filled(small, Shards(path))
     tensors = load_tensors(path)
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,10 +27,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         try:
             save_file(plain, temporary, metadata=dict(metadata or {}))
         except SafetensorError as error:
-            raise _as_os_error(error) from error
+            raise as_os_error(error) from error
 
 
-def _as_os_error(error: SafetensorError) -> OSError:
+def as_os_error(error: SafetensorError) -> OSError:
     """The refusal of the system, which safetensors words as text: ``os error 28``, in older versions ``code: 28``."""
     found = re.search(r"(?:os error|code:) (\d+)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
@@ -103,6 +104,12 @@ def kind_of(tensor: torch.Tensor) -> str:
     if tensor.is_floating_point():
         return "real"
     return "truth" if tensor.dtype == torch.bool else "integer"
+
+
+def is_divided(tensor: object) -> bool:
+    """Whether a tensor is a ``DTensor``, of which each process holds a part."""
+    module = sys.modules.get("torch.distributed.tensor")  # not imported: then there is none
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def not_numbers(values: object) -> list[str]:

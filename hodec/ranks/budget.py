@@ -162,7 +162,7 @@ class Budget(Targets, RankRule, Limits):
             covariance = covariance.get(layer.method)
         if covariance is not None:
             covariance.check(layer.name, layer.dense)
-            layer = replace(layer, site=replace(layer.site, weight=covariance.apply(layer.site.weight)))
+            layer = replace(layer, site=layer.site.changed(covariance.apply))
         return MethodOptions(layer, limits, weight=weight, limits=self, measured=bool(self.methods))
 
     # -- what a target allows ------------------------------------------------------------------------------

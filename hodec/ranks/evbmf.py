@@ -23,7 +23,7 @@ THRESHOLD = 2.5129
 def weight_signals(layer: LayerContext) -> list[int]:
     """EVBMF's rank for each of a layer's ranks, 0 for pure noise; of several unfoldings the largest counts."""
     found = [0] * len(layer.full_ranks)
-    for position, matrix in layer.format.unfoldings(layer.site.weight, layer.modes):
+    for position, matrix in layer.format.unfoldings(layer.site.values(), layer.modes):
         with naming(f"layer {layer.name}"):
             found[position] = max(found[position], signals(singular_values(matrix), *matrix.shape))
     return found

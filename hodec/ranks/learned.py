@@ -157,7 +157,7 @@ class Learned(Targets, RankRule, Limits):
         from hodec.ranks.selection.options import LayerOptions, MethodOptions
         from hodec.ranks.spectra import truncation_spectra
 
-        weight = rho / 2 * float(layer.site.weight.double().square().sum())
+        weight = rho / 2 * float(layer.site.values().double().square().sum())
         spectra = truncation_spectra(layer)
         costs = limits or [_priced(self.metric)]  # along one path, a larger alpha never gives a larger rank
         nested = not limits

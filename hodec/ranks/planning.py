@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -24,11 +25,13 @@ from hodec.errors import PlanError, Use, literal
 from hodec.formats.modes import Modes
 from hodec.inference import running_input, uncompiled
 from hodec.inputs import Inputs, form_of
+from hodec.io.tensors import is_divided
 from hodec.methods import Method, any_of, get_method
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks.context import LayerContext, NetContext
 from hodec.ranks.rule import RankRule
+from hodec.ranks.shard_weights import on_its_device, with_numbers
 from hodec.ranks.table import AnyRule, as_rule
 
 
@@ -56,11 +59,13 @@ def make_plan(
     n_modes: int = 2,
     modes: Mapping[str, Modes] | None = None,
     execution: str = "auto",
+    weights: str | Path | None = None,
 ) -> Plan:
     """Decide per layer how it is factorized; nothing is changed yet.
 
     Args:
-        model: the dense model, on any device, left as it was.
+        model: the dense model, on any device, left as it was. On the meta device (``with torch.device("meta"):``) it
+            takes no memory, and is planned by rules that read no weights (``manual``, ``ratio``), or with ``weights``.
         rule: what chooses the ranks: ``hodec.ranks.Energy(0.9)``; the name of a rule, ``"energy"``; or ranks by hand,
             ``16``, ``[4, 16, 16, 4]`` or ``{"layer1.*": 8}``, see ``hodec.ranks.Manual``.
         method: name in ``hodec.METHODS``; not used where the rule has ``methods`` of its own.
@@ -72,13 +77,17 @@ def make_plan(
         n_modes: how many modes a side the channels split into, 1..4; for ``tt``, 1 is Tucker-2.
         modes: layer glob -> modes, where the even split is not wanted; the last match counts.
         execution: ``auto`` (by cost), ``merged`` or ``chain``.
+        weights: of a model on the meta device: a folder of safetensors files (shards), their index, or one such file;
+            the rule reads it layer by layer.
 
     Returns:
         The plan, with every other layer or parameter that is multiplied by under ``skipped`` with its reason, and what
         is left (norms, biases, tables) counted under ``other``.
 
     Raises:
-        PlanError: unknown method, a glob that matches nothing, ranks that do not fit, or no layer left.
+        PlanError: unknown method, a glob that matches nothing, ranks that do not fit, no layer left, or a rule that
+            needs weights or a run of a net on the meta device.
+        CheckpointError: ``weights`` that are unreadable or of another model.
         TrainingError: a weight with NaN or Inf.
 
     Examples:
@@ -89,16 +98,28 @@ def make_plan(
         >>> plan = hodec.make_plan(net, hodec.ranks.Ratio(0.5), exclude="0", example_input=torch.zeros(1, 16, 8, 8))
         >>> list(plan), list(plan.skipped)
         (['2'], ['0'])
+
+        A net that no memory holds, from the shards of its weights::
+
+            with torch.device("meta"):
+                model = build()
+            plan = hodec.make_plan(model, "energy", method="svd", example_input=tokens, weights="checkpoint/")
     """
     settings = PlanSettings(include, exclude, allow_larger, n_modes, modes, execution)
     rule, model = as_rule(rule), uncompiled(model)
+    if any(map(is_divided, model.parameters())):
+        raise PlanError(
+            "the model is divided among processes (fully_shard, DTensor): plan it before it is, or plan the same net "
+            "on the meta device"
+        )
     check_no_lazy(names_by_module(model))
-    example_input = running_input(model, example_input)
+    example_input = running_input(model, on_its_device(model, example_input))
     sites, skipped = eligible_layers(model, any_of(rule.methods_for(method)), example_input)
     cost, macs = count_by_parameter(model, example_input)
     used = (name for name, reason in skipped.items() if reason == NOT_CALLED and macs.get(f"{name}.weight"))
     skipped |= dict.fromkeys(used, READ_DIRECTLY)
     skipped |= own_weights(model, {*sites, *skipped}, macs, method)
+    sites = with_numbers(model, sites, rule, weights)
     net = NetContext(cost, model.get_submodule, model, example_input)
     layers = plan_layers(sites, skipped, rule, net, method=method, settings=settings)
     skipped = {name: skipped[name] for name in _paths(model) if name in skipped}

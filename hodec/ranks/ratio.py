@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hodec.cost.metric import COUNTED, METRICS
@@ -11,6 +11,7 @@ from hodec.options import setting
 from hodec.ranks.rule import Choice, Limits, RankRule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from fractions import Fraction
 
     from hodec.cost.metric import CostMetric
@@ -37,8 +38,21 @@ class Ratio(RankRule, Limits):
     target: float = setting(0.5, "share of each layer's dense cost to keep", above=0, high=1)
     metric: str = setting("macs", "cost that the target is a share of", choices=COUNTED)
 
-    def choose_layer(self, layer: LayerContext, net: NetContext) -> Choice:
-        """Ranks within the target, or the least ranks with a note."""
+    def choose(self, layers: Mapping[str, LayerContext], net: NetContext) -> dict[str, Choice]:
+        """One choice a layer: ranks within the target, or the least ranks with a note; equal layers are sought once."""
+        found: dict[object, tuple[Choice, str]] = {}
+        choices: dict[str, Choice] = {}
+        for name, layer in layers.items():
+            key = replace(layer.dense, aliases=(), notes=()), layer.block
+            if key not in found:
+                found[key] = self._search(layer)
+            choices[name], warning = found[key]
+            if warning:
+                log.warning("%s %s", name, warning)
+        return choices
+
+    def _search(self, layer: LayerContext) -> tuple[Choice, str]:
+        """The choice for a layer, and what to warn of."""
         metric, least = METRICS[self.metric], layer.planned(scaled_ranks(layer, 1))
         if metric.dense(layer.dense) in (0, metric.factorized(least)):
             metric = METRICS["params"]
@@ -48,11 +62,11 @@ class Ratio(RankRule, Limits):
             ranks, notes = self.limited(layer, scaled_ranks(layer, step))
             planned = layer.planned(ranks)
             if metric.factorized(planned) <= limit:
-                return Choice(ranks, notes)
+                return Choice(ranks, notes), ""
         ratio = metric.ratio(planned)
-        log.warning("%s keeps %.2f of its dense cost at its least ranks, above the target", layer.name, ratio)
         note = f"even ranks {list(ranks)} keep {ratio:.3f} of the dense {metric.name}, above the target {self.target:g}"
-        return Choice(ranks, (*notes, note))
+        warning = f"keeps {ratio:.2f} of its dense cost at its least ranks, above the target"
+        return Choice(ranks, (*notes, note)), warning
 
 
 def ranks_for_ratio(layer: LayerContext, ratio: float | Fraction, metric: CostMetric) -> tuple[int, ...]:

@@ -41,12 +41,12 @@ class Spectrum:
 def truncation_spectra(layer: LayerContext) -> list[Spectrum]:
     """What a layer's ranks lose; for most formats these are the spectra of its unfoldings."""
     with naming(f"layer {layer.name}"):
-        return [_spectrum(*one) for one in layer.format.spectra(layer.site.weight, layer.modes)]
+        return [_spectrum(*one) for one in layer.format.spectra(layer.site.values(), layer.modes)]
 
 
 def unfolding_spectra(layer: LayerContext) -> list[Spectrum]:
     """The spectra of a layer's unfoldings."""
-    unfoldings = layer.format.unfoldings(layer.site.weight, layer.modes)
+    unfoldings = layer.format.unfoldings(layer.site.values(), layer.modes)
     with naming(f"layer {layer.name}"):
         return [_spectrum(position, singular_values(matrix)) for position, matrix in unfoldings]
 
@@ -65,7 +65,7 @@ def cached_truncation_spectra(layer: LayerContext, size: int = 4096) -> list[Spe
     Args:
         size: layers remembered; each takes one number a singular value, so thousands take some ten megabytes.
     """
-    weight = layer.site.weight.detach().cpu().clone(memory_format=torch.contiguous_format)  # whatever its strides
+    weight = layer.site.values().detach().cpu().clone(memory_format=torch.contiguous_format)  # whatever its strides
     digest = hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()
     key = (digest, weight.dtype, weight.shape, layer.method, layer.site.layer_type, layer.modes)
     if key not in _cache:

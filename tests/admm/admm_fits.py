@@ -43,9 +43,9 @@ def new_net(seed: int = 0) -> Net:
         return Net()
 
 
-def plan_of(net: nn.Module, ranks: Any = 3) -> Plan:
+def plan_of(net: nn.Module, ranks: Any = 3, **settings: Any) -> Plan:
     given = ranks if isinstance(ranks, dict) else {"conv*": ranks, "fc1": ranks}
-    return make_plan(net, Manual(given), example_input=torch.zeros(1, 3, 8, 8), include=list(given))
+    return make_plan(net, Manual(given), example_input=torch.zeros(1, 3, 8, 8), include=list(given), **settings)
 
 
 def samples(count: int = 8 * BATCHES) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from admm_fits import LAYERS, Users, admm, batches, fit, new_net, plan_of, sgd
 from torch import nn
 
 from hodec.admm.binding import check_trainer, find_root, planned_weights
+from hodec.admm.core import Admm
 from hodec.admm.lightning import AdmmCallback
 from hodec.errors import PlanError, TrainingError
 
@@ -157,9 +158,23 @@ def test_lbfgs_is_refused():
         fit(Users(net, lambda module: torch.optim.LBFGS(module.parameters())), admm(net))
 
 
+def test_weights_in_flat_pieces_are_refused():
+    """As DeepSpeed and the first FSDP leave them, told by the names they give."""
+    zero3, fsdp1 = new_net(), type("FullyShardedDataParallel", (Holder,), {})(inner=new_net())
+    zero3.fc1.weight.ds_id = 1
+    for net, owner in ((zero3, "DeepSpeed"), (fsdp1, "FullyShardedDataParallel")):
+        with pytest.raises(TrainingError, match=rf"{owner}.* flat pieces, and ADMM finds no layers .*fully_shard"):
+            Admm(net, plan_of(new_net()), sgd(net))
+    optimizer = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero"})()
+    with pytest.raises(TrainingError, match="DeepSpeedZeroOptimizer trains flat copies of the weights"):
+        Admm(new_net(), plan_of(new_net()), optimizer)
+
+
 def test_row_6_sharded_weights_and_scaled_gradients_are_refused():
     check_trainer("DDPStrategy", [sgd(new_net())], "16-mixed")
-    with pytest.raises(TrainingError, match="FSDPStrategy splits weights .*strategy='ddp'"):
+    with pytest.raises(
+        TrainingError, match="FSDPStrategy splits weights into flat pieces.*fully_shard.*strategy='ddp'"
+    ):
         check_trainer("FSDPStrategy", [sgd(new_net())], "32-true")
     fused = torch.optim.AdamW(new_net().parameters(), fused=True)
     check_trainer("SingleDeviceStrategy", [fused], "bf16-mixed")

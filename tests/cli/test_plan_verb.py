@@ -62,6 +62,15 @@ def test_row_targets_are_met_on_trained_weights_without_a_warning(capsys, weight
     assert 0.3 * 0.995 <= 1 - plan.reduction["macs"] <= 0.3
 
 
+def test_weights_in_a_folder_of_shards_make_the_same_plan(capsys, weights):
+    argv = (*SMALL, "--rule", "energy", "--keep", "0.7", "--json")
+    assert call(capsys, *argv, "--weights", weights.parent) == call(capsys, *argv, "--weights", weights)
+    code, _, err = call(capsys, *SMALL, "--num-classes", "7", "--weights", weights.parent, "--rule", "energy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--weights: " in err
+    assert "linear.weight is (10, 64), and the model's layer linear (7, 64)" in err
+
+
 def test_random_weights_are_warned_about_in_one_line_where_they_are_read(capsys, caplog):
     code, _, _ = call(capsys, *SMALL, "--rule", "vbmf")
     assert code == 0

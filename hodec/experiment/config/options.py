@@ -277,7 +277,9 @@ class TrainerSettings(WithTargets):
     accelerator: str = setting(
         "auto", "what computes; auto: what there is", choices=("auto", "cpu", "gpu", "cuda", "mps")
     )
-    devices: int = setting(1, "how many; one in a sweep", low=1)
+    devices: int = setting(1, "how many on each machine; one in a sweep", low=1)
+    num_nodes: int = setting(1, "machines; each starts the same command, see docs/scale.md; one in a sweep", low=1)
+    strategy: str = setting("auto", "how several devices train; auto: ddp", choices=("auto", "ddp"))
     precision: str = setting("32-true", "ADMM itself is always 32", choices=("32-true", "bf16-mixed", "16-mixed"))
     channels_last: bool = setting(False, "memory order of images, faster with reduced precision")
     compile: bool = setting(False, "train through torch.compile: first step slow, then faster where kernels are many")

@@ -269,8 +269,9 @@ def _composed(lines: Sequence[str], menu: Menu, *, of_hydra: bool = False) -> li
     config, errors = read_config(tree)
     problems = [_located(text, files, lines) for text in (*(e.told(Use.in_hydra) for e in errors), *untrusted)]
     problems += [*_unknown_model(tree.get("model")), *_misadded(lines, tree)]
-    if config and menu.multirun and config.trainer.devices > 1:
-        problems.append(f"trainer.devices: {config.trainer.devices} given with -m; allowed in a sweep: 1")
+    for name in ("devices", "num_nodes") if config and menu.multirun else ():
+        if (count := getattr(config and config.trainer, name)) > 1:
+            problems.append(f"trainer.{name}: {count} given with -m; allowed in a sweep: 1")
     return problems or ([_not_added(lines) or _explain(refusal)] if refusal is not None else [])
 
 

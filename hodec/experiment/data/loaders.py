@@ -140,6 +140,9 @@ class EpochLoader(ABC, Generic[Images]):
         """
         batch, own = state["batch"], self._identity()
         differ = [f"{key} {state.get(key)} (now {value})" for key, value in own.items() if state.get(key) != value]
+        shared = [int(one.get("batch_size", 0)) * int(one.get("world_size", 0)) for one in (state, own)]
+        if shared[0] == shared[1]:  # other processes, which see together the same images at each step
+            differ = [words for words in differ if words.split()[0] not in ("batch_size", "world_size")]
         if differ:
             if 0 < batch < state["batches"]:
                 raise CheckpointError(

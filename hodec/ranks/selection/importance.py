@@ -26,7 +26,7 @@ def importance(weights: Weights, layers: Mapping[str, LayerContext]) -> dict[str
 
 
 def _by_norm(layers: Mapping[str, LayerContext]) -> dict[str, float]:
-    squares = {name: float(layer.site.weight.double().square().sum()) for name, layer in layers.items()}
+    squares = {name: float(layer.site.values().double().square().sum()) for name, layer in layers.items()}
     total = sum(squares.values()) or 1.0
     return {name: square / total for name, square in squares.items()}
 

@@ -64,7 +64,7 @@ class MeasuredLoss(TruncationLoss):
         self, layer: LayerContext, limits: Limits, *, steps: int = 64, samples: int = 8, negligible: float = 1e-6
     ) -> tuple[list[float], list[float]]:
         """Estimates at ``samples`` ranks, rising, and what to multiply each with; ``negligible`` ones need no scale."""
-        weight = layer.site.weight.detach().float()
+        weight = layer.site.values().detach().float()
         norm, estimate_at = float(weight.square().sum()), super().at
         fitted = dict.fromkeys(limits.limited(layer, ranks)[0] for ranks in self.path(steps))
         usable = [ranks for ranks in fitted if layer.planned(ranks).saves() and estimate_at(ranks) > negligible]

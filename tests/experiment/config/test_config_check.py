@@ -182,6 +182,8 @@ def test_row_23_all_mistakes_are_listed_at_once_and_in_plain_words():
         (["-m", "admm.pull=0.5,1.5,abc"], ["admm.pull: 1.5 given", "admm.pull: 'abc' given"]),
         (["-m", "model=resnet20,resnet21,resnet22"], ["model: 'resnet21' given", "model: 'resnet22' given"]),
         (["-m", "trainer.devices=2"], ["trainer.devices: 2 given with -m"]),
+        (["-m", "trainer.num_nodes=2"], ["trainer.num_nodes: 2 given with -m"]),
+        (["trainer.strategy=fsdp"], ["trainer.strategy: 'fsdp' given; allowed: auto | ddp"]),
         (["-m", "hydra.verbose=true,false"], ["hydra.verbose=true,false: a setting of Hydra takes one value"]),
         (["admm.rho=1e-3", "admm.rho=1e-2"], ["admm.rho: given 2 times; allowed: once"]),
         (["seed=${nothing}"], ["seed: Interpolation key 'nothing' not found"]),
