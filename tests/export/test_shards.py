@@ -72,7 +72,9 @@ def seeded(build) -> nn.Module:
         return build()
 
 
-@pytest.mark.parametrize("method", ["svd", "tt", "tucker", "cp"])
+@pytest.mark.parametrize(
+    "method", ["svd", "tucker", *(pytest.param(one, marks=pytest.mark.slow) for one in ("tt", "cp"))]
+)
 @pytest.mark.parametrize("kind", NETS)
 def test_shards_become_what_the_whole_model_becomes(kind: str, method: str, tmp_path):
     build, x = NETS[kind]
