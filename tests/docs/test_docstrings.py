@@ -18,6 +18,8 @@ API = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8"
 ELSEWHERE = {
     "AdmmTrainerCallback": "docs/loops.md",
     "compress_file": "notebooks/smaller_file.ipynb",
+    "convert_divided": "docs/scale.md",
+    "convert_shards": "docs/scale.md",
     "from_pretrained": "docs/files.md",
 }
 NAMES = sorted(set(hodec._HOMES) - {"__version__", "formats", "ranks"} - set(ELSEWHERE))

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning
 import torch
 import torch.nn.functional as F
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,8 +36,9 @@ def commands():
     for name, text in TEXTS.items():
         for block in blocks(text, "bash"):
             for line in block.replace("\\\n", " ").splitlines():
-                if words := shlex.split(line, comments=True):
-                    yield name, words
+                for part in line.split(" && "):
+                    if words := shlex.split(part, comments=True):
+                        yield name, words
 
 
 COMMANDS = sorted({tuple(words) for name, words in commands() if name not in TESTED})
@@ -49,22 +51,37 @@ def accepted(words: list[str]) -> bool:
             return extra in EXTRAS and rest[0] in ("mkdocs", "python")
         case ["uv", "run", *rest]:
             return rest == ["pytest"] or accepted(rest)
+        case ["torchrun", *rest] if "train.py" in rest:
+            return accepted(["python", *rest[rest.index("train.py") :]])
+        case ["hodec", "train", *rest]:  # of a package of the reader's own, which is not here: Hydra's syntax
+            return bool(OverridesParser.create().parse_overrides(own_overrides(rest)))
         case ["hodec", *rest]:
             return bool(cli.parser().parse_args(rest).verb)
-        case ["python", "train.py", "--help"]:
-            return True
-        case ["python", "train.py", *rest]:
-            check_overrides([first_of(word) for word in rest if word != "-m"], ROOT / "conf")
-            return True
-        case ["python", "-m", module, *_]:
-            return importlib.util.find_spec(module) is not None
-        case ["python", script, *_]:
-            return (ROOT / script).is_file()
+        case ["python", *rest]:
+            return accepted_python(rest)
         case ["pip", "install", *rest]:
             return all(extra in EXTRAS for extra in re.findall(r"\[(\w+)\]", " ".join(rest)))
         case ["pytest", *rest]:
             return (ROOT / rest[-1]).exists()
-    return words[0] == "$EDITOR"
+    return words[0] in ("$EDITOR", "cd")
+
+
+def accepted_python(words: list[str]) -> bool:
+    """Whether what follows ``python`` is there; arguments of train.py are read."""
+    match words:
+        case ["train.py", "--help"]:
+            return True
+        case ["train.py", *rest]:
+            check_overrides([first_of(word) for word in rest if word != "-m"], ROOT / "conf")
+            return True
+        case ["-m", module, *_]:
+            return importlib.util.find_spec(module) is not None
+    return (ROOT / words[0]).is_file()
+
+
+def own_overrides(words: list[str]) -> list[str]:
+    """The arguments of ``hodec train`` without its flags, which have a value each."""
+    return [word for before, word in zip(["", *words], words, strict=False) if "--" not in before + word]
 
 
 def first_of(word: str) -> str:
@@ -108,6 +125,8 @@ def test_names_of_hodec_exist(name):
 def found(dotted: str) -> bool:
     """Whether a module, or an attribute of one, has that name; groups of entry points have too."""
     home, _, last = dotted.rpartition(".")
+    if last == "json":  # a file
+        return True
     if dotted in ("hodec.methods", "hodec.rules", "hodec.models", "hodec.data", "hodec.changes"):
         return True
     try:
