@@ -93,7 +93,7 @@ class EpochLoader(ABC, Generic[Images]):
         if self.train:
             own = torch.arange(self.rank, self.size - self.size % self.world_size, self.world_size)
             full = len(own) // self.batch_size * self.batch_size
-            return torch.split(own[:full] if full else own, self.batch_size)
+            return torch.split(own[:full] if full else own, self.batch_size)[: self.option.epoch_batches]
         own = torch.arange(self.rank, self.size, self.world_size)
         if self.world_size == 1:
             return torch.split(own, self.batch_size)
@@ -282,6 +282,13 @@ def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLo
             "set {allowed} or less",
             size=Use("data.batch_size", size),
             allowed=Use("data.batch_size", max(part, 1)),
+        )
+    steps = data.option.epoch_batches or 1
+    if steps * size > part:
+        raise ConfigError(
+            f"{{steps}} of {size} images are more than the {part} training images; set {{allowed}} or less",
+            steps=Use("data.epoch_batches", steps),
+            allowed=Use("data.epoch_batches", part // size),
         )
     return _loader(data.train, data.option, seed=seed, train=True, **place)
 
