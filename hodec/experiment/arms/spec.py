@@ -80,7 +80,7 @@ def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
             arms[str(name)] = list(_candidates(str(name), lines, content["seeds"][0]))
         except HodecError as error:
             raise ConfigError(f"{path}, arm {name!r}: {error.told(Use.in_hydra)}") from error
-    _check_alike(path, arms)
+    check_alike(path, arms)
     return Comparison(str(content["base"]), tuple(content["seeds"]), arms)
 
 
@@ -133,7 +133,12 @@ def _values(override: Override) -> Iterator[str]:
         yield f"{override.get_key_element()}={value}"
 
 
-def _check_alike(path: Path, arms: Mapping[str, Sequence[Candidate]]) -> None:
+def check_alike(path: Path, arms: Mapping[str, Sequence[Candidate]]) -> None:
+    """Refuse arms that differ in images, start or number of steps.
+
+    Raises:
+        ConfigError: naming two of them.
+    """
     everyone = [one for candidates in arms.values() for one in candidates]
     first = everyone[0]
     for one in everyone:
