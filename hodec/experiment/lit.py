@@ -107,7 +107,7 @@ class LitClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         scores = self._trained(x)
-        loss = self._loss(scores, x, y)
+        loss = self.loss(scores, x, y)
         due = x.device.type == "cpu" or batch_idx % GPU_LOSS_CHECK_STEPS == 0
         if due and not bool(torch.isfinite(loss)):
             raise TrainingError(
@@ -139,7 +139,8 @@ class LitClassifier(LightningModule):
         scores = self.net(x)
         self._log("val", F.cross_entropy(scores.float(), y), scores, y)
 
-    def _loss(self, scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """What training descends: cross entropy, mixed with the distances from the teacher, which sees ``x``."""
         loss = F.cross_entropy(scores.float(), y, label_smoothing=self.label_smoothing)
         for teacher in self._teacher:
             with torch.no_grad():
