@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from hodec.cli import Answer
-from hodec.errors import ConfigError
+from hodec.errors import ConfigError, HodecError, Use
 
 HELP = "train several ways at equal steps over the same seeds, each at its best rate, and compare them in pairs"
 
@@ -36,7 +36,12 @@ def run(options: argparse.Namespace) -> Answer:
         raise ConfigError(f"{error.name} is missing; pip install 'hodec[experiment]'") from error
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hodec.experiment.phases").setLevel(logging.WARNING)  # the same plan in each run
-    comparison, root = read_comparison(Path(options.arms), options.settings), Path(options.output)
-    with stoppable():
-        arms = race(comparison, root, only=options.only, report=lambda arms: write_tables(root, comparison, arms))
+    root = Path(options.output)
+    try:
+        comparison = read_comparison(Path(options.arms), options.settings)
+        with stoppable():
+            arms = race(comparison, root, only=options.only, report=lambda arms: write_tables(root, comparison, arms))
+    except HodecError as error:  # in the words of this verb, whose settings are those of hodec train
+        words = error.told(Use.in_hydra).replace("hydra.run.dir=PATH", "-o FOLDER")
+        raise type(error)(words) from error
     return Answer(text_of(comparison, arms), json_of(comparison, arms))

@@ -215,3 +215,12 @@ def test_the_verb_ends_with_the_table(raced, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     assert cli.main(["compare", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml is not readable as YAML" in capsys.readouterr().err
+
+
+def test_the_verb_speaks_of_its_own_settings(raced, monkeypatch, capsys):
+    other = Comparison("sgd", (0,), {"sgd": candidates("sgd", momentum=0.5)})
+    monkeypatch.setattr("hodec.experiment.arms.spec.read_comparison", lambda path, settings: other)
+    assert cli.main(["compare", "arms.yaml", "-o", str(raced[0])]) == 2
+    told = capsys.readouterr().err
+    assert "holds a run with other settings (they differ in optimizer.momentum)" in told
+    assert "or another folder: -o FOLDER" in told
