@@ -13,7 +13,9 @@ HELP = "train several ways at equal steps over the same seeds, each at its best 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments: the file of the arms, where the runs go, and settings of all arms."""
     parser.add_argument("arms", help="file of the arms, such as experiments/short_protocol/arms.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of all arms, as of hodec train")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings of all arms, as of hodec train; after the file"
+    )
     parser.add_argument("-o", "--output", default="comparison", help="folder of the runs and tables; it goes on there")
     parser.add_argument("--only", action="append", default=[], metavar="ARM", help="run this arm alone; repeatable")
 

@@ -11,6 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 from hodec.errors import ConfigError, HodecError, Use, near_matches
 from hodec.experiment.config.groups import CONF
@@ -116,14 +117,22 @@ def _merged(*sources: Sequence[str]) -> list[str]:
 
 
 def _candidates(arm: str, lines: Sequence[str], seed: int) -> Iterator[Candidate]:
-    check_overrides(["-m", *lines], CONF)
-    given = OverridesParser.create().parse_overrides(list(lines))
+    given = [one for line in lines for one in _parsed(line)]
     swept = [list(_values(one)) for one in given if one.is_sweep_override()]
     fixed = [str(one.input_line) for one in given if not one.is_sweep_override()]
+    check_overrides([*fixed, *(values[0] for values in swept)], CONF)  # the others are read below
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for chosen in itertools.product(*swept):
             tree = plain(compose("config", overrides=[*fixed, *chosen, f"seed={seed}"]))
             yield Candidate(arm, chosen, config_of(tree))
+
+
+def _parsed(line: str) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides([line])
+    except HydraException:
+        check_overrides(["-m", line], CONF)  # it has better words for what is wrong
+        raise
 
 
 def _values(override: Override) -> Iterator[str]:
