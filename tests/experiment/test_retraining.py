@@ -62,9 +62,11 @@ def test_a_run_finds_its_rate_and_trains_by_it(tmp_path):
     assert metrics["weights_sha256"] == given["weights_sha256"], "looking for it leaves no trace"
 
 
-def test_one_schedule_for_both_stages_has_one_rate():
+def test_where_no_rate_can_be_found_is_refused():
     with pytest.raises(ConfigError, match="retrain_lr: auto given with optimizer.joint_schedule=true"):
         tiny(optimizer={"retrain_lr": "auto", "joint_schedule": True})
+    with pytest.raises(ConfigError, match="retrain_lr: auto given with several devices"):
+        tiny(optimizer={"retrain_lr": "auto"}, trainer={"devices": 2})
     with pytest.raises(ConfigError, match="'fast' given; allowed: null or auto or a number above 0"):
         tiny(optimizer={"retrain_lr": "fast"})
 

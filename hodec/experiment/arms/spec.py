@@ -146,11 +146,15 @@ def check_alike(path: Path, arms: Mapping[str, Sequence[Candidate]]) -> None:
     """Refuse arms that differ in images, start or number of steps.
 
     Raises:
-        ConfigError: naming two of them.
+        ConfigError: naming two of them; or one of several devices.
     """
     everyone = [one for candidates in arms.values() for one in candidates]
     first = everyone[0]
     for one in everyone:
+        if one.config.trainer.devices > 1:
+            raise ConfigError(
+                f"{path}: trainer.devices: {one.config.trainer.devices} given; allowed in a comparison: 1"
+            )
         for key in COMMON:
             if getattr(one.config, key) != getattr(first.config, key):
                 raise ConfigError(f"{path}: the arms {first.arm!r} and {one.arm!r} differ in {key}; allowed: one {key}")
