@@ -18,6 +18,7 @@ from hodec.experiment.arms.race import Arm, choose, race
 from hodec.experiment.arms.spec import Candidate, Comparison, check_alike, read_comparison
 from hodec.experiment.arms.trial import HITS, Trial
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHORT = {"dense_epochs": 0, "retrain_epochs": 1, "data": {"epoch_batches": 2}}
 RATES = (0.01, 0.05)
 
@@ -173,6 +174,15 @@ def test_a_file_is_read_as_hydra_reads_a_sweep(tmp_path):
     assert [one.config.optimizer.retrain_lr for one in sgd] == [0.01, 0.02]
     assert [one.folder(5) for one in sgd][1] == Path("sgd/optimizer.retrain_lr-0.02_seed-5")
     assert [(one.config.admm.name, one.config.tt_ranks, one.config.seed) for one in projected] == [("project", 3, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/arms.yaml")), ids=lambda path: path.parent.name)
+def test_the_comparisons_of_the_experiments_are_read(path):
+    """Slow: each candidate of each arm is composed."""
+    found = read_comparison(path, ["data.root=images", "init=net.safetensors"])
+    assert found.base in found.arms
+    assert len(found.seeds) >= 3
 
 
 @pytest.mark.parametrize(
