@@ -13,7 +13,7 @@ from hodec.errors import HodecError, Use, near_matches
 
 # What the shell knows a program by that a closed pipe has ended: 128 + SIGPIPE.
 OK, FAILED, NO_READER = 0, 2, 141
-VERBS = ("train", "init", "show", "report", "plan", "export", "decompose", "compress", "bench")
+VERBS = ("train", "init", "show", "report", "plan", "export", "decompose", "compress", "bench", "compare")
 
 
 class Parser(argparse.ArgumentParser):

@@ -110,7 +110,7 @@ class LitClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         scores = self._trained(x)
-        loss = self._loss(scores, x, y)
+        loss = self.loss(scores, x, y)
         due = x.device.type == "cpu" or batch_idx % GPU_LOSS_CHECK_STEPS == 0
         if due and not bool(torch.isfinite(loss)):
             raise TrainingError(
@@ -142,7 +142,8 @@ class LitClassifier(LightningModule):
         scores = self.net(x)
         self._log("val", F.cross_entropy(scores.float(), y), scores, y)
 
-    def _loss(self, scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """What training descends: cross entropy, mixed with the distances from the teacher, which sees ``x``."""
         loss = F.cross_entropy(scores.float(), y, label_smoothing=self.label_smoothing)
         for teacher in self._teacher:
             with torch.no_grad():
@@ -160,9 +161,13 @@ class LitClassifier(LightningModule):
         values = {f"{split}/loss": loss.detach(), f"{split}/accuracy": accuracy}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(y), prog_bar=True, sync_dist=True)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer of the net, at its highest rate."""
         make = self.optimizer if callable(self.optimizer) else OPTIMIZERS[self.optimizer]
-        optimizer = make(self.net, **self.options)
+        return make(self.net, **self.options)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer()
         if callable(self.schedule):
             return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)})
         schedule = SCHEDULES[self.schedule]

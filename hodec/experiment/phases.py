@@ -24,6 +24,7 @@ from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import val_loader
 from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.experiment.own_code import optimizer_maker, own_net, scheduler_maker
+from hodec.experiment.retraining import probed_rate
 from hodec.experiment.run_folder import Outcome
 from hodec.experiment.training import fit_phase
 from hodec.formats.modes import Modes
@@ -167,10 +168,13 @@ def _trained(
 
     def compute() -> Outcome:
         callback = admm() if admm else None
-        module = _module(run, phase, copy.deepcopy(net), teacher=teacher)
         began = time.perf_counter()
+        lr = _rate(run, phase, net, teacher=teacher)
+        module = _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=lr)
         fit_phase(run, phase, module, admm=callback)
         facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
+        if phase == "retrain" and run.config.optimizer.retrain_lr == "auto":
+            facts["lr"] = lr
         if callback is None:
             return Outcome(module.net.cpu(), facts)
         core = callback.admm
@@ -200,12 +204,21 @@ def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
     )
 
 
-def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> LitClassifier:
+def _rate(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> float:
+    """Return the highest learning rate of a phase; that of retraining is probed where it is to be found."""
+    optimizer = run.config.optimizer
+    given = optimizer.retrain_lr if phase == "retrain" else None
+    if given != "auto":
+        return optimizer.lr if given is None else float(given)
+    return probed_rate(
+        run, lambda rate: _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=rate), highest=optimizer.lr
+    )
+
+
+def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None, lr: float) -> LitClassifier:
     config, optimizer = run.config, run.config.optimizer
-    rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    rates = {"lr": lr, "weight_decay": optimizer.weight_decay}
     options = {key: value for key, value in rates.items() if value is not None} | optimizer.torch_arguments()
-    if phase == "retrain" and optimizer.retrain_lr is not None:
-        options["lr"] = optimizer.retrain_lr
     return LitClassifier(
         net,
         optimizer=optimizer_maker(optimizer) or optimizer.name,

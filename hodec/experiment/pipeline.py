@@ -90,6 +90,15 @@ def _run(config: Config, path: Path) -> JsonObject:
 
 def compute(run: RunContext) -> JsonObject:
     """Return the metrics of a run, phase by phase; the run folder gives the results of those that are done."""
+    nets, plan = train_nets(run)
+    metrics = measure(run, nets)
+    if run.folder.writes:
+        finish(run, nets["compressed"], plan, metrics=metrics)
+    return metrics
+
+
+def train_nets(run: RunContext) -> tuple[dict[str, nn.Module], Plan]:
+    """Return the nets of a run by the names of ``metrics.json``, and the plan; nothing reads the test set."""
     config, start, teacher = run.config, phases.dense_net(run), phases.teacher_net(run)
     # A rule that reads weights waits for trained ones; every other plan is made now, so that mistakes show at once.
     waits = run.reads_weights and not config.init and run.pretrain_epochs > 0
@@ -108,10 +117,7 @@ def compute(run: RunContext) -> JsonObject:
         "truncated": truncated,
         "compressed": compressed,
     }
-    metrics = measure(run, {name: net for name, net in nets.items() if net is not None})
-    if run.folder.writes:
-        finish(run, compressed, trained.plan, metrics=metrics)
-    return metrics
+    return {name: net for name, net in nets.items() if net is not None}, trained.plan
 
 
 @contextlib.contextmanager

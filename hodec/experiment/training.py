@@ -25,6 +25,7 @@ from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.own_code import own_callbacks
+from hodec.experiment.retraining import WarnOfLoss
 from hodec.experiment.run_folder import checkpoint_epoch
 from hodec.experiment.signals import Stopped, soft
 from hodec.io.atomic import JsonObject
@@ -146,11 +147,21 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     if admm is not None:
         callbacks.append(admm)
     callbacks += own_callbacks(config.trainer)
+    if phase == "retrain":
+        callbacks.append(WarnOfLoss(run, _way_out(config)))
     callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
         with soft(lambda number: number == signal.SIGTERM and trainer.received_sigterm):  # it ends the batch first
             _fit(trainer, module, LitData(run.data, config), phase=phase, resume=resume)
+
+
+def _way_out(config: Config) -> str:
+    """What to do about a rate of retraining that is too high."""
+    optimizer = config.optimizer
+    if optimizer.joint_schedule or optimizer.retrain_lr == "auto":
+        return "lower optimizer.lr" if optimizer.retrain_lr is None else "lower optimizer.retrain_lr"
+    return "lower optimizer.retrain_lr, or let optimizer.retrain_lr=auto find it"
 
 
 def _fit(trainer: Trainer, module: LitClassifier, data: LitData, *, phase: str, resume: Path | None) -> None:

@@ -74,6 +74,7 @@ def test_a_recipe_runs_from_its_first_phase_to_its_last(name: str, images: Path,
     short = [f"{phase}_epochs=1" for phase in ("pretrain", "dense", "retrain")]
     small = ["data=image_folder", f"data.root={images}", "data.batch_size=4", "data.num_workers=0", "trainer=default"]
     sizes = ["data.eval_batch_size=4", "data.val_fraction=0.2", "data.image_size=64", "bn_batches=2"]
+    sizes.append("data.epoch_batches=null")
     config = composed(f"experiment={name}", *small, *sizes, *short, "trainer.accelerator=cpu", "report=false")
     metrics = pipeline.run(config, tmp_path / "run")
     phases = [json.loads(line)["phase"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -53,7 +53,7 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_targets(generator):
     log_p = F.log_softmax(module(x), dim=1)
     targets = torch.full((10, CLASSES), 0.2 / CLASSES)
     targets[torch.arange(10), y] += 0.8
-    assert_close(module._loss(module(x), x, y), -(targets * log_p).sum(dim=1).mean())
+    assert_close(module.loss(module(x), x, y), -(targets * log_p).sum(dim=1).mean())
 
 
 def test_distillation_is_the_divergence_from_the_teacher(generator):
@@ -65,7 +65,7 @@ def test_distillation_is_the_divergence_from_the_teacher(generator):
     q = torch.softmax(scores / t, dim=1)
     divergence = (p * (p / q).log()).sum(dim=1).mean()
     hard = -torch.log_softmax(scores, dim=1)[torch.arange(10), y].mean()
-    assert_close(module._loss(scores, x, y), (1 - share) * hard + share * t**2 * divergence)
+    assert_close(module.loss(scores, x, y), (1 - share) * hard + share * t**2 * divergence)
 
 
 def test_a_net_that_agrees_with_its_teacher_has_no_distillation_loss(generator):
@@ -73,7 +73,7 @@ def test_a_net_that_agrees_with_its_teacher_has_no_distillation_loss(generator):
     same = net()
     module = LitClassifier(same, teacher=net(), distill_weight=1.0)
     module._teacher[0].load_state_dict(same.state_dict())
-    assert_close(module._loss(module(x), x, y), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert_close(module.loss(module(x), x, y), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
 def test_the_teacher_is_neither_saved_nor_trained(generator):
@@ -163,7 +163,7 @@ def test_features_of_the_teacher_join_the_loss(generator):
     taught = LitClassifier(copy.deepcopy(small), teacher=dense, distill_weight=0.5, feature_weight=2.0)
     features = taught._features[0]
     with torch.no_grad():
-        difference = taught._loss(taught.net(x), x, y) - plain._loss(plain.net(x), x, y)
+        difference = taught.loss(taught.net(x), x, y) - plain.loss(plain.net(x), x, y)
         taught._teacher[0](x)
         taught.net(x)
         assert float(difference) == pytest.approx(2.0 * float(features.loss()), rel=1e-4)

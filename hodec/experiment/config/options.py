@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Any, ClassVar, cast
 
 from hodec.errors import ConfigError, Use
@@ -172,6 +173,21 @@ class OptimizerSettings(Option, WithTargets):
         return {}
 
 
+def _bad_rate(value: object) -> BadParts:
+    """A rate that is neither ``auto`` nor a number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
+    if value != "auto" and not number:
+        yield "", value
+
+
+RETRAIN_LR: dict[str, Any] = {
+    "doc": "highest rate when the factorized net is retrained; auto: lr or a half, a quarter, .. of it, where a short "
+    "descent ends lowest; null: the same as lr",
+    "words": "auto or a number above 0",
+    "check": _bad_rate,
+}
+
+
 @dataclass(frozen=True)
 class SgdSettings(OptimizerSettings):
     """Stochastic gradient descent with momentum."""
@@ -179,9 +195,7 @@ class SgdSettings(OptimizerSettings):
     name: ClassVar[str] = "sgd"
 
     lr: float = setting(0.1, "learning rate at its highest", above=0)
-    retrain_lr: float | None = setting(
-        0.02, "highest rate when the factorized net is retrained; null: the same as lr", above=0
-    )
+    retrain_lr: float | str | None = setting(0.02, **RETRAIN_LR)
     weight_decay: float = setting(5e-4, "added to the gradient, times the weight", low=0)
     momentum: float = setting(0.9, "decay of the mean gradient", low=0, below=1)
     nesterov: bool = setting(True, "look ahead along the momentum")
@@ -217,9 +231,7 @@ class ScaledGdSettings(SgdSettings):
 
     name: ClassVar[str] = "scaled_gd"
 
-    retrain_lr: float | None = setting(
-        0.05, "highest rate when the factorized net is retrained; null: the same as lr", above=0
-    )
+    retrain_lr: float | str | None = setting(0.05, **RETRAIN_LR)
 
 
 @dataclass(frozen=True)
@@ -229,9 +241,7 @@ class AdamWSettings(OptimizerSettings):
     name: ClassVar[str] = "adamw"
 
     lr: float = setting(1e-3, "learning rate at its highest", above=0)
-    retrain_lr: float | None = setting(
-        5e-4, "highest rate when the factorized net is retrained; null: the same as lr", above=0
-    )
+    retrain_lr: float | str | None = setting(5e-4, **RETRAIN_LR)
     weight_decay: float = setting(0.05, "decoupled from the gradient", low=0)
     beta1: float = setting(0.9, "decay of the mean gradient", low=0, below=1)
     beta2: float = setting(0.999, "decay of the mean squared gradient", low=0, below=1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from hodec.errors import ConfigError, HodecError
 from hodec.experiment.config import targets
 from hodec.experiment.config.logger_options import LoggerSettings
-from hodec.experiment.config.options import OptimizerSettings, method_settings
+from hodec.experiment.config.options import RETRAIN_LR, OptimizerSettings, method_settings
 from hodec.experiment.config.targets import TARGET, WithTargets
 from hodec.experiment.data.options import DataOption
 from hodec.options import Option, Settings, argument, setting, settings_of, values_or_errors
@@ -74,9 +74,7 @@ class CustomOptimizer(Target, OptimizerSettings):
 
     _target_: str = _target("class of the optimizer", "Optimizer")
     lr: float = setting(1e-3, "learning rate at its highest", above=0)
-    retrain_lr: float | None = setting(
-        None, "highest rate when the factorized net is retrained; null: the same as lr", above=0
-    )
+    retrain_lr: float | str | None = setting(None, **RETRAIN_LR)
     weight_decay: float | None = setting(None, "as the optimizer understands it; null: its own default", low=0)
 
     def torch_arguments(self) -> dict[str, object]:

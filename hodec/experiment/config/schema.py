@@ -110,6 +110,16 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "whose layers are those of the factorized net, and trainer.compile=false",
     ),
     (
+        lambda c: c.optimizer.retrain_lr == "auto" and c.optimizer.joint_schedule,
+        "optimizer.retrain_lr: auto given with optimizer.joint_schedule=true, where it is a part of lr's; "
+        "allowed: optimizer.joint_schedule=false, or a number",
+    ),
+    (
+        lambda c: c.optimizer.retrain_lr == "auto" and c.trainer.devices > 1,
+        "optimizer.retrain_lr: auto given with several devices, which could each find another; "
+        "allowed: trainer.devices=1, or a number",
+    ),
+    (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),
         "distill.dense: true given, but nothing teaches the dense net; allowed: distill.weight above 0 together with a "
         "trained net, init=FILE, pretrain_epochs=30 or distill.init=FILE",

@@ -71,7 +71,7 @@ class EpochLoader(ABC, Generic[Images]):
         self.device = torch.device(place.get("device", "cpu"))
         self.memory_format = torch.channels_last if place.get("channels_last") else torch.contiguous_format
         # positions within the epoch's order, one tensor per batch; the same in every epoch
-        self.positions = self._deal()
+        self.positions = self._deal(option.epoch_batches)
         self.epoch, self.next_batch, self._resume_at = 0, 0, 0
         self.batch_sampler = None  # Lightning asks for one wherever there is a sampler
 
@@ -85,12 +85,12 @@ class EpochLoader(ABC, Generic[Images]):
         if epoch != self.epoch:
             self.epoch, self.next_batch, self._resume_at = epoch, 0, 0
 
-    def _deal(self) -> tuple[Tensor, ...]:
+    def _deal(self, most: int | None) -> tuple[Tensor, ...]:
         """Positions in the epoch's order which make up each batch of this process."""
         if self.train:
             own = torch.arange(self.rank, self.size - self.size % self.world_size, self.world_size)
             full = len(own) // self.batch_size * self.batch_size
-            return torch.split(own[:full] if full else own, self.batch_size)
+            return torch.split(own[:full] if full else own, self.batch_size)[:most]
         own = torch.arange(self.rank, self.size, self.world_size)
         if self.world_size == 1:
             return torch.split(own, self.batch_size)
@@ -191,8 +191,8 @@ class TensorLoader(PixelLoader[TensorSplit]):
         """The split on the device, where it moves once."""
         return TensorSplit(self.split.images.to(self.device), self.split.labels.to(self.device))
 
-    def _deal(self) -> tuple[Tensor, ...]:
-        return tuple(positions.to(self.device) for positions in super()._deal())
+    def _deal(self, most: int | None) -> tuple[Tensor, ...]:
+        return tuple(positions.to(self.device) for positions in super()._deal(most))
 
     def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
         padding, flip = self.option.crop_padding * self.augment, self.option.flip and self.augment
@@ -333,7 +333,8 @@ def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLo
     Raises:
         ConfigError: if a batch is larger than the part of one process.
     """
-    size, world_size = batches_of(data).batch_size, place.get("world_size", 1)
+    option, world_size = batches_of(data), place.get("world_size", 1)
+    size, steps = option.batch_size, option.epoch_batches or 1
     part = len(data.train) // world_size
     if size > part:
         whose = f" in each of {world_size} processes" if world_size > 1 else ""
@@ -343,6 +344,9 @@ def train_loader(data: ImageData, *, seed: int, **place: Unpack[Place]) -> AnyLo
             size=Use("data.batch_size", size),
             allowed=Use("data.batch_size", max(part, 1)),
         )
+    if steps * size > part:
+        text = f"{{steps}} of {size} images are more than the {part} there are; at most {part // size}"
+        raise ConfigError(text, steps=Use("data.epoch_batches", steps))
     return _loader(data, data.train, seed=seed, train=True, **place)
 
 

@@ -49,6 +49,9 @@ class Batches(DataOption):
     eval_batch_size: int = setting(512, "images per evaluation step and process", low=1)
     val_fraction: float = setting(0.1, "share of the training images kept for validation", low=0, below=1)
     train_fraction: float = setting(1.0, "share of the other training images that is used; 1: all", above=0, high=1)
+    epoch_batches: int | None = setting(
+        None, "steps of an epoch, each epoch other images of the set; null: as many as there are batches", low=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,10 +136,15 @@ def _percent(group: Group, name: str, plus_minus: str) -> str:
 def to_markdown(runs: Sequence[RunData]) -> str:
     """The paper's table, and below it why runs failed."""
     heads, rows = cells(runs)
-    lines = [heads, [":--" if at < len(heads) - len(SHOWN) - 1 else "--:" for at in range(len(heads))], *rows]
-    table = "".join(f"| {' | '.join(_plain(cell) for cell in line)} |\n" for line in lines)
+    table = markdown_table(heads, rows, left=len(heads) - len(SHOWN) - 1)
     failed = "".join(f"- {_plain(run.label)}: {_plain(run.problem)}\n" for run in runs if run.problem)
     return f"{table}\n{NOTE}\n" + (f"\nFailed:\n\n{failed}" if failed else "")
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A table in Markdown, its first ``left`` columns set to the left and the others to the right."""
+    lines = [heads, [":--" if at < left else "--:" for at in range(len(heads))], *rows]
+    return "".join(f"| {' | '.join(_plain(cell) for cell in line)} |\n" for line in lines)
 
 
 NOTE = (
@@ -162,11 +167,15 @@ TEX = {
 def to_latex(runs: Sequence[RunData]) -> str:
     r"""The paper's table as a ``tabular`` to ``\input``; it needs no package."""
     heads, rows = cells(runs, plus_minus="\0")
-    right = len(SHOWN) + 1
+    return latex_table(heads, rows, left=len(heads) - len(SHOWN) - 1, note=NOTE)
+
+
+def latex_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, note: str) -> str:
+    r"""A ``tabular`` with ``note`` as its comment; ``left`` as in ``markdown_table``, a zero byte is its plus-minus."""
     lines = [" & ".join(_tex(cell) for cell in line) + r" \\" for line in (heads, *rows)]
-    columns = "l" * (len(heads) - right) + "r" * right
+    columns = "l" * left + "r" * (len(heads) - left)
     body = "\n".join([r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"])
-    return f"% {NOTE.replace('±', '+-')}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+    return f"% {note.replace('±', '+-')}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
 
 
 def _tex(text: str) -> str:

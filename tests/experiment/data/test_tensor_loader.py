@@ -248,3 +248,13 @@ def test_images_are_scaled_to_the_size_of_the_network():
         subject = TensorLoader(TensorSplit(flat_grey, torch.arange(4)), option, seed=0, train=True)
         x, _ = next(iter(subject))
         torch.testing.assert_close(x, torch.full((4, 3, 20, 20), 0.2))
+
+
+def test_epochs_of_so_many_steps_go_on_through_the_set():
+    short, whole = loader(epoch_batches=3), loader()
+    for epoch in (0, 1):
+        assert order(short, epoch) == order(whole, epoch)[:3]
+    assert len(short) == 3
+    assert order(short, 0) != order(short, 1)
+    short.load_state_dict(short.state_dict())
+    assert order(short, 2) == order(whole, 2)[:3]
