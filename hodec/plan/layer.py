@@ -207,9 +207,15 @@ class LayerPlan:
             if get_method(self.method).tied_layer(self.layer_type, tie.layer_type, self.groups) is None:
                 kinds = f"of type {tie.layer_type!r} to one of type {self.layer_type!r}"
                 raise PlanError(f"{name}: method {self.method} cannot tie the layer {tie.name} {kinds}")
+        layer_type = LAYER_TYPES[self.layer_type]
+        if len(self.shape) != 2 + layer_type.dims + layer_type.stacked:
+            raise PlanError(
+                f"{name}: shape {list(self.shape)} is not that of a {self.layer_type} weight, which has "
+                f"{2 + layer_type.dims + layer_type.stacked} axes"
+            )
         if self.shape[0] % self.groups:
             raise PlanError(f"{name}: {self.shape[0]} output channels do not split into {self.groups} groups")
-        axes = LAYER_TYPES[self.layer_type].dims
+        axes = layer_type.dims
         if axes and any(len(size) != axes for _, *sizes in self.call_sites.calls for size in sizes):
             raise PlanError(
                 f"{name}: call_sites have input and output sizes of other than the {axes} axes of its kernel"
