@@ -22,6 +22,8 @@ from hodec.methods import get_method
 # How plans of version 1 (hodec 0.1.0) call what this version writes under another key.
 KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "call_sites", "runs_as": "resolved_execution"}
 
+# What every reader of JSON takes for a whole number; products of a few of them are still finite as floats.
+MOST_WHOLE = 2**53
 
 Json = dict[str, Any]
 """An object of a JSON file."""
@@ -318,9 +320,9 @@ def _read_tie(value: Json, where: str) -> Tie:
 
 
 def read_wholes(values: object, what: str, least: int = 1) -> tuple[int, ...]:
-    """A list of whole numbers from a file; refused as ``what`` unless each is at least ``least``."""
-    if not isinstance(values, Sequence) or not all(type(n) is int and n >= least for n in values):
-        raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least}")
+    """A list of whole numbers from a file; refused as ``what`` unless each is from ``least`` to MOST_WHOLE."""
+    if not isinstance(values, Sequence) or not all(type(n) is int and least <= n <= MOST_WHOLE for n in values):
+        raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least} and at most 2^53")
     return tuple(values)
 
 

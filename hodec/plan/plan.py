@@ -17,7 +17,7 @@ from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
 from hodec.io.atomic import read_json, write_json, writing
-from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
+from hodec.plan.layer import MOST_WHOLE, Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import change, human, rendered, rendered_html
 
 FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
@@ -252,8 +252,9 @@ def _inputs(value: Sequence[Mapping[str, object]]) -> Sizes:
     inputs = tuple((read_wholes(one["shape"], "the plan's inputs"), _dtype_name(one["dtype"])) for one in value)
     numbers = sum(math.prod(shape) for shape, _ in inputs)
     if numbers > MOST_INPUT:
+        held = f"{numbers:,}" if numbers < MOST_WHOLE else "more than 2^53"
         raise PlanError(
-            f"the plan's inputs: {', '.join(str(list(shape)) for shape, _ in inputs)} hold {numbers:,} numbers; a file "
+            f"the plan's inputs: {', '.join(str(list(shape)) for shape, _ in inputs)} hold {held} numbers; a file "
             f"may ask for {MOST_INPUT:,}. Make the plan with smaller example inputs, which may be of batch 1"
         )
     return inputs

@@ -143,8 +143,8 @@ def odd_tensor(draw: random.Random, like: torch.Tensor) -> Any:
     return draw.choice(
         [
             lambda: like.to(draw.choice(DTYPES)),
-            lambda: like.new_full(like.shape, float("nan")),
-            lambda: like.new_full(like.shape, float("inf")),
+            lambda: like.float().fill_(float("nan")),
+            lambda: like.float().fill_(float("inf")),
             lambda: like.reshape(-1),
             lambda: like.flatten()[:0],
             lambda: torch.empty(like.shape, device="meta"),

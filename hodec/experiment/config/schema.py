@@ -132,7 +132,7 @@ def _read_group(group: str, node: object) -> tuple[Settings | None, list[HodecEr
     if not isinstance(node, Mapping):
         return None, [ConfigError(not_among(group, node, list(groups()[group])))]
     name = "" if "" in kinds else node.get("name", next(iter(kinds)))
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         return None, [ConfigError(not_among(f"{group}.name", name, list(kinds)))]
     settings = settings_of(kinds[name])
     given = {str(key): value for key, value in node.items() if key != "name" or not name}
