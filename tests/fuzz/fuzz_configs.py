@@ -30,7 +30,19 @@ ODD_KEYS = [
     "a b", "admm", "_target_", "admm._target_", "defaults", "tt_ranks.layer1", "distill", "logger.also", "ü", "1",
     "hydra.job.chdir", "hydra.mode", "package@x", "model@admm", "experiment",
 ]  # fmt: skip
-FLAGS = ["-m", "--multirun", "--help", "--config-dir", "--config-dir=/nowhere", "--cfg", "job", "--x", "-x", "-cd", "--"]
+FLAGS = [
+    "-m",
+    "--multirun",
+    "--help",
+    "--config-dir",
+    "--config-dir=/nowhere",
+    "--cfg",
+    "job",
+    "--x",
+    "-x",
+    "-cd",
+    "--",
+]
 
 
 def draw_argument(draw: random.Random) -> str:
@@ -43,7 +55,9 @@ def draw_argument(draw: random.Random) -> str:
         return f"{group}={draw.choice([*groups()[group], *groups()[group], *VALUES])}"
     key, value = draw.choice(KEYS if act < 0.9 else ODD_KEYS), draw.choice(VALUES)
     if draw.random() < 0.05:
-        return draw.choice([key, f"~{key}", f"{key}:{value}", f"{key}=={value}", value, f"={value}", f"{key} = {value}"])
+        return draw.choice(
+            [key, f"~{key}", f"{key}:{value}", f"{key}=={value}", value, f"={value}", f"{key} = {value}"]
+        )
     if key in KEYS and draw.random() < 0.7:
         value = json.dumps(next(iter(settings_by_key()[key].values())).default, default=str)
     return f"{draw.choice(['', '', '', '', '', '', '', '+', '++'])}{key}={value}"

@@ -34,7 +34,13 @@ def altered(content: bytes, draw: random.Random) -> bytes:
         if not data:
             break
         # most of a file is numbers: what says how they are read is at its ends
-        start = draw.choice([draw.randrange(len(data)), draw.randrange(min(300, len(data))), max(0, len(data) - 1 - draw.randrange(300))])
+        start = draw.choice(
+            [
+                draw.randrange(len(data)),
+                draw.randrange(min(300, len(data))),
+                max(0, len(data) - 1 - draw.randrange(300)),
+            ]
+        )
         length, kind = draw.choice([1, 2, 8, 40, 1000]), draw.randrange(7)
         piece = bytes(data[start : start + length])
         if kind == 0:
@@ -110,7 +116,9 @@ def header_edits(draw: random.Random) -> bytes:
     elif kind == 2:
         one["data_offsets"] = [draw.choice(NUMBERS) for _ in range(draw.choice([2, 2, 1, 3]))]
     elif kind == 3:
-        header[draw.choice(["x", "", "net.", "__metadata__", "conv1.weight"]) + draw.choice(["", name])] = header.pop(name)
+        header[draw.choice(["x", "", "net.", "__metadata__", "conv1.weight"]) + draw.choice(["", name])] = header.pop(
+            name
+        )
     elif kind == 4:
         header["__metadata__"] = draw.choice([{"a": 1}, [], "x", {"a": "b" * 10**5}, None])
     elif kind == 5:
@@ -143,8 +151,8 @@ def odd_tensor(draw: random.Random, like: torch.Tensor) -> Any:
     return draw.choice(
         [
             lambda: like.to(draw.choice(DTYPES)),
-            lambda: like.float().fill_(float("nan")),
-            lambda: like.float().fill_(float("inf")),
+            lambda: like.float().clone().fill_(float("nan")),
+            lambda: like.float().clone().fill_(float("inf")),
             lambda: like.reshape(-1),
             lambda: like.flatten()[:0],
             lambda: torch.empty(like.shape, device="meta"),

@@ -157,7 +157,11 @@ def check(data: st.DataObject, folder: Path) -> str:
     method, kind = data.draw(st.sampled_from(PAIRS))
     dims = LAYER_TYPES[kind].dims
     channel = st.one_of(st.integers(1, 12), st.sampled_from([1, 7, 13, 16, 17, 18, 24, 31]))
-    shape = (data.draw(channel), data.draw(channel), *(data.draw(st.integers(1, 5 if dims < 3 else 3)) for _ in range(dims)))
+    shape = (
+        data.draw(channel),
+        data.draw(channel),
+        *(data.draw(st.integers(1, 5 if dims < 3 else 3)) for _ in range(dims)),
+    )
     if data.draw(st.booleans()):
         dense = draw_layer(data, kind, method, shape)
         return f"layer {check_layer(data, dense, method, dense.weight)}"
@@ -180,4 +184,3 @@ def check_modes(data: st.DataObject, folder: Path) -> str:
     assert math.prod(modes.inputs) == inp
     assert math.prod(modes.outputs) == out
     return "right"
-

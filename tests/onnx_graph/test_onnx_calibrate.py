@@ -59,7 +59,7 @@ def test_rows_are_what_a_layer_multiplies(tmp_path, name):
     one = site.consumers[0]
     (y,) = TrialGraph(facts.graph, {"one": site}).run({"x": x}, [one.output.name])
     places = places_of(one, torch.from_numpy(y), 10_000, torch.Generator().manual_seed(0))
-    patches = patches_at(one, torch.from_numpy(x), places)
+    patches = patches_at(one, torch.from_numpy(x), places, site.layer.shape[2:])
     outputs = outputs_at(one, torch.from_numpy(y), places)
     made = patches.flatten(1) @ site.layer.weight.flatten(1).mT
     bias = np.broadcast_to(weights["b"] * (2 if name == "gemm" else 1), 6) if one.bias is not None else np.zeros(6)
