@@ -82,8 +82,8 @@ def _check_memory(graph: OnnxGraph, sizes: Mapping[str, Size]) -> None:
     if numbers > MOST_INPUT:
         listed = ", ".join(f"{name} {list(size)}" for name, size in sizes.items())
         raise ConfigError(
-            f"{literal(f'{graph.path}: its inputs ({listed})')} hold more than {MOST_INPUT:,} numbers. Where their axes "
-            "are open, give smaller ones with {shapes}",
+            f"{literal(f'{graph.path}: its inputs ({listed})')} hold more than {MOST_INPUT:,} numbers. Where axes are "
+            "open, give smaller ones with {shapes}",
             shapes=shapes_use({name: tuple(min(n, 1) for n in size) for name, size in sizes.items()}),
         )
 

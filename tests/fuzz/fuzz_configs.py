@@ -17,12 +17,13 @@ from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import Config, completed, config_of, differences, read_config, to_yaml
 
 VALUES = [
-    "0", "1", "-1", "2", "3", "0.5", "1e-3", "1e400", "nan", "inf", "-inf", "1e30", "99999999999999999999", "true", "false",
-    "null", "", "x", "''", "'a b'", "[]", "[1]", "[1,2]", "[a,b]", "[[1]]", "{}", "{a:1}", "{layer1.*:8}", "{a:{b:1}}",
-    "{layer1.*:[4,8],x:0}", "auto", "cpu", "gpu", "tt", "cp", "cp3", "budget", "learned", "manual", "off", "sgd", "muon",
-    "1,2", "a,b,c", "range(1,3)", "choice(1,2)", "interval(0,1)", "glob(*)", "${seed}", "${nope}", "${oc.env:HOME}",
-    "${oc.env:NOPE}", "resnet20", "resnet9", "torchvision/resnet50", "/nowhere", "../x", "a=b", "[1", "{a", "(", "ü", "\\",
-    "'", '"', "a:b", "a#b", "$x", "%d", "~", "*", "!!python/name:os.system", "0x10", "1_000", "010", "2026-01-01",
+    "0", "1", "-1", "2", "3", "0.5", "1e-3", "1e400", "nan", "inf", "-inf", "1e30", "99999999999999999999", "true",
+    "false", "null", "", "x", "''", "'a b'", "[]", "[1]", "[1,2]", "[a,b]", "[[1]]", "{}", "{a:1}", "{layer1.*:8}",
+    "{a:{b:1}}", "{layer1.*:[4,8],x:0}", "auto", "cpu", "gpu", "tt", "cp", "cp3", "budget", "learned", "manual",
+    "off", "sgd", "muon", "1,2", "a,b,c", "range(1,3)", "choice(1,2)", "interval(0,1)", "glob(*)", "${seed}",
+    "${nope}", "${oc.env:HOME}", "${oc.env:NOPE}", "resnet20", "resnet9", "torchvision/resnet50", "/nowhere",
+    "../x", "a=b", "[1", "{a", "(", "ü", "\\", "'", '"', "a:b", "a#b", "$x", "%d", "~", "*",
+    "!!python/name:os.system", "0x10", "1_000", "010", "2026-01-01",
 ]  # fmt: skip
 KEYS = sorted(settings_by_key())
 ODD_KEYS = [

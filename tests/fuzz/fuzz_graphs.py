@@ -197,8 +197,9 @@ def _break_node(draw: random.Random, graph: onnx.GraphProto) -> None:
         attribute = draw.choice(one.attribute)
         attribute.ints[:] = [draw.choice(ODD_NUMBERS) for _ in range(draw.choice([0, 1, 2, 4, 6]))]
     elif act == 4:
-        one.attribute.append(helper.make_attribute(draw.choice(["group", "pads", "strides", "kernel_shape", "transA", "x"]),
-                             draw.choice([0, -1, 2, 7, [1], [2, 2], [0, 0, 0, 0], 1.5, "SAME_UPPER"])))  # fmt: skip
+        name = draw.choice(["group", "pads", "strides", "kernel_shape", "transA", "x"])
+        value = draw.choice([0, -1, 2, 7, [1], [2, 2], [0, 0, 0, 0], 1.5, "SAME_UPPER"])
+        one.attribute.append(helper.make_attribute(name, value))
     elif act == 5 and one.attribute:
         draw.choice(one.attribute).type = draw.choice(
             [AttributeProto.FLOAT, AttributeProto.STRING, AttributeProto.GRAPH]

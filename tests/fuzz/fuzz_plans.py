@@ -21,8 +21,9 @@ from hodec.plan.plan import Plan
 SMALL = 2**16
 
 ODD: list[Any] = [
-    None, True, False, -1, 0, 1, 2, 3, 4, 6, 7, 24, 10**6, 2**31, 2**63, 10**30, 10**400, 1.0, 1.5, -0.0, math.nan, math.inf,
-    "", "x", "auto", "chain", "merged", "rebuilt", "layer", "conv2d", "conv1d", "linear", "embedding", "experts",
+    None, True, False, -1, 0, 1, 2, 3, 4, 6, 7, 24, 10**6, 2**31, 2**63, 10**30, 10**400, 1.0, 1.5, -0.0,
+    math.nan, math.inf, "", "x", "auto", "chain", "merged", "rebuilt", "layer", "conv2d", "conv1d",
+    "linear", "embedding", "experts",
     "float32", "int64", "complex64", "quint8", "Tensor", "conv1", "layer1.conv1", "a\nb", "\x00", "{ranks}", "x" * 300,
     [], [1], [1, 1], [2, 3], [4, 4, 4], [[1, [8, 8], [8, 8]]], [[1, [], []]], [[]], [None], [1] * 70, ["conv1"],
     {}, {"a": 1}, {"in": [6], "out": [12]}, {"tensor": 0}, {"tensor": 9}, {"in": [], "out": []},

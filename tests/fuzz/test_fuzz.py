@@ -5,6 +5,7 @@
 ``HODEC_FUZZ_SEED`` chooses other inputs, ``HODEC_FUZZ_SCALE`` more of them. The outcomes are printed by family.
 """
 
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def go(name: str, count: int, folder, salt: int) -> None:
         warnings.simplefilter("ignore")  # of torch, about odd layers and tensors
         run(name, FAMILIES[name].check, count, folder, salt)
     found = OUTCOMES[name]
-    print(f"\n{name}, seed {SEED + salt}: {found.total()} inputs: {dict(found.most_common())}")
+    sys.stdout.write(f"\n{name}, seed {SEED + salt}: {found.total()} inputs: {dict(found.most_common())}\n")
     assert found.total() >= count, "inputs were left out"
 
 

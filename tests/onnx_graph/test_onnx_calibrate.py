@@ -38,6 +38,11 @@ LAYERS = {
     "gemm": ([node("Gemm", "x w b", alpha=0.5, beta=2.0)], W1, (7, 8)),
     "gemm turned": ([node("Gemm", "x w", transA=1, transB=1)], {"w": numbers(6, 8)}, (8, 7)),
     "gemm one bias": ([node("Gemm", "x w b")], {"w": W1["w"], "b": numbers(1, seed=5)}, (7, 8)),
+    "conv behind an identity": (
+        [node("Identity", "w", "v"), node("Conv", "x v", auto_pad="SAME_UPPER")],
+        {"w": numbers(6, 4, 3, 2)},
+        (2, 4, 7, 6),
+    ),
     "matmul": ([node("MatMul", "x w")], {"w": W1["w"]}, (2, 5, 8)),
     "matmul and add": ([node("MatMul", "x w", "h"), node("Add", "b h")], W1, (2, 5, 8)),
     "matmul left": ([node("MatMul", "w x")], {"w": numbers(6, 8)}, (2, 8, 5)),
@@ -45,7 +50,7 @@ LAYERS = {
 
 
 def the_file(tmp_path, nodes, weights, size):
-    nodes[0].name = "one"
+    next(one for one in nodes if one.op_type != "Identity").name = "one"
     return save(tmp_path / "in.onnx", nodes, weights, inputs={"x": size})
 
 
