@@ -30,15 +30,15 @@ class Family:
 
 FAMILIES = {
     "formats and layers": Family(fuzz_formats.check, 3000, 12),
-    "modes": Family(fuzz_formats.check_modes, 700, 12),
+    "modes": Family(fuzz_formats.check_modes, 1000, 12),
     "plans, values edited": Family(fuzz_plans.check_edits, 2000, 12),
-    "plans, bytes altered": Family(fuzz_plans.check_bytes, 500, 5),
-    "settings, trees": Family(fuzz_configs.check_trees, 1500, 12),
-    "settings, command lines": Family(fuzz_configs.check_overrides_of, 100, 1),
-    "nets": Family(fuzz_nets.check, 400, 3),
-    "graphs": Family(fuzz_graphs.check_graphs, 400, 3),
-    "graphs, broken": Family(fuzz_graphs.check_broken, 600, 5),
-    "files of weights": Family(fuzz_files.check_weights, 1500, 12),
+    "plans, bytes altered": Family(fuzz_plans.check_bytes, 700, 5),
+    "settings, trees": Family(fuzz_configs.check_trees, 1700, 12),
+    "settings, command lines": Family(fuzz_configs.check_overrides_of, 60, 1),
+    "nets": Family(fuzz_nets.check, 240, 3),
+    "graphs": Family(fuzz_graphs.check_graphs, 240, 3),
+    "graphs, broken": Family(fuzz_graphs.check_broken, 500, 5),
+    "files of weights": Family(fuzz_files.check_weights, 1300, 12),
     "compressed models": Family(fuzz_files.check_models, 600, 5),
 }
 
