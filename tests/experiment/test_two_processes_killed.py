@@ -29,7 +29,7 @@ def start(folder, log):
 
 
 def within_an_epoch(folder):
-    """The epoch and batch of a checkpoint that was written within the second epoch; None while there is none."""
+    """The epoch and the batches done of a checkpoint that was written within one; None while there is none."""
     path = folder / "checkpoints" / "admm.ckpt"
     if not path.exists() or len(rows(folder)) < 1:
         return None
@@ -41,7 +41,7 @@ def within_an_epoch(folder):
 def killed_within_an_epoch(folder, log):
     child, end = start(folder, log), time.monotonic() + DEADLINE
     try:
-        while (place := within_an_epoch(folder)) is None or place[0] < 1:
+        while (place := within_an_epoch(folder)) is None or place < (1, 2):
             assert child.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < end, log.read_text()[-3000:]
             time.sleep(0.01)
