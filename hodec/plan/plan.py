@@ -286,9 +286,19 @@ def _without_numbers(inputs: Sizes) -> list[Tensor]:
 
 
 def _dtype_name(value: object) -> str:
-    if not isinstance(getattr(torch, read_text(value, "type of the plan's inputs"), None), torch.dtype):
+    dtype = getattr(torch, read_text(value, "type of the plan's inputs"), None)
+    if not isinstance(dtype, torch.dtype) or not _takes_numbers(dtype):
         raise PlanError(f"type of the plan's inputs: {value!r} is none of torch's, such as float32 or int64")
     return str(value)
+
+
+def _takes_numbers(dtype: torch.dtype) -> bool:
+    """Whether tensors of this type can be made from others: those of quantized numbers and of single bits cannot."""
+    try:
+        torch.zeros(1).to(dtype)
+    except RuntimeError:
+        return False
+    return True
 
 
 def plan_table(plan: Plan) -> Group:

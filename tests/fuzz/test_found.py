@@ -75,6 +75,12 @@ def test_inputs_whose_count_cannot_be_written_are_refused():
         plan_with(RESNET, lambda tree: tree["inputs"][0].update(shape=[2**53] * 500))
 
 
+@pytest.mark.parametrize("dtype", ["quint8", "qint32", "bits8", "Tensor", "nope"])
+def test_inputs_of_types_that_no_numbers_are_made_in_are_refused(dtype):
+    with pytest.raises(PlanError, match="type of the plan's inputs"):
+        plan_with(RESNET, lambda tree: tree["inputs"][0].update(dtype=dtype))
+
+
 # -- settings ---------------------------------------------------------------------------------------------------
 
 
