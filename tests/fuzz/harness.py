@@ -20,7 +20,8 @@ from hodec.errors import HodecError
 SEED = int(os.environ.get("HODEC_FUZZ_SEED", "0"))
 SCALE = float(os.environ.get("HODEC_FUZZ_SCALE", "1"))
 
-SECONDS = 60  # that one input may take on a busy machine; most take milliseconds
+SECONDS = 60  # of the processor that one input may take; most take milliseconds
+WAITS = 10  # times as long it may take on a busy machine, or while it waits for something
 MIB = 1024  # of address space that one input may add: threads and arenas of the libraries need some of it
 LONGEST = 4000  # characters of a message; one that quotes a whole file is no message
 
@@ -41,16 +42,19 @@ def _hang(*_: object) -> None:
 @contextmanager
 def bounded(mib: int = MIB) -> Iterator[None]:
     """Within the block a hang and an allocation of more than ``mib`` are errors like others."""
-    before = signal.signal(signal.SIGALRM, _hang)
+    before = {number: signal.signal(number, _hang) for number in (signal.SIGPROF, signal.SIGALRM)}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + mib * 2**20, hard))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(WAITS * SECONDS)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _address_space() -> int:
