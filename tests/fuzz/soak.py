@@ -92,10 +92,10 @@ def draw(looks: list[Look], path: Path) -> None:
     epochs = [one.epoch for one in looks]
     above.plot(epochs, [one.memory / 2**20 for one in looks], lw=1)
     above.set_ylabel("resident memory, MiB")
-    above.set_ylim(bottom=0)
+    above.set_ylim(0, 1.2 * max(one.memory for one in looks) / 2**20)
     below.plot(epochs, [one.bytes / 2**20 for one in looks], lw=1)
     below.set_ylabel("files but curves, MiB")
-    below.set_ylim(bottom=0)
+    below.set_ylim(0, 1.2 * max(one.bytes for one in looks) / 2**20)
     below.set_xlabel("epoch under ADMM")
     figure.savefig(path, dpi=110)
     plt.close(figure)
