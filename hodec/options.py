@@ -49,7 +49,7 @@ class Allowed:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return True
         return (
-            math.isfinite(value)
+            -math.inf < value < math.inf  # math.isfinite raises for whole numbers beyond 1.8e308
             and (self.low is None or value >= self.low)
             and (self.above is None or value > self.above)
             and (self.high is None or value <= self.high)
@@ -99,7 +99,10 @@ def _int(value: object) -> int:
 def _float(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond 1.8e308
+        raise ValueError from None
 
 
 def _str(value: object) -> str:

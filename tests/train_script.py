@@ -105,9 +105,9 @@ class StartedSmall(Started):
 Child = Forked | Started
 
 
-def wait(child: Child, until: Callable[[], bool] = lambda: False) -> int | None:
+def wait(child: Child, until: Callable[[], bool] = lambda: False, seconds: float = DEADLINE) -> int | None:
     """Wait for the child's end (its exit code) or for ``until`` (None)."""
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         code = child.poll()
         if code is not None:
@@ -116,7 +116,7 @@ def wait(child: Child, until: Callable[[], bool] = lambda: False) -> int | None:
             return None
         time.sleep(0.005)
     child.kill(signal.SIGKILL)
-    raise AssertionError(f"the run did not end in {DEADLINE} s:\n{child.log.read_text()[-3000:]}")
+    raise AssertionError(f"the run did not end in {seconds} s:\n{child.log.read_text()[-3000:]}")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

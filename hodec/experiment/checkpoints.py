@@ -135,18 +135,31 @@ def restore_random_state(state: JsonObject) -> None:
 
 
 def sums_of(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
-    """The sums behind the means of the epoch so far, which Lightning keeps and forgets with the process."""
+    """The sums behind the means of the epoch so far, which Lightning keeps and forgets with the process.
+
+    Of several processes each has its own: all take part, and one number of each is kept.
+    """
     results = trainer.fit_loop.epoch_loop._results
-    return {key: [one.value.clone(), one.cumulated_batch_size.clone()] for key, one in results.items()}
+    pairs = {key: (one.value, one.cumulated_batch_size) for key, one in results.items()}
+    gather = trainer.strategy.all_gather if trainer.world_size > 1 else torch.clone
+    return {key: [gather(one).reshape(-1).cpu() for one in pair] for key, pair in pairs.items()}
 
 
 def add_sums(trainer: Trainer, sums: JsonObject) -> None:
-    """Add the sums of the batches before a restart to those since."""
+    """Add the sums of the batches before a restart to those since, to each process its own."""
     for key, one in trainer.fit_loop.epoch_loop._results.items():
         if key in sums:
-            value, count = sums[key]
+            value, count = (_own(trainer, given) for given in sums[key])
             one.value += value.to(one.value.device)
             one.cumulated_batch_size += count.to(one.cumulated_batch_size.device)
+
+
+def _own(trainer: Trainer, each: torch.Tensor) -> torch.Tensor:
+    """This process's number of one for each; where there were more or fewer, the first has what they add up to."""
+    each = each.reshape(-1)
+    if len(each) == trainer.world_size:
+        return each[trainer.global_rank]
+    return each.sum() if trainer.is_global_zero else torch.zeros_like(each[0])
 
 
 def check_numbers(trainer: Trainer, module: LightningModule) -> None:

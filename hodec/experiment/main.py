@@ -23,7 +23,7 @@ from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import Config, config_of
 from hodec.experiment.config.sweep_names import job_folder
 from hodec.experiment.config.trust import flags, take_flag
-from hodec.experiment.redaction import command
+from hodec.experiment.redaction import clean_record, command
 from hodec.experiment.signals import Stopped, stoppable
 
 log = logging.getLogger("hodec")
@@ -43,6 +43,7 @@ def run_job(cfg: DictConfig) -> float | list[float] | None:
     """
     job = HydraConfig.get()
     started.append(job.runtime.output_dir)
+    clean_record(job)
     failure = Path(job.runtime.output_dir, "error.txt")  # the report of the sweep reads it
     with contextlib.suppress(OSError):
         failure.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ from hodec.experiment.run_folder import RunFolder, probe
 from hodec.experiment.stage import extend, take_stage
 from hodec.experiment.training import quiet_lightning, warn_of_slow_precision
 from hodec.export import checkpoint
-from hodec.io.atomic import NO_SPACE, JsonObject, write_json, write_text
+from hodec.io.atomic import NO_SPACE, JsonObject, remove_parts, write_json, write_text
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ def run(config: Config, run_dir: Path) -> JsonObject:
     path = Path(run_dir)
     probe(path)
     with room(path), held(path) if is_first_process() else contextlib.nullcontext():
+        if is_first_process():
+            remove_parts(path)  # of a start that was killed while it wrote
         return _run(config, path)
 
 

@@ -1,18 +1,28 @@
 """Secrets stay out of what a run writes: its settings, its command, its reports and what is uploaded."""
 
+import contextlib
 import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+
 from hodec.experiment.config.arguments import given
+from hodec.io.atomic import write_text
 
 # Names of settings and variables whose values are secret.
 SECRET = re.compile(r"(?i)(key|token|secret|passw|credential|auth)")
 # Shorter values of variables are no secrets, and would be found in ordinary words; characters.
 SHORTEST = 8
 HIDDEN = "***"
+# The password in an address.
+ADDRESS = re.compile(r"(://[^/:@\s]*):[^@\s]*@")
+# Parts of Hydra's record that are texts for people, in which ``key=value`` is no secret.
+NO_SETTINGS = ("help", "hydra_help")
 
 
 def redacted(value: object) -> object:
@@ -37,11 +47,46 @@ def command(arguments: Sequence[str] | None = None) -> str:
 
 def _without_secret(word: str) -> str:
     """An argument without its secret: one named so, one within a mapping, or the value of a secret variable."""
-    word = str(redacted(word))
+    word = ADDRESS.sub(rf"\1:{HIDDEN}@", str(redacted(word)))
     if not SECRET.search(word):
         return word
-    word = re.sub(r"(://[^/:@\s]*):[^@\s]*@", rf"\1:{HIDDEN}@", word)
-    return re.sub(rf"([\w.]*{SECRET.pattern[4:]}\w*\s*[=:]\s*)[^,}}\s]+", rf"\1{HIDDEN}", word, flags=re.IGNORECASE)
+    named = rf"([\w.]*{SECRET.pattern[4:]}\w*\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^,}}\s]+)"
+    return re.sub(named, rf"\1{HIDDEN}", word, flags=re.IGNORECASE)
+
+
+def clean_record(job: HydraConf) -> None:
+    """Hide secrets in what Hydra has noted of a job and of its sweep: their settings and arguments.
+
+    What is no readable record is left as it is.
+    """
+    subdir, names = job.output_subdir, ("config.yaml", "hydra.yaml", "overrides.yaml")
+    paths = [Path(job.runtime.output_dir, subdir, name) for name in names] if subdir else []
+    if job.mode is RunMode.MULTIRUN:
+        paths.append(Path(job.sweep.dir, "multirun.yaml"))
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+            record = yaml.safe_load(path.read_text(encoding="utf-8"))
+            cleaned = _without_secrets(record)
+            if cleaned != record:
+                write_text(path, yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True))
+
+
+def _without_secrets(record: object) -> object:
+    """Plain values without those that their names say are secret, and without those in arguments, ``KEY=VALUE``."""
+    if isinstance(record, dict):
+        return {
+            key: HIDDEN
+            if SECRET.search(str(key)) and isinstance(one, str | float | int) and not isinstance(one, bool)
+            else one
+            if key in NO_SETTINGS
+            else _without_secrets(one)
+            for key, one in record.items()
+        }
+    if isinstance(record, list):
+        return [_without_secrets(one) for one in record]
+    if isinstance(record, str):
+        return _without_secret(record) if "=" in record else ADDRESS.sub(rf"\1:{HIDDEN}@", str(redacted(record)))
+    return record
 
 
 def _secrets() -> list[str]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from hodec.errors import PlanError
 
+# Modes a side that may be asked for; and channels up to which a message suggests them, as all their divisors are tried.
+MOST_MODES, MOST_SPLIT = 4, 2**24
+
 
 @dataclass(frozen=True)
 class Modes:
@@ -32,16 +35,23 @@ class Modes:
         Raises:
             PlanError: naming both products and both channel counts.
         """
-        given = (math.prod(self.inputs), math.prod(self.outputs))
         numbers = (*self.inputs, *self.outputs)
-        positive = all(isinstance(n, int) and n >= 1 for n in numbers) and len(numbers) >= 2
-        if not positive or given != (in_channels, out_channels) or len(self.inputs) != len(self.outputs):
-            raise PlanError(
-                f"modes in={list(self.inputs)} out={list(self.outputs)} do not fit {in_channels} -> {out_channels} "
-                f"channels: each list must multiply to its channel count, and both must be equally long. "
-                f"Automatic modes: in={list(split_channels(in_channels, len(self.inputs)))} "
-                f"out={list(split_channels(out_channels, len(self.inputs)))}"
-            )
+        fit = all(type(n) is int and n >= 1 for n in numbers) and len(self.inputs) == len(self.outputs) >= 1
+        if fit and (math.prod(self.inputs), math.prod(self.outputs)) == (in_channels, out_channels):
+            return
+        raise PlanError(
+            f"modes in={list(self.inputs)} out={list(self.outputs)} do not fit {in_channels} -> {out_channels} "
+            f"channels: each list must multiply to its channel count, and both must be equally long"
+            f"{self._automatic(in_channels, out_channels)}"
+        )
+
+    def _automatic(self, in_channels: int, out_channels: int) -> str:
+        """The even split of as many modes, for a message; not of the sizes that only an altered file has."""
+        count = len(self.inputs)
+        if not 1 <= count <= MOST_MODES or max(in_channels, out_channels) > MOST_SPLIT:
+            return ""
+        even = Modes.split(in_channels, out_channels, count)
+        return f". Automatic modes: in={list(even.inputs)} out={list(even.outputs)}"
 
 
 def split_channels(channels: int, count: int) -> tuple[int, ...]:

@@ -35,6 +35,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what ``replacing`` left below a folder when its process was killed; nobody else may be writing there."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 # How a system says that there is no room: on the disk, for a file of this size, in the user's share.
 NO_SPACE = tuple(getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT") if hasattr(errno, name))
 

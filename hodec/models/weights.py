@@ -19,6 +19,8 @@ StateDict = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs keep the weights
 COUNTER = "num_batches_tracked"  # of BatchNorm: many files lack it, and no forward pass needs it
+COUNTS = ("integer", "real", "truth")  # what it may be stored as
+MOST_AXES = 8  # that a message shows
 
 
 def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = False) -> None:
@@ -118,10 +120,16 @@ def _differences(tensors: StateDict, target: StateDict) -> dict[str, str]:
     for key in (key for key in target if key in tensors):
         theirs, mine = tensors[key], target[key]
         if theirs.shape != mine.shape:
-            differ[key] = f"{tuple(theirs.shape)} in the file, {tuple(mine.shape)} in the model"
-        elif kind_of(theirs) != kind_of(mine) and not key.endswith(COUNTER):
+            differ[key] = f"{_size(theirs)} in the file, {_size(mine)} in the model"
+        elif kind_of(theirs) != kind_of(mine) and not (key.endswith(COUNTER) and kind_of(theirs) in COUNTS):
             differ[key] = f"{kind_of(theirs)} numbers ({theirs.dtype}) in the file, {kind_of(mine)} in the model"
     return differ | {key: "not in the model" for key in tensors if key not in target}
+
+
+def _size(tensor: Tensor) -> str:
+    """The shape of a tensor in a message; a file may say that it has thousands of axes."""
+    axes = tuple(tensor.shape)
+    return str(axes) if len(axes) <= MOST_AXES else f"{axes[:MOST_AXES]}.. ({len(axes)} axes)"
 
 
 def _head_keys(model: nn.Module) -> list[str]:

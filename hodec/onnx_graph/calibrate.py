@@ -229,7 +229,8 @@ def dense_rows(net: TrialGraph, names: Iterable[str], calls: Sequence[Feeds]) ->
                 y = _tensor(values[name_of(one.output)]) - _own_bias(one, net.graph)
                 places = places_of(one, y, count, torch.Generator().manual_seed(1000 * at + k))
                 rows = outputs_at(one, y, places)
-                moments[name].add(patches_at(one, _tensor(values[name_of(one.data)]), places), rows)
+                x = _tensor(values[name_of(one.data)])
+                moments[name].add(patches_at(one, x, places, site.layer.shape[2:]), rows)
                 found.setdefault(name, []).append((places, rows))
     return found, moments
 
@@ -247,7 +248,8 @@ def tried_moments(
         for name, site in sites.items():
             for k, one in enumerate(site.consumers):
                 places, outputs = rows[name][at * len(site.consumers) + k]
-                moments[name].add(patches_at(one, _tensor(values[name_of(one.data)]), places), outputs)
+                x = _tensor(values[name_of(one.data)])
+                moments[name].add(patches_at(one, x, places, site.layer.shape[2:]), outputs)
     return moments
 
 
@@ -291,12 +293,11 @@ def outputs_at(one: WeightConsumer, y: Tensor, places: tuple[Tensor, ...]) -> Te
     return _lines(one, y)[places[0]]
 
 
-def patches_at(one: WeightConsumer, x: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+def patches_at(one: WeightConsumer, x: Tensor, places: tuple[Tensor, ...], kernel: Sequence[int]) -> Tensor:
     """The patches (M, I, K..) of a node's input that its weight is multiplied by at some positions of the output."""
     if not one.dims:
         x = x.mT if one.flag("transA") else x
         return _lines(one, x)[places[0]] * one.node.attributes.get_float("alpha", 1.0)
-    kernel = [int(n) for n in one.ints("kernel_shape")] or _kernel(one)
     transposed = one.node.op_type == "ConvTranspose"
     spread = (_spread if transposed else _padded)(one, x, kernel)
     ones = [1] * len(kernel)
@@ -321,11 +322,6 @@ def _drawn(sizes: Sequence[int], count: int, generator: torch.Generator) -> tupl
     total = math.prod(sizes)
     drawn = torch.randperm(total, generator=generator)[:count]
     return torch.unravel_index(drawn, tuple(sizes))
-
-
-def _kernel(one: WeightConsumer) -> list[int]:
-    shape = one.weight.shape or (one.weight.const_value.shape if one.weight.const_value is not None else None)
-    return [] if shape is None else [int(n) for n in shape.numpy()[2:]]
 
 
 def _auto_pad(one: WeightConsumer) -> str:

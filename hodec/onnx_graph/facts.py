@@ -93,5 +93,5 @@ def graph_facts(
         params=params,
         total_macs=macs,
         uncounted=tuple(graph.node_names[node] for node in uncounted),
-        batch=next((size[0] for size in inputs.values() if size), 1),
+        batch=next((size[0] for size in inputs.values() if size and size[0]), 1),  # a file may say that it takes 0
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The inputs that a model file is tried on: sizes and values that were given, and usual ones for the rest."""
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from hodec.export.runtime import Array
 from hodec.onnx_graph.graph import OnnxGraph
 from hodec.onnx_graph.session import example_feeds
 from hodec.onnx_graph.sizes import Size, input_sizes, is_fixed, shapes_use
+from hodec.plan.plan import MOST_INPUT
 
 
 def parse_values(texts: Iterable[str]) -> dict[str, ArrayLike]:
@@ -69,8 +71,21 @@ def example_inputs(
         if shapes.get(name, sizes[name]) != sizes[name]:
             raise ConfigError(f"{{value}} is not of the size {shapes[name]}, which is given too",
                               value=value_use(name, array))  # fmt: skip
+    _check_memory(graph, sizes)
     feeds = example_feeds(graph, sizes)
     return sizes, {name: _filled(feeds[name], name, arrays.get(name)) for name in feeds}
+
+
+def _check_memory(graph: OnnxGraph, sizes: Mapping[str, Size]) -> None:
+    """Refuse inputs that would fill the memory: a file of a few bytes may say that it takes them."""
+    numbers = sum(math.prod(size) for size in sizes.values())
+    if numbers > MOST_INPUT:
+        listed = ", ".join(f"{name} {list(size)}" for name, size in sizes.items())
+        raise ConfigError(
+            f"{literal(f'{graph.path}: its inputs ({listed})')} hold more than {MOST_INPUT:,} numbers. Where axes are "
+            "open, give smaller ones with {shapes}",
+            shapes=shapes_use({name: tuple(min(n, 1) for n in size) for name, size in sizes.items()}),
+        )
 
 
 def _filled(usual: Array, name: str, given: Array | None) -> Array:

@@ -22,6 +22,8 @@ from hodec.methods import get_method
 # How plans of version 1 (hodec 0.1.0) call what this version writes under another key.
 KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "call_sites", "runs_as": "resolved_execution"}
 
+# What every reader of JSON takes for a whole number; products of a few of them are still finite as floats.
+MOST_WHOLE = 2**53
 
 Json = dict[str, Any]
 """An object of a JSON file."""
@@ -214,9 +216,15 @@ class LayerPlan:
             if get_method(self.method).tied_layer(self.layer_type, tie.layer_type, self.groups) is None:
                 kinds = f"of type {tie.layer_type!r} to one of type {self.layer_type!r}"
                 raise PlanError(f"{name}: method {self.method} cannot tie the layer {tie.name} {kinds}")
+        layer_type = LAYER_TYPES[self.layer_type]
+        if len(self.shape) != 2 + layer_type.dims + layer_type.stacked:
+            raise PlanError(
+                f"{name}: shape {list(self.shape)} is not that of a {self.layer_type} weight, which has "
+                f"{2 + layer_type.dims + layer_type.stacked} axes"
+            )
         if self.shape[0] % self.groups:
             raise PlanError(f"{name}: {self.shape[0]} output channels do not split into {self.groups} groups")
-        axes = LAYER_TYPES[self.layer_type].dims
+        axes = layer_type.dims
         if axes and any(len(size) != axes for _, *sizes in self.call_sites.calls for size in sizes):
             raise PlanError(
                 f"{name}: call_sites have input and output sizes of other than the {axes} axes of its kernel"
@@ -319,9 +327,9 @@ def _read_tie(value: Json, where: str) -> Tie:
 
 
 def read_wholes(values: object, what: str, least: int = 1) -> tuple[int, ...]:
-    """A list of whole numbers from a file; refused as ``what`` unless each is at least ``least``."""
-    if not isinstance(values, Sequence) or not all(type(n) is int and n >= least for n in values):
-        raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least}")
+    """A list of whole numbers from a file; refused as ``what`` unless each is from ``least`` to MOST_WHOLE."""
+    if not isinstance(values, Sequence) or not all(type(n) is int and least <= n <= MOST_WHOLE for n in values):
+        raise PlanError(f"{what}: {values!r} is not a list of whole numbers of at least {least} and at most 2^53")
     return tuple(values)
 
 

@@ -17,7 +17,7 @@ from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
 from hodec.io.atomic import read_json, write_json, writing
-from hodec.plan.layer import Json, LayerPlan, read_text, read_wholes
+from hodec.plan.layer import MOST_WHOLE, Json, LayerPlan, read_text, read_wholes
 from hodec.text_table import change, human, rendered, rendered_html
 
 FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
@@ -263,8 +263,9 @@ def _inputs(value: Sequence[Mapping[str, object]]) -> Sizes:
     inputs = tuple((read_wholes(one["shape"], "the plan's inputs"), _dtype_name(one["dtype"])) for one in value)
     numbers = sum(math.prod(shape) for shape, _ in inputs)
     if numbers > MOST_INPUT:
+        held = f"{numbers:,}" if numbers < MOST_WHOLE else "more than 2^53"
         raise PlanError(
-            f"the plan's inputs: {', '.join(str(list(shape)) for shape, _ in inputs)} hold {numbers:,} numbers; a file "
+            f"the plan's inputs: {', '.join(str(list(shape)) for shape, _ in inputs)} hold {held} numbers; a file "
             f"may ask for {MOST_INPUT:,}. Make the plan with smaller example inputs, which may be of batch 1"
         )
     return inputs
@@ -296,9 +297,19 @@ def _without_numbers(inputs: Sizes) -> list[Tensor]:
 
 
 def _dtype_name(value: object) -> str:
-    if not isinstance(getattr(torch, read_text(value, "type of the plan's inputs"), None), torch.dtype):
+    dtype = getattr(torch, read_text(value, "type of the plan's inputs"), None)
+    if not isinstance(dtype, torch.dtype) or not _takes_numbers(dtype):
         raise PlanError(f"type of the plan's inputs: {value!r} is none of torch's, such as float32 or int64")
     return str(value)
+
+
+def _takes_numbers(dtype: torch.dtype) -> bool:
+    """Whether tensors of this type can be made from others: those of quantized numbers and of single bits cannot."""
+    try:
+        torch.zeros(1).to(dtype)
+    except RuntimeError:
+        return False
+    return True
 
 
 def plan_table(plan: Plan) -> Group:

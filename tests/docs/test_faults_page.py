@@ -26,6 +26,12 @@ def test_each_test_that_the_page_names_exists(tests):
     assert [name for name in NAMED if f"def {name}(" not in tests] == []
 
 
+def test_every_row_of_the_list_has_a_line():
+    cells = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| ")]
+    found = {int(number) for cell in cells for number in re.findall(r"\d+", cell)}
+    assert found == set(range(1, 43))
+
+
 def test_slow_ones_are_said_to_be(tests):
     slow = set(re.findall(r"@pytest\.mark\.slow\n(?:@.*\n)*def (test_\w+)", tests))
     said = set(re.findall(r"`(test_\w+)` \(slow\)", PAGE))

@@ -153,6 +153,15 @@ def test_files_of_other_bytes_are_one_message(finished, tmp_path, name, content)
         pipeline.run(tiny(**FINISHED), folder)
 
 
+def test_what_a_killed_start_was_writing_is_removed(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    parts = [tmp_path / "run" / ".run.json.x1.part", tmp_path / "run" / "phases" / ".admm.safetensors.x2.part"]
+    for part in parts:
+        part.write_bytes(b"half of")
+    pipeline.run(tiny(**FINISHED), tmp_path / "run")
+    assert not any(part.exists() for part in parts)
+
+
 def test_lines_that_are_no_rows_are_named_and_left_out(finished, tmp_path, caplog):
     folder = stopped_before("admm", finished[0], tmp_path / "run")
     with (folder / "metrics.jsonl").open("ab") as f:

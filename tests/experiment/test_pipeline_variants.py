@@ -12,7 +12,7 @@ from hodec.errors import CheckpointError
 from hodec.experiment import phases, pipeline
 from hodec.experiment.data import loaders
 from hodec.experiment.data.images import build_data
-from hodec.experiment.lit import evaluate
+from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.io.tensors import load_tensors
 from hodec.models import build_model
 
@@ -240,3 +240,24 @@ def test_a_teacher_moves_no_random_number_of_the_run(tmp_path):
         for name, distill in (("taught", {"weight": 0.5, "init": str(file)}), ("alone", {}))
     )
     assert taught["weights_sha256"] == alone["weights_sha256"]
+
+
+def test_row_39_operations_that_repeat_themselves_are_asked_for(tmp_path, monkeypatch):
+    """What torch has then is another matter, on a GPU: an operation that it lacks is an error of torch's own."""
+    seen, real = [], LitClassifier.training_step
+
+    def step(module, batch, index):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return real(module, batch, index)
+
+    monkeypatch.setattr(LitClassifier, "training_step", step)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it for good
+    short = {"dense_epochs": 1, "retrain_epochs": 0, "admm": {"name": "off"}}
+    try:
+        pipeline.run(tiny(**short, trainer={"deterministic": True}), tmp_path / "asked")
+        assert set(seen) == {True}
+        seen.clear()
+        pipeline.run(tiny(**short), tmp_path / "not asked")
+        assert set(seen) == {False}, "the next job of a sweep would have it too"
+    finally:
+        torch.use_deterministic_algorithms(False)

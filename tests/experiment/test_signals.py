@@ -5,10 +5,13 @@ import signal
 import time
 
 import pytest
+import yaml
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from train_script import SETTINGS, Forked, finish, wait
 
 from hodec.experiment import phases, pipeline
-from hodec.experiment.redaction import command, redacted
+from hodec.experiment.redaction import clean_record, command, redacted
 from hodec.experiment.signals import NUMBERS, Stopped, soft, stoppable
 
 # Where a run can be outside a fit: (the object, its function) that each is replaced by a wait.
@@ -84,6 +87,7 @@ def test_secrets_are_in_no_command(monkeypatch):
     words = [
         "+hydra.job.env_set={MY_TOKEN: hunter2hunter2, OTHER: x}", "hydra.api_key=abc", "seed=3",
         "data.root=s3://user:hunter2@host/keys/data", "logger.project=0123456789abcdef",
+        "init=s3://user:hunter2@host/x", "logger.token='hunter2 hunter2'",
     ]  # fmt: skip
     text = command(words)
     for secret in ("hunter2", "abc", "0123456789abcdef"):
@@ -98,3 +102,46 @@ def test_secrets_of_the_environment_are_in_no_settings(monkeypatch):
     tree = {"logger": {"project": "x correct horse"}, "include": ["correct horse", "short"], "seed": 3, "plan": None}
     expected = {"logger": {"project": "x ***"}, "include": ["***", "short"], "seed": 3, "plan": None}
     assert redacted(tree) == expected
+
+
+def test_secrets_are_in_no_record_of_hydra(tmp_path, monkeypatch):
+    """As Hydra writes it before the job begins: arguments, the variables it sets, the settings."""
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    given = ["+hydra.job.env_set.MY_TOKEN=hunter2", "data.root=s3://user:hunter2@host/x", "logger.project='a b'"]
+    words = [*given, "logger.api_key='hunter2 hunter2'", "init=0123456789abcdef"]
+    record = {
+        "overrides.yaml": words,
+        "config.yaml": {"logger": {"api_key": "hunter2", "keys": ["a"]}, "data": {"root": "s3://user:hunter2@host/x"}},
+        "hydra.yaml": {"hydra": {"job": {"env_set": {"MY_TOKEN": "hunter2"}, "config": {"exclude_keys": ["init"]}},
+                                 "overrides": {"task": words}, "help": {"template": "[key=value ...]"}}},
+    }  # fmt: skip
+    for name, value in record.items():
+        (tmp_path / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / ".hydra" / name).write_text(yaml.safe_dump(value))
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(record["hydra.yaml"]))
+    job = OmegaConf.create(
+        {"output_subdir": ".hydra", "runtime": {"output_dir": str(tmp_path)}, "sweep": {"dir": str(tmp_path)}}
+    )
+    job.mode = RunMode.MULTIRUN
+    clean_record(job)
+    texts = [path.read_text() for path in (*(tmp_path / ".hydra").iterdir(), tmp_path / "multirun.yaml")]
+    assert len(texts) == 4
+    for text in texts:
+        assert "hunter2" not in text
+        assert "0123456789abcdef" not in text
+    kept = yaml.safe_load((tmp_path / ".hydra" / "hydra.yaml").read_text())["hydra"]
+    assert kept["help"] == record["hydra.yaml"]["hydra"]["help"]
+    assert kept["job"]["config"] == {"exclude_keys": ["init"]}
+    assert kept["overrides"]["task"][2] == "logger.project='a b'"
+
+
+def test_a_record_without_secrets_is_left_as_it_is(tmp_path):
+    folder = tmp_path / ".hydra"
+    folder.mkdir()
+    texts = {"overrides.yaml": "- seed=3 \n", "config.yaml": "{[", "hydra.yaml": "a:   1\n"}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    clean_record(
+        OmegaConf.create({"output_subdir": ".hydra", "runtime": {"output_dir": str(tmp_path)}, "mode": RunMode.RUN})
+    )
+    assert {path.name: path.read_text() for path in folder.iterdir()} == texts

@@ -38,6 +38,11 @@ LAYERS = {
     "gemm": ([node("Gemm", "x w b", alpha=0.5, beta=2.0)], W1, (7, 8)),
     "gemm turned": ([node("Gemm", "x w", transA=1, transB=1)], {"w": numbers(6, 8)}, (8, 7)),
     "gemm one bias": ([node("Gemm", "x w b")], {"w": W1["w"], "b": numbers(1, seed=5)}, (7, 8)),
+    "conv behind an identity": (
+        [node("Identity", "w", "v"), node("Conv", "x v", auto_pad="SAME_UPPER")],
+        {"w": numbers(6, 4, 3, 2)},
+        (2, 4, 7, 6),
+    ),
     "matmul": ([node("MatMul", "x w")], {"w": W1["w"]}, (2, 5, 8)),
     "matmul and add": ([node("MatMul", "x w", "h"), node("Add", "b h")], W1, (2, 5, 8)),
     "matmul left": ([node("MatMul", "w x")], {"w": numbers(6, 8)}, (2, 8, 5)),
@@ -45,7 +50,7 @@ LAYERS = {
 
 
 def the_file(tmp_path, nodes, weights, size):
-    nodes[0].name = "one"
+    next(one for one in nodes if one.op_type != "Identity").name = "one"
     return save(tmp_path / "in.onnx", nodes, weights, inputs={"x": size})
 
 
@@ -59,7 +64,7 @@ def test_rows_are_what_a_layer_multiplies(tmp_path, name):
     one = site.consumers[0]
     (y,) = TrialGraph(facts.graph, {"one": site}).run({"x": x}, [one.output.name])
     places = places_of(one, torch.from_numpy(y), 10_000, torch.Generator().manual_seed(0))
-    patches = patches_at(one, torch.from_numpy(x), places)
+    patches = patches_at(one, torch.from_numpy(x), places, site.layer.shape[2:])
     outputs = outputs_at(one, torch.from_numpy(y), places)
     made = patches.flatten(1) @ site.layer.weight.flatten(1).mT
     bias = np.broadcast_to(weights["b"] * (2 if name == "gemm" else 1), 6) if one.bias is not None else np.zeros(6)

@@ -28,7 +28,7 @@ def bad_objectives(value: object) -> BadParts:
         yield "", value
         return
     for name in names:
-        if name not in OBJECTIVES:
+        if not isinstance(name, str) or name not in OBJECTIVES:
             yield "", name
 
 

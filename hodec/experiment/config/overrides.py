@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -103,9 +103,16 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
     refuse(problems)
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are of hodec's own kind."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def _parser() -> _Parser:
     """The options of a program with ``hydra.main`` that do not only inform, as Hydra documents them."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     parser.add_argument("overrides", nargs="*")
     for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
         parser.add_argument(*names, action="store_true")

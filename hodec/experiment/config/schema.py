@@ -152,9 +152,9 @@ def _read_group(group: str, node: object) -> tuple[Settings | None, list[HodecEr
     if not isinstance(node, Mapping):
         return None, [ConfigError(not_among(group, node, list(groups()[group])))]
     name = node.get("name", next(iter(kinds)))
-    if "" in kinds and name not in kinds:
+    if "" in kinds and (not isinstance(name, str) or name not in kinds):
         name = ""  # of an option without a name, which may have a setting of that name
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         return None, [ConfigError(not_among(f"{group}.name", name, list(kinds)))]
     kind, settings = kinds[name], settings_of(kinds[name])
     given = {str(key): value for key, value in node.items() if key != "name" or not name}
