@@ -16,7 +16,7 @@ from hodec.onnx_graph.graph import OnnxGraph
 log = logging.getLogger(__name__)
 
 # Format of the files; another one is not read.
-FORMAT = "hodec-search 1"
+FORMAT = "hodec-search 2"
 
 
 @dataclass
