@@ -295,7 +295,7 @@ def _nothing(search: Search) -> str:
         "" if near is None else f"; the nearest has {judge.told(near.score)} at {near.cost:.0%} of the {search.target}"
     )
     held = [one.loss for one in search.trials if judge.accepts(one.score) and not judge.is_sure(one.loss)]
-    few = f"{held[0].samples} samples are too few to show that others lose no more. " * bool(held)
+    few = next((f"{one.samples} samples are too few to show that others lose no more. " for one in held), "")
     return (
         f"nothing pays: no smaller file keeps {judge.told(judge.dense - judge.allowed)} of {judge.told(judge.dense)} "
         f"({judge.words}){said}. Nothing is written. {few}A larger --max-drop, more data, or training (hodec train) "
