@@ -16,7 +16,7 @@ from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
-from hodec.io.tensors import bits, kind_of, load_tensors, save_tensors, tensor_shapes
+from hodec.io.tensors import bits, kind_of, load_tensors, not_numbers, save_tensors, tensor_shapes
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
@@ -108,8 +108,8 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
             runs do (``compressed.safetensors``).
 
     Raises:
-        CheckpointError: a file is missing, truncated or altered, or belongs to another model; or there is no skeleton
-            and the file names no net.
+        CheckpointError: a file is missing, truncated or altered, holds NaN, or belongs to another model; or there is no
+            skeleton and the file names no net.
         PlanError: the plan is for another skeleton.
     """
     path = Path(path)
@@ -123,6 +123,11 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     skeleton = named_skeleton(path, structure) if skeleton is None else skeleton
     small = convert(skeleton, Plan.from_dict(structure["plan"]), decompose=False)
     tensors = load_tensors(path)
+    if bad := not_numbers(tensors):
+        raise CheckpointError(
+            f"{path} holds NaN in {len(bad)} tensors, first {bad[0]}: training had broken down when it was saved; load "
+            "an earlier file"
+        )
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     needed = own.keys() if small.state_dict().keys() == given.keys() else _once(small.state_dict()).keys()

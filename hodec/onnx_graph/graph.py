@@ -315,6 +315,11 @@ def _check_data_files(graph: OnnxGraph) -> None:
             raise CheckpointError(f"{graph.path} keeps tensors in {data}, which is outside of its folder: refused")
         if not data.is_file():
             raise CheckpointError(f"{graph.path} keeps tensors in {data.name}, which is missing beside it")
+        if any(number is not None and number < 0 for number in (tensor.offset, tensor.length)):
+            raise CheckpointError(
+                f"tensor {tensor.name!r} of {graph.path} has offset {tensor.offset} and length {tensor.length} in "
+                f"{data.name}; allowed: numbers from 0. The file is damaged: export the model again"
+            )
         end = (tensor.offset or 0) + tensor.nbytes
         if data.stat().st_size < end or tensor.length not in (None, tensor.nbytes):
             raise CheckpointError(
