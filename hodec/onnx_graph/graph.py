@@ -244,6 +244,7 @@ def load_graph(path: str | Path) -> OnnxGraph:
         raise CheckpointError(f"{path} is not a valid ONNX model: a name in it is no text")
     if proto.training_info or proto.graph.sparse_initializer:
         raise CheckpointError(f"{path} holds sparse initializers or training steps, which would be lost")
+    _check_places(proto, path)
     try:
         with quiet("onnx_ir", logging.CRITICAL):
             graph = OnnxGraph(ir.from_proto(proto), path, opset)
@@ -303,6 +304,17 @@ def _words(graph: onnx.GraphProto) -> Iterator[object]:
     yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
 
 
+def _check_places(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse tensors in other files whose place there is no whole number from 0."""
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} of {path} is in another file at {entry.key} {entry.value!r}; allowed: a "
+                    "whole number from 0. The model is damaged: export it again"
+                )
+
+
 def _check_data_files(graph: OnnxGraph) -> None:
     """Refuse data files that are missing, too short or not in the model's folder; nothing is read from them."""
     folder = graph.path.parent
@@ -315,11 +327,6 @@ def _check_data_files(graph: OnnxGraph) -> None:
             raise CheckpointError(f"{graph.path} keeps tensors in {data}, which is outside of its folder: refused")
         if not data.is_file():
             raise CheckpointError(f"{graph.path} keeps tensors in {data.name}, which is missing beside it")
-        if any(number is not None and number < 0 for number in (tensor.offset, tensor.length)):
-            raise CheckpointError(
-                f"tensor {tensor.name!r} of {graph.path} has offset {tensor.offset} and length {tensor.length} in "
-                f"{data.name}; allowed: numbers from 0. The file is damaged: export the model again"
-            )
         end = (tensor.offset or 0) + tensor.nbytes
         if data.stat().st_size < end or tensor.length not in (None, tensor.nbytes):
             raise CheckpointError(
