@@ -99,7 +99,8 @@ def loss_of(score: Score, run: Run, dense: float, wanted: Record | None, *, allo
     """
     number, found = recorded(score, run)
     lost = dense - number
-    if not lost <= allowed or wanted is None or found is None or len(found.outputs) != len(wanted.outputs):
+    beyond = not lost <= allowed + 1e-9 * max(1.0, abs(dense))  # rounding of the last bit is no loss
+    if beyond or wanted is None or found is None or len(found.outputs) != len(wanted.outputs):
         return Loss(number, lost)
     rows = [_shared(*pair) for pair in zip(found.outputs, wanted.outputs, found.rows, strict=True)]
     samples = sum(rows)

@@ -173,7 +173,7 @@ def _best_written(search: Search, write: Callable[..., Compressed], kinds: Seque
     """
     best = search.best() or _whole(search, kinds)
     while best is not None:
-        for kind in kinds:
+        for kind in kinds if best.plan else kinds[:-1]:  # the last one would be the file as it is
             try:
                 return write(best, stored=kind)
             except LosesMore as error:

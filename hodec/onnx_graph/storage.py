@@ -14,12 +14,15 @@ from hodec.export.runtime import Array
 from hodec.onnx_graph.cost import COUNTS, UNCOUNTED, is_stored, readers_of
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, constants_of, name_of
 from hodec.onnx_graph.nodes import initializer
+from hodec.onnx_graph.rewrite import add_initializers
 
 # Elements from which a constant is stored in fewer bytes: its own nodes take some 150 bytes of the file.
-LEAST = 512
+LEAST = 256
 # Largest norm of what rounding takes off a constant, as a share of the constant's: 16 bits take 2e-4, and more where
 # numbers are too small for them; 8 bits take 0.9 % of a normal distribution, and more where some are far larger.
 MOST_HALF, MOST_BYTE = 1e-3, 0.03
+# Numbers that share a scale, at least: it takes four bytes.
+LEAST_SHARERS = 16
 # What nothing is done to.
 FLOAT32 = "float32"
 # Operators beside the products whose constants are worth it: rows are looked up.
@@ -41,7 +44,7 @@ def store(graph: OnnxGraph, kind: str) -> int:
             array = graph.array(value)
             nodes = next((made for way in ways if (made := way(array, name_of(value), names))), [])
             count += bool(nodes)
-            _replace(value, nodes)
+            _replace(graph, value, nodes)
     return count
 
 
@@ -55,20 +58,19 @@ def _is_wanted(graph: OnnxGraph, value: ir.Value, constants: Container[ir.Value]
     return bool(array.dtype == np.float32 and array.size >= LEAST and np.isfinite(array).all())
 
 
-def _replace(value: ir.Value, nodes: list[ir.Node]) -> None:
+def _replace(graph: OnnxGraph, value: ir.Value, nodes: list[ir.Node]) -> None:
     """Let all that read a constant read the last node, and put the nodes in front of the graph that holds it."""
     place, maker = value.graph, value.producer()
     if not nodes or not isinstance(place, ir.Graph):
         return
-    for one in {name_of(each): each for node in nodes for each in node.inputs if each and not each.producer()}.values():
-        place.register_initializer(one)
-        one.type = one.shape = None  # its tensor has both
-        if value.is_initializer() and value.is_graph_input():
-            place.inputs.append(one)
+    new = [one for node in nodes for one in node.inputs if one and not one.producer()]
+    add_initializers(graph, new, place)
     place.insert_before(place[0], nodes)
     value.replace_all_uses_with(nodes[-1].outputs[0])
     if maker is None:
         del place.initializers[name_of(value)]
+        if value.is_graph_input():
+            place.inputs.remove(value)
     else:
         place.remove(maker, safe=True)
 
@@ -90,7 +92,8 @@ def _byte(array: Array, name: str, names: UniqueNames) -> list[ir.Node]:
 
     Small kernels of their own (depthwise convolutions) stay: their scales would take half of what is saved.
     """
-    axes = [axis for axis, n in enumerate(array.shape) if 1 < n <= array.size // 16]
+    channels = array.shape[:2]  # not the places of a kernel
+    axes = [axis for axis, n in enumerate(channels) if 1 < n <= array.size // LEAST_SHARERS]
     found = [_rounded(array, axis) for axis in axes]
     best = min(found, key=lambda one: _lost(np.multiply(*one), array), default=None)
     if best is None or not _is_near(np.multiply(*best), array, MOST_BYTE):

@@ -167,6 +167,35 @@ def test_a_smaller_file_is_another_target_than_fewer_products(source, tmp_path):
     assert all(one.after.params < one.before.params for one in results.values())
 
 
+def types_of(path):
+    return {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+
+
+def test_weights_are_stored_as_asked_for(source, tmp_path):
+    settings = {"data": DATA, "loss": "error", "max_drop": 0.2, **MACS}
+    for store, kinds in ((None, {TensorProto.FLOAT, TensorProto.FLOAT16}), ("float32", {TensorProto.FLOAT})):
+        compress_file(source, tmp_path / f"{store}.onnx", **settings, store=store)
+        assert types_of(tmp_path / f"{store}.onnx") == kinds
+    with pytest.raises(ConfigError, match=r"--store: 'bfloat16' given; allowed: float32 \| float16 \| int8"):
+        compress_file(source, tmp_path / "no.onnx", **settings, store="bfloat16")
+
+
+def test_a_file_whose_layers_can_spare_nothing_is_stored_shorter(tmp_path):
+    source = conv_net(tmp_path / "in.onnx")  # of random weights
+    noise = np.random.default_rng(0).standard_normal((48, 8, 10, 12)).astype(np.float32)
+    settings = {"data": {"x": noise}, "loss": "error", "target": "size", "methods": ["svd"], "seconds": 0.1}
+    sizes = {
+        (out.stat().st_size, bool(result.changes), TensorProto.INT8 in types_of(out))
+        for drop in (0.02, 0.002)
+        if (result := compress_file(source, out := tmp_path / f"{drop}.onnx", **settings, max_drop=drop))
+    }
+    (short, *_), (longer, *_) = sorted(sizes)
+    assert short < longer < source.stat().st_size
+    assert {one[1:] for one in sizes} == {(False, True), (False, False)}  # dense, in 8 bits and in 16
+    with pytest.raises(NothingPays):
+        compress_file(source, tmp_path / "out.onnx", **settings, max_drop=0)
+
+
 def test_shared_weights_and_two_inputs(tmp_path):
     nodes = [
         node("MatMul", "a w", "h", name="one"), node("MatMul", "b w", "k", name="two"),
