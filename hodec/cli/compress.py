@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--methods", metavar="NAMES", help="that layers may take (default: spatial_svd,svd)")
     group.add_argument(
-        "--round-to", metavar="N", help="ranks become multiples of this (default: 16, see docs/ranks.md)"
+        "--round-to", metavar="N", help="ranks become multiples of this (default: 16, 4 for size; see docs/ranks.md)"
     )
     for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
         group.add_argument(flag, metavar="GLOB", action="append", help=f"{what}; can be given several times")

@@ -143,6 +143,22 @@ def test_the_table_has_shares_of_the_dense_file():
     ]  # fmt: skip
 
 
+def test_four_files_stand_in_a_table_of_their_own():
+    from benchmarks.real_files.measure import Row
+    from benchmarks.real_files.page import four_files
+
+    said = (
+        "fp32 dense        score 0.9, 4,000 bytes, 1.00x",
+        "decomposed, int8  score 0.89, 1,000 bytes, 1.52x (1.50 to 1.54)",
+    )
+    head, _, lines = four_files([Row("notes", "compress, latency, int8", 0.9, four=said)])
+    assert head.startswith("## ")
+    assert lines.splitlines()[3] == (
+        "| notes | compress, latency, int8 | decomposed, int8 | 0.89 | 0.25 | 1.52x (1.50 to 1.54) |"
+    )
+    assert four_files(rows()) == []
+
+
 def test_a_file_of_which_nothing_was_written_counts_as_itself():
     from benchmarks.real_files.page import verdicts
 
