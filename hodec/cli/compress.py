@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store", metavar="HOW", help=f"weights: {' | '.join(STORES)} (default: as short as keeps the score)"
     )
     group.add_argument(
-        "--confidence", metavar="SHARE", help="that no more is lost on other inputs (default: 0.9), 0.5 to below 1"
+        "--confidence", metavar="SHARE", help="that no more is lost on other inputs (default: 0.95), 0.5 to below 1"
     )
     group.add_argument("--methods", metavar="NAMES", help="that layers may take (default: spatial_svd,svd)")
     group.add_argument(

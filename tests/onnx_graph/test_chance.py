@@ -125,7 +125,7 @@ def judge(dense, allowed):
 def test_a_judge_is_sure_where_the_bound_is_allowed():
     dense = np.ones(400)
     one = judge(dense, 0.01)
-    few, many = (np.where(np.arange(400) < n, 0.0, 1.0) for n in (1, 4))
+    few, many = (np.where(np.arange(400) < n, 0.0, 1.0) for n in (1, 4))  # wrong answers
     assert one.is_sure(one.loss(file_of(few)))
     four = one.loss(file_of(many))
     assert four.lost == pytest.approx(0.01)  # all that may be lost, so that others lose more as often as not
@@ -151,11 +151,11 @@ def test_what_is_said_of_other_inputs():
     one = judge(np.ones(100), 0.01)
     (said,) = one.chance(one.loss(file_of(np.ones(100))))
     assert said == (
-        "none of 100 samples scores otherwise than dense, so at most 2.3% of inputs like them do (90% confidence): "
-        "230 such samples would show that no more than 0.01 do"
+        "none of 100 samples scores otherwise than dense, so at most 3.0% of inputs like them do (95% confidence): "
+        "299 such samples would show that no more than 0.01 do"
     )
     worse = np.ones(100)
     worse[3] = 0.5
     (said,) = one.chance(one.loss(file_of(worse)))
     assert said.startswith("loss: 0.005 on 100 samples, at most 0.0")
-    assert said.endswith("on inputs like them (90% confidence); 0.01 may be lost")
+    assert said.endswith("on inputs like them (95% confidence); 0.01 may be lost")

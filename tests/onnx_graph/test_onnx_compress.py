@@ -119,7 +119,7 @@ def test_a_search_leaves_a_part_of_the_allowed_loss_to_other_inputs(source, tmp_
     judged = compress.prepared(source, None, task, methods=["svd"], threads=1, force=False)[0].judge
     (told,) = result.chance
     assert "at most" in told
-    assert "on inputs like them (90% confidence)" in told
+    assert "on inputs like them (95% confidence)" in told
     kept = judged.loss(runner(open_session(tmp_path / "out.onnx")))
     assert kept.lost < kept.most <= 0.2 + 1e-3  # the file is run in other kernels than the trial
 
