@@ -8,12 +8,16 @@ from hodec.calibration.data import Samples
 from hodec.export.runtime import open_session
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench
+from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.int8 import FileRow, Quantized, four_rows, quantize_file
 from hodec.onnx_graph.search import Search, Trial
-from hodec.onnx_graph.storage import FLOAT32
+from hodec.onnx_graph.storage import FLOAT32, store
 from hodec.onnx_graph.trial_file import runner, write_trial
 from hodec.onnx_graph.verdict import Compressed
+from hodec.onnx_graph.writing import written
 
+# Sizes of which the larger is less than this times the smaller count as equal.
+NEAR = 1.05
 # Lines of the table.
 DENSE, DENSE_INT8, DECOMPOSED, BOTH = "fp32 dense", "int8 dense", "decomposed", "decomposed, int8"
 
@@ -30,44 +34,56 @@ def write_int8(
         LosesMore: the decomposed file loses more than is allowed; nothing is written.
         ConvertError: onnxruntime cannot quantize the file; nothing is written.
     """
-    judge, source, threads = search.judge, search.facts.graph.path, search.net.threads
+    judge, threads = search.judge, search.net.threads
     with tempfile.TemporaryDirectory(prefix="hodec-") as name:
-        folder = Path(name)
-        result = write_trial(trial, search, held, folder / "float.onnx", seconds=seconds, stored=stored)
-        files, made = {DENSE: source}, dict[str, Quantized]()
-        for what, path in ((DENSE_INT8, source), (BOTH, folder / "float.onnx")):
-            made[what] = quantize_file(
-                path, folder / f"{len(files)}.onnx", search.fit.calls, held_out=held.calls,
-                score=judge.sure, least=judge.dense - judge.allowed, threads=threads,
-            )  # fmt: skip
-            files[what] = made[what].path
-        files = {what: files[what] for what in (DENSE, DENSE_INT8)} | {
-            DECOMPOSED: folder / "float.onnx",
-            BOTH: files[BOTH],
-        }
+        alone = Path(name) / "float.onnx"
+        result = write_trial(trial, search, held, alone, seconds=seconds, stored=stored)
+        sources = {"dense.int8.onnx": search.facts.graph.path, "both.onnx": alone}
+        dense, both = (_quantized(path, Path(name) / new, search, held) for new, path in sources.items())
+        if stored != FLOAT32:
+            _shorten(both.path)  # layers that went back to float
+        files = {DENSE: search.facts.graph.path, DENSE_INT8: dense.path, DECOMPOSED: alone, BOTH: both.path}
         rows = four_rows(files, judge.score, seconds=seconds)
-        lines = tuple(str(row) for row in rows)
-        both, alone = rows[-1], rows[-2]
-        smaller = search.target == "size"
-        better = both.bytes < alone.bytes if smaller else _speed(both) > _speed(alone)
-        if made[BOTH].reached and better:
+        lines, row = tuple(map(str, rows)), rows[-1]
+        loss = judge.loss(runner(open_session(both.path, threads=threads)))
+        sure = both.reached and judge.is_sure(loss)
+        better, how = _is_better(row, rows[-2], search.target)
+        if sure and better:
             write_bytes(out, both.path.read_bytes())
-            floats = f"{len(made[BOTH].floats)} of its {made[BOTH].layers} layers are in float"
-            chance = judge.chance(judge.loss(runner(open_session(out, threads=threads))))
-            kept = replace(
-                result, output=str(out), score=both.score, bytes_after=both.bytes, bench=_bench(both), chance=chance
-            )
-            return replace(kept, rows=lines, remarks=(*result.remarks, f"in 8 bits; {floats}"))
-    why = f"make it no {'smaller' if smaller else 'faster'}" if made[BOTH].reached else "lose more than is allowed"
+            said = f"in 8 bits; {len(both.floats)} of its {both.layers} layers are in float"
+            kept = replace(result, output=str(out), score=loss.score, chance=judge.chance(loss), bytes_after=row.bytes)
+            return replace(kept, bench=_bench(row), rows=lines, remarks=(*result.remarks, said))
+    why = f"make it no {how}" if sure else "lose more than is allowed"
     result = write_trial(trial, search, held, out, seconds=seconds, stored=stored)
     return replace(result, rows=lines, remarks=(*result.remarks, f"in float, as 8 bits {why}"))
+
+
+def _quantized(path: Path, out: Path, search: Search, held: Samples) -> Quantized:
+    """The file in 8 bits, with as few layers in float as keep the score."""
+    judge, calls, floor = search.judge, search.fit.calls, search.judge.dense - search.judge.allowed
+    settings = {"threads": search.net.threads}
+    return quantize_file(path, out, calls, held_out=held.calls, score=judge.sure, least=floor, **settings)
+
+
+def _shorten(path: Path) -> None:
+    """Store what is still float32 as float16."""
+    graph = load_graph(path)
+    store(graph, "float16")
+    with written(graph, path):
+        pass
+
+
+def _is_better(one: FileRow, other: FileRow, target: str) -> tuple[bool, str]:
+    """Whether a file is more of what the target asks for, and the word for that; equal ones differ by the other."""
+    here, there = _bench(one), _bench(other)
+    if target == "size":
+        equal = max(one.bytes, other.bytes) <= NEAR * min(one.bytes, other.bytes)
+        return (here.speedup > there.speedup, "faster") if equal else (one.bytes < other.bytes, "smaller")
+    equal = here.low <= there.high and there.low <= here.high
+    return (one.bytes < other.bytes, "smaller") if equal else (here.speedup > there.speedup, "faster")
 
 
 def _bench(row: FileRow) -> Bench:
     if row.bench is None:
         raise ValueError(f"{row.what} was not measured")
     return row.bench
-
-
-def _speed(row: FileRow) -> float:
-    return _bench(row).speedup
