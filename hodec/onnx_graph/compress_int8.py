@@ -61,8 +61,8 @@ def write_int8(
 def _quantized(path: Path, out: Path, search: Search, held: Samples) -> Quantized:
     """The file in 8 bits, with as few layers in float as keep the score."""
     judge, calls, floor = search.judge, search.fit.calls, search.judge.dense - search.judge.allowed
-    settings = {"threads": search.net.threads}
-    return quantize_file(path, out, calls, held_out=held.calls, score=judge.sure, least=floor, **settings)
+    threads = search.net.threads
+    return quantize_file(path, out, calls, held_out=held.calls, score=judge.sure, least=floor, threads=threads)
 
 
 def _shorten(path: Path) -> None:
