@@ -14,7 +14,7 @@ from hodec.calibration.fit import fit_layer
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
 from hodec.export.runtime import open_session
-from hodec.onnx_graph import compress, search, sensitivity, trial_file
+from hodec.onnx_graph import compress, saved, search, sensitivity, trial_file
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
@@ -283,6 +283,16 @@ def test_the_second_search_knows_the_first(source, tmp_path, monkeypatch):
     third = compress_file(source, tmp_path / "third.onnx", **{**settings, "max_drop": 0.1})
     assert len(trials) > 2  # another question
     assert third.score >= 0.9
+
+
+@pytest.mark.parametrize("what", ["__version__", "FORMAT"])
+def test_what_another_version_found_is_not_taken(source, monkeypatch, what):
+    graph = load_graph(source)
+    fit, _ = load_samples(DATA, input_specs(graph)).split()
+    paths = {saved.Saved.of(graph, fit, ["svd"]).path for _ in range(2)}
+    monkeypatch.setattr(saved, what, "another")
+    assert saved.Saved.of(graph, fit, ["svd"]).path not in paths
+    assert len(paths) == 1
 
 
 def test_a_search_goes_on_where_it_was_stopped(source, tmp_path, monkeypatch):
