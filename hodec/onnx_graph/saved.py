@@ -15,7 +15,7 @@ from hodec.onnx_graph.graph import OnnxGraph
 
 log = logging.getLogger(__name__)
 
-# Format of the files and kind of the search: raise it with either. What another one or another version left is not read.
+# Format of the files and kind of the search: raise it with either. What another format or version left is not read.
 FORMAT = "hodec-search 2"
 
 
