@@ -7,9 +7,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hodec.onnx_graph.cost import parameters
+from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.storage import STORES, store
 from hodec.onnx_graph.writing import written
+from hodec.ranks import Manual
 
 from small_graphs import answer, conv_net, kinds, node, numbers, relative, save  # isort: skip
 
@@ -120,6 +122,20 @@ def test_old_files_that_list_their_weights_as_inputs(tmp_path):
     assert stored(source, out, "int8") == 1
     x = numbers(4, 32, seed=7)
     assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 2e-2
+
+
+def test_weights_in_sixteen_bits_are_weights_still(tmp_path):
+    """Such a file can be decomposed again, and its cost is counted as before."""
+    source, out = conv_net(tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    stored(source, out, "float16")
+    results = [
+        decompose_file(path, tmp_path / f"small {k}.onnx", method="svd", rule=Manual(4))
+        for k, path in enumerate((source, out))
+    ]
+    assert results[0].changes.keys() == results[1].changes.keys() == {"first", "second", "head"}
+    assert results[0].before == results[1].before
+    x = numbers(4, 8, 10, 12, seed=5)
+    assert relative(*(answer(tmp_path / f"small {k}.onnx", x=x)[0] for k in range(2))) < 1e-2
 
 
 def test_ways_go_from_long_to_short():
