@@ -76,8 +76,10 @@ class Judge:
         return math.isfinite(score) and self.dense - score <= share * self.allowed + 1e-9 * max(1.0, abs(self.dense))
 
     def chance(self, loss: Loss) -> tuple[str, ...]:
-        """What a loss says of other inputs, in sentences: the bound, or what the samples are too few for."""
+        """What a loss that is allowed says of other inputs, in a sentence; nothing where more is lost."""
         sure, many = f"{self.confidence:.0%} confidence", f"{loss.samples} samples"
+        if not self.accepts(loss.score):
+            return ()
         if loss.most is None:
             return ("what other inputs lose cannot be told: the score is not made of samples in a fixed order",)
         if not loss.is_even:

@@ -159,3 +159,4 @@ def test_what_is_said_of_other_inputs():
     (said,) = one.chance(one.loss(file_of(worse)))
     assert said.startswith("loss: 0.005 on 100 samples, at most 0.0")
     assert said.endswith("on inputs like them (95% confidence); 0.01 may be lost")
+    assert one.chance(one.loss(file_of(np.zeros(100)))) == ()
