@@ -26,6 +26,11 @@ def mean_of(calls):
     return score
 
 
+def mean_of_rows(samples):
+    """The mean of what a file answers to one call of so many samples."""
+    return lambda run: float(run({"x": np.zeros((samples, 1))})[0].mean())
+
+
 def loss(dense, other, *, allowed=1.0, confidence=0.9, score=None):
     score = score or mean_of(len(dense))
     number, wanted = recorded(score, file_of(dense))
@@ -59,7 +64,7 @@ def test_samples_of_one_call_are_exchanged_one_by_one():
 
 def test_the_bound_holds_as_often_as_it_says():
     """A file that answers 5 % of inputs worse and 3 % better: 2 points are lost of all inputs."""
-    rng, held_up, score = np.random.default_rng(2), 0, lambda run: float(run({"x": np.zeros((400, 1))})[0].mean())
+    rng, held_up, score = np.random.default_rng(2), 0, mean_of_rows(400)
     for _ in range(200):
         change = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.92, 0.03], size=400)
         dense = np.where(change, change < 0, rng.random(400) < 0.8).astype(float)
@@ -67,6 +72,28 @@ def test_the_bound_holds_as_often_as_it_says():
         other = lambda feeds, found=dense + change: [found]  # noqa: E731
         held_up += loss_of(score, other, number, wanted, allowed=1.0, confidence=0.9).most >= 0.02
     assert 0.83 <= held_up / 200 <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("samples", "shares"), [
+    (300, {0.01: 0.61, 0.02: 0.31, 0.04: 0.20}),
+    (600, {0.01: 0.76, 0.02: 0.59, 0.04: 0.36}),
+    (1000, {0.01: 0.91, 0.02: 0.68, 0.04: 0.45}),
+    (2000, {0.01: 1.0, 0.02: 0.92, 0.04: 0.70}),
+])  # fmt: skip
+def test_how_many_samples_it_takes(samples, shares):
+    """The table of docs/files.md: how often a file that loses nothing is accepted where 0.01 may be lost."""
+    rng = np.random.default_rng(0)
+    for differing_share, wanted in shares.items():
+        accepted = 0
+        for _ in range(400):
+            change = rng.choice([-1.0, 0.0, 1.0], p=[differing_share / 2, 1 - differing_share, differing_share / 2],
+                                size=samples)  # fmt: skip
+            number, kept = recorded(mean_of_rows(samples), lambda feeds: [np.zeros(samples)])
+            other = lambda feeds, one=change: [one]  # noqa: E731
+            found = loss_of(mean_of_rows(samples), other, number, kept, allowed=0.01, confidence=0.95)
+            accepted += found.most is not None and found.most <= 0.01
+        assert accepted / 400 == pytest.approx(wanted, abs=0.09)  # three deviations of a share of 400
 
 
 def test_a_score_that_is_no_mean_has_a_bound_too():
