@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def rows_of(case: Case, ways: Sequence[str], work: Path) -> Iterator[Row]:
         for way in ways:
             done = made(case, way, work / case.name.replace(" ", "_"))
             if done.path is None:
-                yield Row(case.name, way, seconds=done.seconds, said=done.said)
+                yield Row(case.name, way, seconds=done.seconds, said=done.said, load=os.getloadavg()[0])
             else:
                 yield measured(case, way, done)
     except NotThere as reason:

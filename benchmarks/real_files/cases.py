@@ -35,7 +35,7 @@ def all_cases(cache: Path = DEFAULT_CACHE) -> dict[str, Case]:
             "text detection",
             "F1 of lines on pages",
             PackageFile(RAPID_OCR, f"{paddle}PP-OCRv4_det_infer.onnx"),
-            Sizes(24, 48, 48),
+            Sizes(24, 48, 32),
             ("x:1,3,736,736",),
             cache,
         ),

@@ -1,13 +1,17 @@
 """int8 on top of decomposition: both files quantized with the same data, and one table of the four."""
 
+import logging
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hodec.calibration.data import Samples
+from hodec.errors import ConvertError
 from hodec.export.runtime import open_session
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench
+from hodec.onnx_graph.chance import Loss
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.int8 import FileRow, Quantized, four_rows, quantize_file
 from hodec.onnx_graph.search import Search, Trial
@@ -15,6 +19,8 @@ from hodec.onnx_graph.storage import FLOAT32, store
 from hodec.onnx_graph.trial_file import runner, write_trial
 from hodec.onnx_graph.verdict import Compressed
 from hodec.onnx_graph.writing import written
+
+log = logging.getLogger(__name__)
 
 # Sizes of which the larger is less than this times the smaller count as equal.
 NEAR = 1.05
@@ -27,35 +33,48 @@ def write_int8(
 ) -> Compressed:
     """The file of a trial in 8 bits, its layers that lose most left in float.
 
-    It stays in float altogether where 8 bits lose more than is allowed, or do not make it what the target is, smaller
-    or faster.
+    It stays in float altogether where onnxruntime cannot quantize it, or where 8 bits lose more than is allowed or do
+    not make it what the target is, smaller or faster.
 
     Raises:
         LosesMore: the decomposed file loses more than is allowed; nothing is written.
-        ConvertError: onnxruntime cannot quantize the file; nothing is written.
     """
-    judge, threads = search.judge, search.net.threads
+    float_file = partial(write_trial, trial, search, held, seconds=seconds, stored=stored)
     with tempfile.TemporaryDirectory(prefix="hodec-") as name:
         alone = Path(name) / "float.onnx"
-        result = write_trial(trial, search, held, alone, seconds=seconds, stored=stored)
-        sources = {"dense.int8.onnx": search.facts.graph.path, "both.onnx": alone}
-        dense, both = (_quantized(path, Path(name) / new, search, held) for new, path in sources.items())
-        if stored != FLOAT32:
-            _shorten(both.path)  # layers that went back to float
-        files = {DENSE: search.facts.graph.path, DENSE_INT8: dense.path, DECOMPOSED: alone, BOTH: both.path}
-        rows = four_rows(files, judge.score, seconds=seconds)
+        result = float_file(alone)
+        try:
+            rows, both, loss = _four(alone, stored, search, held, seconds=seconds)
+        except ConvertError as error:  # the search was long, and its file is good
+            log.warning("%s", error)
+            result = float_file(out)
+            return replace(result, remarks=(*result.remarks, f"in float, as 8 bits cannot be had: {error}"))
         lines, row = tuple(map(str, rows)), rows[-1]
-        loss = judge.loss(runner(open_session(both.path, threads=threads)))
-        sure = both.reached and judge.is_sure(loss)
+        sure = both.reached and search.judge.is_sure(loss)
         better, how = _is_better(row, rows[-2], search.target)
         if sure and better:
             write_bytes(out, both.path.read_bytes())
             said = f"in 8 bits; {len(both.floats)} of its {both.layers} layers are in float"
-            kept = replace(result, output=str(out), score=loss.score, chance=judge.chance(loss), bytes_after=row.bytes)
+            chance = search.judge.chance(loss)
+            kept = replace(result, output=str(out), score=loss.score, chance=chance, bytes_after=row.bytes)
             return replace(kept, bench=_bench(row), rows=lines, remarks=(*result.remarks, said))
     why = f"make it no {how}" if sure else "lose more than is allowed"
-    result = write_trial(trial, search, held, out, seconds=seconds, stored=stored)
+    result = float_file(out)
     return replace(result, rows=lines, remarks=(*result.remarks, f"in float, as 8 bits {why}"))
+
+
+def _four(
+    alone: Path, stored: str, search: Search, held: Samples, *, seconds: float
+) -> tuple[list[FileRow], Quantized, Loss]:
+    """The lines of the four files, of which ``alone`` is the decomposed one; that in 8 bits, and what it loses."""
+    judge, source = search.judge, search.facts.graph.path
+    dense = _quantized(source, alone.with_name("dense.int8.onnx"), search, held)
+    both = _quantized(alone, alone.with_name("both.onnx"), search, held)
+    if stored != FLOAT32:
+        _shorten(both.path)  # layers that went back to float
+    files = {DENSE: source, DENSE_INT8: dense.path, DECOMPOSED: alone, BOTH: both.path}
+    rows = four_rows(files, judge.score, seconds=seconds)
+    return rows, both, judge.loss(runner(open_session(both.path, threads=search.net.threads)))
 
 
 def _quantized(path: Path, out: Path, search: Search, held: Samples) -> Quantized:

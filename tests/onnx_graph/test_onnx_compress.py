@@ -13,8 +13,8 @@ from hodec.calibration.data import load_samples
 from hodec.calibration.fit import fit_layer
 from hodec.cost.metric import CostMetric
 from hodec.errors import ConfigError, DataError, NothingPays
-from hodec.export.runtime import open_session
-from hodec.onnx_graph import compress, saved, search, sensitivity, trial_file
+from hodec.export.runtime import Cannot, open_session
+from hodec.onnx_graph import compress, int8, saved, search, sensitivity, trial_file
 from hodec.onnx_graph.compress import compress_file, input_specs
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.judge import squared_errors
@@ -267,6 +267,21 @@ def test_int8_stands_on_top_within_the_same_loss(source, tmp_path):
     assert any("8 bits" in remark for remark in result.remarks)
     answer(out, x=DATA["x"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
+
+
+def test_a_file_that_cannot_be_quantized_is_written_in_float(source, tmp_path, monkeypatch):
+    """As one of basic-pitch 0.4.0, of which onnxruntime's quantizer makes a file that onnxruntime refuses."""
+
+    def refused(*_):
+        raise Cannot("Transpose of a vector")
+
+    monkeypatch.setattr(int8, "_fewest_floats", lambda *args, **how: refused())
+    result = compress_file(
+        source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, int8=True, **MACS
+    )  # fmt: skip
+    assert result.changes
+    assert any("does not run what its quantizer makes of it (Transpose of a vector)" in one for one in result.remarks)
+    answer(tmp_path / "out.onnx", x=DATA["x"])
 
 
 def test_the_second_search_knows_the_first(source, tmp_path, monkeypatch):

@@ -128,9 +128,9 @@ def rows():
 
     return [
         Row("notes", "dense", 0.9, 1000, 0, 4000, 1.0),
-        Row("notes", "as typed", 0.7, 500, 0, 1000, 1.5, 0.01, 3.0),
+        Row("notes", "as typed", 0.7, 500, 0, 1000, 1.5, 0.01, 3.0, load=0.5),
         Row("file types", "dense", 0.98, 1000, 0, 4000, 1.0),
-        Row("file types", "as typed", seconds=2.0, said="nothing pays"),
+        Row("file types", "as typed", seconds=2.0, said="nothing pays", load=0.5),
     ]
 
 
@@ -157,6 +157,17 @@ def test_four_files_stand_in_a_table_of_their_own():
         "| notes | compress, latency, int8 | decomposed, int8 | 0.89 | 0.25 | 1.52x (1.50 to 1.54) |"
     )
     assert four_files(rows()) == []
+
+
+def test_rows_of_an_earlier_state_are_starred_and_counted_by_themselves():
+    from dataclasses import replace
+
+    from benchmarks.real_files.page import table, verdicts
+
+    dense, first, other, second = rows()
+    earlier = [dense, first, other, replace(second, load=None)]
+    assert "| as typed \\* |" in table(earlier)
+    assert [told.split(":")[0] for told in verdicts(earlier)] == ["as typed", "as typed \\*"]
 
 
 def test_a_file_of_which_nothing_was_written_counts_as_itself():
