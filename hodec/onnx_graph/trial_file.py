@@ -78,9 +78,8 @@ def write_trial(
         check_file(files[0])
         loss = judge.loss(runner(open_session(files[0], threads=search.net.threads)))
         if judged and not (judge.accepts(loss.score) if stored == FLOAT32 else judge.is_sure(loss)):
-            raise LosesMore(
-                f"the decomposed file with weights in {stored} has {judge.told_of(loss)}; nothing is written"
-            )
+            short = "" if stored == FLOAT32 else f", its weights in {stored},"
+            raise LosesMore(f"the decomposed file{short} has {judge.told_of(loss)}; nothing is written")
         bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
         if judged and search.target == "latency" and bench.high < 1:
             raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
