@@ -33,6 +33,7 @@ GROUPS = {
     "chain": "benchmarks.chain",
     "files": "benchmarks.files",
     "file_latency": "benchmarks.file_latency",
+    "file_compress": "benchmarks.file_compress",
     "scaling": "benchmarks.scaling",
 }
 REFUSED = 2

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks.real_files.cases import all_cases
 from benchmarks.real_files.fetch import DEFAULT_CACHE, NotThere
 from benchmarks.real_files.measure import Row, measured
 from benchmarks.real_files.page import page, table
-from benchmarks.real_files.ways import WAYS, made
+from benchmarks.real_files.ways import WAYS, Made, made
 from hodec.io.atomic import write_json, write_text
 
 DENSE = "dense"
@@ -51,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def rows_of(case: Case, ways: Sequence[str], work: Path) -> Iterator[Row]:
     """The dense row and one for each way; one row with the reason where the case cannot run here."""
     try:
-        yield measured(case, DENSE, case.path)
+        yield measured(case, DENSE, Made(None, 0.0, ""))
         for way in ways:
             done = made(case, way, work / case.name.replace(" ", "_"))
             if done.path is None:
-                yield Row(case.name, way, seconds=done.seconds, said=done.said)
+                yield Row(case.name, way, seconds=done.seconds, said=done.said, load=os.getloadavg()[0])
             else:
-                yield measured(case, way, done.path, seconds=done.seconds, said=done.said)
+                yield measured(case, way, done)
     except NotThere as reason:
         yield Row(case.name, DENSE, said=str(reason))
 

@@ -1,10 +1,13 @@
 """What a file is worth: its task score, multiply-adds, bytes, and time beside the dense file."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.real_files.case import SEEDS, Case, Feeds, session
+from benchmarks.real_files.ways import Made
 from benchmarks.timing import in_turns
 
 SECONDS = 4.0  # of turns of both files, for one ratio
@@ -24,6 +27,8 @@ class Row:
         spread: half the interquartile range of ``faster`` over the rounds, as a share of its median.
         seconds: time that making it took.
         said: the command's verdict, or why nothing was written.
+        load: processes that waited for one of the machine's cores, by the system's average over a minute.
+        four: the command's lines of the four files, in float and in 8 bits; scores are of the search inputs.
     """
 
     case: str
@@ -36,23 +41,27 @@ class Row:
     spread: float | None = None
     seconds: float | None = None
     said: str = ""
+    load: float | None = None
+    four: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def measured(case: Case, way: str, path: Path, *, seconds: float | None = None, said: str = "") -> Row:
-    """All figures of one file; ``seconds`` and ``said`` are of the command that made it."""
+def measured(case: Case, way: str, done: Made) -> Row:
+    """All figures of the file that a command made, or of the dense one."""
+    path = done.path or case.path
     feeds = case.feeds(SEEDS["search"], 32)[-1]
     macs, uncounted = multiply_adds_of(path, feeds)
     score = case.score(session(path), SEEDS["final"], case.sizes.final)
     size = path.stat().st_size
     if path == case.path:
-        return Row(case.name, way, score, macs, uncounted, size, 1.0, said=said)
+        return Row(case.name, way, score, macs, uncounted, size, 1.0)
     runs = {"dense": session(case.path), "this": session(path)}
     times = in_turns({name: (lambda run=run: run(feeds)) for name, run in runs.items()}, seconds=SECONDS)
     faster, spread = times.ratio("dense", "this"), times.spread("dense", "this")
-    return Row(case.name, way, score, macs, uncounted, size, faster, spread, seconds, said)
+    figures = (score, macs, uncounted, size, faster, spread, done.seconds, done.said, os.getloadavg()[0])
+    return Row(case.name, way, *figures, four=done.four)
 
 
 def multiply_adds_of(path: Path, feeds: Feeds) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The table of real files, for people."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -20,16 +21,24 @@ def table(rows: Sequence[Row], *, head: bool = True) -> str:
 def _cells(row: Row, dense: Row | None) -> list[str]:
     name = row.case if row.way == "dense" or dense is None else ""
     if row.score is None:
-        return [name, row.way, "nothing written", "-", "-", "-", _number(row.seconds, "{:.0f}")]
+        return [name, _way(row), "nothing written", "-", "-", "-", _number(row.seconds, "{:.0f}")]
     return [
         name,
-        row.way,
+        _way(row),
         f"{100 * row.score:.1f}",
         _share(row.macs, dense and dense.macs, row.way, 1e6, "M"),
         _share(row.bytes, dense and dense.bytes, row.way, 1e6, "MB"),
         "-" if row.way == "dense" else f"{_number(row.faster, '{:.2f}x')} ±{_number(row.spread, '{:.0%}')}",
         _number(row.seconds, "{:.0f}"),
     ]
+
+
+def _way(row: Row) -> str:
+    """The way, with a star where the row is of an earlier state of the search, which noted no load."""
+    return row.way if row.way == "dense" or row.load is not None else f"{row.way} {EARLIER}"
+
+
+EARLIER = "\\*"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -49,8 +58,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """
     dense = {row.case: row for row in rows if row.way == "dense" and row.score is not None}
     told = []
-    for way in dict.fromkeys(row.way for row in rows if row.way != "dense"):
-        mine = [row for row in rows if row.way == way and row.case in dense]
+    for way in dict.fromkeys(_way(row) for row in rows if row.way != "dense"):
+        mine = [row for row in rows if _way(row) == way and row.case in dense]
         lost = [dense[row.case].score - row.score for row in mine if row.score is not None]  # type: ignore[operator]
         kept = len(mine) - sum(one > ALLOWED + 1e-9 for one in lost)
         faster = [row.faster or 1.0 for row in mine]
@@ -69,6 +78,34 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return told
 
 
+def loads(rows: Sequence[Row]) -> dict[str, str]:
+    """How busy the machine was when files were measured."""
+    found = [row.load for row in rows if row.load is not None]
+    return {"load while files were timed": f"{min(found):.1f} to {max(found):.1f}"} if found else {}
+
+
+def four_files(rows: Sequence[Row]) -> list[str]:
+    """The four files of each command that had 8 bits tried, as one table under a heading; nothing without such."""
+    lines = [(row, FOUR_LINE.fullmatch(line)) for row in rows for line in row.four]
+    cells = [(row, found) for row, found in lines if found]
+    if not cells:
+        return []
+    dense = {(row.case, row.way): int(found["bytes"].replace(",", "")) for row, found in reversed(cells)}
+    told = [
+        f"| {row.case} | {row.way} | {found['what'].strip()} | {found['score']} | "
+        f"{int(found['bytes'].replace(',', '')) / dense[row.case, row.way]:.2f} | {found['ratio']} |"
+        for row, found in cells
+    ]
+    head = "| file | way | what | score on search inputs | size | as fast as dense |\n|:--|:--|:--|--:|--:|--:|\n"
+    return ["## In float and in 8 bits", FOUR_WORDS, head + "\n".join(told)]
+
+
+FOUR_LINE = re.compile(r"(?P<what>.{17}) score (?P<score>\S+), (?P<bytes>[\d,]+) bytes, (?P<ratio>.+)")
+FOUR_WORDS = """\
+What the commands with `--int8` print: the dense file, the same in 8 bits, the decomposed one with its weights stored
+short, and that in 8 bits. In 8 bits as many layers as the allowed loss asks for stay in float."""
+
+
 HOW = """\
 ```bash
 python -m benchmarks.real_files --out docs/benchmarks/real_files
@@ -84,14 +121,16 @@ final ones, which no command has seen and which the column *score* is of. `voice
 - *size*: bytes of the file, a share of the dense one's.
 - *as fast as dense*: the dense file's time over this one's in onnxruntime on one thread, both in turns in one process,
   medians; behind it half the interquartile range over the rounds.
-- *seconds*: what the command took, on a machine that other work shared.
+- *seconds*: what the command took on the clock, on one thread of a machine that other work shared.
 
 The ways: *as typed* is `hodec decompose IN --no-data -o OUT`; *weights, N of MACs* is the same with
 `--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
---max-drop 0.01 --target T -o OUT`."""
+--max-drop 0.01 --target T -o OUT`, with `--int8` where the row says so. A star: measured before searches asked what
+chance allows (they took three quarters of the allowed loss) and stored weights in fewer bytes, on fewer search inputs;
+captcha's starred rows are of 200 final inputs. Page direction was searched at `--confidence 0.9`, others at 0.95."""
 
 
-def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: Mapping[str, str]) -> str:
+def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: dict[str, str]) -> str:
     """The whole page."""
     named = [cases[name] for name in dict.fromkeys(row.case for row in rows)]
     sources = [
@@ -102,10 +141,11 @@ def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: Mapping[str, str
     parts = [
         "# Files of public packages",
         HOW,
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        "\n".join(f"- {key}: {value}" for key, value in (facts | loads(rows)).items()),
         "| name | package | file | score | calibration inputs | search inputs | final inputs |\n"
         "|:--|:--|:--|:--|--:|--:|--:|\n" + "\n".join(sources),
         table(rows),
         "\n".join(f"- {line}" for line in verdicts(rows)),
+        *four_files(rows),
     ]
     return "\n\n".join(parts) + "\n"

@@ -14,6 +14,8 @@ from benchmarks import THREAD_VARIABLES
 from benchmarks.real_files.case import SEEDS, Case
 
 MOST_SECONDS = 1800
+# What the lines of the four files begin with.
+FOUR = ("fp32 dense", "int8 dense", "decomposed")
 SCORE = '''"""The score that the search may ask for."""
 
 from pathlib import Path
@@ -31,11 +33,18 @@ def score(run):
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a command: the file or None, its seconds, its verdict or why there is none."""
+    """What became of a command.
+
+    Attributes:
+        path: the file, or None.
+        said: the verdict, or why there is none.
+        four: the lines of the four files, where the command has 8 bits tried.
+    """
 
     path: Path | None
     seconds: float
     said: str
+    four: tuple[str, ...] = ()
 
 
 def weights_only(*flags: str) -> Callable[[Case, Path], list[str]]:
@@ -58,7 +67,9 @@ WAYS: dict[str, Callable[[Case, Path], list[str]]] = {
     "weights, 0.8 of MACs": weights_only("--methods", "[svd, spatial_svd]", "--macs", "0.8"),
     "weights, 0.5 of MACs": weights_only("--methods", "[svd, spatial_svd]", "--macs", "0.5"),
     "compress, latency": compressed("--max-drop", "0.01"),
+    "compress, latency, int8": compressed("--max-drop", "0.01", "--int8"),
     "compress, size": compressed("--max-drop", "0.01", "--target", "size"),
+    "compress, size, int8": compressed("--max-drop", "0.01", "--target", "size", "--int8"),
     "compress, macs": compressed("--max-drop", "0.01", "--target", "macs"),
 }
 
@@ -79,7 +90,8 @@ def made(case: Case, way: str, folder: Path) -> Made:
     out.with_suffix(".log").write_text(" ".join(command) + "\n" + done.stdout + done.stderr)
     lines = [line.strip() for line in (done.stderr if done.returncode else done.stdout).splitlines() if line.strip()]
     said = lines[-1 if done.returncode else 0] if lines else f"exit {done.returncode}"
-    return Made(out if out.exists() else None, seconds, said)
+    four = tuple(line for line in lines if line.startswith(FOUR))
+    return Made(out if out.exists() else None, seconds, said, four)
 
 
 def write_data(case: Case, folder: Path) -> Path:

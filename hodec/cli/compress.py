@@ -9,7 +9,7 @@ from hodec.errors import ConfigError
 
 HELP = "make an ONNX model file as small as an allowed loss on your data permits; no training"
 
-TARGETS = ("latency", "macs", "size")
+TARGETS, STORES = ("latency", "macs", "size"), ("float32", "float16", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", default="latency", metavar="WHAT", help=f"{' | '.join(TARGETS)} (default: latency, on this machine)"
     )
     group.add_argument("--int8", action="store_true", help="quantize to 8 bits on top, within the same loss")
+    group.add_argument(
+        "--store", metavar="HOW", help=f"weights: {' | '.join(STORES)} (default: as short as keeps the score)"
+    )
+    group.add_argument(
+        "--confidence", metavar="SHARE", help="that no more is lost on other inputs (default: 0.95), 0.5 to below 1"
+    )
     group.add_argument("--methods", metavar="NAMES", help="that layers may take (default: spatial_svd,svd)")
     group.add_argument(
-        "--round-to", metavar="N", help="ranks become multiples of this (default: 16, see docs/ranks.md)"
+        "--round-to", metavar="N", help="ranks become multiples of this (default: 16, 4 for size; see docs/ranks.md)"
     )
     for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
         group.add_argument(flag, metavar="GLOB", action="append", help=f"{what}; can be given several times")
@@ -44,18 +50,21 @@ def run(options: argparse.Namespace) -> Answer:
         raise ConfigError("--data: missing; give .npz, .npy, a folder of such or of images, or file.py:function")
     round_to = _whole("--round-to", options.round_to) if options.round_to else None
     from hodec.methods import METHODS as KNOWN
+    from hodec.onnx_graph.chance import CONFIDENCE
     from hodec.onnx_graph.compress import METHODS, compress_file
     from hodec.ranks.planning import PlanSettings
     from hodec.ranks.rule import Limits
 
     if unknown := [name for name in methods if name not in KNOWN]:
         raise ConfigError(f"--methods: {unknown[0]!r} given; allowed: {', '.join(KNOWN)}")
+    confidence = CONFIDENCE if options.confidence is None else _share("--confidence", options.confidence)
     with progress_bar() as progress:
         result = compress_file(
             options.path, options.output, data=calibration_from(options), evaluate=options.eval, loss=options.loss,
             max_drop=options.max_drop, target=options.target, methods=methods or METHODS,
             options=PlanSettings(options.include, options.exclude), limits=Limits(round_to=round_to),
-            int8=options.int8, report=options.report, force=options.force, progress=progress,
+            int8=options.int8, store=options.store, confidence=confidence,
+            report=options.report, force=options.force, progress=progress,
         )  # fmt: skip
     return Answer(str(result), result.to_dict())
 
@@ -64,3 +73,10 @@ def _whole(flag: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{flag}: {text!r} given; allowed: a whole number from 1")
     return int(text)
+
+
+def _share(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{flag}: {text!r} given; allowed: a number from 0.5 to below 1") from None

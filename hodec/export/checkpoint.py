@@ -18,7 +18,7 @@ from hodec.export.shards import filled, load_shards
 from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
 from hodec.io.shards import Shards
-from hodec.io.tensors import bits, kind_of, load_tensors, save_tensors, tensor_shapes
+from hodec.io.tensors import bits, kind_of, load_tensors, not_numbers, save_tensors, tensor_shapes
 from hodec.layers.base import same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
@@ -117,8 +117,8 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
             result is on the CPU. None: the net that the file names, as those of runs do (``compressed.safetensors``).
 
     Raises:
-        CheckpointError: a file is missing, truncated or altered, or belongs to another model; or there is no skeleton
-            and the file names no net.
+        CheckpointError: a file is missing, truncated or altered, holds NaN, or belongs to another model; or there is no
+            skeleton and the file names no net.
         PlanError: the plan is for another skeleton.
 
     Examples:
@@ -149,6 +149,11 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     if any(p.is_meta for p in small.parameters()):
         return filled(small, Shards(path))
     tensors = load_tensors(path)
+    if bad := not_numbers(tensors):
+        raise CheckpointError(
+            f"{path} holds NaN in {len(bad)} tensors, first {bad[0]}: training had broken down when it was saved; load "
+            "an earlier file"
+        )
     own = {name: tuple(t.shape) for name, t in small.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     needed = own.keys() if small.state_dict().keys() == given.keys() else _once(small.state_dict()).keys()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hodec.export.runtime import Array, Cannot, open_session
 from hodec.io.atomic import check_place, writing
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.calibrate import TrialGraph
+from hodec.onnx_graph.chance import CONFIDENCE
 from hodec.onnx_graph.compress_int8 import write_int8
 from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
@@ -28,6 +29,7 @@ from hodec.onnx_graph.search import TARGETS, Search, Trial
 from hodec.onnx_graph.sensitivity import Progress, Sensitivity
 from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.sizes import Size
+from hodec.onnx_graph.storage import FLOAT32, STORES
 from hodec.onnx_graph.trial_file import LosesMore, runner, write_trial
 from hodec.onnx_graph.verdict import Compressed
 from hodec.onnx_graph.writing import check_target
@@ -38,6 +40,11 @@ log = logging.getLogger(__name__)
 
 # As of ``hodec.compress``: by these two nets lose least where they are not retrained.
 METHODS = ("spatial_svd", "svd")
+# Target -> the shortest form that weights are stored in where nothing is said. 16 bits change outputs by some 1e-4, and
+# no runtime gets slower by either; 8 bits are for those who ask for a small file.
+SHORTEST = {"latency": "float16", "macs": "float16", "size": "int8"}
+# Ranks of small files are multiples of this: with others onnxruntime leaves its blocked order, see docs/files.md.
+SMALL_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ def compress_file(  # noqa: PLR0913
     threads: int | None = None,
     seconds: float = 3.0,
     int8: bool = False,
+    store: str | None = None,
+    confidence: float = CONFIDENCE,
     report: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda what, done, total: None,
@@ -116,6 +125,9 @@ def compress_file(  # noqa: PLR0913
         threads: of onnxruntime while searching; by default as many as torch uses.
         seconds: how long latency is measured.
         int8: quantize the decomposed file too, with the same data and within the same loss.
+        store: how weights are stored: ``float32``, ``float16`` or ``int8``, which runtimes turn into float32 when they
+            load the file. By default as short as keeps the score: ``int8`` for ``size``, else ``float16``.
+        confidence: that no more than is allowed is lost on other inputs like the held-out ones, 0.5 to 1.
         report: where to write a page about it: one HTML file that needs nothing else.
         progress: told what is being done.
 
@@ -128,35 +140,53 @@ def compress_file(  # noqa: PLR0913
     """
     if target not in TARGETS:
         raise ConfigError(f"--target: {target!r} given; allowed: {' | '.join(TARGETS)}")
+    if store not in (None, *STORES):
+        raise ConfigError(f"--store: {store!r} given; allowed: {' | '.join(STORES)}")
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
-    task = Task(given, evaluate, loss, max_drop)
+    task = Task(given, evaluate, loss, max_drop, confidence)
     if report is not None:
         check_place(Path(report), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress = target, progress
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
+    if target == "size" and search.limits.round_to is None:
+        search.limits = replace(search.limits, round_to=SMALL_BLOCK)
     write = partial(write_int8 if int8 else write_trial, search=search, held=held, out=Path(out), seconds=seconds)
     with sharing():
-        result = _best_written(search, write)
+        result = _best_written(search, write, _kinds(store or SHORTEST[target]))
     if report is not None:
         _report(Path(report), result, search, held)
     return result
 
 
-def _best_written(search: Search, write: Callable[[Trial], Compressed]) -> Compressed:
-    """The best trial as a file, or the next larger one where the file itself loses more than the trial did.
+def _kinds(shortest: str) -> list[str]:
+    """Forms that weights are stored in, the shortest first; the last one loses nothing."""
+    known = [*STORES]  # longest first
+    return known[known.index(shortest) :: -1]
+
+
+def _best_written(search: Search, write: Callable[..., Compressed], kinds: Sequence[str]) -> Compressed:
+    """The best trial as a file, its weights stored as short as it bears, or the next larger trial.
 
     Raises:
         NothingPays: none is left.
     """
-    best = search.best()
+    best = search.best() or _whole(search, kinds)
     while best is not None:
-        try:
-            return write(best)
-        except LosesMore as error:
-            log.warning("%s", error)
-            best = _larger(search, best)
+        for kind in kinds if best.plan else kinds[:-1]:  # the last one would be the file as it is
+            try:
+                return write(best, stored=kind)
+            except LosesMore as error:
+                log.warning("%s", error)
+        best = _larger(search, best)
     raise NothingPays(_nothing(search))
+
+
+def _whole(search: Search, kinds: Sequence[str]) -> Trial | None:
+    """No layer decomposed, where weights stored in fewer bytes are what was asked for."""
+    if search.target != "size" or kinds == [FLOAT32]:
+        return None
+    return search.whole()
 
 
 def _report(path: Path, result: Compressed, search: Search, held: Samples, *, most: int = 8) -> None:
@@ -175,6 +205,7 @@ class Task:
     evaluate: str | Callable[..., float] | None = None
     loss: str | None = None
     max_drop: str | float | None = None
+    confidence: float = CONFIDENCE
 
 
 def prepared(
@@ -237,13 +268,21 @@ def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *
     except Cannot as error:
         raise DataError(f"onnxruntime does not run {graph.path} on the data: {error}") from error
     names = [value.name or "" for value in graph.graph.outputs]
-    return judge_of(runner(opened), held, names, evaluate=function, loss=task.loss, max_drop=task.max_drop)
+    return judge_of(
+        runner(opened),
+        held,
+        names,
+        evaluate=function,
+        loss=task.loss,
+        max_drop=task.max_drop,
+        confidence=task.confidence,
+    )
 
 
 def _larger(search: Search, refused: Trial) -> Trial | None:
     """The next trial after one whose file was refused: halfway to the dense net."""
     share = (refused.share + 1) / 2
-    if 1 - share < 0.02:
+    if 1 - share < 0.02 or not refused.plan:
         return None
     trial = search.trial(share, sequential=True)
     return trial if trial is not None and search.accepts(trial) else None
@@ -255,7 +294,10 @@ def _nothing(search: Search) -> str:
     said = (
         "" if near is None else f"; the nearest has {judge.told(near.score)} at {near.cost:.0%} of the {search.target}"
     )
+    held = [one.loss for one in search.trials if judge.accepts(one.score) and not judge.is_sure(one.loss)]
+    few = next((f"{one.samples} samples are too few to show that others lose no more. " for one in held), "")
     return (
         f"nothing pays: no smaller file keeps {judge.told(judge.dense - judge.allowed)} of {judge.told(judge.dense)} "
-        f"({judge.words}){said}. Nothing is written. A larger --max-drop, more data, or training (hodec train) may help"
+        f"({judge.words}){said}. Nothing is written. {few}A larger --max-drop, more data, or training (hodec train) "
+        "may help"
     )

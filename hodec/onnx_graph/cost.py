@@ -22,18 +22,18 @@ def held(graph: OnnxGraph) -> dict[ir.Node | None, int]:
     One that other constants are made of counts once, for what reads these.
     """
     constants, found = constants_of(graph), dict[ir.Node | None, int]()
-    floats = {value for value in constants if _is_stored(value) and _is_float(graph, value)}
-    floats |= {value for value in constants if not _is_stored(value) and _is_made_float(graph, value)}
+    floats = {value for value in constants if is_stored(value) and _is_float(graph, value)}
+    floats |= {value for value in constants if not is_stored(value) and _is_made_float(graph, value)}
     order: dict[ir.Node | None, int] = {node: k for k, node in enumerate(graph.node_names)}
     for value in floats:
-        readers, read = _readers(value, constants), graph.is_given_out(value)
+        readers, read = readers_of(value, constants), graph.is_given_out(value)
         if readers or read:
             reader = min(readers, key=lambda node: order.get(node, 0)) if readers else None
             found[reader] = found.get(reader, 0) + graph.array(value).size
     return dict(sorted(found.items(), key=lambda one: order.get(one[0], -1)))
 
 
-def _is_stored(value: ir.Value) -> bool:
+def is_stored(value: ir.Value) -> bool:
     node = value.producer()
     return node is None or node.op_type == "Constant"
 
@@ -50,7 +50,7 @@ def _is_made_float(graph: OnnxGraph, value: ir.Value) -> bool:
     return made and _is_float(graph, value) and not any(_is_float(graph, one) for one in inputs if one)
 
 
-def _readers(value: ir.Value, constants: Container[ir.Value]) -> list[ir.Node]:
+def readers_of(value: ir.Value, constants: Container[ir.Value]) -> list[ir.Node]:
     """The nodes that read a constant, or one that is made of it, and make no constant of it."""
     found, rest = list[ir.Node](), [value]
     while rest:

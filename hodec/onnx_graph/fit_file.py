@@ -1,5 +1,6 @@
 """fit_file: the layers of a plan, or of a rule's choice, fitted to data: decomposing a file with data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import cast
 
 from hodec.errors import ConvertError
 from hodec.linalg.svd import sharing
+from hodec.onnx_graph.chance import Loss
 from hodec.onnx_graph.compress import Task, prepared
 from hodec.onnx_graph.planning import check_plan, check_rule, plan_graph
 from hodec.onnx_graph.search import ByData, Search, Trial
@@ -62,7 +64,7 @@ def fit_file(  # noqa: PLR0913
         else:
             check_plan(plan, search.facts)
         tried = search.fitted(plan, sequential=True)
-        trial = Trial(0.0, plan, tried, float("nan"), 0.0)
+        trial = Trial(0.0, plan, tried, Loss(math.nan, math.nan), 0.0)
         return write_trial(trial, search, held, Path(out), seconds=seconds, judged=task.max_drop is not None)
 
 

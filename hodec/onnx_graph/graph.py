@@ -244,6 +244,7 @@ def load_graph(path: str | Path) -> OnnxGraph:
         raise CheckpointError(f"{path} is not a valid ONNX model: a name in it is no text")
     if proto.training_info or proto.graph.sparse_initializer:
         raise CheckpointError(f"{path} holds sparse initializers or training steps, which would be lost")
+    _check_places(proto, path)
     try:
         with quiet("onnx_ir", logging.CRITICAL):
             graph = OnnxGraph(ir.from_proto(proto), path, opset)
@@ -301,6 +302,17 @@ def _words(graph: onnx.GraphProto) -> Iterator[object]:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
     yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+
+
+def _check_places(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse tensors in other files whose place there is no whole number from 0."""
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} of {path} is in another file at {entry.key} {entry.value!r}; allowed: a "
+                    "whole number from 0. The model is damaged: export it again"
+                )
 
 
 def _check_data_files(graph: OnnxGraph) -> None:

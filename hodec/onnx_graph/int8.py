@@ -84,8 +84,8 @@ def quantize_file(  # noqa: PLR0913
         force: replace an existing ``out``.
 
     Raises:
-        ConvertError: too few feeds, a file that onnxruntime cannot quantize, or no score even with every layer in
-            float; then nothing is written.
+        ConvertError: too few feeds, a file that onnxruntime cannot quantize or then not run, or no score even with
+            every layer in float; then nothing is written.
     """
     graph, out = load_graph(source), Path(out)
     check_target(out, graph, force=force)
@@ -103,7 +103,12 @@ def quantize_file(  # noqa: PLR0913
     mixed = Mixed(model, _quantized(model, feeds))
     # layers are put in order by outputs: a score of a task is often the same for several
     order = partial(_by_harm, mixed, lambda each: near(_run(each, threads)))
-    floats, found = _fewest_floats(mixed, lambda each: wanted(_run(each, threads)), floor, order=order)
+    try:
+        floats, found = _fewest_floats(mixed, lambda each: wanted(_run(each, threads)), floor, order=order)
+    except Cannot as error:
+        raise ConvertError(
+            f"{source}: onnxruntime does not run what its quantizer makes of it ({error}); leave it in float"
+        ) from error
     if not math.isfinite(found):
         raise ConvertError(f"{source}: the quantized file has no score, even with every layer in float")
     write_bytes(out, mixed.model(floats).SerializeToString())

@@ -130,7 +130,7 @@ def write_report(
             ["milliseconds", f"{result.bench.first_ms:.3f}", f"{result.bench.second_ms:.3f}"],
         ],
     )
-    notes = [str(result.bench).splitlines()[0], *result.rows, *result.remarks]
+    notes = [*result.chance, str(result.bench).splitlines()[0], *result.rows, *result.remarks]
     parts = [
         heading(f"{search.facts.graph.path.name} made small", 1), paragraph(result.verdict), figures,
         paragraph(f"Score: {judge.words}. Data: {result.words}; {result.samples[0]} samples were fitted to."),

@@ -15,8 +15,8 @@ from hodec.onnx_graph.graph import OnnxGraph
 
 log = logging.getLogger(__name__)
 
-# Format of the files; another one is not read.
-FORMAT = "hodec-search 1"
+# Format of the files and kind of the search: raise it with either. What another format or version left is not read.
+FORMAT = "hodec-search 2"
 
 
 @dataclass

@@ -22,6 +22,7 @@ from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.search import Search, Trial
 from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.shifts import shifted
+from hodec.onnx_graph.storage import FLOAT32, store
 from hodec.onnx_graph.verdict import Compressed
 from hodec.onnx_graph.writing import written
 from hodec.plan.plan import Plan
@@ -49,36 +50,53 @@ class LosesMore(NothingPays):
 
 
 def write_trial(
-    trial: Trial, search: Search, held: Samples, out: Path, *, seconds: float, judged: bool = True
+    trial: Trial,
+    search: Search,
+    held: Samples,
+    out: Path,
+    *,
+    seconds: float,
+    judged: bool = True,
+    stored: str = FLOAT32,
 ) -> Compressed:
     """The file of a trial, with its figures, measured on it.
 
     Args:
         seconds: how long latency is measured.
         judged: whether the file has to lose no more than is allowed.
+        stored: how its weights are stored, a key of ``STORES``. A file of rounded weights has to be sure of what it
+            keeps as the trial was; one of the trial's own need only keep it on what was held out.
 
     Raises:
         LosesMore: it does lose more in onnxruntime, or is slower where it was to be faster; nothing is written.
     """
     facts, judge = search.facts, search.judge
     again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
-    remarks = flushed(again)
+    remarks, params = flushed(again), parameters(again.graph)
+    remarks = (*remarks, *_stored(again, stored))
     with written(again.graph, out) as files:
         check_file(files[0])
-        score = judge.score(runner(open_session(files[0], threads=search.net.threads)))
-        if judged and not judge.accepts(score):
-            told = f"{judge.told(score)}, where {judge.told(judge.dense - judge.allowed)} is allowed ({judge.words})"
-            raise LosesMore(f"the decomposed file has {told}; nothing is written")
+        loss = judge.loss(runner(open_session(files[0], threads=search.net.threads)))
+        if judged and not (judge.accepts(loss.score) if stored == FLOAT32 else judge.is_sure(loss)):
+            short = "" if stored == FLOAT32 else f", its weights in {stored},"
+            raise LosesMore(f"the decomposed file{short} has {judge.told_of(loss)}; nothing is written")
         bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
         if judged and search.target == "latency" and bench.high < 1:
             raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
         size = sum(path.stat().st_size for path in files)
         macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
     return Compressed(
-        output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=score,
-        allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
+        output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=loss.score,
+        chance=judge.chance(loss), allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
         samples=(len(search.fit), len(held)), words=search.fit.words,
-        before=facts.cost, after=Cost(parameters(again.graph), macs // facts.batch), uncounted=uncounted,
+        before=facts.cost, after=Cost(params, macs // facts.batch), uncounted=uncounted,
         bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
         layers=len(search.sites), remarks=remarks,
     )  # fmt: skip
+
+
+def _stored(facts: GraphFacts, kind: str) -> tuple[str, ...]:
+    """Store the weights of a graph in fewer bytes; a remark where any are."""
+    count = store(facts.graph, kind)
+    words = f"{count} weights are stored as {kind}, which runtimes turn into float32 when they load the file"
+    return (words,) if count else ()

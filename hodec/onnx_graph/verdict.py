@@ -18,6 +18,7 @@ class Compressed:
         judge: what the score is.
         dense, score: of the dense file and of the written one, on held-out data.
         allowed: how much the score might drop, in its own unit.
+        chance: what the loss says of other inputs, in sentences.
         scale, unit: how scores are printed.
         samples: that were fitted to, and that were held out.
         words: what the data were made from.
@@ -51,6 +52,7 @@ class Compressed:
     layers: int
     remarks: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
+    chance: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -71,6 +73,7 @@ class Compressed:
             "judge": self.judge,
             "score": [self.dense, self.score],
             "allowed": self.allowed,
+            "chance": list(self.chance),
             "samples": list(self.samples),
             "data": self.words,
             "params": [self.before.params, self.after.params],
@@ -92,6 +95,7 @@ class Compressed:
             self.verdict,
             f"data: {self.words}; fitted to {fit} samples, judged by {held} that were held out",
             f"score: {self.judge}; {self.allowed * self.scale:.3g}{self.unit} may be lost",
+            *self.chance,
             _pair("parameters", self.before.params, self.after.params),
             _pair(f"multiply-adds{without}", self.before.macs, self.after.macs),
             _pair("bytes", self.bytes_before, self.bytes_after),

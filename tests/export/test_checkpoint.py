@@ -151,6 +151,15 @@ def test_tensors_swapped_with_a_matching_digest_are_still_checked(written):
         load(written, dense_net())
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    small, _ = trained_small(dense_net())
+    with torch.no_grad():
+        next(small.parameters()).view(-1)[0] = torch.nan
+    save(small, tmp_path / "broken.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds NaN in 1 tensors, first 0\."):
+        load(tmp_path / "broken.safetensors", dense_net())
+
+
 def test_an_edited_plan_is_checked(written):
     structure = json.loads(written.with_suffix(".json").read_text())
     structure["plan"]["layers"]["3"]["ranks"] = [500, 1, 1, 1]

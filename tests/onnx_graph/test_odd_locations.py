@@ -38,3 +38,5 @@ def test_odd_locations_are_one_message(tmp_path, odd):
     with pytest.raises(CheckpointError) as error:
         load_graph(path)
     assert "\n" not in str(error.value)
+    if "negative" in odd or "words" in odd:
+        assert "allowed: a whole number from 0" in str(error.value)

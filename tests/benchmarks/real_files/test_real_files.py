@@ -128,9 +128,9 @@ def rows():
 
     return [
         Row("notes", "dense", 0.9, 1000, 0, 4000, 1.0),
-        Row("notes", "as typed", 0.7, 500, 0, 1000, 1.5, 0.01, 3.0),
+        Row("notes", "as typed", 0.7, 500, 0, 1000, 1.5, 0.01, 3.0, load=0.5),
         Row("file types", "dense", 0.98, 1000, 0, 4000, 1.0),
-        Row("file types", "as typed", seconds=2.0, said="nothing pays"),
+        Row("file types", "as typed", seconds=2.0, said="nothing pays", load=0.5),
     ]
 
 
@@ -141,6 +141,33 @@ def test_the_table_has_shares_of_the_dense_file():
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "", "as typed", "70.0", "0.50", "0.25", "1.50x ±1%", "3",
     ]  # fmt: skip
+
+
+def test_four_files_stand_in_a_table_of_their_own():
+    from benchmarks.real_files.measure import Row
+    from benchmarks.real_files.page import four_files
+
+    said = (
+        "fp32 dense        score 0.9, 4,000 bytes, 1.00x",
+        "decomposed, int8  score 0.89, 1,000 bytes, 1.52x (1.50 to 1.54)",
+    )
+    head, _, lines = four_files([Row("notes", "compress, latency, int8", 0.9, four=said)])
+    assert head.startswith("## ")
+    assert lines.splitlines()[3] == (
+        "| notes | compress, latency, int8 | decomposed, int8 | 0.89 | 0.25 | 1.52x (1.50 to 1.54) |"
+    )
+    assert four_files(rows()) == []
+
+
+def test_rows_of_an_earlier_state_are_starred_and_counted_by_themselves():
+    from dataclasses import replace
+
+    from benchmarks.real_files.page import table, verdicts
+
+    dense, first, other, second = rows()
+    earlier = [dense, first, other, replace(second, load=None)]
+    assert "| as typed \\* |" in table(earlier)
+    assert [told.split(":")[0] for told in verdicts(earlier)] == ["as typed", "as typed \\*"]
 
 
 def test_a_file_of_which_nothing_was_written_counts_as_itself():
