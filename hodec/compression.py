@@ -9,6 +9,7 @@ from itertools import chain
 from torch import nn
 
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
+from hodec.calibration.output_gradients import OutputGradient, TwoSided, collect_output_gradients, two_sided
 from hodec.calibration.quality import Agreement, Evaluate, score, split
 from hodec.calibration.sequential import fit_to_data
 from hodec.conversion.eligibility import Layers
@@ -120,7 +121,7 @@ def compress(  # noqa: PLR0913
             raise ConfigError("compress: data has no batch")
     given = _Given(model, example_input, rule, method, include, exclude, on_error)
     if max_drop is None or batches is None:
-        small = given.at(macs, params, given.covariances(batches), batches)
+        small = given.at(macs, params, given.seen(batches), batches)
         setattr(small, REPORT_ATTRIBUTE, None)
         return small
     return _search(given, list(batches), max_drop, evaluate)
@@ -153,6 +154,14 @@ def _check(  # noqa: PLR0913, PLR0917
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """Layer -> method -> in what its weight is truncated, and layer -> how much its relative error counts."""
+
+    covariances: dict[str, dict[str, TwoSided]]
+    importances: dict[str, float]
+
+
+@dataclass(frozen=True)
 class _Given:
     """The net and how it is planned and converted, whatever the share."""
 
@@ -174,29 +183,35 @@ class _Given:
             include=self.include, exclude=self.exclude, allow_larger=allow_larger,
         )  # fmt: skip
 
-    def covariances(self, data: Iterable[Batch] | None) -> dict[str, dict[str, InputCovariance]]:
-        """Layer -> method -> covariance of its input, of the layers whose ranks a budget is to choose by them."""
+    def seen(self, data: Iterable[Batch] | None) -> _Seen:
+        """What data say of the layers whose ranks a budget is to choose by that."""
         found: dict[str, dict[str, InputCovariance]] = {}
+        gradients: dict[str, OutputGradient] = {}
         if data is None or self.rule is not None:
-            return found
+            return _Seen({}, {})
         for method in self.methods:
             try:
                 plan = self.plan(Manual(1), method, allow_larger=True)
             except PlanError:  # this method has none of the layers
                 continue
+            gradients = gradients or collect_output_gradients(self.model, plan, data)
             for name, covariance in collect_covariances(self.model, _whitenable(plan), data).items():
                 found.setdefault(name, {})[method] = covariance
-        return found
+        importances = {name: one.importance for name, one in gradients.items() if name in found}
+        return _Seen(two_sided(found, gradients), importances)
 
     def at(
         self,
         macs: float | None,
         params: float | None,
-        covariances: dict[str, dict[str, InputCovariance]],
+        seen: _Seen,
         data: Iterable[Batch] | None,
     ) -> nn.Module:
         """The net at a share of its cost."""
-        own = Budget(macs=macs, params=params, methods=self.methods, covariances=covariances or None)
+        own = Budget(
+            macs=macs, params=params, methods=self.methods,
+            covariances=seen.covariances or None, weights=seen.importances or None,
+        )  # fmt: skip
         plan = self.plan(self.rule or own, self.methods[0])
         near = self.model if data is None else fit_to_data(self.model, plan, data)
         return convert(near, plan, on_error=self.on_error)
@@ -209,14 +224,14 @@ def _search(given: _Given, batches: Sequence[Batch], max_drop: float, evaluate: 
     dense = score(measure, given.model, held)
     if (again := score(measure, given.model, held)) != dense:
         raise DataError(f"evaluate gave {dense:.6g} and then {again:.6g} for the same net: fix its seed or its batches")
-    covariances = given.covariances(data)
+    seen = given.seen(data)
     low, high, tried = LEAST_SHARE, 1.0, list[tuple[float, float]]()
     best: tuple[nn.Module, float] | None = None
     refused: PlanError | None = None
     for _ in range(HALVINGS):
         share = (low + high) / 2
         try:
-            small = given.at(share, None, covariances, data)
+            small = given.at(share, None, seen, data)
         except PlanError as error:
             log.info("at a share of %.3f: %s", share, error)
             low, refused = share, error

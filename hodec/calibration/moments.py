@@ -47,13 +47,31 @@ class FitMoments:
                 f"patches {tuple(x.shape)} and outputs {tuple(y.shape)} given; allowed for a weight {self.shape}: "
                 f"patches (M, {', '.join(map(str, self.shape[1:]))}) and outputs (M, {self.shape[0]})"
             )
-        rows, wanted = x.flatten(1).double().cpu(), y.double().cpu()
+        rows, wanted = x.flatten(1).cpu(), y.cpu()
+        if rows.dtype != torch.float64:  # products in float32, at twice the speed; their sums in float64
+            rows, wanted = rows.float(), wanted.float()
+        wanted = wanted.to(rows.dtype)
         self.count += len(rows)
         self.x += rows.sum(0)
         self.y += wanted.sum(0)
         self.xx += rows.mT @ rows
         self.yx += wanted.mT @ rows
         self.yy += wanted.square().sum(0)
+
+    def covariance(self) -> Tensor:
+        """Second moments of patches about their mean, (n, n).
+
+        Raises:
+            DataError: nothing was added.
+            TrainingError: NaN or Inf among what was added.
+        """
+        x, _ = self.means()
+        return (self.xx / self.count).addr_(x, x, alpha=-1)
+
+    def cross_covariance(self) -> Tensor:
+        """Second moments of outputs with patches about their means, (O, n); errors as of ``covariance``."""
+        x, y = self.means()
+        return (self.yx / self.count).addr_(y, x, alpha=-1)
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
         """Second moments about the means: of patches (n, n), of outputs with patches (O, n), and of
@@ -63,12 +81,8 @@ class FitMoments:
             DataError: nothing was added.
             TrainingError: NaN or Inf among what was added.
         """
-        x, y = self.means()
-        return (
-            self.xx / self.count - torch.outer(x, x),
-            self.yx / self.count - torch.outer(y, x),
-            self.yy / self.count - y.square(),
-        )
+        _, y = self.means()
+        return self.covariance(), self.cross_covariance(), self.yy / self.count - y.square()
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean patch (n,) and mean output (O,); zeros where no constant is fitted.
@@ -79,7 +93,8 @@ class FitMoments:
         """
         if not self.count:
             raise DataError("a layer is to be fitted to no data: the net never calls it on these batches")
-        if not all(bool(sums.isfinite().all()) for sums in (self.xx, self.yy)):
+        # NaN and Inf of any row are in a diagonal
+        if not all(bool(sums.isfinite().all()) for sums in (self.xx.diagonal(), self.yy)):
             raise TrainingError(
                 "calibration data give NaN or Inf at a layer; look at the data and the layers before it"
             )

@@ -117,16 +117,12 @@ class Pass:
 
     # -- for a fit ---------------------------------------------------------------------------------------------
 
-    def add_to(self, moments: FitMoments, responses: Responses, site: Site, *, alone: bool = False) -> None:
-        """Add this batch to what is known for the fit of a site, once.
-
-        Args:
-            alone: take what is added to its output in the copy to be what the dense net adds.
-        """
+    def add_to(self, moments: FitMoments, responses: Responses, site: Site) -> None:
+        """Add this batch to what is known for the fit of a site, once."""
         scale = responses.scale
         for (index, rows), x in zip(self.wanted.pop(site, ()), self.inputs[site], strict=False):
             in_dense: Tensor | float = self.beside.pop(site, 0.0)
-            seen = site in self.sums and isinstance(in_dense, Tensor) and not alone
+            seen = site in self.sums and isinstance(in_dense, Tensor)
             in_near = picked(self.sums[site][1], site.dims, index) if seen else in_dense
             wanted = rows + (in_dense - in_near) * back(scale) if seen else rows
             z = rows * scale + responses.shift + in_dense if site.rectified else rows

@@ -21,7 +21,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from hodec.calibration.fit import DAMPING, fit_layer
+from hodec.calibration.fit import DAMPING, fit_layer, metric_of
 from hodec.calibration.moments import FitMoments
 from hodec.calibration.passes import Passes
 from hodec.calibration.responses import Responses
@@ -73,7 +73,8 @@ def fit_to_data(
         passes: read the data so often at most, whatever they are: so many groups of layers, and those of one group are
             fitted on the same inputs. None: as said above.
         sums: whether a layer whose output is summed with another's is fitted to the dense sum.
-        turns: how often the outputs wanted in front of a ReLU are adapted; 0: they are those of the dense layer.
+        turns: how often the outputs wanted in front of a ReLU are adapted; 0: they are those of the dense layer. Sums
+            and turns count where batches go together: layers fitted at once would all make up for the same.
         output_roots: layer -> symmetric (O, O), as ``fit_layer`` takes it; see ``collect_output_gradients``.
 
     Raises:
@@ -86,14 +87,16 @@ def fit_to_data(
     for name, layer in plan.items():
         if name not in {site.name for site in sites} and not layer.computed_from:
             _project(near, name, layer)
-    fitting = _Fitting(solver, damping, turns, output_roots or {})
     first = list(islice(iter(batches), TOGETHER + 1)) if passes is None else list(islice(iter(batches), 1))
     if not first:
         raise DataError("no batch to fit to: give at least one, a few hundred images are enough")
     with inference(dense), inference(near):
-        stops = survey(sites, dense, near, lambda: run_batches(dense, first[:1], count=count), sums=sums)
+        together = passes is None and len(first) <= TOGETHER
+        fitting = _Fitting(solver, damping, turns if together else 0, output_roots or {})
+        run = partial(run_batches, dense, first[:1], count=count)
+        stops = survey(sites, dense, near, run, sums=sums and together)
         walking = partial(Passes, dense, near, count=count, positions=positions)
-        if passes is None and len(first) <= TOGETHER:
+        if together:
             while stops:
                 stops = _together(stops, first, walking, fitting)
         else:
@@ -114,11 +117,16 @@ class _Fitting:
     def __call__(self, site: Site, moments: FitMoments, responses: Responses) -> None:
         """Give a layer of the copy its weight."""
         weight = LAYER_TYPES[site.layer.layer_type].to_oihw(site.weight.detach())
-        root = self.output_roots.get(site.name)
-        fit = fit_layer(site.layer, weight, moments, solver=self.solver, damping=self.damping, output_root=root)
+        fitted = partial(
+            fit_layer,
+            site.layer,
+            weight,
+            output_root=self.output_roots.get(site.name),
+            metric=metric_of(site.layer, moments, self.damping),
+        )
         for _ in range(self.turns if site.rectified else 0):
-            moments = responses.towards(fit, moments)
-            fit = fit_layer(site.layer, weight, moments, solver=self.solver, damping=self.damping, output_root=root)
+            moments = responses.towards(fitted(moments, solver="none"), moments)
+        fit = fitted(moments, solver=self.solver)
         log.info("%s: %.3g of the outputs' variance is missed", site.name, fit.error)
         site.take(fit)
 
@@ -128,8 +136,8 @@ def _blank(site: Site) -> tuple[FitMoments, Responses]:
 
 
 def _together(
-    stops: Sequence[Stop], batches: Sequence[Batch], walking: Callable[[Sequence[Stop]], Passes], fitting: _Fitting
-) -> Sequence[Stop]:
+    stops: list[Stop], batches: Sequence[Batch], walking: Callable[[Sequence[Stop]], Passes], fitting: _Fitting
+) -> list[Stop]:
     """Fit layers while all batches go through the net; the stops that are left where it has to begin anew."""
     with walking(stops) as passes:
         for batch in batches:
@@ -147,7 +155,7 @@ def _together(
                     one.renew(site)
             if stop.repeated:  # what is behind its first call depends on it
                 return stops[k + 1 :]
-    return ()
+    return []
 
 
 def _group(
@@ -160,8 +168,8 @@ def _group(
             one = passes.start(batch)
             for stop in group:
                 one.to(stop)
-                for site in stop.sites:  # of several that are summed, one makes up for all
-                    one.add_to(*known[site], site, alone=site is not stop.sites[-1])
+                for site in stop.sites:
+                    one.add_to(*known[site], site)
             passes.open.remove(one)
             one.leave()
     for site, found in known.items():

@@ -162,7 +162,7 @@ class Follow(TorchDispatchMode):
     """Calls ``before`` with each operation that uses a followed tensor, and ``behind`` with it and what it gave."""
 
     def __init__(self, before: Callable[[Use], None], behind: Callable[[Use, Any], None] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._before, self._behind = before, behind
         self._followed: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
 
@@ -214,7 +214,7 @@ class _Survey:
     def __init__(self, sites: Sequence[Site], dense: nn.Module, near: nn.Module) -> None:
         self.sites, self.clock = sites, 0
         self.met: dict[Site, int] = {}
-        self.uses: dict[tuple[Site, str], list[Any]] = {}
+        self.uses: dict[tuple[Site | int, str], list[Any]] = {}
         self.sums: dict[Site, int] = {}
         twins = zip(dense.modules(), near.modules(), strict=True)
         self.norms = {d: n for d, n in twins if isinstance(n, _BatchNorm) and n.track_running_stats}
@@ -247,17 +247,17 @@ class _Survey:
             return
         self.clock += 1
         for site, stage in use.places:
-            if stage == self.end(site):
+            if isinstance(site, Site) and stage == self.end(site):
                 self.sums[site] = self.clock
-                self.mode.follow(out, (site, "sum"))
+                self.mode.follow(out, (self.clock, "sum"))
 
     def end(self, site: Site) -> str:
         """The last stage in front of a sum."""
         return "output" if site.norm is None else "normed"
 
-    def only(self, site: Site, stage: str, allowed: Sequence[Any]) -> bool:
+    def only(self, of: Site | int, stage: str, allowed: Sequence[Any]) -> bool:
         """Whether nothing but one of these uses it, or the first use is the last of these, in place."""
-        uses = self.uses.get((site, stage), [])
+        uses = self.uses.get((of, stage), [])
         return bool(uses) and uses[0] in allowed and (len(uses) == 1 or uses[0] is allowed[-1])
 
 
@@ -279,6 +279,6 @@ def survey(
         site.rectified = through and seen.only(site, end, RELUS)
         site.summed = sums and through and seen.only(site, end, ADDS) and site in seen.sums
         if site.summed:
-            site.rectified = seen.only(site, "sum", RELUS)
+            site.rectified = seen.only(seen.sums[site], "sum", RELUS)
         stops.setdefault(seen.sums[site] if site.summed else met, Stop()).sites.append(site)
     return [stops[at] for at in sorted(stops)]
