@@ -124,9 +124,10 @@ class _Fitting:
             output_root=self.output_roots.get(site.name),
             metric=metric_of(site.layer, moments, self.damping),
         )
+        wanted = moments
         for _ in range(self.turns if site.rectified else 0):
-            moments = responses.towards(fitted(moments, solver="none"), moments)
-        fit = fitted(moments, solver=self.solver)
+            wanted = responses.towards(fitted(wanted, solver="none"), moments)
+        fit = fitted(wanted, solver=self.solver)
         log.info("%s: %.3g of the outputs' variance is missed", site.name, fit.error)
         site.take(fit)
 
