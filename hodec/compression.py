@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
 from hodec.calibration.output_gradients import OutputGradient, TwoSided, collect_output_gradients, two_sided
@@ -84,15 +84,17 @@ def compress(  # noqa: PLR0913
         small = hodec.compress(net, data=loader, max_drop=0.01, evaluate=accuracy)
         print(small.hodec_plan, small.compress_report)
 
-    It plans and converts. With ``data`` ranks are chosen by what layers lose of their outputs, and layers are fitted
-    one after the other to keep them (``hodec.fit_to_data``). Nothing is trained: see ``hodec.Admm`` for that.
+    It plans and converts. With ``data`` ranks are chosen by what the net's outputs lose with each layer's, and layers
+    are fitted one after the other to keep them (``hodec.fit_to_data``). A backward pass tells what outputs count for;
+    nothing is trained, and no label is used: see ``hodec.Admm`` for training.
 
     Args:
         model: any net, on any device.
         example_input: as ``make_plan`` takes it; by default the first batch of ``data``.
         macs, params: shares of the net's multiply-adds and parameters to keep; by default ``macs=0.5``.
-        data: some hundred images of the training data, in batches as ``make_plan`` takes them; it is read once for each
-            of up to 16 groups of layers. An iterator, which can be read once, is kept in memory.
+        data: some hundred images of the training data, in batches as ``make_plan`` takes them; augmented ones help.
+            Up to 16 batches go through the net together; more are read once for each of 16 groups of layers, which
+            fits worse: make batches larger. An iterator, which can be read once, is kept in memory.
         max_drop: how much lower the score may be than the dense net's: the smallest share of multiply-adds is sought
             that stays within it. The last quarter of the batches is held out for that, and nothing is fitted to it.
         evaluate: the score, of a net and batches, higher is better; by default agreement with the dense net: the share
@@ -155,10 +157,17 @@ def _check(  # noqa: PLR0913, PLR0917
 
 @dataclass(frozen=True)
 class _Seen:
-    """Layer -> method -> in what its weight is truncated, and layer -> how much its relative error counts."""
+    """What data say of layers.
+
+    Attributes:
+        covariances: layer -> method -> in what its weight is truncated.
+        importances: layer -> how much its relative error counts.
+        roots: layer -> how much its outputs count against each other.
+    """
 
     covariances: dict[str, dict[str, TwoSided]]
     importances: dict[str, float]
+    roots: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ class _Given:
         found: dict[str, dict[str, InputCovariance]] = {}
         gradients: dict[str, OutputGradient] = {}
         if data is None or self.rule is not None:
-            return _Seen({}, {})
+            return _Seen({}, {}, {})
         for method in self.methods:
             try:
                 plan = self.plan(Manual(1), method, allow_larger=True)
@@ -198,7 +207,7 @@ class _Given:
             for name, covariance in collect_covariances(self.model, _whitenable(plan), data).items():
                 found.setdefault(name, {})[method] = covariance
         importances = {name: one.importance for name, one in gradients.items() if name in found}
-        return _Seen(two_sided(found, gradients), importances)
+        return _Seen(two_sided(found, gradients), importances, {name: one.root for name, one in gradients.items()})
 
     def at(
         self,
@@ -213,7 +222,7 @@ class _Given:
             covariances=seen.covariances or None, weights=seen.importances or None,
         )  # fmt: skip
         plan = self.plan(self.rule or own, self.methods[0])
-        near = self.model if data is None else fit_to_data(self.model, plan, data)
+        near = self.model if data is None else fit_to_data(self.model, plan, data, output_roots=seen.roots)
         return convert(near, plan, on_error=self.on_error)
 
 
