@@ -104,10 +104,17 @@ def fit_layer(
 
 def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
-    (xx, yx, yy), (x, y) = moments.centred(), moments.means()
+    (x, y), yx = moments.means(), moments.cross_covariance()
+    xx = moments.covariance().to(_dtype(len(x)))
     z = weight.double().cpu().flatten(1)
-    missed = yy.sum() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
-    return Fit(weight, y - z @ x, float((missed / yy.sum().clamp_min(1e-300)).clamp_min(0)))
+    wanted = float((moments.yy / moments.count - y.square()).sum())
+    missed = wanted - 2 * float((z * yx).sum()) + float(((z.to(xx.dtype) @ xx) * z).sum())
+    return Fit(weight, y - z @ x, max(0.0, missed / max(wanted, 1e-300)))
+
+
+def _dtype(side: int) -> torch.dtype:
+    """What fits of so many numbers in a patch are computed in."""
+    return torch.float64 if side <= FLOAT64_SIDE else torch.float32
 
 
 def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING) -> Tensor:
@@ -127,7 +134,7 @@ def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, float]:
     xx = moments.covariance()
     ridge = damping * max(float(xx.diagonal().mean()), 1e-30)
     xx.diagonal().add_(ridge)
-    return xx.to(torch.float64 if len(xx) <= FLOAT64_SIDE else torch.float32), ridge
+    return xx.to(_dtype(len(xx))), ridge
 
 
 def _regression(weight: Tensor, moments: FitMoments, root: Tensor, ridge: float) -> Tensor:
