@@ -132,7 +132,8 @@ def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, float]:
     if not damping > 0:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0; {DAMPING} suits most nets")
     xx = moments.covariance()
-    ridge = damping * max(float(xx.diagonal().mean()), 1e-30)
+    rounding = moments.rounding * float(moments.xx.diagonal().mean()) / moments.count
+    ridge = max(damping * float(xx.diagonal().mean()), rounding, 1e-30)
     xx.diagonal().add_(ridge)
     return xx.to(_dtype(len(xx))), ridge
 

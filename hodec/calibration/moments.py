@@ -23,6 +23,7 @@ class FitMoments:
         x, y: sums of patches, (n,), and of outputs, (O,).
         xx, yx: sums of their products, (n, n) and (O, n).
         yy: sums of squares of outputs, (O,).
+        rounding: of the products, as a share of the mean square; what is left of it where means are taken off.
     """
 
     def __init__(self, shape: Sequence[int], *, constant: bool = True) -> None:
@@ -31,6 +32,7 @@ class FitMoments:
         self.x, self.y = (torch.zeros(n, dtype=torch.float64) for n in (inputs, out))
         self.xx, self.yx = (torch.zeros(n, inputs, dtype=torch.float64) for n in (inputs, out))
         self.yy = torch.zeros(out, dtype=torch.float64)
+        self.rounding = 1e-15
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows.
@@ -49,7 +51,7 @@ class FitMoments:
             )
         rows, wanted = x.flatten(1).cpu(), y.cpu()
         if rows.dtype != torch.float64:  # products in float32, at twice the speed; their sums in float64
-            rows, wanted = rows.float(), wanted.float()
+            rows, self.rounding = rows.float(), 1e-7
         wanted = wanted.to(rows.dtype)
         self.count += len(rows)
         self.x += rows.sum(0)
@@ -66,12 +68,12 @@ class FitMoments:
             TrainingError: NaN or Inf among what was added.
         """
         x, _ = self.means()
-        return (self.xx / self.count).addr_(x, x, alpha=-1)
+        return (self.xx / self.count).sub_(torch.outer(x, x))  # not addr_: one row is to leave exact zeros
 
     def cross_covariance(self) -> Tensor:
         """Second moments of outputs with patches about their means, (O, n); errors as of ``covariance``."""
         x, y = self.means()
-        return (self.yx / self.count).addr_(y, x, alpha=-1)
+        return (self.yx / self.count).sub_(torch.outer(y, x))
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
         """Second moments about the means: of patches (n, n), of outputs with patches (O, n), and of
