@@ -198,7 +198,7 @@ def rows_of(  # noqa: PLR0913
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown: a line for each net and way, accuracy and seconds for each cut."""
+    """The rows as Markdown: a line for each net and way, accuracy (divergence) for each cut, and the most seconds."""
     found = {(row["net"], row["cut"], row["way"]): row for row in rows}
     lines = [
         "| net | way | " + " | ".join(f"{100 * cut:.0f} % fewer" for cut in CUTS) + " | seconds |",
@@ -211,11 +211,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {net} | {', '.join(dense)} |" + " |" * (len(CUTS) + 1))
         for way in WAYS:
             mine = [found.get((net, cut, way)) for cut in CUTS]
-            cells = ["" if row is None else f"{row['accuracy']:.2f}" for row in mine]
+            cells = ["" if row is None else _cell(row) for row in mine]
             times = [row["seconds"] for row in mine if row is not None]
             if times:
                 lines.append(f"| | {way} | {' | '.join(cells)} | {max(times):.0f} |")
     return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{row['accuracy']:.2f}" + (f" ({row['divergence']:.3f})" if "divergence" in row else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
