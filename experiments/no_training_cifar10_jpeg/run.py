@@ -35,6 +35,7 @@ CUTS = (0.3, 0.5, 0.7)
 CALIBRATION, BATCH = 256, 64
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 METHOD = "spatial_svd"
+MIXED = (METHOD, "svd", "tucker")
 
 Batches = Sequence[Tensor]
 Roots = dict[str, Tensor]
@@ -113,10 +114,11 @@ WAYS: dict[str, Callable[[nn.Module, Plan, Batches, Roots], nn.Module]] = {
     "+ ReLU": Sequential(sums=True, turns=3),
     "+ output gradients": Sequential(sums=True, turns=3, gradients=True),
     "+ pictures augmented to 1024": Sequential(sums=True, turns=3, gradients=True, times=4),
+    "+ methods mixed": Sequential(sums=True, turns=3, gradients=True, times=4),
     "all with ADMM": Sequential("admm", sums=True, turns=3, gradients=True, times=4),
 }
 RANKS = dict.fromkeys(WAYS, "weights") | {"+ refit (ALS), ranks by data": "data"}
-RANKS |= dict.fromkeys(list(WAYS)[8:], "gradients")
+RANKS |= dict.fromkeys(list(WAYS)[8:], "gradients") | {"+ methods mixed": "mixed"}
 DENSE = ("dense", "dense with BatchNorm from the pictures")
 
 
@@ -148,7 +150,7 @@ def read(folder: Path, count: int, *, skipped: int = 0) -> Pictures:
 
 def plan_of(net: nn.Module, cut: float, data: Batches, ranks: str) -> tuple[Plan, Roots]:
     """Ranks of all layers but the stem within a budget: by the weights, by what is lost of each layer's outputs
-    (``data``), or of the net's (``gradients``, whose roots come along).
+    (``data``), or of the net's (``gradients``, whose roots come along; ``mixed``: the method of each layer too).
     """
     settings: dict[str, Any] = {"method": METHOD, "example_input": torch.zeros(1, 3, 32, 32), "exclude": "conv1"}
     if ranks == "weights":
@@ -159,9 +161,18 @@ def plan_of(net: nn.Module, cut: float, data: Batches, ranks: str) -> tuple[Plan
         return hodec.make_plan(net, Budget(macs=1 - cut, covariances=covariances), **settings), {}
     gradients = hodec.collect_output_gradients(net, every, data)
     weights = {name: one.importance for name, one in gradients.items()}
-    both = {name: TwoSided(covariances[name], one) for name, one in gradients.items()}
-    plan = hodec.make_plan(net, Budget(macs=1 - cut, covariances=both, weights=weights), **settings)
-    return plan, {name: one.root for name, one in gradients.items()}
+    by_method = {METHOD: covariances}
+    for method in MIXED[1:] if ranks == "mixed" else ():
+        every = hodec.make_plan(net, 1, allow_larger=True, **{**settings, "method": method})
+        by_method[method] = hodec.collect_covariances(net, every, data)
+    both: dict[str, Any] = {}
+    for name, one in gradients.items():
+        both[name] = {method: TwoSided(found[name], one) for method, found in by_method.items()}
+    if ranks == "mixed":
+        rule = Budget(macs=1 - cut, methods=list(MIXED), covariances=both, weights=weights)
+    else:
+        rule = Budget(macs=1 - cut, covariances={name: one[METHOD] for name, one in both.items()}, weights=weights)
+    return hodec.make_plan(net, rule, **settings), {name: one.root for name, one in gradients.items()}
 
 
 def rows_of(  # noqa: PLR0913
