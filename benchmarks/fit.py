@@ -1,4 +1,6 @@
-"""Fitting a ResNet-50 to pictures without training: seconds and peak memory, in a process of its own.
+"""Fitting a ResNet-50, and its widest layer, to pictures without training: seconds and peak memory.
+
+Each in a process of its own.
 
 64 pictures of 224 x 224 pixels in batches of 8, numbers at random: what they show changes no cost. Statistics of
 BatchNorm come from some of them. All layers but the stem by spatial SVD at half of the multiply-adds, as
@@ -14,6 +16,8 @@ import hodec
 from benchmarks.child import in_child, peak_row
 from benchmarks.rows import Row, Target, missing
 from benchmarks.settings import Settings, not_installed
+from hodec.calibration.fit import fit_layer
+from hodec.calibration.moments import FitMoments
 from hodec.calibration.output_gradients import TwoSided
 from hodec.ranks import Budget
 
@@ -46,8 +50,34 @@ def fit(net: str, pictures: int, pixels: int) -> dict[str, float]:
     return {"plan": planned - began, "fit": time.process_time() - planned, "layers": len(plan)}
 
 
+def fit_wide(channels: int) -> float:
+    """CPU seconds of fitting one 3x3 convolution at half rank to 7 x 7 positions of some 60 pictures."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(channels, channels, 3, padding=1))
+    example = torch.zeros(1, channels, 7, 7)
+    layer = hodec.make_plan(model, channels // 2, method="spatial_svd", example_input=example)["0"]
+    weight = model.get_parameter("0.weight").detach()
+    patches = torch.randn(9 * channels // 2 + 500, channels, 3, 3).relu() + 0.3 * torch.randn(1, channels, 1, 1)
+    moments = FitMoments(layer.shape)
+    moments.add(patches, patches.flatten(1) @ weight.flatten(1).mT)
+    began = time.process_time()
+    fit_layer(layer, weight, moments)
+    return time.process_time() - began
+
+
 def rows(settings: Settings) -> Iterator[Row]:
-    """Seconds of both parts, and the memory of all."""
+    """Seconds of one wide layer; of the net seconds of both parts, and the memory of all."""
+    channels = 64 if settings.quick else 512
+    wide = in_child("benchmarks.fit:fit_wide", channels=channels)
+    what = f"one {channels}x{channels}x3x3 layer, spatial SVD at half rank"
+    if wide.problem:
+        yield missing(GROUP, what, "", wide.problem)
+    else:
+        yield Row(GROUP, what, ours=wide.value, figure=wide.value, figure_unit="s", note="CPU time, once")
+    yield from _net(settings)
+
+
+def _net(settings: Settings) -> Iterator[Row]:
     net, pictures, pixels = SIZES[settings.quick]
     what = f"{net}, {pictures} pictures of {pixels} x {pixels}, spatial SVD at half of the multiply-adds"
     if problem := not_installed("torchvision"):

@@ -79,7 +79,11 @@ class TwoSided:
 def collect_output_gradients(
     model: nn.Module, plan: Plan, batches: Iterable[Batch], *, damping: float = 1e-2, seed: int = 0
 ) -> dict[str, OutputGradient]:
-    """How much the outputs of each planned layer count for those of the net, from one backward pass of each batch.
+    """How much the outputs of each planned layer count for those of the net, from one backward pass of each batch::
+
+        gradients = hodec.collect_output_gradients(net, plan, batches)
+        roots = {name: one.root for name, one in gradients.items()}
+        near = hodec.fit_to_data(net, plan, batches, output_roots=roots)
 
     The model is run in evaluation mode and left as it was; what it gives first that is a tensor of floating point
     counts. Layers whose outputs are no use of one weight (``fittable`` says which) are left out, and so are those that
