@@ -123,19 +123,23 @@ def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING)
     Raises:
         ConfigError: a damping that is not above 0.
     """
-    xx, ridge = _damped(moments, damping)
-    return _regression(weight, moments, torch.linalg.cholesky(xx), ridge).double().reshape(weight.shape)
+    _, root, ridge = _damped(moments, damping)
+    return _regression(weight, moments, root, ridge).double().reshape(weight.shape)
 
 
-def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, float]:
-    """C + d 1 in the type that fits of this size are computed in, and d."""
+def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, Tensor, float]:
+    """C + d 1 in the type that fits of this size are computed in, its Cholesky factor, and d."""
     if not damping > 0:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0; {DAMPING} suits most nets")
     xx = moments.covariance()
     rounding = moments.rounding * float(moments.xx.diagonal().mean()) / moments.count
     ridge = max(damping * float(xx.diagonal().mean()), rounding, 1e-30)
     xx.diagonal().add_(ridge)
-    return xx.to(_dtype(len(xx))), ridge
+    near = xx.to(_dtype(len(xx)))
+    root, failed = torch.linalg.cholesky_ex(near)
+    if int(failed):  # few rows of one strong direction: float32 does not tell the damping from rounding
+        near, root = xx, torch.linalg.cholesky(xx)
+    return near, root, ridge
 
 
 def _regression(weight: Tensor, moments: FitMoments, root: Tensor, ridge: float) -> Tensor:
@@ -187,8 +191,8 @@ def metric_of(layer: LayerPlan, moments: FitMoments, damping: float = DAMPING) -
         DataError: moments of no data.
         TrainingError: NaN or Inf in the data.
     """
-    xx, ridge = _damped(moments, damping)
-    return Metric(xx, ridge, torch.linalg.cholesky(xx), kronecker(layer, xx), float(xx.diagonal().mean()))
+    xx, root, ridge = _damped(moments, damping)
+    return Metric(xx, ridge, root, kronecker(layer, xx), float(xx.diagonal().mean()))
 
 
 @dataclass(frozen=True)
