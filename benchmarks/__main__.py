@@ -24,6 +24,7 @@ GROUPS = {
     "decompose": "benchmarks.decompose",
     "cp": "benchmarks.cp",
     "big": "benchmarks.big",
+    "fit": "benchmarks.fit",
     "vbmf": "benchmarks.vbmf",
     "admm": "benchmarks.admm_cost",
     "training": "benchmarks.training",

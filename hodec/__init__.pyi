@@ -5,6 +5,7 @@ from hodec.admm.core import Admm as Admm
 from hodec.admm.lightning import AdmmCallback as AdmmCallback
 from hodec.admm.transformers import AdmmTrainerCallback as AdmmTrainerCallback
 from hodec.calibration.input_covariance import collect_covariances as collect_covariances
+from hodec.calibration.output_gradients import collect_output_gradients as collect_output_gradients
 from hodec.calibration.sequential import fit_to_data as fit_to_data
 from hodec.compression import compress as compress
 from hodec.conversion.batchnorm import reestimate_batchnorm as reestimate_batchnorm

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 from hodec.calibration.input_covariance import InputCovariance, collect_covariances
+from hodec.calibration.output_gradients import OutputGradient, TwoSided, collect_output_gradients, two_sided
 from hodec.calibration.quality import Agreement, Evaluate, score, split
 from hodec.calibration.sequential import fit_to_data
 from hodec.conversion.eligibility import Layers
@@ -83,15 +84,17 @@ def compress(  # noqa: PLR0913
         small = hodec.compress(net, data=loader, max_drop=0.01, evaluate=accuracy)
         print(small.hodec_plan, small.compress_report)
 
-    It plans and converts. With ``data`` ranks are chosen by what layers lose of their outputs, and layers are fitted
-    one after the other to keep them (``hodec.fit_to_data``). Nothing is trained: see ``hodec.Admm`` for that.
+    It plans and converts. With ``data`` ranks are chosen by what the net's outputs lose with each layer's, and layers
+    are fitted one after the other to keep them (``hodec.fit_to_data``). A backward pass tells what outputs count for;
+    nothing is trained, and no label is used: see ``hodec.Admm`` for training.
 
     Args:
         model: any net, on any device.
         example_input: as ``make_plan`` takes it; by default the first batch of ``data``.
         macs, params: shares of the net's multiply-adds and parameters to keep; by default ``macs=0.5``.
-        data: some hundred images of the training data, in batches as ``make_plan`` takes them; it is read once for each
-            of up to 16 groups of layers. An iterator, which can be read once, is kept in memory.
+        data: some hundred images of the training data, in batches as ``make_plan`` takes them; augmented ones help.
+            Up to 16 batches go through the net together; more are read once for each of 16 groups of layers, which
+            fits worse: make batches larger. An iterator, which can be read once, is kept in memory.
         max_drop: how much lower the score may be than the dense net's: the smallest share of multiply-adds is sought
             that stays within it. The last quarter of the batches is held out for that, and nothing is fitted to it.
         evaluate: the score, of a net and batches, higher is better; by default agreement with the dense net: the share
@@ -128,7 +131,7 @@ def compress(  # noqa: PLR0913
             raise ConfigError("compress: data has no batch")
     given = _Given(model, example_input, rule, method, include, exclude, on_error)
     if max_drop is None or batches is None:
-        small = given.at(macs, params, given.covariances(batches), batches)
+        small = given.at(macs, params, given.seen(batches), batches)
         setattr(small, REPORT_ATTRIBUTE, None)
         return small
     return _search(given, list(batches), max_drop, evaluate)
@@ -161,6 +164,21 @@ def _check(  # noqa: PLR0913, PLR0917
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What data say of layers.
+
+    Attributes:
+        covariances: layer -> method -> in what its weight is truncated.
+        importances: layer -> how much its relative error counts.
+        roots: layer -> how much its outputs count against each other.
+    """
+
+    covariances: dict[str, dict[str, TwoSided]]
+    importances: dict[str, float]
+    roots: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class _Given:
     """The net and how it is planned and converted, whatever the share."""
 
@@ -182,31 +200,37 @@ class _Given:
             include=self.include, exclude=self.exclude, allow_larger=allow_larger,
         )  # fmt: skip
 
-    def covariances(self, data: Iterable[Batch] | None) -> dict[str, dict[str, InputCovariance]]:
-        """Layer -> method -> covariance of its input, of the layers whose ranks a budget is to choose by them."""
+    def seen(self, data: Iterable[Batch] | None) -> _Seen:
+        """What data say of the layers whose ranks a budget is to choose by that."""
         found: dict[str, dict[str, InputCovariance]] = {}
+        gradients: dict[str, OutputGradient] = {}
         if data is None or self.rule is not None:
-            return found
+            return _Seen({}, {}, {})
         for method in self.methods:
             try:
                 plan = self.plan(Manual(1), method, allow_larger=True)
             except PlanError:  # this method has none of the layers
                 continue
+            gradients = gradients or collect_output_gradients(self.model, plan, data)
             for name, covariance in collect_covariances(self.model, _whitenable(plan), data).items():
                 found.setdefault(name, {})[method] = covariance
-        return found
+        importances = {name: one.importance for name, one in gradients.items() if name in found}
+        return _Seen(two_sided(found, gradients), importances, {name: one.root for name, one in gradients.items()})
 
     def at(
         self,
         macs: float | None,
         params: float | None,
-        covariances: dict[str, dict[str, InputCovariance]],
+        seen: _Seen,
         data: Iterable[Batch] | None,
     ) -> nn.Module:
         """The net at a share of its cost."""
-        own = Budget(macs=macs, params=params, methods=self.methods, covariances=covariances or None)
+        own = Budget(
+            macs=macs, params=params, methods=self.methods,
+            covariances=seen.covariances or None, weights=seen.importances or None,
+        )  # fmt: skip
         plan = self.plan(self.rule or own, self.methods[0])
-        near = self.model if data is None else fit_to_data(self.model, plan, data)
+        near = self.model if data is None else fit_to_data(self.model, plan, data, output_roots=seen.roots)
         return convert(near, plan, on_error=self.on_error)
 
 
@@ -217,14 +241,14 @@ def _search(given: _Given, batches: Sequence[Batch], max_drop: float, evaluate: 
     dense = score(measure, given.model, held)
     if (again := score(measure, given.model, held)) != dense:
         raise DataError(f"evaluate gave {dense:.6g} and then {again:.6g} for the same net: fix its seed or its batches")
-    covariances = given.covariances(data)
+    seen = given.seen(data)
     low, high, tried = LEAST_SHARE, 1.0, list[tuple[float, float]]()
     best: tuple[nn.Module, float] | None = None
     refused: PlanError | None = None
     for _ in range(HALVINGS):
         share = (low + high) / 2
         try:
-            small = given.at(share, None, covariances, data)
+            small = given.at(share, None, seen, data)
         except PlanError as error:
             log.info("at a share of %.3f: %s", share, error)
             low, refused = share, error

@@ -30,6 +30,9 @@ from hodec.plan.layer import LayerPlan
 
 # Damping, as a share of the mean eigenvalue of C.
 DAMPING = 1e-3
+# Numbers in a patch up to which a fit is computed in float64: beyond, float32 takes half of the time and memory, and
+# the damping keeps its Cholesky factors far from singular.
+FLOAT64_SIDE = 1024
 # Alternating least squares: sweeps over all factors, steps of conjugate gradients for each factor, and the least gain
 # of a sweep, as a share of the loss, that another one follows.
 SWEEPS, CG_STEPS, LEAST_GAIN = 6, 10, 1e-3
@@ -71,6 +74,7 @@ def fit_layer(
     solver: str = "als",
     damping: float = DAMPING,
     output_root: Tensor | None = None,
+    metric: "Metric | None" = None,
 ) -> Fit:
     """The weight and bias of the planned ranks with least error in the outputs.
 
@@ -81,6 +85,7 @@ def fit_layer(
         solver: what refines the projection: ``als``, ``admm``, or ``none``; ``svd`` is exact without.
         damping: how strongly the weight is drawn towards the trained one, as a share of C's mean eigenvalue, > 0.
         output_root: symmetric (O, O): the error counts as norm(output_root error), by default as norm(error).
+        metric: ``metric_of`` these patches at this damping, where that is known already.
 
     Raises:
         ConfigError: an unknown solver, or a damping out of range.
@@ -92,17 +97,24 @@ def fit_layer(
         raise ConfigError(f"solver: {solver!r} given; allowed: {', '.join(SOLVERS)}")
     if not fittable(layer) or moments.shape != layer.shape:
         raise PlanError(f"{layer!r} cannot be fitted to data of a weight {moments.shape}; leave it as it is")
-    problem = _problem(layer, weight, moments, damping=damping, output_root=output_root)
+    problem = _problem(layer, weight, moments, metric or metric_of(layer, moments, damping), output_root)
     near = problem.outer(SOLVERS[solver](layer, problem)).reshape(layer.shape)
     return as_fit(near, moments)
 
 
 def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
-    (xx, yx, yy), (x, y) = moments.centred(), moments.means()
+    (x, y), yx = moments.means(), moments.cross_covariance()
+    xx = moments.covariance().to(_dtype(len(x)))
     z = weight.double().cpu().flatten(1)
-    missed = yy.sum() - 2 * (z * yx).sum() + ((z @ xx) * z).sum()
-    return Fit(weight, y - z @ x, float((missed / yy.sum().clamp_min(1e-300)).clamp_min(0)))
+    wanted = float((moments.yy / moments.count - y.square()).sum())
+    missed = wanted - 2 * float((z * yx).sum()) + float(((z.to(xx.dtype) @ xx) * z).sum())
+    return Fit(weight, y - z @ x, max(0.0, missed / max(wanted, 1e-300)))
+
+
+def _dtype(side: int) -> torch.dtype:
+    """What fits of so many numbers in a patch are computed in."""
+    return torch.float64 if side <= FLOAT64_SIDE else torch.float32
 
 
 def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING) -> Tensor:
@@ -111,20 +123,76 @@ def target_weight(weight: Tensor, moments: FitMoments, damping: float = DAMPING)
     Raises:
         ConfigError: a damping that is not above 0.
     """
+    _, root, ridge = _damped(moments, damping)
+    return _regression(weight, moments, root, ridge).double().reshape(weight.shape)
+
+
+def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, Tensor, float]:
+    """C + d 1 in the type that fits of this size are computed in, its Cholesky factor, and d."""
     if not damping > 0:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0; {DAMPING} suits most nets")
-    xx, yx, _ = moments.centred()
-    more = _ridge(xx, damping)
-    xx.diagonal().add_(more)
-    drawn = yx + more * weight.double().cpu().flatten(1)
-    return torch.cholesky_solve(drawn.mT, torch.linalg.cholesky(xx)).mT.reshape(weight.shape)
+    xx = moments.covariance()
+    rounding = moments.rounding * float(moments.xx.diagonal().mean()) / moments.count
+    ridge = max(damping * float(xx.diagonal().mean()), rounding, 1e-30)
+    xx.diagonal().add_(ridge)
+    near = xx.to(_dtype(len(xx)))
+    root, failed = torch.linalg.cholesky_ex(near)
+    if int(failed):  # few rows of one strong direction: float32 does not tell the damping from rounding
+        near, root = xx, torch.linalg.cholesky(xx)
+    return near, root, ridge
 
 
-def _ridge(xx: Tensor, damping: float) -> float:
-    return damping * max(float(xx.diagonal().mean()), 1e-30)
+def _regression(weight: Tensor, moments: FitMoments, root: Tensor, ridge: float) -> Tensor:
+    """W* (O, n), from the Cholesky factor of C + d 1."""
+    drawn = moments.cross_covariance() + ridge * weight.double().cpu().flatten(1)
+    return torch.cholesky_solve(drawn.mT.to(root.dtype), root).mT
 
 
 # -- the problem in coordinates in which its metric is near to 1 ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """C + d 1 of a layer's patches, factorized: fits to the same patches share it.
+
+    Attributes:
+        xx: (n, n), float64, or float32 for wide patches; so is all that follows.
+        ridge: d.
+        root: Cholesky factor of ``xx``.
+        covariance: the Kronecker product near to it by which inputs are whitened.
+        scale: ``xx`` is divided by this for a mean eigenvalue near to 1.
+    """
+
+    xx: Tensor
+    ridge: float
+    root: Tensor
+    covariance: InputCovariance
+    scale: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is 1 in whitened coordinates: the format can mix all numbers of a patch."""
+        return any(len(root.axes) == len(self.covariance.sizes) for root in self.covariance.roots)
+
+    def times(self, near: Tensor) -> Tensor:
+        """A whitened weight (O, n) times the metric in whitened coordinates."""
+        if self.whole:
+            return near
+        roots = (AxisRoot(r.axes, r.root, r.inverse.mT) for r in self.covariance.roots)
+        turned = InputCovariance(self.covariance.sizes, tuple(roots))
+        return turned.undo(self.covariance.undo(near) @ self.xx / self.scale)
+
+
+def metric_of(layer: LayerPlan, moments: FitMoments, damping: float = DAMPING) -> Metric:
+    """The metric of the patches that were added.
+
+    Raises:
+        ConfigError: a damping that is not above 0.
+        DataError: moments of no data.
+        TrainingError: NaN or Inf in the data.
+    """
+    xx, root, ridge = _damped(moments, damping)
+    return Metric(xx, ridge, root, kronecker(layer, xx), float(xx.diagonal().mean()))
 
 
 @dataclass(frozen=True)
@@ -132,47 +200,34 @@ class _Problem:
     """Nearest to ``wanted`` (O, n) in tr (Z - wanted) metric (Z - wanted)^T, with outputs and inputs whitened.
 
     Attributes:
-        metric: (n, n), of mean eigenvalue 1.
-        covariance: by which the inputs were whitened.
-        output_root: by which the outputs were, or None.
+        output_root: by which the outputs were whitened, or None.
     """
 
     wanted: Tensor
-    metric: Tensor
-    covariance: InputCovariance
+    metric: Metric
     output_root: Tensor | None
 
-    @property
-    def whole(self) -> bool:
-        """Whether the metric is 1: the format can mix all numbers of a patch."""
-        return any(len(root.axes) == len(self.covariance.sizes) for root in self.covariance.roots)
-
     def outer(self, near: Tensor) -> Tensor:
-        """Whitened weight (O, n) -> the weight itself."""
-        plain = self.covariance.undo(near)
+        """Whitened weight (O, n) -> the weight itself, float64."""
+        plain = self.metric.covariance.undo(near).double()
         return plain if self.output_root is None else torch.linalg.solve(self.output_root, plain)
 
     def loss(self, near: Tensor) -> float:
         """What a whitened weight (O, n) misses."""
         off = near - self.wanted
-        return float(((off @ self.metric) * off).sum())
+        return float((self.metric.times(off) * off).sum())
 
 
 def _problem(
-    layer: LayerPlan, weight: Tensor, moments: FitMoments, *, damping: float, output_root: Tensor | None
+    layer: LayerPlan, weight: Tensor, moments: FitMoments, metric: Metric, output_root: Tensor | None
 ) -> _Problem:
-    best = target_weight(weight, moments, damping).flatten(1)
+    best = _regression(weight, moments, metric.root, metric.ridge)
     if output_root is not None and len(layer.modes.outputs) == 1:  # split outputs do not mix
         output_root = output_root.double().cpu()
-        best = output_root @ best
+        best = output_root.to(best.dtype) @ best
     else:
         output_root = None
-    xx = moments.centred()[0]
-    xx.diagonal().add_(_ridge(xx, damping))
-    covariance = kronecker(layer, xx)
-    turned = InputCovariance(covariance.sizes, tuple(AxisRoot(r.axes, r.root, r.inverse.mT) for r in covariance.roots))
-    metric = turned.undo(turned.undo(xx).mT)
-    return _Problem(covariance.apply(best), metric / metric.diagonal().mean(), covariance, output_root)
+    return _Problem(metric.covariance.apply(best), metric, output_root)
 
 
 def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
@@ -208,7 +263,7 @@ def _project(layer: LayerPlan, matrix: Tensor) -> Tensor:
 def _als(layer: LayerPlan, problem: _Problem) -> Tensor:
     """Alternating least squares from the projection; each factor by some steps of conjugate gradients."""
     fmt, near = layer.format, _projection(layer, problem)
-    if problem.whole and fmt.orthogonal and len(fmt.unfoldings(near.reshape(layer.shape), layer.modes)) == 1:
+    if problem.metric.whole and fmt.orthogonal and len(fmt.unfoldings(near.reshape(layer.shape), layer.modes)) == 1:
         return near  # the one truncated SVD is exact
     losses, steps = [problem.loss(near)], WORK / near.numel() / near.shape[1]
     factors = fmt.decompose(near.reshape(layer.shape), layer.ranks, layer.modes)
@@ -241,14 +296,14 @@ def _improved(layer: LayerPlan, problem: _Problem, factors: Sequence[Tensor], k:
     lengths = of_squares(torch.ones_like(made))
     scale = lengths.clamp_min(1e-12 * float(lengths.max())).reciprocal()  # of each number's column, squared
     factor = factors[k]
-    residual = adjoint((problem.wanted - made) @ problem.metric)
+    residual = adjoint(problem.metric.times(problem.wanted - made))
     eased = scale * residual
     step, height = eased, float((residual * eased).sum())
     first = height
     for _ in range(steps):
         if height <= 1e-20 or height <= 1e-8 * first:
             break
-        moved = adjoint(weight(step) @ problem.metric)
+        moved = adjoint(problem.metric.times(weight(step)))
         length = height / max(float((step * moved).sum()), 1e-300)
         factor, residual = factor + length * step, residual - length * moved
         eased = scale * residual
@@ -275,8 +330,10 @@ def _admm(layer: LayerPlan, problem: _Problem) -> Tensor:
     near = best = _projection(layer, problem)
     least, dual = problem.loss(near), torch.zeros_like(near)
     rho, rounds = RHO, max(5, min(ROUNDS, int(WORK / near.numel() / near.shape[1] / 3)))
-    fixed = problem.wanted @ problem.metric
-    root = torch.linalg.cholesky(problem.metric + rho * torch.eye(len(problem.metric), dtype=near.dtype))
+    one = torch.eye(near.shape[1], dtype=near.dtype)
+    metric = problem.metric.times(one)
+    metric = metric / metric.diagonal().mean()
+    fixed, root = problem.wanted @ metric, torch.linalg.cholesky(metric + rho * one)
     for _ in range(rounds):
         free = torch.cholesky_solve((fixed + rho * (near - dual)).mT, root).mT
         near = _project(layer, free + dual)

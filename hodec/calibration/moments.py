@@ -23,6 +23,7 @@ class FitMoments:
         x, y: sums of patches, (n,), and of outputs, (O,).
         xx, yx: sums of their products, (n, n) and (O, n).
         yy: sums of squares of outputs, (O,).
+        rounding: of the products, as a share of the mean square; what is left of it where means are taken off.
     """
 
     def __init__(self, shape: Sequence[int], *, constant: bool = True) -> None:
@@ -31,6 +32,7 @@ class FitMoments:
         self.x, self.y = (torch.zeros(n, dtype=torch.float64) for n in (inputs, out))
         self.xx, self.yx = (torch.zeros(n, inputs, dtype=torch.float64) for n in (inputs, out))
         self.yy = torch.zeros(out, dtype=torch.float64)
+        self.rounding = 1e-15
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows.
@@ -47,13 +49,31 @@ class FitMoments:
                 f"patches {tuple(x.shape)} and outputs {tuple(y.shape)} given; allowed for a weight {self.shape}: "
                 f"patches (M, {', '.join(map(str, self.shape[1:]))}) and outputs (M, {self.shape[0]})"
             )
-        rows, wanted = x.flatten(1).double().cpu(), y.double().cpu()
+        rows, wanted = x.flatten(1).cpu(), y.cpu()
+        if rows.dtype != torch.float64:  # products in float32, at twice the speed; their sums in float64
+            rows, self.rounding = rows.float(), 1e-7
+        wanted = wanted.to(rows.dtype)
         self.count += len(rows)
         self.x += rows.sum(0)
         self.y += wanted.sum(0)
         self.xx += rows.mT @ rows
         self.yx += wanted.mT @ rows
         self.yy += wanted.square().sum(0)
+
+    def covariance(self) -> Tensor:
+        """Second moments of patches about their mean, (n, n).
+
+        Raises:
+            DataError: nothing was added.
+            TrainingError: NaN or Inf among what was added.
+        """
+        x, _ = self.means()
+        return (self.xx / self.count).sub_(torch.outer(x, x))  # not addr_: one row is to leave exact zeros
+
+    def cross_covariance(self) -> Tensor:
+        """Second moments of outputs with patches about their means, (O, n); errors as of ``covariance``."""
+        x, y = self.means()
+        return (self.yx / self.count).sub_(torch.outer(y, x))
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
         """Second moments about the means: of patches (n, n), of outputs with patches (O, n), and of
@@ -63,12 +83,8 @@ class FitMoments:
             DataError: nothing was added.
             TrainingError: NaN or Inf among what was added.
         """
-        x, y = self.means()
-        return (
-            self.xx / self.count - torch.outer(x, x),
-            self.yx / self.count - torch.outer(y, x),
-            self.yy / self.count - y.square(),
-        )
+        _, y = self.means()
+        return self.covariance(), self.cross_covariance(), self.yy / self.count - y.square()
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean patch (n,) and mean output (O,); zeros where no constant is fitted.
@@ -79,7 +95,8 @@ class FitMoments:
         """
         if not self.count:
             raise DataError("a layer is to be fitted to no data: the net never calls it on these batches")
-        if not all(bool(sums.isfinite().all()) for sums in (self.xx, self.yy)):
+        # NaN and Inf of any row are in a diagonal
+        if not all(bool(sums.isfinite().all()) for sums in (self.xx.diagonal(), self.yy)):
             raise TrainingError(
                 "calibration data give NaN or Inf at a layer; look at the data and the layers before it"
             )

@@ -4,106 +4,44 @@ The dense net and a copy of it run on the same batches. A layer's patches come f
 layers before it have their fitted weights already, and the outputs that it is to give come from the dense net: what
 earlier layers lost is made up for as far as this layer can. Nothing is trained: every fit is a least-squares problem.
 
-Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section 2.2.
+Where a layer's output is summed with something else, as at the end of a residual block, the sum is what is to be met:
+with s beside it in the dense net and s' in the copy, it is fitted to y + (s - s') / a, where a is the scale of the
+BatchNorm in between. Where a ReLU comes behind, see ``Responses``.
+
+Source: Zhang, Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: sections 2.2 and 2.3; sums:
+He, Zhang, Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017: section 3.3.
 """
 
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from hodec.calibration.fit import DAMPING, Fit, fit_layer, fittable
-from hodec.calibration.im2col import Draw, patches
+from hodec.calibration.fit import DAMPING, fit_layer, metric_of
 from hodec.calibration.moments import FitMoments
+from hodec.calibration.passes import Passes
+from hodec.calibration.responses import Responses
+from hodec.calibration.sites import Site, Stop, sites_of, survey
 from hodec.errors import DataError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, run_batches, uncompiled
-from hodec.layers.plain import copied, plain_layer
+from hodec.layers.plain import copied
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class _Site:
-    """A planned layer in the dense net and in its copy."""
-
-    name: str
-    layer: LayerPlan
-    dense: nn.Module
-    near: nn.Module
-    plain: nn.Module
-    calls: int = 0
-    norm: nn.modules.batchnorm._BatchNorm | None = None
-    wanted: list[tuple[tuple[Tensor, ...] | None, Tensor]] = field(default_factory=list)
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.near._parameters["weight"])
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        return self.near._parameters.get("bias")
-
-    @property
-    def has_constant(self) -> bool:
-        """Whether its mean output can be moved: by a bias, or by the BatchNorm behind it."""
-        return self.bias is not None or self.norm is not None
-
-    def note(self, draw: Draw, output: Tensor) -> None:
-        """Keep a dense output (N, O, ..) at some positions, as rows (M, O)."""
-        dims = LAYER_TYPES[self.layer.layer_type].dims
-        if not dims:
-            self.wanted.append((None, output.reshape(-1, output.shape[-1])))
-            return
-        batch = output if output.ndim == dims + 2 else output.unsqueeze(0)
-        index = draw.of(batch.shape[2:])
-        places: tuple[slice | Tensor, ...] = (slice(None), slice(None), *(index or ()))
-        seen = batch.flatten(2) if index is None else batch[places]
-        self.wanted.append((index, seen.transpose(1, 2).flatten(0, 1)))
-
-    def see(self, moments: FitMoments, x: Tensor) -> None:
-        """Add the patches of one call of the copy, with what the dense net gave there."""
-        index, wanted = self.wanted.pop(0)
-        fixed = _Fixed(index)
-        at = 0
-        for rows in patches(self.plain, LAYER_TYPES[self.layer.layer_type], x, cast(Draw, fixed)):
-            moments.add(rows / fixed.scale, wanted[at : at + len(rows)])
-            at += len(rows)
-
-    def take(self, fit: Fit) -> None:
-        """Give the copy the fitted weight, and the bias or what stands for it in the BatchNorm behind."""
-        layer_type = LAYER_TYPES[self.layer.layer_type]
-        self.weight.copy_(layer_type.from_oihw(fit.weight))
-        if self.norm is not None:
-            old = 0 if self.bias is None else self.bias
-            cast(Tensor, self.norm.running_mean).sub_(fit.bias.to(self.weight) - old)
-        elif self.bias is not None:
-            self.bias.copy_(fit.bias)
-
-
-class _Fixed:
-    """Positions that were drawn before, as ``Draw`` gives them."""
-
-    def __init__(self, index: tuple[Tensor, ...] | None) -> None:
-        self.index, self.scale = index, 1.0
-
-    def of(self, sizes: Sequence[int]) -> tuple[Tensor, ...] | None:
-        if self.index is not None:
-            self.scale = (math.prod(sizes) / len(self.index[0])) ** 0.5
-        return self.index
-
-
-class _Enough(Exception):
-    """All that was to be seen of a batch has been."""
+# Batches that stand in the net together; of more, each group of layers reads them anew, one after the other.
+TOGETHER = 16
+# Groups of layers then.
+GROUPS = 16
+# Turns of what is wanted in front of a ReLU, see ``Responses``.
+TURNS = 3
 
 
 @torch.no_grad()
@@ -115,7 +53,10 @@ def fit_to_data(
     solver: str = "als",
     damping: float = DAMPING,
     positions: int | None = 64,
-    passes: int = 16,
+    passes: int | None = None,
+    sums: bool = True,
+    turns: int = TURNS,
+    output_roots: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """A copy of the dense model whose planned layers have weights of the planned ranks, fitted to data.
 
@@ -125,10 +66,16 @@ def fit_to_data(
     Args:
         model: the dense model the plan was made for; it is left as it was.
         plan: the layers. Those that have no weight of their own which meets patches are projected by their weights.
-        batches: as ``collect_covariances`` takes them; read ``passes`` times at most.
+        batches: as ``collect_covariances`` takes them. Up to 16 go through both nets together, and what the nets hold
+            of them at one layer is in memory; more are read anew for each of 16 groups of layers.
         solver, damping: see ``fit_layer``.
         positions: most output positions of a convolution looked at per image and call; None for all.
-        passes: most groups of layers; those of one group are fitted on the same inputs.
+        passes: read the data so often at most, whatever they are: so many groups of layers, and those of one group are
+            fitted on the same inputs. None: as said above.
+        sums: whether a layer whose output is summed with another's is fitted to the dense sum.
+        turns: how often the outputs wanted in front of a ReLU are adapted; 0: they are those of the dense layer. Sums
+            and turns count where batches go together: layers fitted at once would all make up for the same.
+        output_roots: layer -> symmetric (O, O), as ``fit_layer`` takes it; see ``collect_output_gradients``.
 
     Raises:
         DataError: no batch.
@@ -144,115 +91,108 @@ def fit_to_data(
     dense = uncompiled(model)
     near = copied(dense)
     count = len(plan.example_input().args) or None
-    sites = _sites(dense, near, plan)
+    sites = sites_of(dense, near, plan)
     for name, layer in plan.items():
         if name not in {site.name for site in sites} and not layer.computed_from:
             _project(near, name, layer)
+    first = list(islice(iter(batches), TOGETHER + 1)) if passes is None else list(islice(iter(batches), 1))
+    if not first:
+        raise DataError("no batch to fit to: give at least one, a few hundred images are enough")
     with inference(dense), inference(near):
-        sites = _in_order(sites, dense, near, batches, count)
-        for group in _groups(sites, passes):
-            for site, moments in zip(group, _moments(group, dense, near, batches, count, positions), strict=True):
-                weight = LAYER_TYPES[site.layer.layer_type].to_oihw(site.weight.detach())
-                fit = fit_layer(site.layer, weight, moments, solver=solver, damping=damping)
-                log.info("%s: %.3g of the outputs' variance is missed", site.name, fit.error)
-                site.take(fit)
+        together = passes is None and len(first) <= TOGETHER
+        fitting = _Fitting(solver, damping, turns if together else 0, output_roots or {})
+        run = partial(run_batches, dense, first[:1], count=count)
+        stops = survey(sites, dense, near, run, sums=sums and together)
+        walking = partial(Passes, dense, near, count=count, positions=positions)
+        if together:
+            while stops:
+                stops = _together(stops, first, walking, fitting)
+        else:
+            for group in _groups(stops, GROUPS if passes is None else passes):
+                _group(group, batches, walking, fitting)
     return near
 
 
-def _groups(sites: Sequence[_Site], most: int) -> list[Sequence[_Site]]:
+@dataclass(frozen=True)
+class _Fitting:
+    """How layers are fitted."""
+
+    solver: str
+    damping: float
+    turns: int
+    output_roots: Mapping[str, Tensor]
+
+    def __call__(self, site: Site, moments: FitMoments, responses: Responses) -> None:
+        """Give a layer of the copy its weight."""
+        weight = LAYER_TYPES[site.layer.layer_type].to_oihw(site.weight.detach())
+        fitted = partial(
+            fit_layer,
+            site.layer,
+            weight,
+            output_root=self.output_roots.get(site.name),
+            metric=metric_of(site.layer, moments, self.damping),
+        )
+        wanted = moments
+        for _ in range(self.turns if site.rectified else 0):
+            wanted = responses.towards(fitted(wanted, solver="none"), moments)
+        fit = fitted(wanted, solver=self.solver)
+        log.info("%s: %.3g of the outputs' variance is missed", site.name, fit.error)
+        site.take(fit)
+
+
+def _blank(site: Site) -> tuple[FitMoments, Responses]:
+    return FitMoments(site.layer.shape, constant=site.has_constant), Responses(*site.affine())
+
+
+def _together(
+    stops: list[Stop], batches: Sequence[Batch], walking: Callable[[Sequence[Stop]], Passes], fitting: _Fitting
+) -> list[Stop]:
+    """Fit layers while all batches go through the net; the stops that are left where it has to begin anew."""
+    with walking(stops) as passes:
+        for batch in batches:
+            passes.start(batch)
+        for k, stop in enumerate(stops):
+            for one in passes.open:
+                one.to(stop)
+            for site in stop.sites:
+                known = _blank(site)
+                for one in passes.open:
+                    one.add_to(*known, site)
+                fitting(site, *known)
+                passes.done(site)
+                for one in passes.open:
+                    one.renew(site)
+            if stop.repeated:  # what is behind its first call depends on it
+                return stops[k + 1 :]
+    return []
+
+
+def _group(
+    group: Sequence[Stop], batches: Iterable[Batch], walking: Callable[[Sequence[Stop]], Passes], fitting: _Fitting
+) -> None:
+    """Fit a group of layers on the same inputs, from one reading of the data."""
+    known = {site: _blank(site) for stop in group for site in stop.sites}
+    with walking(group) as passes:
+        for batch in batches:
+            one = passes.start(batch)
+            for stop in group:
+                one.to(stop)
+                for site in stop.sites:
+                    one.add_to(*known[site], site)
+            passes.open.remove(one)
+            one.leave()
+    for site, found in known.items():
+        fitting(site, *found)
+
+
+def _groups(stops: Sequence[Stop], most: int) -> list[Sequence[Stop]]:
     """At most so many groups of neighbours, of equal sizes as nearly as can be."""
-    count = min(max(1, most), len(sites))
-    ends = [round(k * len(sites) / count) for k in range(count + 1)] if count else [0]
-    return [sites[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-
-
-def _sites(dense: nn.Module, near: nn.Module, plan: Plan) -> list[_Site]:
-    """The layers that can be fitted."""
-    found = []
-    for name, layer in plan.items():
-        if not fittable(layer) or layer.computed_from:
-            continue
-        module = near.get_submodule(name)
-        plain = plain_layer(module)
-        if plain is not None:
-            found.append(_Site(name, layer, dense.get_submodule(name), module, plain.layer))
-    return found
+    count = min(max(1, most), len(stops))
+    ends = [round(k * len(stops) / count) for k in range(count + 1)] if count else [0]
+    return [stops[start:end] for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def _project(near: nn.Module, name: str, layer: LayerPlan) -> None:
     parameter = near.get_parameter(layer.parameter(name))
     if layer.role is Role.LAYER:
         parameter.copy_(layer.project(parameter))
-
-
-def _in_order(
-    sites: Sequence[_Site], dense: nn.Module, near: nn.Module, batches: Iterable[Batch], count: int | None
-) -> list[_Site]:
-    """The layers in the order of their first calls, with their calls for a batch and the BatchNorm behind each."""
-    order: list[_Site] = []
-    outputs: dict[int, tuple[_Site, Tensor]] = {}
-    twins = dict(zip(dense.modules(), near.modules(), strict=True))
-
-    def called(site: _Site, _m: nn.Module, _a: object, output: Tensor) -> None:
-        site.calls += 1
-        if site not in order:
-            order.append(site)
-        outputs[id(output)] = (site, output)
-
-    def norm_called(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if id(args[0]) in outputs:
-            outputs[id(args[0])][0].norm = cast(nn.modules.batchnorm._BatchNorm, twins[module])
-
-    with ExitStack() as stack:
-        for site in sites:
-            stack.callback(site.dense.register_forward_hook(partial(called, site)).remove)
-        for module in dense.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                stack.callback(module.register_forward_pre_hook(norm_called).remove)
-        first = next(iter(batches), None)
-        if first is None:
-            raise DataError("no batch to fit to: give at least one, a few hundred images are enough")
-        run_batches(dense, [first], count=count)
-    return order
-
-
-def _moments(
-    group: Sequence[_Site],
-    dense: nn.Module,
-    near: nn.Module,
-    batches: Iterable[Batch],
-    count: int | None,
-    positions: int | None,
-) -> list[FitMoments]:
-    """What the fits of these layers need, from one reading of the data."""
-    draw = Draw(positions, torch.Generator().manual_seed(0))
-    moments = [FitMoments(site.layer.shape, constant=site.has_constant) for site in group]
-    last, calls = group[-1], 0
-
-    def enough(site: _Site) -> None:
-        nonlocal calls
-        calls += site is last
-        if calls == last.calls:
-            calls = 0
-            raise _Enough
-
-    def given(site: _Site, _m: nn.Module, _a: object, output: Tensor) -> None:
-        site.note(draw, output)
-        enough(site)
-
-    def met(site: _Site, sums: FitMoments, _m: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
-        site.see(sums, args[0] if args else next(iter(kwargs.values())))
-        enough(site)
-
-    for batch in batches:
-        for net in (dense, near):
-            with ExitStack() as stack:
-                for site, sums in zip(group, moments, strict=True):
-                    if net is dense:
-                        hook = site.dense.register_forward_hook(partial(given, site))
-                    else:
-                        hook = site.near.register_forward_pre_hook(partial(met, site, sums), with_kwargs=True)
-                    stack.callback(hook.remove)
-                with suppress(_Enough):
-                    run_batches(net, [batch], count=count)
-    return moments

@@ -213,3 +213,11 @@ def test_bad_settings_are_refused(generator):
     assert fittable(layer)
     assert not fittable(dataclasses.replace(layer, groups=2))
     assert not fittable(dataclasses.replace(layer, ties=(Tie("other", "conv2d", layer.call_sites),)))
+
+
+def test_few_rows_of_one_strong_direction_fall_back_to_float64(generator, monkeypatch):
+    monkeypatch.setattr("hodec.calibration.fit.FLOAT64_SIDE", 16)
+    layer = layer_of("svd")
+    weight, x, y = data(layer, generator)
+    moments = moments_of(layer, 1e-2 * x + 100 * x[:, :1, :1, :1], y)
+    assert fit_layer(layer, weight, moments, damping=1e-9).weight.isfinite().all()

@@ -1,5 +1,7 @@
 """Layers fitted one after the other: what earlier ones lost is made up for, and nothing else of the net is touched."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hodec.calibration.input_covariance import collect_covariances
-from hodec.calibration.sequential import fit_to_data
+from hodec.calibration.sequential import TOGETHER, fit_to_data
 from hodec.conversion.swap import convert
 from hodec.errors import DataError
 from hodec.methods import METHODS
@@ -77,7 +79,7 @@ def test_full_ranks_leave_the_outputs(method: str, generator):
 def test_a_bias_is_fitted_where_there_is_one_and_in_batchnorm_otherwise(generator):
     net, x = settled(generator)
     plan = planned(net, 2, x[:1], method="svd", include=["conv1", "layer1.conv1"], allow_larger=True)
-    near = fit_to_data(net, plan, [x], positions=None)
+    near = fit_to_data(net, plan, [x], positions=None, turns=0)
     taken = {}
     for name, one in (("dense", net), ("near", near)):
         for layer in ("bn1", "layer1.bn1"):
@@ -138,6 +140,79 @@ def test_what_meets_no_patches_is_projected(generator):
     small = convert(near, plan)
     assert_close(small.table.dense_weight(), near.table.weight, rtol=1e-4, atol=1e-4)
     assert error(net, small, tokens) < error(net, convert(net, plan), tokens)
+
+
+def test_sums_and_rectifiers_bring_unseen_outputs_nearer(generator):
+    """The block's two last layers make up for what the block before lost, on both sides of the sum."""
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", include=["conv1", "layer1.*"], allow_larger=True)
+    data, unseen = list(x.split(16)), images(generator)
+    errors = {
+        (sums, turns): error(net, fit_to_data(net, plan, data, sums=sums, turns=turns), unseen)
+        for sums, turns in ((False, 0), (False, 3), (True, 3))
+    }
+    assert errors[True, 3] < 0.9 * errors[False, 0]
+    assert errors[True, 3] < errors[False, 3]
+
+
+def test_what_is_beside_a_sum_is_made_up_for(generator):
+    """A layer that can do all meets the sum as well as a layer can that sees the sum."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lossy, self.whole = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lossy(x) + self.whole(x)
+
+    torch.manual_seed(0)
+    net, x = Beside(), torch.randn(200, 8, generator=generator)
+    plan = planned(net, {"lossy": 1, "whole": 8}, x[:1], method="svd", allow_larger=True)
+    data = list(x.split(50))
+    assert error(net, fit_to_data(net, plan, data), x) < 0.01
+    assert error(net, fit_to_data(net, plan, data, sums=False), x) > 0.2
+
+
+def test_output_roots_decide_what_is_kept(generator):
+    net, x = settled(generator)
+    plan = planned(net, 3, x[:1], method="svd", include="layer1.conv1", allow_larger=True)
+    root = torch.diag(torch.tensor([10.0] * 3 + [1.0] * 21, dtype=torch.float64))
+
+    @torch.no_grad()
+    def off(near: nn.Module) -> float:
+        first = [one.layer1["conv1"](F.relu(one.bn1(one.conv1(x))))[:, :3] for one in (net, near)]
+        means = [one.layer1["bn1"].running_mean[:3, None, None] for one in (net, near)]
+        return float(((first[0] - means[0]) - (first[1] - means[1])).norm())
+
+    plain = fit_to_data(net, plan, [x], turns=0)
+    assert off(fit_to_data(net, plan, [x], turns=0, output_roots={"layer1.conv1": root})) < 0.5 * off(plain)
+
+
+def test_more_batches_than_go_together_are_read_for_groups(generator):
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", include=["layer1.*"], allow_larger=True)
+    data = list(x.split(3))
+    assert len(data) > TOGETHER
+    near = fit_to_data(net, plan, data)
+    assert error(net, near, x) < error(net, convert(net, plan), x)
+
+
+def test_an_error_on_the_way_comes_through_and_leaves_nothing(generator):
+    class Refusing(SmallResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 7:
+                raise ValueError("seven images")
+            return super().forward(x)
+
+    net, x = Refusing(), images(generator)
+    plan = planned(net, 2, x[:1], method="svd", allow_larger=True)
+    before, threads = snapshot(net), threading.active_count()
+    with pytest.raises(ValueError, match="seven images"):
+        fit_to_data(net, plan, [x[:8], x[:7]])
+    assert_untouched(net, before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert threading.active_count() == threads
 
 
 def test_no_data_are_refused(generator):
