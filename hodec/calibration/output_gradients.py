@@ -79,11 +79,7 @@ class TwoSided:
 def collect_output_gradients(
     model: nn.Module, plan: Plan, batches: Iterable[Batch], *, damping: float = 1e-2, seed: int = 0
 ) -> dict[str, OutputGradient]:
-    """How much the outputs of each planned layer count for those of the net, from one backward pass of each batch::
-
-        gradients = hodec.collect_output_gradients(net, plan, batches)
-        roots = {name: one.root for name, one in gradients.items()}
-        near = hodec.fit_to_data(net, plan, batches, output_roots=roots)
+    """How much the outputs of each planned layer count for those of the net, from one backward pass of each batch.
 
     The model is run in evaluation mode and left as it was; what it gives first that is a tensor of floating point
     counts. Layers whose outputs are no use of one weight (``fittable`` says which) are left out, and so are those that
@@ -98,6 +94,16 @@ def collect_output_gradients(
     Raises:
         ConfigError: a setting out of range.
         DataError: no batch, or a net that gives no tensor of floating point.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+        >>> images = [torch.randn(16, 3, 8, 8)]
+        >>> plan = hodec.make_plan(net, 2, method="svd", example_input=images[0])
+        >>> gradients = hodec.collect_output_gradients(net, plan, images)
+        >>> gradients["0"].root.shape
+        torch.Size([8, 8])
+        >>> roots = {name: one.root for name, one in gradients.items()}
+        >>> small = hodec.fit_to_data(net, plan, images, output_roots=roots)
     """
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-2 suits most nets")
