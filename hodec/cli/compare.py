@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hodec.cli import Answer
@@ -37,13 +39,24 @@ def run(options: argparse.Namespace) -> Answer:
             raise
         raise ConfigError(f"{error.name} is missing; pip install 'hodec[experiment]'") from error
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("hodec.experiment.phases").setLevel(logging.WARNING)  # the same plan in each run
     root = Path(options.output)
     try:
         comparison = read_comparison(Path(options.arms), options.settings)
-        with stoppable():
+        with stoppable(), _without_plans():
             arms = race(comparison, root, only=options.only, report=lambda arms: write_tables(root, comparison, arms))
     except HodecError as error:  # in the words of this verb, whose settings are those of hodec train
         words = error.told(Use.in_hydra).replace("hydra.run.dir=PATH", "-o FOLDER")
         raise type(error)(words) from error
     return Answer(text_of(comparison, arms), json_of(comparison, arms))
+
+
+@contextmanager
+def _without_plans() -> Iterator[None]:
+    """Keep the plan, the same in each run, out of the log."""
+    log = logging.getLogger("hodec.experiment.phases")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

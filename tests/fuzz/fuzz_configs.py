@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from fuzz_plans import edited  # isort: skip
 from hodec.errors import ConfigError, Use
+from hodec.experiment.config.differences import differences
 from hodec.experiment.config.groups import CONF, groups, settings_by_key
 from hodec.experiment.config.overrides import check_overrides, plain
-from hodec.experiment.config.schema import Config, completed, config_of, differences, read_config, to_yaml
+from hodec.experiment.config.schema import Config, completed, config_of, read_config, to_yaml
 
 VALUES = [
     "0", "1", "-1", "2", "3", "0.5", "1e-3", "1e400", "nan", "inf", "-inf", "1e30", "99999999999999999999", "true",

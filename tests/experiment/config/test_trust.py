@@ -88,7 +88,7 @@ def test_a_main_file_of_somebody_elses_needs_trust(tmp_path):
 
 
 def test_with_trust_they_are_taken_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.delenv(trust.VARIABLE, raising=False)
+    monkeypatch.setenv(trust.VARIABLE, "")
     argv = experiment(tmp_path, TRAPS["callback"].replace("TRACE", str(tmp_path / "trace")))
     assert problems(*argv)
     assert trust.take_flag([*argv, "--trust"]) == argv

@@ -252,7 +252,5 @@ def test_an_epoch_of_more_steps_than_there_are_batches_is_refused(option):
     data = build_data(option("fake", fake_size=64, val_fraction=0, epoch_batches=4))
     assert len(train_loader(data, seed=0)) == 4
     data = build_data(option("fake", fake_size=64, val_fraction=0, epoch_batches=5))
-    with pytest.raises(
-        ConfigError, match="epoch_batches=5 of 16 images are more than the 64 .* set epoch_batches=4 or"
-    ):
+    with pytest.raises(ConfigError, match="epoch_batches=5 of 16 images are more than the 64 there are; at most 4"):
         train_loader(data, seed=0)
