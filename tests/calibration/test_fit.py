@@ -19,7 +19,12 @@ from hodec.plan.layer import LayerPlan, Tie
 
 RANKS = {"tt": (5, 6), "tucker": (5, 6), "tt_classical": (4, 20), "cp": (6,), "cp3": (6,)}
 CASES = [
-    *((method, "conv2d", 1) for method in METHODS if METHODS[method].format("conv2d").min_modes < 2),
+    *(
+        (method, "conv2d", 1)
+        for method in METHODS
+        if method != "cp3" and METHODS[method].format("conv2d").min_modes < 2
+    ),
+    pytest.param("cp3", "conv2d", 1, marks=pytest.mark.slow),  # seconds, and much as cp
     ("tt", "conv2d", 2),
     ("tt_classical", "conv2d", 2),
     ("svd", "linear", 1),

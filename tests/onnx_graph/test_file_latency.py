@@ -139,7 +139,10 @@ def test_the_counts_between_ops_can_be_changed():
     assert with_counts(ops, (5, 6)) == ops
 
 
-@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker", "tt", "cp"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("svd", "spatial_svd", "tucker", "cp")]
+
+
+@pytest.mark.parametrize("method", ["tt", *SLOW])
 def test_every_method_can_be_timed(facts, tmp_path, method):
     sites = sites_of(facts, method)
     table = latency_table(facts, sites, folder=tmp_path)
