@@ -164,7 +164,7 @@ def test_the_readme_is_one_screen_and_shows_what_hodec_does():
 
 def numbers(text: str) -> set[str]:
     """The decimal numbers of a text, without what a multiplication sign or a per cent sign makes of them."""
-    return set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text))
+    return set(re.findall(r"(?<![\w.])\d+\.\d+(?!\d|\.\d|[a-wyz])", text))
 
 
 def measured() -> set[str]:

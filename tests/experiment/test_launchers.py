@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 from train_script import StartedSmall, wait
@@ -47,11 +48,14 @@ def test_six_runs_one_fails_a_kill_and_a_second_start(tmp_path, launcher):
     child = StartedSmall(*argv, *more, log=tmp_path / "first")
     assert wait(child, lambda: bool(list(sweep.glob("*/metrics.json")))) is None, child.log.read_text()
     child.kill(signal.SIGTERM)
-    wait(child)
-    for _ in range(600):  # jobs are processes of their own: those under way end by themselves
-        if not held(sweep):
+    for _ in range(600):  # jobs are processes of their own, which outlive the sweep
+        if not (running := held(sweep)):
             break
+        for pid in running:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
+    wait(child)
     done = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
     assert 0 < len(done) < 5
 
