@@ -27,10 +27,11 @@ FILE_LINK = re.compile(r"\[(?:docs/)?[\w/]+\.md\]\(([\w./]+\.md)")
 def outside() -> Iterator[tuple[str, str]]:
     """Each page outside docs/, and the pictures and scripts of pages: its path in the repository, and on the site."""
     yield from PAGES.items()
-    for ending in ("README.md", "*.png", "*.py"):
+    for ending in ("README.md", "*.png", "*.py", "*.yaml"):
         for path in sorted((ROOT / "experiments").rglob(ending)):
             name = path.relative_to(ROOT).as_posix()
             yield name, name
+    yield "conf/experiment/short_protocol.yaml", "experiments/short_protocol/short_protocol.yaml"
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         yield f"notebooks/{path.name}", f"notebooks/{path.stem}.md"
 

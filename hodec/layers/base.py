@@ -59,11 +59,9 @@ class FactorizedLayer(OneNode):
         ConvertError: an execution that the format does not have.
 
     Examples:
-        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
-        >>> small = hodec.convert(net, plan)
-        >>> layers = [m for m in small.modules() if isinstance(m, hodec.FactorizedLayer)]
-        >>> [tuple(factor.shape) for factor in layers[0].factors()], tuple(layers[0].dense_weight().shape)
+        >>> net = nn.Sequential(nn.Linear(64, 64))
+        >>> layer = hodec.convert(net, hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64)))[0]
+        >>> [tuple(factor.shape) for factor in layer.factors()], tuple(layer.dense_weight().shape)
         ([(4, 64), (64, 4)], (64, 64))
     """
 
@@ -387,13 +385,9 @@ def randomize_factors(model: nn.Module, *, seed: int) -> None:
 
 
 def equalize_norms(factors: Sequence[Tensor]) -> list[Tensor]:
-    """Scale factors to equal root-mean-square entries; their product stays as it is.
-
-    A decomposition leaves all of the norm in one factor, which gives the factors gradients of very different
-    sizes and makes one learning rate fit none of them.
-    """
+    """Scale factors to equal root-mean-square entries, which one learning rate fits; their product stays as it is."""
     sizes = [f.square().mean().sqrt() for f in factors]
-    if min(sizes) == 0:  # a zero weight: shrinking the other factors would leave nothing to learn from
+    if min(sizes) == 0:  # shrinking the other factors would leave nothing to learn from
         return list(factors)
     mean = torch.stack([s.log() for s in sizes]).mean().exp()
     return [f * (mean / s) for f, s in zip(factors, sizes, strict=True)]
@@ -401,5 +395,4 @@ def equalize_norms(factors: Sequence[Tensor]) -> list[Tensor]:
 
 def same_random_state(tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
     """A context whose draws do not move the global generators (of the CPU and of these tensors' devices)."""
-    devices = {t.device.index for t in tensors if t.is_cuda}
-    return torch.random.fork_rng(devices=sorted(devices))
+    return torch.random.fork_rng(devices=sorted({t.device.index for t in tensors if t.is_cuda}))

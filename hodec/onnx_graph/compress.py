@@ -76,6 +76,12 @@ class Calibration:
         )
 
 
+def _check_choices(target: str, store: str | None) -> None:
+    for flag, value, allowed in (("--target", target, TARGETS), ("--store", store, STORES)):
+        if value is not None and value not in allowed:
+            raise ConfigError(f"{flag}: {value!r} given; allowed: {' | '.join(allowed)}")
+
+
 def compress_file(  # noqa: PLR0913
     source: str | Path,
     out: str | Path,
@@ -138,10 +144,7 @@ def compress_file(  # noqa: PLR0913
         NothingPays: no smaller file loses as little as is allowed; nothing is written.
         DataError, ConfigError, ConvertError, CheckpointError, PlanError: what has to be mended; nothing is written.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"--target: {target!r} given; allowed: {' | '.join(TARGETS)}")
-    if store not in (None, *STORES):
-        raise ConfigError(f"--store: {store!r} given; allowed: {' | '.join(STORES)}")
+    _check_choices(target, store)
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
     task = Task(given, evaluate, loss, max_drop, confidence)
     if report is not None:

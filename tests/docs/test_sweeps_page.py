@@ -23,7 +23,12 @@ RUNS = [words[2:] for words in COMMANDS if words[0] == "python"]
 REPORTS = [words[1:] for words in COMMANDS if words[0] == "hodec"]
 
 
-@pytest.mark.parametrize("argv", RUNS, ids=" ".join)
+# Two objectives take what one takes, and seconds more.
+@pytest.mark.parametrize(
+    "argv",
+    [pytest.param(one, marks=[pytest.mark.slow] if "hydra/sweeper=accuracy_macs" in one else []) for one in RUNS],
+    ids=" ".join,
+)
 def test_commands_of_train_py_are_accepted(argv):
     launcher = next((word.partition("=")[2] for word in argv if word.startswith("hydra/launcher=")), "")
     if launcher in PLUGINS and importlib.util.find_spec(f"hydra_plugins.{PLUGINS[launcher]}") is None:

@@ -23,8 +23,15 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, *NUMBERS])
-@pytest.mark.parametrize("place", PLACES)
+# Every signal at one place and one signal at every place; the other pairs are slow.
+PAIRS = [
+    pytest.param(place, number, marks=[] if place == "plan" or number == signal.SIGTERM else [pytest.mark.slow])
+    for place in PLACES
+    for number in (signal.SIGINT, *NUMBERS)
+]
+
+
+@pytest.mark.parametrize(("place", "number"), PAIRS)
 def test_outside_a_fit(tmp_path, monkeypatch, place, number):
     owner, name = PLACES[place]
     real, mark = getattr(owner, name), tmp_path / "there"

@@ -17,6 +17,11 @@ ONE = Modes((1,), (1,))  # CP splits no channels
 SHAPE = (12, 8, 3, 3)
 FORMS = {"cp": CONV, "cp3": JOINT}
 every_format = pytest.mark.parametrize("fmt", FORMS.values(), ids=FORMS)
+# For what takes seconds: the others are of the same sums.
+one_format = pytest.mark.parametrize(
+    "fmt",
+    [pytest.param(form, id=name, marks=[pytest.mark.slow] if name != "cp" else []) for name, form in FORMS.items()],
+)
 
 
 def kernel(shape: tuple[int, ...], *, decay: float = 0.0, seed: int = 0) -> Tensor:
@@ -102,7 +107,7 @@ def test_no_worse_than_another_als(shape: tuple[int, ...], rank: int, decay: flo
     assert float((mine - w).norm()) <= 1.02 * their_error
 
 
-@every_format
+@one_format
 def test_error_hardly_grows_with_rank(fmt: cp.CP):
     for decay in (0.0, 1.0):
         w = kernel((6, 4, 3, 3), decay=decay)
@@ -221,7 +226,7 @@ def test_a_strong_component_is_not_split_at_the_price_of_weak_ones(seed):
     assert left(Als()) < 0.9 * left(Als(max_congruence=2.0))  # no cosine is 2: copies are left as they are
 
 
-@every_format
+@one_format
 def test_factors_given_are_improved_however_near_they_are(fmt: cp.CP):
     shape, rank = (12, 4, 3, 3), 20  # beyond every side
     w = kernel(shape, decay=0.5)

@@ -104,8 +104,6 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Whose errors are of hodec's own kind."""
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.removeprefix('argument ')}; see --help")
 
@@ -116,10 +114,9 @@ def _parser() -> _Parser:
     parser.add_argument("overrides", nargs="*")
     for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
         parser.add_argument(*names, action="store_true")
-    for name, short in (("dir", "cd"), ("path", "cp"), ("name", "cn")):
-        parser.add_argument(f"--config-{name}", f"-{short}")
-    for name in ("cfg", "package"):
-        parser.add_argument(f"--{name}", f"-{name[0]}")
+    valued = {"config-dir": "cd", "config-path": "cp", "config-name": "cn", "cfg": "c", "package": "p"}
+    for name, short in valued.items():
+        parser.add_argument(f"--{name}", f"-{short}")
     return parser
 
 
