@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hodec.calibration.fit import fittable
 from hodec.calibration.input_covariance import InputCovariance
 from hodec.compare import tensors_in
-from hodec.errors import ConfigError, DataError
+from hodec.errors import ConfigError, DataError, TrainingError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.inference import Batch, inference, uncompiled
 from hodec.inputs import ModelInput, as_input, required
@@ -94,6 +94,7 @@ def collect_output_gradients(
     Raises:
         ConfigError: a setting out of range.
         DataError: no batch, or a net that gives no tensor of floating point.
+        TrainingError: a layer's output, or the gradient there, holds NaN or Inf.
 
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
@@ -120,6 +121,12 @@ def collect_output_gradients(
             _backward(model, given, sums.values(), generator)
     if not used:
         raise DataError("no batch to collect gradients from: give at least one, a few hundred images are enough")
+    for name, one in sums.items():
+        if not bool((one.outputs + one.gradients).isfinite().all()):
+            raise TrainingError(
+                f"layer {name}: its output on the calibration data, or the gradient there, holds NaN or Inf; look at "
+                "the data and at the net"
+            )
     found = {name: one for name, one in sums.items() if one.positions and float(one.gradients.diagonal().sum()) > 0}
     energies = {name: float((one.gradients * one.outputs).sum()) / one.positions for name, one in found.items()}
     mean = sum(energies.values()) / max(1, len(energies)) or 1.0

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import hodec
 from hodec.calibration.output_gradients import TwoSided, collect_output_gradients
-from hodec.errors import ConfigError, DataError
+from hodec.errors import ConfigError, DataError, TrainingError
 
 
 def test_roots_and_importances_are_those_of_the_jacobian(generator):
@@ -94,6 +94,15 @@ def test_split_outputs_are_not_mixed(generator):
         white = covariance.apply(weight)
         expected = torch.einsum("po,oihw->pihw", gradient.root, white) if mixed else white
         assert_close(both.apply(weight), expected)
+
+
+def test_a_net_that_gives_no_numbers_is_refused(generator):
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    plan = planned(net, 2, torch.zeros(1, 8), method="svd", allow_larger=True)
+    with torch.no_grad():
+        net[1].bias[0] = torch.nan
+    with pytest.raises(TrainingError, match="layer 1: its output on the calibration data"):
+        collect_output_gradients(net, plan, [torch.randn(8, 8, generator=generator)])
 
 
 def test_bad_requests_are_refused(generator):
