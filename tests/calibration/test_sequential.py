@@ -187,6 +187,15 @@ def test_sums_and_rectifiers_bring_unseen_outputs_nearer(generator):
     assert errors[True, 3] < errors[False, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_nets_of_other_types_are_fitted_alike(dtype: torch.dtype, generator):
+    net, x = settled(generator)
+    net, x = net.to(dtype), x.to(dtype)
+    plan = planned(net, 3, x[:1], method="svd", include=["layer1.*"], allow_larger=True)
+    near = fit_to_data(net, plan, x.split(16))
+    assert error(net, near, x) < 0.9 * error(net, convert(net, plan), x)
+
+
 def test_what_is_beside_a_sum_is_made_up_for(generator):
     """A layer that can do all meets the sum as well as a layer can that sees the sum."""
 
