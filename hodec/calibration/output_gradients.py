@@ -92,7 +92,7 @@ def collect_output_gradients(
         seed: of the random numbers.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting out of range, or a call within ``torch.inference_mode``.
         DataError: no batch, or a net that gives no tensor of floating point.
         TrainingError: a layer's output, or the gradient there, holds NaN or Inf.
 
@@ -108,6 +108,10 @@ def collect_output_gradients(
     """
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-2 suits most nets")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "collect_output_gradients, which hodec.compress calls for data: not in torch.inference_mode()"
+        )
     model, generator = uncompiled(model), torch.Generator().manual_seed(seed)
     count = len(plan.example_input().args) or None
     sums = {name: _Sums(layer) for name, layer in plan.items() if fittable(layer)}

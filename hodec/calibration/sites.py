@@ -36,7 +36,7 @@ class Site:
     Attributes:
         plain: the layer that it amounts to.
         calls: for one batch.
-        norm: the copy's BatchNorm that its output goes into and nothing else does, and that nothing else uses it.
+        norm: the copy's BatchNorm that all of its output goes into, and nobody else's.
         summed: whether what comes out there goes into a sum and nowhere else.
         rectified: whether that, or the sum, goes into a ReLU and nowhere else.
     """

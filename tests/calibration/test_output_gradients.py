@@ -110,6 +110,8 @@ def test_bad_requests_are_refused(generator):
     plan = planned(net, 2, x[:1], method="svd", allow_larger=True)
     with pytest.raises(ConfigError, match="damping: 0 given"):
         collect_output_gradients(net, plan, [x], damping=0)
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"not in torch\.inference_mode"):
+        collect_output_gradients(net, plan, [x])
     with pytest.raises(DataError, match="no batch to collect gradients from"):
         collect_output_gradients(net, plan, [])
 
