@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small_nets import Conv1D
+from small_nets import KERNELS, dense_layer
 from torch import Tensor, nn
 
 from hodec.formats.base import Format
@@ -14,25 +14,7 @@ from hodec.layers.base import FactorizedLayer
 from hodec.methods import METHODS
 
 # Dense weights by kind, output channels first.
-CHANNELS = {
-    "conv1d": (12, 8, 5),
-    "conv2d": (12, 8, 3, 3),
-    "conv3d": (12, 8, 3, 2, 3),
-    "conv_transpose1d": (12, 8, 3),
-    "conv_transpose2d": (12, 8, 3, 3),
-    "conv_transpose3d": (12, 8, 3, 2, 3),
-    "linear": (12, 8),
-    "linear_in_first": (12, 8),
-    "embedding": (12, 8),
-}
-LAYERS = {
-    "conv1d": nn.Conv1d,
-    "conv2d": nn.Conv2d,
-    "conv3d": nn.Conv3d,
-    "conv_transpose1d": nn.ConvTranspose1d,
-    "conv_transpose2d": nn.ConvTranspose2d,
-    "conv_transpose3d": nn.ConvTranspose3d,
-}
+CHANNELS = {kind: (12, 8, *kernel) for kind, kernel in KERNELS.items()}
 SIDES = (7, 9, 5)
 
 
@@ -69,13 +51,9 @@ class Case:
     def dense(self, dtype: torch.dtype = torch.float64, **settings: object) -> nn.Module:
         """A dense layer of this case's channels."""
         out, inp = self.shape[:2]
-        if self.layer_type == "linear":
-            return nn.Linear(inp, out, **settings).to(dtype)
-        if self.layer_type == "linear_in_first":
-            return Conv1D(inp, out, **settings).to(dtype)
         if self.layer_type == "embedding":
-            return nn.Embedding(inp, out, padding_idx=1).to(dtype)
-        return LAYERS[self.layer_type](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)
+            settings = {"padding_idx": 1}
+        return dense_layer(self.layer_type, inp, out, settings.pop("kernel_size", ()), **settings).to(dtype)
 
     def layer(self, dense: nn.Module, cap: int = 3, execution: str = "") -> FactorizedLayer:
         ranks = self.ranks(cap, tuple(LAYER_TYPES[self.layer_type].to_oihw(dense.weight).shape))
