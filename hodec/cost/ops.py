@@ -24,19 +24,8 @@ def _rnn(x: Shape, weights: Sequence[Shape], *_: object, **__: object) -> int:
     return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) > 1)
 
 
-def _rnn_mps(x: Shape, _: object, weights: Sequence[Shape], *__: object, **___: object) -> int:
-    return _rnn(x, weights)
-
-
-def _mv(mat: Shape, vec: Shape, *_: object, **__: object) -> int:
-    return 2 * math.prod(mat)
-
-
-def _addmv(_: Shape, mat: Shape, vec: Shape, *__: object, **___: object) -> int:
-    return 2 * math.prod(mat)
-
-
-def _dot(a: Shape, b: Shape, *_: object, **__: object) -> int:
+def _first(a: Shape, *_: object, **__: object) -> int:
+    """Each number of the first argument is multiplied once."""
     return 2 * math.prod(a)
 
 
@@ -66,10 +55,10 @@ _FORMULAS: dict[str, Formula] = {
     "mkldnn_rnn_layer": _rnn_layer,
     "_cudnn_rnn": _rnn,
     "miopen_rnn": _rnn,
-    "_lstm_mps": _rnn_mps,
-    "mv": _mv,
-    "addmv": _addmv,
-    "dot": _dot,
+    "_lstm_mps": lambda x, _, weights, *rest, **named: _rnn(x, weights),
+    "mv": _first,
+    "addmv": lambda _, matrix, *rest, **named: _first(matrix),
+    "dot": _first,
     "_addmm_activation": _addmm,
     "addbmm": _addmm,
     "_grouped_mm": _grouped_mm,
