@@ -85,10 +85,25 @@ def _id(case: Case) -> str:
     return f"{case.method}-{case.layer_type}-d{len(case.modes.inputs)}"
 
 
-every_case = pytest.mark.parametrize("case", CASES, ids=_id)
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    """Slow where its code is that of another case: three modes repeat two, and one or three axes repeat a plane's.
+
+    The formats that treat the axes or the modes one by one are tried with other numbers of them.
+    """
+    count, planar = len(case.modes.inputs), LAYER_TYPES[case.layer_type].dims in (0, 2)
+    tried = {"tt": count == 2, "cp": not LAYER_TYPES[case.layer_type].transposed}
+    fast = count <= 2 if planar else tried.get(case.method, False)
+    return [] if fast or (case.method, case.layer_type) == ("tt", "conv2d") else [pytest.mark.slow]
+
+
+every_case = pytest.mark.parametrize("case", [pytest.param(case, id=_id(case), marks=_marks(case)) for case in CASES])
 every_execution = pytest.mark.parametrize(
     ("case", "execution"),
-    [pytest.param(case, e, id=f"{_id(case)}-{e}") for case in CASES for e in case.format.executions],
+    [
+        pytest.param(case, execution, id=f"{_id(case)}-{execution}", marks=_marks(case))
+        for case in CASES
+        for execution in case.format.executions
+    ],
 )
 
 
