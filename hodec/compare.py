@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ def outputs_of(net: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def verified(  # noqa: PLR0913
-    what: str, run: Callable[..., Any], net: nn.Module, like: ModelInput, sizes: Iterable[int], *, allowed: float
+    what: str, run: Callable[..., object], net: nn.Module, like: ModelInput, sizes: Iterable[int], *, allowed: float
 ) -> float:
     """The largest distance between the outputs of ``run`` and those of ``net``, on inputs of these batch sizes.
 

@@ -63,7 +63,7 @@ class Allowed:
         return f" {' and '.join(given)}" if given else ""
 
 
-def setting(default: Any, doc: str = "", **allowed: Any) -> Any:
+def setting(default: object, doc: str = "", **allowed: Any) -> Any:
     """A field that every surface can set.
 
     Args:
@@ -74,7 +74,7 @@ def setting(default: Any, doc: str = "", **allowed: Any) -> Any:
     return field(default=default, metadata={"doc": doc, "allowed": Allowed(**allowed)})
 
 
-def argument(default: Any = None, **allowed: Any) -> Any:
+def argument(default: object = None, **allowed: Any) -> Any:
     """A field that only Python can give: a function, a table, tensors. No surface but the constructor shows it.
 
     Args:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hodec.formats.layer_types import DENSE_CLASSES
+
 IMAGE = (2, 6, 12, 12)
 
 
@@ -95,3 +97,23 @@ class Conv1D(nn.Module):
 
 
 Conv1D.__module__ = "transformers.pytorch_utils"  # which is what it is recognized by
+
+# Kinds of dense layers, each with a kernel that tells its axes apart.
+KERNELS: dict[str, tuple[int, ...]] = {
+    "conv1d": (5,),
+    "conv2d": (3, 3),
+    "conv3d": (3, 2, 3),
+    "conv_transpose1d": (3,),
+    "conv_transpose2d": (3, 3),
+    "conv_transpose3d": (3, 2, 3),
+    "linear": (),
+    "linear_in_first": (),
+    "embedding": (),
+}
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def dense_layer(kind: str, inp: int, out: int, kernel: int | tuple[int, ...] = (), **settings: object) -> nn.Module:
+    """A dense layer of one of KERNELS, with that kernel unless one is given; an embedding has ``inp`` entries."""
+    make = Conv1D if kind == "linear_in_first" else DENSE_CLASSES[kind]
+    return make(inp, out, kernel or KERNELS[kind], **settings) if KERNELS[kind] else make(inp, out, **settings)

@@ -128,7 +128,7 @@ def accuracy(model: nn.Module, batches) -> float:
     return right / sum(len(y) for _, y in batches)
 
 
-@pytest.mark.parametrize("score", [accuracy, None], ids=["a score", "agreement"])
+@pytest.mark.parametrize("score", [accuracy, pytest.param(None, marks=pytest.mark.slow)], ids=["a score", "agreement"])
 def test_the_smallest_net_within_the_allowed_drop(score, digits):
     model, data, unseen = digits
     held = []

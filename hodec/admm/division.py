@@ -6,7 +6,7 @@ projection needs a whole layer; one process gathers it, projects it and sends th
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,10 +16,13 @@ from hodec.errors import TrainingError, Use
 from hodec.io.tensors import is_divided
 from hodec.linalg.svd import check_finite
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DeviceMesh, DTensor, Placement
+
 
 def part_of(tensor: Tensor) -> Tensor:
     """The part of this process, which shares the tensor's memory; a whole tensor is its own part."""
-    return cast(Tensor, cast(Any, tensor.detach()).to_local()) if is_divided(tensor) else tensor
+    return cast("DTensor", tensor.detach()).to_local() if is_divided(tensor) else tensor
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -48,7 +51,7 @@ class Division:
     """
 
     def __init__(self, weights: Mapping[str, Tensor], model: nn.Module, *, learned: bool = False) -> None:
-        self.like: dict[str, Any] = {name: w for name, w in weights.items() if is_divided(w)}
+        self.like: dict[str, DTensor] = {name: w for name, w in weights.items() if is_divided(w)}
         self._model = model
         if self.like and learned:
             raise TrainingError(
@@ -89,7 +92,7 @@ class Division:
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         """The layer's whole tensor, in each process; all call it together."""
-        return cast(Tensor, cast(Any, self.wrapped(name, part)).full_tensor())
+        return cast("DTensor", self.wrapped(name, part)).full_tensor()
 
     def gathered(self, name: str, part: Tensor) -> Tensor:
         """``whole`` on the CPU of the first process, and on the meta device of the others."""
@@ -112,11 +115,10 @@ class Division:
         It may be whole, or divided in any way: another number of processes wrote it.
         """
         if name not in self.like:
-            whole = cast(Any, tensor).full_tensor() if is_divided(tensor) else tensor
-            return cast(Tensor, whole.to(like.device))
+            return (tensor.full_tensor() if is_divided(tensor) else tensor).to(like.device)
         if is_divided(tensor):
             mesh, placements = self.like[name].device_mesh, self.like[name].placements
-            return part_of(cast(Any, tensor).redistribute(mesh, placements)).to(part_of(like).device)
+            return part_of(tensor.redistribute(mesh, placements)).to(part_of(like).device)
         return self.part(name, tensor.to(part_of(like).device))
 
     def sent(self, name: str, whole: Tensor | None, source: int, dtype: torch.dtype) -> Tensor:
@@ -133,7 +135,7 @@ class Division:
     def added(self, rows: Rows) -> dict[str, list[float]]:
         """Each layer's numbers, those of divided layers added up over their parts."""
         result = {name: list(row) for name, row in rows.items()}
-        groups: dict[tuple[Any, ...], list[str]] = {}
+        groups: dict[tuple[DeviceMesh, tuple[Placement, ...]], list[str]] = {}
         for name in rows:
             if name in self.like:
                 groups.setdefault((self.like[name].device_mesh, self.like[name].placements), []).append(name)

@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 HELP = "plan a network by its name, or an ONNX file: which layers become what, at which ranks and cost"
 
-SEED = 0  # of untrained weights and the image: the same command makes the same plan
-
 
 @dataclass(frozen=True)
 class ImageSpec(Settings):
@@ -231,7 +229,7 @@ def built(name: str, images: ImageSpec, weights: str | None) -> "nn.Module":
     from hodec.models import build_model, load_weights
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(0)  # of untrained weights and the image: the same command makes the same plan
         model = build_model(name, **vars(images))
         if weights is not None:
             try:

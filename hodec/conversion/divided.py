@@ -1,7 +1,7 @@
 """Conversion of a model that is divided among processes (``fully_shard``, FSDP2): whole again, one layer at a time."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, distributed, nn
 
@@ -47,7 +47,7 @@ def convert_divided(
         raise ConvertError("convert_divided: this model is whole; hodec.convert converts it, without a skeleton")
     stream = Streamed(skeleton, plan, covariances=covariances, init_factors=init_factors)
     small = convert(skeleton, plan, decompose=False)
-    held: dict[str, Any] = dict(model.state_dict())
+    held = model.state_dict()
     turn = 0
     for unit in stream.units:
         given = {path: _whole(held[path]) for path in unit.sources}
@@ -71,6 +71,5 @@ def _decided(stream: Streamed, unit: Unit, given: Mapping[str, Tensor], source: 
     return cast(dict[str, Tensor], made[0])
 
 
-def _whole(tensor: Any) -> Tensor:
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return cast(Tensor, whole.detach().cpu())
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if is_divided(tensor) else tensor).detach().cpu()

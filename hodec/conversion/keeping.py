@@ -1,7 +1,6 @@
 """Where a converted model keeps its plan, so that it can be saved without naming it again."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -84,5 +83,5 @@ def _still_there(module: nn.Module, ties: Mapping[str, str]) -> dict[str, str]:
     return {target: source for target, source in ties.items() if not is_gone(target) and not is_gone(source)}
 
 
-def _config_of(model: nn.Module) -> Any:
+def _config_of(model: nn.Module) -> object:
     return getattr(model, "config", None) if hasattr(model, "save_pretrained") else None

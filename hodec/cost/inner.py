@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -13,6 +13,8 @@ from hodec.formats.roles import Role
 from hodec.inference import observation, settled_input
 from hodec.inputs import Inputs
 from hodec.layers.inner import RECURRENT, inner_weights
+
+Given = Tensor | PackedSequence | None
 
 
 def trace_inner_weights(model: nn.Module, example_input: Inputs) -> dict[str, tuple[Role, CallSites]]:
@@ -28,7 +30,9 @@ def trace_inner_weights(model: nn.Module, example_input: Inputs) -> dict[str, tu
         return seen
     inputs = settled_input(model, example_input)
 
-    def remember(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], _: object, *, name: str) -> None:
+    def remember(
+        module: nn.Module, args: Sequence[Given], kwargs: Mapping[str, Given], _: object, *, name: str
+    ) -> None:
         for leaf, (role, rows) in _rows(module, args, kwargs).items():
             path, call = f"{name}.{leaf}" if name else leaf, CallSites.once(*[(rows // inputs.batch,)] * 2)
             if path in seen:
@@ -44,12 +48,12 @@ def trace_inner_weights(model: nn.Module, example_input: Inputs) -> dict[str, tu
     return seen
 
 
-def _rows(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, tuple[Role, int]]:
+def _rows(module: nn.Module, args: Sequence[Given], kwargs: Mapping[str, Given]) -> dict[str, tuple[Role, int]]:
     """Weight -> what uses it and the rows that it multiplies in one call."""
     weights = inner_weights(module)
     if isinstance(module, nn.MultiheadAttention):
         names = ("query", "key", "value")
-        query, key, value = (args[k] if k < len(args) else kwargs[name] for k, name in enumerate(names))
+        query, key, value = (cast(Tensor, args[k] if k < len(args) else kwargs[name]) for k, name in enumerate(names))
         q, k, v = (x.numel() // x.shape[-1] for x in (query, key, value))
         joint = Role.PROJECTION if query is key and key is value else Role.PARAMETER
         rows = {"in_proj_weight": (q + k + v) // 3, "k_proj_weight": k, "v_proj_weight": v}

@@ -2,11 +2,11 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,19 +24,8 @@ def _rnn(x: Shape, weights: Sequence[Shape], *_: object, **__: object) -> int:
     return 2 * math.prod(x[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) > 1)
 
 
-def _rnn_mps(x: Shape, _: object, weights: Sequence[Shape], *__: object, **___: object) -> int:
-    return _rnn(x, weights)
-
-
-def _mv(mat: Shape, vec: Shape, *_: object, **__: object) -> int:
-    return 2 * math.prod(mat)
-
-
-def _addmv(_: Shape, mat: Shape, vec: Shape, *__: object, **___: object) -> int:
-    return 2 * math.prod(mat)
-
-
-def _dot(a: Shape, b: Shape, *_: object, **__: object) -> int:
+def _first(a: Shape, *_: object, **__: object) -> int:
+    """Each number of the first argument is multiplied once."""
     return 2 * math.prod(a)
 
 
@@ -66,10 +55,10 @@ _FORMULAS: dict[str, Formula] = {
     "mkldnn_rnn_layer": _rnn_layer,
     "_cudnn_rnn": _rnn,
     "miopen_rnn": _rnn,
-    "_lstm_mps": _rnn_mps,
-    "mv": _mv,
-    "addmv": _addmv,
-    "dot": _dot,
+    "_lstm_mps": lambda x, _, weights, *rest, **named: _rnn(x, weights),
+    "mv": _first,
+    "addmv": lambda _, matrix, *rest, **named: _first(matrix),
+    "dot": _first,
     "_addmm_activation": _addmm,
     "addbmm": _addmm,
     "_grouped_mm": _grouped_mm,
@@ -78,7 +67,7 @@ _FORMULAS: dict[str, Formula] = {
     "_embedding_bag_forward_only": _embedding_bag,
 }
 
-FORMULAS: dict[Any, Formula] = {
+FORMULAS: dict[OpOverloadPacket, Formula] = {
     getattr(torch.ops.aten, name): formula
     for name, formula in _FORMULAS.items()
     if hasattr(torch.ops.aten, name)  # a torch older than the operator
@@ -103,7 +92,7 @@ class ParameterFlops(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], formulas: dict[Any, Callable[..., int]]) -> None:
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], formulas: Mapping[object, Formula]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.formulas, self.flops = formulas, dict[str, int]()
         parameters = list(parameters)
@@ -115,7 +104,13 @@ class ParameterFlops(TorchDispatchMode):
         self.copies: dict[str, Tensor] = {}  # kept, so that nothing else takes their memory
         self.copied: dict[int, str] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[Tensor] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         out, operator = func(*args, **(kwargs or {})), getattr(func, "overloadpacket", None)
         if operator in COPIES and (name := self._name(args[0])):
             if name in self.copies:

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from hodec.admm.processes import Processes, check_equal
 from hodec.errors import TrainingError
-from hodec.experiment.data.loaders import EpochLoader
+from hodec.experiment.data.loaders import AnyLoader
 from hodec.experiment.run_folder import RunFolder, previous
 from hodec.io.atomic import JsonObject
 from hodec.io.tensors import not_numbers
@@ -107,9 +107,9 @@ class KeepCheckpoint(Checkpoint):
 # -- what is beside the weights within an epoch: plain values and tensors, which load with weights_only=True ----------
 
 
-def loader_of(trainer: Trainer) -> EpochLoader[Any]:
+def loader_of(trainer: Trainer) -> AnyLoader:
     """The loader of the training images."""
-    return cast(EpochLoader[Any], trainer.train_dataloader)
+    return cast(AnyLoader, trainer.train_dataloader)
 
 
 def random_state() -> JsonObject:

@@ -1,10 +1,10 @@
 """Going on with a run on another number of devices: allowed where each optimizer step has the same images."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hodec.errors import ConfigError, Use
+from hodec.io.atomic import JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 FACTORS = ("trainer.devices", "trainer.num_nodes", "data.batch_size")
 
 
-def goes_on(keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def goes_on(keys: Sequence[str], before: JsonObject, now: JsonObject) -> bool:
     """Whether a run with settings that differ in ``keys`` goes on: on other devices, with the same images a step.
 
     Raises:
@@ -40,6 +40,6 @@ def goes_on(keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, An
     )
 
 
-def _value(settings: Mapping[str, Any], key: str) -> int:
+def _value(settings: JsonObject, key: str) -> int:
     group, _, name = key.partition(".")
     return int(settings[group][name])

@@ -16,7 +16,7 @@ from hodec.io.atomic import write_text
 
 # Names of settings and variables whose values are secret.
 SECRET = re.compile(r"(?i)(key|token|secret|passw|credential|auth)")
-# Shorter values of variables are no secrets, and would be found in ordinary words; characters.
+# Characters: shorter values of variables would be found in ordinary words, and NIST SP 800-63B, 5.1.1.1, asks for 8.
 SHORTEST = 8
 HIDDEN = "***"
 # The password in an address.

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from hodec.errors import CheckpointError
 from hodec.export import checkpoint
 from hodec.export.program import Exported
 from hodec.inputs import as_input
+from hodec.io.atomic import JsonObject
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RunModel:
     """
 
     model: nn.Module
-    facts: dict[str, Any]
+    facts: JsonObject
 
     def example(self, batch: int = 1) -> Tensor:
         """Seeded noise of the size of the run's images, (batch, channels, height, width)."""

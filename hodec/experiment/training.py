@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -22,7 +22,7 @@ from hodec.experiment.checkpoints import KeepCheckpoint
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
-from hodec.experiment.data.loaders import EpochLoader, train_loader, val_loader
+from hodec.experiment.data.loaders import AnyLoader, train_loader, val_loader
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.own_code import own_callbacks
 from hodec.experiment.retraining import WarnOfLoss
@@ -65,10 +65,10 @@ class LitData(LightningDataModule):
             channels_last=self.config.trainer.channels_last,
         )
 
-    def train_dataloader(self) -> EpochLoader[Any]:
+    def train_dataloader(self) -> AnyLoader:
         return self._placed(train_loader)(seed=self.config.seed)
 
-    def val_dataloader(self) -> EpochLoader[Any] | list[EpochLoader[Any]]:
+    def val_dataloader(self) -> AnyLoader | list[AnyLoader]:
         return self._placed(val_loader)() or []
 
 

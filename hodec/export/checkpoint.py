@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
 from hodec.export.shards import filled, load_shards
 from hodec.inference import uncompiled
-from hodec.io.atomic import read_json, sha256, write_json, writing
+from hodec.io.atomic import JsonObject, read_json, sha256, write_json, writing
 from hodec.io.shards import Shards
 from hodec.io.tensors import bits, kind_of, load_tensors, not_numbers, save_tensors, tensor_shapes
 from hodec.layers.base import FactorizedLayer, same_random_state
@@ -177,13 +176,13 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
     return small
 
 
-def read_structure(path: str | Path) -> dict[str, Any]:
+def read_structure(path: str | Path) -> JsonObject:
     """The JSON beside a compressed model: ``facts`` say how its dense net is built.
 
     Raises:
         CheckpointError: missing, unreadable or of another format.
     """
-    structure: Any = read_json(Path(path).with_suffix(".json"), "structure of the model")
+    structure = read_json(Path(path).with_suffix(".json"), "structure of the model")
     if not isinstance(structure, dict) or structure.get("format") != FORMAT or structure.get("version") != VERSION:
         raise CheckpointError(f"{Path(path).with_suffix('.json')} is not a hodec model of version {VERSION}")
     if missing := [key for key in ("sha256", "plan") if key not in structure]:
@@ -191,7 +190,7 @@ def read_structure(path: str | Path) -> dict[str, Any]:
     return dict(structure)
 
 
-def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Module:
+def named_skeleton(path: str | Path, structure: JsonObject) -> nn.Module:
     """The dense net that a compressed model's facts name, with fresh weights; the random state stays as it is.
 
     Raises:
@@ -204,22 +203,20 @@ def named_skeleton(path: str | Path, structure: Mapping[str, object]) -> nn.Modu
         with same_random_state([]):
             with torch.device("meta"):
                 blank = build()
-            _check_size(
-                Path(path), blank, Plan.from_dict(cast(dict[str, Any], structure["plan"]))
-            )  # before any memory is taken
+            _check_size(Path(path), blank, Plan.from_dict(structure["plan"]))  # before any memory is taken
             return build()
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: no net can be built from its facts {facts}: {error}") from error
 
 
-def facts_of(path: str | Path, structure: Mapping[str, object]) -> dict[str, Any]:
+def facts_of(path: str | Path, structure: JsonObject) -> JsonObject:
     """What a compressed model's dense net is built from: the facts of FACTS, checked.
 
     Raises:
         CheckpointError: the file does not say it, or in values of another kind.
     """
     where, given = Path(path).with_suffix(".json"), structure.get("facts")
-    facts: dict[str, Any] = given if isinstance(given, dict) else {}
+    facts: JsonObject = given if isinstance(given, dict) else {}
     if missing := [key for key in FACTS if key not in facts]:
         raise CheckpointError(
             f"{where} does not say how the dense net is built (its facts lack {', '.join(missing)}): give the net as "

@@ -11,7 +11,7 @@ from hodec.conversion.inner import mend_encoders
 from hodec.conversion.keeping import CONFIG_ENTRY, PLAN_ATTRIBUTE, declare_ties, keep_plan
 from hodec.conversion.swap import structure
 from hodec.errors import CheckpointError
-from hodec.io.atomic import read_json
+from hodec.io.atomic import JsonObject, read_json
 from hodec.plan.plan import Plan
 
 
@@ -54,7 +54,7 @@ def from_pretrained(folder: str | Path, model_class: type[nn.Module] | None = No
     return cast(nn.Module, small.eval())
 
 
-def _class_of(folder: Path, config: dict[str, Any]) -> Callable[..., nn.Module]:
+def _class_of(folder: Path, config: JsonObject) -> Callable[..., nn.Module]:
     try:
         import transformers
     except ImportError as error:

@@ -4,7 +4,6 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from hodec.conversion.keeping import CONFIG_ENTRY, config_entry
 from hodec.conversion.streamed import Streamed, Unit, put_tensors, shared_paths
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError
-from hodec.io.atomic import read_json, sha256, write_json, writing
+from hodec.io.atomic import JsonObject, read_json, sha256, write_json, writing
 from hodec.io.shards import SHARD_BYTES, Shards, grouped, shard_name, write_index, write_shard
 from hodec.io.tensors import kind_of
 from hodec.plan.plan import Plan
@@ -173,8 +172,8 @@ def filled(small: nn.Module, shards: Shards) -> nn.Module:
     return small
 
 
-def _structure(folder: Path) -> dict[str, Any]:
-    value: Any = read_json(folder / STRUCTURE, "structure of the model")
+def _structure(folder: Path) -> JsonObject:
+    value = read_json(folder / STRUCTURE, "structure of the model")
     known = isinstance(value, dict) and (value.get("format"), value.get("version")) == (FORMAT, VERSION)
     if not known or not isinstance(value.get("sha256"), dict) or "plan" not in value:
         raise CheckpointError(f"{folder / STRUCTURE} is no structure of version {VERSION}, or was altered")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TARGETS = ("latency", "macs")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# A variant must be faster than dense by this ratio: repeated measurements of the same work differ by less.
+# A variant must be faster than dense by this ratio: the widest spread of a row of benchmarks/fused.py.
 MARGIN = 0.03
 
 # Seconds of measuring: the variants of one layer, and the whole net.

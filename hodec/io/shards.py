@@ -4,21 +4,18 @@ Source of the index: Hugging Face, *huggingface_hub* and *transformers*, ``model
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from hodec.errors import CheckpointError, near_matches
-from hodec.io.atomic import read_json, replacing, sha256, write_json
-from hodec.io.tensors import as_os_error
+from hodec.io.atomic import read_json, sha256, write_json
+from hodec.io.tensors import reading, write_tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -83,7 +80,7 @@ class Shards(Mapping[str, Stored]):
     def __getitem__(self, name: str) -> Stored:
         return self._found[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
     def __len__(self) -> int:
@@ -119,7 +116,7 @@ class Shards(Mapping[str, Stored]):
         Raises:
             CheckpointError: the file is no longer readable.
         """
-        with _readable(self._found[name].file), safe_open(self._found[name].file, "pt") as file:
+        with reading(self._found[name].file), safe_open(self._found[name].file, "pt") as file:
             read: Tensor = file.get_tensor(name)
             return read.clone()  # what safetensors gives may be a view of the whole mapped file
 
@@ -140,7 +137,7 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
                 raise CheckpointError(f"{path} holds no .safetensors file: give the folder of the shards")
             return files, None
         index = found[0]
-    value: Any = read_json(index, "index of shards")
+    value = read_json(index, "index of shards")
     named = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(named, dict) or not named or not all(isinstance(one, str) for one in named.values()):
         raise CheckpointError(f"{index} is no index of shards: it lacks a weight_map of tensors and their files")
@@ -149,17 +146,9 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     return [index.parent / one for one in dict.fromkeys(named.values())], named
 
 
-@contextmanager
-def _readable(file: Path) -> Any:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file ({error}); is it truncated?") from error
-
-
 def _header(file: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
-    with _readable(file), safe_open(file, "pt") as opened:
+    with reading(file), safe_open(file, "pt") as opened:
         for name in opened.keys():  # noqa: SIM118
             part = opened.get_slice(name)
             dtype = TYPES.get(part.get_dtype())
@@ -196,11 +185,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: it cannot be written.
     """
-    with replacing(path) as temporary:
-        try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise as_os_error(error) from error
+    write_tensors(path, {name: t.contiguous() for name, t in tensors.items()}, {"format": "pt"})
     return sha256(path)
 
 

@@ -5,8 +5,10 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from hodec.errors import CheckpointError
 from hodec.io.atomic import replacing
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically; shared storage is stored once per name.
@@ -22,10 +27,15 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     Raises:
         OSError: the file cannot be written.
     """
+    plain = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    write_tensors(path, plain, dict(metadata or {}))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """``save_tensors`` of contiguous tensors that share no memory, without a copy."""
     with replacing(path) as temporary:
-        plain = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         try:
-            save_file(plain, temporary, metadata=dict(metadata or {}))
+            save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             raise as_os_error(error) from error
 
@@ -36,29 +46,37 @@ def as_os_error(error: SafetensorError) -> OSError:
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What runs within reads a safetensors file.
 
     Raises:
         CheckpointError: missing, truncated, or another kind of file.
     """
     try:
-        return load_file(path)
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: see ``reading``.
+    """
+    with reading(path):
+        return load_file(path)
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors in a safetensors file, of which only the header is read.
 
     Raises:
-        CheckpointError: missing, truncated, or another kind of file.
+        CheckpointError: see ``reading``.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+    with reading(path), safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -106,7 +124,7 @@ def kind_of(tensor: torch.Tensor) -> str:
     return "truth" if tensor.dtype == torch.bool else "integer"
 
 
-def is_divided(tensor: object) -> bool:
+def is_divided(tensor: object) -> "TypeGuard[DTensor]":
     """Whether a tensor is a ``DTensor``, of which each process holds a part."""
     module = sys.modules.get("torch.distributed.tensor")  # not imported: then there is none
     return module is not None and isinstance(tensor, module.DTensor)

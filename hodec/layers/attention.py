@@ -1,10 +1,10 @@
 """Attention with factorized projections, in place of nn.MultiheadAttention."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hodec.layers.base import added
 from hodec.layers.weight import FactorizedWeights
@@ -23,6 +23,7 @@ class FactorizedAttention(FactorizedWeights):
     head_dim: int
     batch_first: bool
     dropout: float
+    out_proj: nn.Linear
 
     def forward(  # noqa: PLR0913
         self,
@@ -38,7 +39,7 @@ class FactorizedAttention(FactorizedWeights):
         """As ``nn.MultiheadAttention``: (N, L, E), (L, N, E) or (L, E) -> the same, and the attention weights."""
         same = query is key and key is value
         if not self._by_factors(same) or query.is_nested:
-            made_by_torch: tuple[Tensor, Tensor | None] = cast(Any, super()).forward(
+            made_by_torch: tuple[Tensor, Tensor | None] = super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
             return made_by_torch

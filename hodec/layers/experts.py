@@ -1,7 +1,7 @@
 """Factorized stacks of linear maps: the weights of a layer's experts, which share their ranks."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Unpack, cast
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.stacked import Stacked
 from hodec.layers.base import FactorizedLayer, LayerOptions
 from hodec.layers.linear import FactorizedLinear
+from hodec.layers.made import Made, once
 
 
-class FactorizedExperts(FactorizedLayer):
+class FactorizedExperts(Made, FactorizedLayer):
     """E linear maps without biases, each with factors of its own; input (E, .., I), output (E, .., O).
 
     Args:
@@ -45,24 +46,10 @@ class FactorizedExperts(FactorizedLayer):
         """(E, .., I) -> (E, .., O)."""
         return torch.einsum("e...i,eoi->e...o", x, self.weight_in_whole())
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles name the linear layer: the class is made when it is first needed."""
-        _, _, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        return (_blank, (self.linear,), *rest)
 
-
-_classes: dict[type[FactorizedLinear], type[FactorizedExperts]] = {}
-
-
+@once
 def experts_class(linear: type[FactorizedLinear]) -> type[FactorizedExperts]:
     """The layer whose experts are each factorized as ``linear`` does it; made once."""
-    if linear not in _classes:
-        words = f"Experts that are each a ``{linear.__name__}``; see ``FactorizedExperts``."
-        names = {"linear": linear, "format": Stacked(linear.format), "__doc__": words, "__module__": __name__}
-        _classes[linear] = type(f"{linear.__name__}Experts", (FactorizedExperts,), names)
-    return _classes[linear]
-
-
-def _blank(linear: type[FactorizedLinear]) -> nn.Module:
-    made = experts_class(linear)
-    return made.__new__(made)
+    words = f"Experts that are each a ``{linear.__name__}``; see ``FactorizedExperts``."
+    names = {"linear": linear, "format": Stacked(linear.format), "__doc__": words, "__module__": __name__}
+    return type(f"{linear.__name__}Experts", (FactorizedExperts,), {**names, "made_by": (experts_class, linear)})

@@ -19,6 +19,8 @@ from hodec.formats.layer_types import DENSE_CLASSES, layer_type_of
 from hodec.formats.same_padding import SAME_CONVS
 from hodec.layers.base import same_random_state
 
+Settings = dict[str, int | str | tuple[int, ...]]
+
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 
@@ -33,7 +35,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "conv_transpose3d": (F.conv_transpose3d, _TRANSPOSED),
 }
 
-# Relative difference of float64 outputs up to which two layers are held to compute the same.
+# Relative difference of float64 outputs up to which two layers are held to compute the same: 4.5 million roundings of
+# 2.2e-16 each.
 TOLERANCE = 1e-9
 
 # Where a module keeps what was registered on it for its calls.
@@ -114,9 +117,7 @@ def _tried(module: nn.Module, kind: str) -> Plain | None:
     return None
 
 
-def _candidates(
-    module: nn.Module, kind: str, call: "_Call"
-) -> Iterator[tuple[dict[str, Any], Callable[..., nn.Module]]]:
+def _candidates(module: nn.Module, kind: str, call: "_Call") -> Iterator[tuple[Settings, Callable[..., nn.Module]]]:
     """Settings and class of layers to try: its own, what it gave to torch's function, and "same" padding."""
     names, plain = FUNCTIONS[kind][1], DENSE_CLASSES[kind]
     if not names:
@@ -128,7 +129,7 @@ def _candidates(
         yield {name: value for name, value in call.settings.items() if name != "padding"}, SAME_CONVS[kind]
 
 
-def _of(module: nn.Module, kind: str, cls: Callable[..., nn.Module], settings: Mapping[str, Any]) -> Plain:
+def _of(module: nn.Module, kind: str, cls: Callable[..., nn.Module], settings: Settings) -> Plain:
     """The plain layer with what ``module`` really applies."""
     source = _without_hooks(copied(module)).eval()
     x = next(_probes(module, kind))
@@ -160,7 +161,7 @@ class _Call:
 
     weight: Tensor
     bias: Tensor | None
-    settings: dict[str, Any]
+    settings: Settings
 
 
 class _Seen(Exception):
@@ -201,18 +202,14 @@ def _call(module: nn.Module, kind: str, x: Tensor) -> _Call:
 def _build(
     cls: Callable[..., nn.Module],
     call: _Call,
-    settings: Mapping[str, Any],
+    settings: Settings,
     own: Mapping[int, nn.Parameter | None] | None = None,
 ) -> nn.Module:
     """A layer of ``cls`` with the weight and bias of a call: copies, or the parameters that ``own`` has for them."""
-    sizes: list[Any] = list(call.weight.shape)
-    if len(sizes) > 2:
-        groups, transposed = settings.get("groups", 1), "output_padding" in settings
-        first, second, kernel = sizes[0], sizes[1] * groups, tuple(sizes[2:])
-        sizes = [first, second, kernel] if transposed else [second, first, kernel]
-    else:
-        sizes.reverse()
-    made = cls(*sizes, bias=call.bias is not None, device="meta", **settings)
+    first, second, *kernel = call.weight.shape
+    second *= cast(int, settings.get("groups", 1))
+    sizes = (first, second) if "output_padding" in settings else (second, first)
+    made = cls(*sizes, *([tuple(kernel)] if kernel else []), bias=call.bias is not None, device="meta", **settings)
     for name, tensor in (("weight", call.weight), ("bias", call.bias)):
         if tensor is not None:
             mine = (own or {}).get(id(tensor))
@@ -259,7 +256,7 @@ def _of_torch(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def users(hooks: Mapping[int, Any]) -> dict[int, Any]:
+def users(hooks: Mapping[int, object]) -> dict[int, object]:
     """The hooks that are not torch's for computing a weight."""
     return {key: hook for key, hook in hooks.items() if not _of_torch(hook)}
 

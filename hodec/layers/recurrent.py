@@ -1,10 +1,11 @@
 """Recurrent modules with factorized weights: torch's kernel with the rebuilt ones, or the factors step by step."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from hodec.layers.weight import FactorizedWeights
 
@@ -47,7 +48,7 @@ class FactorizedRecurrent(FactorizedWeights):
     batch_first: bool
     bias: bool
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input: Tensor | PackedSequence, hx: State | Tensor | None = None) -> object:
         """As the dense class."""
         steps = any(self.runs_factors(name) for name in cast(nn.ModuleDict, self.factorized))
         if self.training or not steps or not isinstance(input, Tensor) or input.ndim not in (2, 3):
@@ -62,7 +63,7 @@ class FactorizedRecurrent(FactorizedWeights):
             output = output.transpose(0, 1)
         return output, after if self.mode == "LSTM" else after[0]
 
-    def _states(self, x: Tensor, hx: Any, *, batched: bool) -> State:
+    def _states(self, x: Tensor, hx: State | Tensor | None, *, batched: bool) -> State:
         """The states before the first step, (layers * directions, batch, ..) each, checked as torch does."""
         rows, size = self.num_layers * (1 + self.bidirectional), cast(int, self.hidden_size)
         sizes = (cast(int, self.proj_size) or size, size)[: 2 if self.mode == "LSTM" else 1]
@@ -120,6 +121,6 @@ class FactorizedRecurrent(FactorizedWeights):
     def flatten_parameters(self) -> None:
         """The rebuilt weights are apart from each other."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         nn.Module.__setstate__(self, state)
         self._init_flat_weights()

@@ -4,7 +4,7 @@ The module keeps its class's forward pass and becomes an instance of a subclass 
 to it goes on doing so. Its factorized weights stand under ``factorized``: ``rnn.factorized.weight_hh_l0``.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hodec.formats.roles import REBUILT
 from hodec.layers.base import FactorizedLayer, added
+from hodec.layers.made import Made, once
 
 # The attribute of a module that holds its factorized weights by name.
 HOLDER = "factorized"
@@ -29,7 +30,7 @@ def weight_path(name: str) -> str:
     return before + leaf if holder and (not before or before.endswith(".")) and "." not in leaf else name
 
 
-class FactorizedWeights(nn.Module):
+class FactorizedWeights(Made, nn.Module):
     """Put before the class of a module some of whose parameters are factorized.
 
     Reading such a parameter gives the dense weight: in training it is multiplied out once a call, and gradients reach
@@ -40,13 +41,12 @@ class FactorizedWeights(nn.Module):
     """
 
     dense_class: type[nn.Module]
-    mixin: type["FactorizedWeights"]
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         layer = self._factorized(name)
         if layer is None:
             return super().__getattr__(name)
-        seen = self.__dict__.get("_seen")
+        seen = cast(dict[str, Tensor] | None, self.__dict__.get("_seen"))
         if seen is None:
             return _whole(layer)
         if name not in seen:
@@ -57,7 +57,7 @@ class FactorizedWeights(nn.Module):
         holder = cast(nn.ModuleDict | None, self.__dict__["_modules"].get(HOLDER))
         return None if holder is None or name not in holder else holder[name]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():
             return self.dense_class.__call__(self, *args, **kwargs)
         self.__dict__["_seen"] = {}  # a module that picks one expert after another reads its weight often
@@ -78,11 +78,6 @@ class FactorizedWeights(nn.Module):
             return cast(Tensor, layer(x))
         return F.linear(x, getattr(self, name))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles name the dense class: this one is made when it is first needed."""
-        _, _, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        return (_blank, (self.mixin, self.dense_class), *rest)
-
 
 class FactorizedProjection(FactorizedWeights):
     """A linear layer that its parent calls or whose weight it reads; input (.., I), output (.., O)."""
@@ -97,18 +92,10 @@ def _whole(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.weight_in_whole() if isinstance(layer, FactorizedLayer) else layer.weight)
 
 
-_classes: dict[tuple[type[FactorizedWeights], type[nn.Module]], type[FactorizedWeights]] = {}
-
-
+@once
 def factorized_class(first: type[FactorizedWeights], dense: type[nn.Module]) -> type[FactorizedWeights]:
     """The subclass of ``dense`` whose parameters may be factorized, with ``first`` before it; made once."""
-    if (first, dense) not in _classes:
-        words = f"``{dense.__name__}`` with factorized weights; see ``{first.__name__}``."
-        names = {"dense_class": dense, "mixin": first, "__doc__": words, "__module__": first.__module__}
-        _classes[first, dense] = type(f"Factorized{dense.__name__}", (first, dense), names)
-    return _classes[first, dense]
-
-
-def _blank(first: type[FactorizedWeights], dense: type[nn.Module]) -> nn.Module:
-    made = factorized_class(first, dense)
-    return made.__new__(made)
+    words = f"``{dense.__name__}`` with factorized weights; see ``{first.__name__}``."
+    names = {"dense_class": dense, "__doc__": words, "__module__": first.__module__}
+    made_by = (factorized_class, first, dense)
+    return type(f"Factorized{dense.__name__}", (first, dense), {**names, "made_by": made_by})

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FLOAT64_SIDE = 128
 # From this side on all singular values of a float32 matrix come from its own type: twice as fast, half the memory.
 FLOAT32_SIDE = 4096
-# Bytes that ``sharing`` holds at most.
+# Bytes that ``sharing`` holds at most: those of one float32 matrix of side 2^14.
 SHARED_BYTES = 2**30
 
 _shared: ContextVar[dict[bytes, eigh.Tridiagonal] | None] = ContextVar("shared", default=None)

@@ -1,7 +1,6 @@
 """timm's classification networks with fresh weights; timm is imported when one of them is asked for."""
 
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,11 @@ def build(name: str, *, in_channels: int, num_classes: int, image_size: int | No
     if not timm.is_model(name):
         close = near_matches(name, timm.list_models()) or " They are listed by timm.list_models()"
         raise ConfigError(f"{{model}} timm/{name} is unknown to timm {timm.__version__}.{close}", model=Use("model"))
-    arguments: dict[str, Any] = {"pretrained": False, "in_chans": in_channels, "num_classes": num_classes}
-    if image_size is not None and _takes_size(timm, name):
-        arguments["img_size"] = image_size
+    sized = {"img_size": image_size} if image_size is not None and _takes_size(timm, name) else {}
     try:
-        model: nn.Module = timm.create_model(name, **arguments)
+        model: nn.Module = timm.create_model(
+            name, pretrained=False, in_chans=in_channels, num_classes=num_classes, **sized
+        )
         fits = image_size is None or _passes(model, in_channels, image_size, num_classes)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:  # of a net that does not fit
         raise _misfit(name, image_size, str(error)) from error

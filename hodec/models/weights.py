@@ -20,7 +20,6 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs keep the weights
 COUNTER = "num_batches_tracked"  # of BatchNorm: many files lack it, and no forward pass needs it
 COUNTS = ("integer", "real", "truth")  # what it may be stored as
-MOST_AXES = 8  # that a message shows
 
 
 def load_weights(model: nn.Module, path: str | Path, *, allow_new_head: bool = False) -> None:
@@ -126,10 +125,10 @@ def _differences(tensors: StateDict, target: StateDict) -> dict[str, str]:
     return differ | {key: "not in the model" for key in tensors if key not in target}
 
 
-def _size(tensor: Tensor) -> str:
+def _size(tensor: Tensor, most: int = 8) -> str:
     """The shape of a tensor in a message; a file may say that it has thousands of axes."""
     axes = tuple(tensor.shape)
-    return str(axes) if len(axes) <= MOST_AXES else f"{axes[:MOST_AXES]}.. ({len(axes)} axes)"
+    return str(axes) if len(axes) <= most else f"{axes[:most]}.. ({len(axes)} axes)"
 
 
 def _head_keys(model: nn.Module) -> list[str]:

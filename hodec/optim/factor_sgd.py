@@ -12,7 +12,8 @@ from hodec.formats.base import Core
 from hodec.layers.base import FactorizedLayer, factor_parameters
 from hodec.optim.cores import as_matrix, cores_of, grams, through
 
-# Added to a Gram matrix, as a share of its mean eigenvalue: what bounds a step along a direction that has all but gone.
+# Added to a Gram matrix, as a share of its mean eigenvalue: a step along a direction that has all but gone is scaled by
+# at most 1,000 over that.
 DAMPING = 1e-3
 # A polynomial whose fifth iterate takes every singular value between 0.001 and 1 to between 0.7 and 1.2.
 # Source: Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.

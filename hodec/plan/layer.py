@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
@@ -16,17 +15,16 @@ from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.formats.ops import dense_op
 from hodec.formats.roles import REBUILT, STEP_MACS, Role
+from hodec.io.atomic import JsonObject
 from hodec.layers.weight import holder_name
 from hodec.methods import get_method
 
 # How plans of version 1 (hodec 0.1.0) call what this version writes under another key.
 KEYS_OF_VERSION_1 = {"kind": "layer_type", "runs": "call_sites", "runs_as": "resolved_execution"}
 
-# What every reader of JSON takes for a whole number; products of a few of them are still finite as floats.
+# What every reader of JSON takes for a whole number: up to 2^53 a float64 holds each. Products of a few of them are
+# still finite as floats.
 MOST_WHOLE = 2**53
-
-Json = dict[str, Any]
-"""An object of a JSON file."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ class LayerPlan:
             ranks=Use("tt_ranks", f"{{{name}:{list(fit)}}}"),
         )
 
-    def to_dict(self) -> Json:
+    def to_dict(self) -> JsonObject:
         """Plain JSON values; the costs are for the reader and recomputed on load."""
         return {
             "method": self.method,
@@ -280,7 +278,7 @@ class LayerPlan:
         }
 
     @classmethod
-    def from_dict(cls, name: str, value: Json) -> "LayerPlan":
+    def from_dict(cls, name: str, value: JsonObject) -> "LayerPlan":
         """Inverse of ``to_dict``, checked."""
         where = f"plan of layer {name}: "
         try:
@@ -306,11 +304,11 @@ class LayerPlan:
         return layer.check(name)
 
 
-def _calls(sites: CallSites) -> list[list[Any]]:
+def _calls(sites: CallSites) -> list[list[object]]:
     return [[times, list(before), list(after)] for times, before, after in sites.calls]
 
 
-def _tie_to_dict(tie: Tie) -> Json:
+def _tie_to_dict(tie: Tie) -> JsonObject:
     return {
         "name": tie.name,
         "layer_type": tie.layer_type,
@@ -319,7 +317,7 @@ def _tie_to_dict(tie: Tie) -> Json:
     }
 
 
-def _read_tie(value: Json, where: str) -> Tie:
+def _read_tie(value: JsonObject, where: str) -> Tie:
     """Inverse of ``_tie_to_dict``."""
     name, layer_type = (read_text(value[key], f"{where}ties") for key in ("name", "layer_type"))
     aliases = tuple(read_text(alias, f"{where}ties") for alias in value["aliases"])

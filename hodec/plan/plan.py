@@ -16,14 +16,12 @@ from torch import Tensor
 from hodec.errors import CheckpointError, PlanError, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
-from hodec.io.atomic import read_json, write_json, writing
-from hodec.plan.layer import MOST_WHOLE, Json, LayerPlan, read_text, read_wholes
+from hodec.io.atomic import JsonObject, read_json, write_json, writing
+from hodec.plan.layer import MOST_WHOLE, LayerPlan, read_text, read_wholes
 from hodec.text_table import change, human, rendered, rendered_html
 
 FORMAT, VERSION, READABLE = "hodec-plan", 3, (1, 2, 3)
 
-# Layers that are named behind a note; the rest is counted.
-NAMED = 3
 
 # Numbers in the example inputs that a plan's file may ask for: 1 GiB of float32, a volume of 645 voxels a side.
 MOST_INPUT = 2**28
@@ -168,7 +166,7 @@ class Plan(Mapping[str, LayerPlan]):
         """``example_inputs`` as the arguments of the model; with a form, tensors without the batch keep their sizes."""
         return from_form(self.input_form, self.example_inputs())
 
-    def to_dict(self) -> Json:
+    def to_dict(self) -> JsonObject:
         """Plain JSON values."""
         return {
             "format": FORMAT,
@@ -189,7 +187,7 @@ class Plan(Mapping[str, LayerPlan]):
         }
 
     @classmethod
-    def from_dict(cls, value: Json) -> "Plan":
+    def from_dict(cls, value: JsonObject) -> "Plan":
         """Inverse of ``to_dict``; every layer is checked, costs are recomputed."""
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise PlanError(f'this is not a hodec plan: it lacks \'"format": "{FORMAT}"\'')
@@ -345,10 +343,10 @@ def _notes(plan: Plan) -> dict[str, list[str]]:
     return found
 
 
-def _several(names: Sequence[str]) -> str:
+def _several(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _share(plan: Plan, name: str) -> str:

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The unit of alpha, in multiply-adds or parameters: it keeps alpha near the size of a loss.
-MILLION = 1e6
-
 
 @dataclass(frozen=True)
 class Learned(Targets, RankRule, Limits):
@@ -166,7 +163,7 @@ class Learned(Targets, RankRule, Limits):
 
     def _at_alpha(self, options: LayerOptions) -> RankOption:
         """The option that is least in loss + alpha * cost; dense where that is the least."""
-        multiplier = (self.alpha or 0.0) / MILLION
+        multiplier = (self.alpha or 0.0) / 1e6  # a million costs alpha, which is then near the size of a loss
         return min(options.options(), key=lambda one: (one.loss + multiplier * one.costs[0], one.costs[0]))
 
     def _within(self, options: Mapping[str, LayerOptions], limits: list[CostLimit]) -> Mapping[str, RankOption]:
@@ -181,7 +178,7 @@ class Learned(Targets, RankRule, Limits):
                 "larger targets, or train more of the planned layers",
                 **uses,
             )
-        log.debug("learned: a million is worth %s", {k: m * MILLION for k, m in selection.multipliers.items()})
+        log.debug("learned: a million is worth %s", {k: m * 1e6 for k, m in selection.multipliers.items()})
         return selection.options
 
 

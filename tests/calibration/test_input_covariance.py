@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import IMAGE, Conv1D, SmallResNet, Twice, assert_untouched, snapshot
+from small_nets import IMAGE, KERNELS, SmallResNet, Twice, assert_untouched, dense_layer, snapshot
 from swaps import planned
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -20,17 +20,6 @@ from hodec.methods import METHODS
 from hodec.plan.plan import Plan
 
 SVDS = ("svd", "weight_svd", "spatial_svd")
-LAYERS = {
-    "conv1d": lambda **settings: nn.Conv1d(8, 12, 5, **settings),
-    "conv2d": lambda **settings: nn.Conv2d(8, 12, 3, **settings),
-    "conv3d": lambda **settings: nn.Conv3d(8, 12, (3, 2, 3), **settings),
-    "conv_transpose1d": lambda **settings: nn.ConvTranspose1d(8, 12, 3, **settings),
-    "conv_transpose2d": lambda **settings: nn.ConvTranspose2d(8, 12, 3, **settings),
-    "conv_transpose3d": lambda **settings: nn.ConvTranspose3d(8, 12, (3, 2, 3), **settings),
-    "linear": lambda **settings: nn.Linear(8, 12),
-    "linear_in_first": lambda **settings: Conv1D(8, 12),
-    "embedding": lambda **settings: nn.Embedding(24, 8),
-}
 CASES = [
     (method, layer_type, d)
     for method, how in METHODS.items()
@@ -63,7 +52,9 @@ def one_layer(  # noqa: PLR0913
     method: str, layer_type: str, generator: torch.Generator, *, d: int = 1, rank: int = 3, **settings: object
 ) -> tuple[nn.Sequential, Plan, Tensor]:
     """A net of one layer, its plan, and planted inputs."""
-    net, x = nn.Sequential(LAYERS[layer_type](**settings)).double().eval(), planted(layer_type, generator)
+    sizes = (24, 8) if layer_type == "embedding" else (8, 12)
+    net = nn.Sequential(dense_layer(layer_type, *sizes, **settings)).double().eval()
+    x = planted(layer_type, generator)
     return net, planned(net, rank, x[:2], method=method, n_modes=d, allow_larger=True), x
 
 
@@ -347,5 +338,5 @@ def test_a_metric_of_another_plan_is_refused(generator):
 
 
 def test_kinds_of_the_cases_are_right():
-    for layer_type, build in LAYERS.items():
-        assert layer_type_of(build()).name == layer_type
+    for layer_type in KERNELS:
+        assert layer_type_of(dense_layer(layer_type, 8, 12)).name == layer_type

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small_nets import Conv1D
+from small_nets import KERNELS, dense_layer
 from torch import Tensor, nn
 
 from hodec.formats.base import Format
@@ -14,25 +14,7 @@ from hodec.layers.base import FactorizedLayer
 from hodec.methods import METHODS
 
 # Dense weights by kind, output channels first.
-CHANNELS = {
-    "conv1d": (12, 8, 5),
-    "conv2d": (12, 8, 3, 3),
-    "conv3d": (12, 8, 3, 2, 3),
-    "conv_transpose1d": (12, 8, 3),
-    "conv_transpose2d": (12, 8, 3, 3),
-    "conv_transpose3d": (12, 8, 3, 2, 3),
-    "linear": (12, 8),
-    "linear_in_first": (12, 8),
-    "embedding": (12, 8),
-}
-LAYERS = {
-    "conv1d": nn.Conv1d,
-    "conv2d": nn.Conv2d,
-    "conv3d": nn.Conv3d,
-    "conv_transpose1d": nn.ConvTranspose1d,
-    "conv_transpose2d": nn.ConvTranspose2d,
-    "conv_transpose3d": nn.ConvTranspose3d,
-}
+CHANNELS = {kind: (12, 8, *kernel) for kind, kernel in KERNELS.items()}
 SIDES = (7, 9, 5)
 
 
@@ -69,13 +51,9 @@ class Case:
     def dense(self, dtype: torch.dtype = torch.float64, **settings: object) -> nn.Module:
         """A dense layer of this case's channels."""
         out, inp = self.shape[:2]
-        if self.layer_type == "linear":
-            return nn.Linear(inp, out, **settings).to(dtype)
-        if self.layer_type == "linear_in_first":
-            return Conv1D(inp, out, **settings).to(dtype)
         if self.layer_type == "embedding":
-            return nn.Embedding(inp, out, padding_idx=1).to(dtype)
-        return LAYERS[self.layer_type](inp, out, settings.pop("kernel_size", self.shape[2:]), **settings).to(dtype)
+            settings = {"padding_idx": 1}
+        return dense_layer(self.layer_type, inp, out, settings.pop("kernel_size", ()), **settings).to(dtype)
 
     def layer(self, dense: nn.Module, cap: int = 3, execution: str = "") -> FactorizedLayer:
         ranks = self.ranks(cap, tuple(LAYER_TYPES[self.layer_type].to_oihw(dense.weight).shape))
@@ -107,10 +85,25 @@ def _id(case: Case) -> str:
     return f"{case.method}-{case.layer_type}-d{len(case.modes.inputs)}"
 
 
-every_case = pytest.mark.parametrize("case", CASES, ids=_id)
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    """Slow where its code is that of another case: three modes repeat two, and one or three axes repeat a plane's.
+
+    The formats that treat the axes or the modes one by one are tried with other numbers of them.
+    """
+    count, planar = len(case.modes.inputs), LAYER_TYPES[case.layer_type].dims in (0, 2)
+    tried = {"tt": count == 2, "cp": not LAYER_TYPES[case.layer_type].transposed}
+    fast = count <= 2 if planar else tried.get(case.method, False)
+    return [] if fast or (case.method, case.layer_type) == ("tt", "conv2d") else [pytest.mark.slow]
+
+
+every_case = pytest.mark.parametrize("case", [pytest.param(case, id=_id(case), marks=_marks(case)) for case in CASES])
 every_execution = pytest.mark.parametrize(
     ("case", "execution"),
-    [pytest.param(case, e, id=f"{_id(case)}-{e}") for case in CASES for e in case.format.executions],
+    [
+        pytest.param(case, execution, id=f"{_id(case)}-{execution}", marks=_marks(case))
+        for case in CASES
+        for execution in case.format.executions
+    ],
 )
 
 

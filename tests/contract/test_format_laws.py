@@ -40,15 +40,13 @@ def test_projecting_twice_changes_nothing_and_decomposing_the_projection_loses_n
 @every_case
 def test_error_does_not_grow_with_rank(case: Case):
     most = max(case.format.max_ranks(case.shape, case.modes))
-    few = sorted({1, 2, 3, 5, 8, most // 2, most})
     # iterating to the end takes its time
-    seeds, caps = (1, few) if case.format.iterative else (3, range(1, most + 1) if most <= 40 else few)
+    caps = sorted({1, 2, 3, 5, 8, most} if case.format.iterative else {*range(1, 13), most // 2, most})
     slack = 0.02 if case.format.iterative else 0  # local optima
-    for seed in range(seeds):
-        w = case.weight(seed=seed)
-        errors = [relative(case.format.project(w, case.ranks(cap), case.modes), w) for cap in caps]
-        assert all(after <= before + slack + 1e-12 for before, after in zip(errors, errors[1:])), seed
-        assert errors[-1] < 1e-10 < 0.1 < errors[0] <= 1, seed
+    w = case.weight()
+    errors = [relative(case.format.project(w, case.ranks(cap), case.modes), w) for cap in caps]
+    assert all(after <= before + slack + 1e-12 for before, after in zip(errors, errors[1:]))
+    assert errors[-1] < 1e-10 < 0.1 < errors[0] <= 1
 
 
 @every_case

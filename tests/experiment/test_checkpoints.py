@@ -28,15 +28,26 @@ EVERY_STEP = tiny(
 )
 
 
-@pytest.fixture
-def noisy(monkeypatch):
+@pytest.fixture(scope="module")
+def noisy():
+    """Each step draws from every generator of random numbers."""
     real = LitClassifier._trained
 
     def drawing(module, x):
         noise = torch.rand(len(x), 1, 1, 1) + random.random() + float(np.random.rand())
         return real(module, x * noise)
 
-    monkeypatch.setattr(LitClassifier, "_trained", drawing)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LitClassifier, "_trained", drawing)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(noisy, tmp_path_factory):
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    pipeline.run(EVERY_STEP, folder)
+    return folder
 
 
 def numbers(folder):
@@ -59,9 +70,10 @@ def killed_after(config, folder, phase, epoch, batch, monkeypatch):
             pipeline.run(config, folder)
 
 
-@pytest.mark.parametrize(("phase", "epoch", "batch"), [("admm", 0, 1), ("admm", 1, 2), ("retrain", 0, 3)])
-def test_killed_within_an_epoch_it_goes_on_within_it(tmp_path, monkeypatch, noisy, phase, epoch, batch):
-    pipeline.run(EVERY_STEP, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("phase", "epoch", "batch"), [pytest.param("admm", 0, 1, marks=pytest.mark.slow), ("admm", 1, 2), ("retrain", 0, 3)]
+)
+def test_killed_within_an_epoch_it_goes_on_within_it(whole, tmp_path, monkeypatch, phase, epoch, batch):
     folder = tmp_path / "run"
     killed_after(EVERY_STEP, folder, phase, epoch, batch, monkeypatch)
     assert checkpoint_epoch(folder / "checkpoints" / f"{phase}.ckpt") == epoch
@@ -74,8 +86,8 @@ def test_killed_within_an_epoch_it_goes_on_within_it(tmp_path, monkeypatch, nois
     )
     pipeline.run(EVERY_STEP, folder)
     assert seen[0] == (epoch, batch + 1), "batches were trained again"
-    assert result(folder) == result(tmp_path / "whole")
-    assert numbers(folder) == numbers(tmp_path / "whole")
+    assert result(folder) == result(whole)
+    assert numbers(folder) == numbers(whole)
 
 
 def test_gradients_that_wait_for_a_step_are_not_cut_off(tmp_path, monkeypatch, noisy):

@@ -65,7 +65,7 @@ def files_up_to(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("phase", ["admm", "truncated", "retrain", "evaluate"])
+@pytest.mark.parametrize("phase", ["admm", "truncated", pytest.param("retrain", marks=pytest.mark.slow), "evaluate"])
 def test_a_full_disk_at_the_end_of_a_phase_is_one_message_and_the_run_goes_on(finished, tmp_path, phase):
     """The limit is below the weights of the dense net, or below those of the factorized one."""
     folder = stopped_before(phase, finished[0], tmp_path / "run")
@@ -82,7 +82,7 @@ def test_a_full_disk_at_the_end_of_a_phase_is_one_message_and_the_run_goes_on(fi
 # -- killed while the report is written ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("written", [[], ["report.md"]])
+@pytest.mark.parametrize("written", [pytest.param([], marks=pytest.mark.slow), ["report.md"]])
 def test_a_run_that_was_killed_while_it_wrote_its_report_gets_it(finished, tmp_path, written):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     for name in written:

@@ -247,7 +247,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished):
 
 
 @pytest.mark.parametrize(
-    "free", [{"report": True}, {"logger": {"name": "wandb", "project": "x"}}, {"trainer": {"threads": 2}}]
+    "free",
+    [
+        pytest.param({"report": True}, marks=pytest.mark.slow),  # the report is written below
+        {"logger": {"name": "wandb", "project": "x"}},
+        {"trainer": {"threads": 2}},
+    ],
 )
 def test_settings_that_change_no_result_may_differ(finished, tmp_path, free):
     folder, metrics = shutil.copytree(finished[0], tmp_path / "run"), finished[1]

@@ -74,14 +74,19 @@ def given(finished):
 NO_EPOCHS = {"dense_epochs": 0, "retrain_epochs": 0}
 
 
+def slow(*values):
+    """A case whose code another one runs too."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": {"name": "adamw", "lr": 1e-3}},
+        slow({"optimizer": {"name": "adamw", "lr": 1e-3}}),
         {"trainer": {"precision": "bf16-mixed", "channels_last": True, "gradient_clip_val": 1.0}, "retrain_epochs": 1},
         {"trainer": {"accumulate_grad_batches": 3}, "admm": {"update_every": "1steps", "rho": "balanced"}},
-        {"method": {"name": "tt_classical", "n_modes": 2}, "tt_ranks": 3, "admm": {"relax": 1.5}},
-        {"method": {"execution": "chain", "n_modes": 2}},
+        slow({"method": {"name": "tt_classical", "n_modes": 2}, "tt_ranks": 3, "admm": {"relax": 1.5}}),
+        slow({"method": {"execution": "chain", "n_modes": 2}}),
     ],
     ids=["adamw", "bf16", "accumulate", "classical", "chain"],
 )
@@ -149,7 +154,7 @@ def test_an_early_stop_is_told(tmp_path):
     assert len(rows(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("changes", "phase"), [({}, "admm"), ({"admm": {"name": "off"}}, "dense")])
+@pytest.mark.parametrize(("changes", "phase"), [({}, "admm"), slow({"admm": {"name": "off"}}, "dense")])
 def test_one_schedule_goes_through_admm_and_retraining(tmp_path, changes, phase):
     optimizer = {"lr": 0.05, "retrain_lr": None, "joint_schedule": True, "schedule": "linear"}
     pipeline.run(tiny(pretrain_epochs=1, dense_epochs=1, retrain_epochs=3, optimizer=optimizer, **changes), tmp_path)
@@ -184,7 +189,7 @@ def teachers_of(monkeypatch):
 ALL = {"pretrain_epochs": 1, "dense_epochs": 1, "retrain_epochs": 1}
 
 
-@pytest.mark.parametrize("admm", [{}, {"name": "off"}])
+@pytest.mark.parametrize("admm", [{}, slow({"name": "off"})])
 def test_the_pretrained_net_teaches_the_dense_one_too_where_that_is_wanted(tmp_path, monkeypatch, admm):
     teachers = teachers_of(monkeypatch)
     pipeline.run(tiny(distill={"weight": 0.5, "dense": True}, admm=admm, **ALL), tmp_path)

@@ -115,7 +115,7 @@ def check_every(writes, finished, tmp_path, monkeypatch):
     return None
 
 
-@pytest.mark.parametrize("write", [12, 22])
+@pytest.mark.parametrize("write", [12, pytest.param(22, marks=pytest.mark.slow)])
 def test_killed_before_a_file_is_in_its_place(finished, tmp_path, monkeypatch, write):
     assert check_every([write], finished[0], tmp_path, monkeypatch) is None
 
@@ -184,7 +184,9 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("harm", [truncate, flip, lambda path: path.unlink(), None])
+@pytest.mark.parametrize(
+    "harm", [pytest.param(truncate, marks=pytest.mark.slow), flip, lambda path: path.unlink(), None]
+)
 def test_a_broken_checkpoint_gives_way_to_the_one_before(finished, stopped, monkeypatch, harm):
     folder, path = stopped
     if harm:

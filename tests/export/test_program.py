@@ -25,6 +25,7 @@ def compressed(net: nn.Module, **settings: object) -> nn.Module:
     return hodec.convert(net, make_plan(net, Manual(3), example_input=X, **settings)).eval()
 
 
+@pytest.mark.slow
 def test_a_program_runs_alone(tmp_path):
     small = compressed(dense_net())
     written = to_program(small, tmp_path / "net.pt2", example_input=X)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_nets import Conv1D
+from small_nets import NORMS, dense_layer
 from torch import nn
 
 from hodec.formats.modes import Modes
@@ -13,15 +13,6 @@ from hodec.layers.base import FactorizedLayer
 from hodec.layers.embedding import SVDEmbedding
 from hodec.methods import METHODS
 
-LAYERS = {
-    "conv1d": nn.Conv1d,
-    "conv2d": nn.Conv2d,
-    "conv3d": nn.Conv3d,
-    "conv_transpose1d": nn.ConvTranspose1d,
-    "conv_transpose2d": nn.ConvTranspose2d,
-    "conv_transpose3d": nn.ConvTranspose3d,
-}
-NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CASES = [(name, kind) for name, method in METHODS.items() for kind in method.layers if kind != "embedding"]
 SETTINGS = {
     "plain": {},
@@ -37,8 +28,7 @@ ONLY_TRANSPOSED = {"plain", "strided", "dilated", "output_padding"}
 def made(method: str, kind: str, count: int = 2, cap: int = 3, **settings: object) -> FactorizedLayer:
     """A factorized layer 12 -> 8 in float64, in evaluation mode."""
     cls = METHODS[method].layers[kind]
-    linear = {"linear": nn.Linear, "linear_in_first": Conv1D}.get(kind)
-    dense = linear(12, 8, **settings) if linear else LAYERS[kind](12, 8, 3, **settings)
+    dense = dense_layer(kind, 12, 8, 3, **settings)
     shape = cls.layer_type.to_oihw(dense.weight).shape
     modes = Modes.split(shape[1], shape[0], max(count, cls.format.min_modes) if cls.format.uses_modes else 1)
     most = cls.format.max_ranks(shape, modes)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
+from small_nets import dense_layer
 from torch import Tensor, nn
 
 from hodec.errors import RankError
@@ -14,16 +15,11 @@ from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.formats.modes import Modes, split_channels
 from hodec.methods import METHODS
 
-CONVS = {
-    "conv1d": nn.Conv1d,
-    "conv2d": nn.Conv2d,
-    "conv3d": nn.Conv3d,
-    "conv_transpose1d": nn.ConvTranspose1d,
-    "conv_transpose2d": nn.ConvTranspose2d,
-    "conv_transpose3d": nn.ConvTranspose3d,
-}
 PAIRS = sorted(
-    (name, kind) for name, method in METHODS.items() for kind in method.layers if kind in CONVS or kind == "linear"
+    (name, kind)
+    for name, method in METHODS.items()
+    for kind in method.layers
+    if kind == "linear" or kind.startswith("conv")
 )
 # Of those that are found by iteration there are fewer, as each takes a hundred times as long.
 PAIRS += [pair for pair in PAIRS if not METHODS[pair[0]].format(pair[1]).iterative] * 5
@@ -103,21 +99,20 @@ def draw_layer(data: st.DataObject, kind: str, method: str, shape: tuple[int, ..
     out, inp, *kernel = shape
     bias = data.draw(st.booleans())
     if kind == "linear":
-        return nn.Linear(inp, out, bias=bias)
+        return dense_layer(kind, inp, out, bias=bias)
     few = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in kernel)  # noqa: E731
     stride, dilation = few(1, 3), few(1, 2)
     if LAYER_TYPES[kind].transposed:
         extra = tuple(data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
         padding = tuple(data.draw(st.integers(0, d * (k - 1))) for d, k in zip(dilation, kernel))
-        return CONVS[kind](
-            inp, out, kernel, stride=stride, padding=padding, output_padding=extra, dilation=dilation, bias=bias
-        )
+        settings = {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation, "bias": bias}
+        return dense_layer(kind, inp, out, tuple(kernel), **settings)
     groups = data.draw(st.sampled_from([1, 1, 2, 3])) if METHODS[method].grouped.get(kind) else 1
     same = data.draw(st.booleans()) and set(stride) == {1}
     padding = data.draw(st.sampled_from(["same", "valid"])) if same else few(0, 2)
     mode = data.draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
-    return CONVS[kind](
-        inp * groups, out * groups, kernel,
+    return dense_layer(
+        kind, inp * groups, out * groups, tuple(kernel),
         stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias, padding_mode=mode,
     )  # fmt: skip
 

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
+from small_nets import NORMS, dense_layer
 from torch import Tensor, nn
 
 import hodec
 from hodec.errors import PlanError
 from hodec.methods import METHODS
 from hodec.ranks import Energy, Manual, Ratio, Vbmf
-
-CONVS = [(nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d), (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
-         (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)]  # fmt: skip
 
 # One in so many nets is exported, which takes a second.
 EXPORTED = 40
@@ -54,19 +52,17 @@ class Attention(nn.Module):
 
 def conv(draw: random.Random, dims: int, inp: int, out: int) -> nn.Module:
     """A convolution with odd settings that shrinks its input little."""
-    plain, transposed, _ = CONVS[dims - 1]
-    kernel = [draw.choice([1, 2, 3, 3]) for _ in range(dims)]
+    kernel = tuple(draw.choice([1, 2, 3, 3]) for _ in range(dims))
     bias = draw.random() < 0.5
     if draw.random() < 0.2:
-        return transposed(
-            inp, out, kernel, stride=draw.choice([1, 2]), padding=draw.choice([0, 0, 1]) * (min(kernel) > 1), bias=bias
-        )
+        stride, padding = draw.choice([1, 2]), draw.choice([0, 0, 1]) * (min(kernel) > 1)
+        return dense_layer(f"conv_transpose{dims}d", inp, out, kernel, stride=stride, padding=padding, bias=bias)
     groups = draw.choice([g for g in (1, 1, 1, 2, 3, inp) if inp % g == out % g == 0])
     stride = draw.choice([1, 1, 1, 2])
     padding = draw.choice(["same", "valid", 1, 0, 2]) if stride == 1 else draw.choice([0, 1])
     mode = draw.choice(["zeros", "zeros", "replicate", "circular"])
-    return plain(inp, out, kernel, stride=stride, padding=padding, dilation=draw.choice([1, 1, 2]),
-                 groups=groups, bias=bias, padding_mode=mode)  # fmt: skip
+    return dense_layer(f"conv{dims}d", inp, out, kernel, stride=stride, padding=padding,
+                       dilation=draw.choice([1, 1, 2]), groups=groups, bias=bias, padding_mode=mode)  # fmt: skip
 
 
 def image_net(draw: random.Random) -> tuple[nn.Module, Tensor]:
@@ -78,11 +74,11 @@ def image_net(draw: random.Random) -> tuple[nn.Module, Tensor]:
         out = draw.choice([channels, draw.randint(1, 20), 16])
         one = conv(draw, dims, channels, out)
         if out == channels and draw.random() < 0.3:
-            same = CONVS[dims - 1][0](channels, channels, 3, padding=1)
+            same = dense_layer(f"conv{dims}d", channels, channels, 3, padding=1)
             one = Branches(same, draw.choice([same, nn.Identity()]))
         layers += [
             one,
-            *draw.choice([[], [CONVS[dims - 1][2](out)], [nn.ReLU()], [CONVS[dims - 1][2](out), nn.GELU()]]),
+            *draw.choice([[], [NORMS[dims](out)], [nn.ReLU()], [NORMS[dims](out), nn.GELU()]]),
         ]
         channels = out
     pool = [nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d][dims - 1](1)

@@ -29,17 +29,17 @@ class Family:
 
 
 FAMILIES = {
-    "formats and layers": Family(fuzz_formats.check, 3000, 12),
-    "modes": Family(fuzz_formats.check_modes, 1000, 12),
-    "plans, values edited": Family(fuzz_plans.check_edits, 2000, 12),
-    "plans, bytes altered": Family(fuzz_plans.check_bytes, 700, 5),
-    "settings, trees": Family(fuzz_configs.check_trees, 1700, 12),
+    "formats and layers": Family(fuzz_formats.check, 3000, 6),
+    "modes": Family(fuzz_formats.check_modes, 1000, 6),
+    "plans, values edited": Family(fuzz_plans.check_edits, 2000, 6),
+    "plans, bytes altered": Family(fuzz_plans.check_bytes, 700, 3),
+    "settings, trees": Family(fuzz_configs.check_trees, 1700, 6),
     "settings, command lines": Family(fuzz_configs.check_overrides_of, 60, 1),
-    "nets": Family(fuzz_nets.check, 240, 3),
-    "graphs": Family(fuzz_graphs.check_graphs, 240, 3),
-    "graphs, broken": Family(fuzz_graphs.check_broken, 500, 5),
-    "files of weights": Family(fuzz_files.check_weights, 1300, 12),
-    "compressed models": Family(fuzz_files.check_models, 600, 5),
+    "nets": Family(fuzz_nets.check, 240, 2),
+    "graphs": Family(fuzz_graphs.check_graphs, 240, 2),
+    "graphs, broken": Family(fuzz_graphs.check_broken, 500, 3),
+    "files of weights": Family(fuzz_files.check_weights, 1300, 6),
+    "compressed models": Family(fuzz_files.check_models, 600, 3),
 }
 
 

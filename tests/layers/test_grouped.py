@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from small_nets import dense_layer
 from swaps import factorized, planned
 from torch import Tensor, nn
 
@@ -57,8 +58,7 @@ def test_equal_at_full_ranks(method: str, settings: dict[str, object]):
 @pytest.mark.parametrize("dims", [1, 3])
 def test_other_dimensions(dims: int):
     x = torch.randn(2, 8, *(7, 6, 5)[:dims], dtype=torch.float64)
-    make = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
-    model = nn.Sequential(make(8, 8, 3, groups=2), nn.ReLU()).double()
+    model = nn.Sequential(dense_layer(f"conv{dims}d", 8, 8, 3, groups=2), nn.ReLU()).double()
     small = convert(model, planned(model, 10**6, x, method="tucker", allow_larger=True))
     torch.testing.assert_close(small(x), model(x), rtol=1e-8, atol=1e-8)
 

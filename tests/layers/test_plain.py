@@ -109,7 +109,9 @@ def exact(model: nn.Module, **settings: object) -> tuple[Plan, nn.Module]:
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [p[1:] for p in PADDINGS], ids=[p[0] for p in PADDINGS])
-@pytest.mark.parametrize("method", ["tt", "svd", "cp", "spatial_svd"])
+@pytest.mark.parametrize(
+    "method", ["tt", *(pytest.param(m, marks=pytest.mark.slow) for m in ("svd", "cp", "spatial_svd"))]
+)
 def test_padding_in_front_stays_and_follows_the_size_of_the_input(method: str, kernel: int, stride: int, dilation: int):
     model = net(Same(8, 12, kernel, stride=stride, dilation=dilation))
     plan = planned(model, 6, X.double(), allow_larger=True, method=method)

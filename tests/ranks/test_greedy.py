@@ -20,7 +20,6 @@ from hodec.layers.base import FactorizedLayer
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks import Greedy, make_plan
-from hodec.ranks.greedy.rule import convert_in_turn
 from hodec.ranks.greedy.stats import GreedyStats
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
@@ -339,28 +338,6 @@ def test_it_needs_an_evaluation_and_a_net():
         make_plan(resnet(), Greedy(), method="svd", example_input=X)
     with pytest.raises(PlanError, match="greedy evaluates the net: that takes a model with a Python class"):
         Greedy(lambda model: 0.0, 0.9).choose({}, NO_MODEL)
-
-
-# -- fine-tuning layer by layer ------------------------------------------------------------------------------------
-
-
-def test_layers_are_converted_in_turn_with_fine_tuning_after_each():
-    seen: list[set[str]] = []
-
-    def fine_tune(net: nn.Module) -> None:
-        seen.append({name for name, m in net.named_modules() if isinstance(m, FactorizedLayer)})
-        with torch.no_grad():
-            net.fc.weight.zero_()
-
-    model = resnet()
-    _, plan = greedy(model=model, ratios=4, ignore=["fc"])
-    before = snapshot(model)
-    small = convert_in_turn(model, plan, fine_tune)
-    assert seen == [set(list(plan)[: i + 1]) for i in range(len(plan))]
-    assert len(plan) >= 2
-    assert not small.fc.weight.any()
-    assert small.hodec_plan == plan
-    assert_untouched(model, before)
 
 
 # -- progress ------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_no_price_gives_full_ranks_and_a_high_one_the_least(method: str):
         assert learned_ranks(layer, weight, alpha=1e9, rho=1.0) == (1,) * len(most)
 
 
-@pytest.mark.parametrize("metric", ["macs", "params"])
+@pytest.mark.parametrize("metric", ["macs", pytest.param("params", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["svd", "tucker", "tt", "spatial_svd"])
 def test_a_larger_alpha_never_gives_a_larger_rank(method: str, metric: str):
     plan = make_plan(SmallResNet(), Manual(2), method=method, example_input=X)
@@ -181,7 +181,7 @@ def test_a_target_finds_its_own_alpha_and_shares_it_out(generator: torch.Generat
 
 
 @pytest.mark.parametrize("targets", [{"macs": 0.5}, {"params": 0.4}, {"macs": 0.6, "params": 0.4}], ids=str)
-@pytest.mark.parametrize("method", ["svd", "tucker", "tt"])
+@pytest.mark.parametrize("method", ["svd", *(pytest.param(more, marks=pytest.mark.slow) for more in ("tucker", "tt"))])
 def test_targets_hold_after_each_update(targets: dict[str, float], method: str):
     model = SmallResNet()
     rule = Learned(**targets)

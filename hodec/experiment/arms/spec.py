@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -17,6 +16,7 @@ from hodec.errors import ConfigError, HodecError, Use, near_matches
 from hodec.experiment.config.groups import CONF
 from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import Config, config_of
+from hodec.io.atomic import JsonObject
 
 KEYS = ("settings", "seeds", "base", "arms")
 # What all arms have to have in common for a comparison to be one: images, start, teacher.
@@ -85,7 +85,7 @@ def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     return Comparison(str(content["base"]), tuple(content["seeds"]), arms)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> JsonObject:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -20,8 +20,6 @@ from hodec.experiment.report.table import latex_table, markdown_table
 from hodec.io.atomic import write_json, write_text
 from hodec.text_table import number
 
-CONFIDENCE = 0.95  # of all intervals, as is customary
-
 
 class Difference(NamedTuple):
     """The mean of paired differences, the ends of its confidence interval, and the probability under no difference."""
@@ -40,7 +38,7 @@ def paired(values: Sequence[float], base: Sequence[float]) -> Difference | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of differences that are equal up to rounding
         found = ttest_rel(values, base)
-    low, high = found.confidence_interval(CONFIDENCE)
+    low, high = found.confidence_interval()  # of 95 %, as is customary
     return Difference(mean(apart), float(low), float(high), float(found.pvalue))
 
 
@@ -128,7 +126,7 @@ def note(comparison: Comparison, arms: Mapping[str, Arm]) -> str:
         f"Test accuracy of the small net after {epochs(candidate.config)} epochs{steps}{images} in all, "
         f"seeds {seeds}; ± is the standard deviation over them (n - 1). What was tried was chosen from on the "
         f"validation split, by seed {comparison.seeds[0]}; only what was chosen was tested. Differences are in points, "
-        f"to {comparison.base!r} at the same seed; intervals are of {CONFIDENCE:.0%} by the paired t test, once with "
+        f"to {comparison.base!r} at the same seed; intervals are of 95% by the paired t test, once with "
         "the seeds as the sample and once with the test pictures."
     )
     edges = [name for name, arm in arms.items() if at_edge(arm)]

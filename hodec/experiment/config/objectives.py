@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
+from hodec.io.atomic import JsonObject
 from hodec.options import BadParts
 
 # Name of an objective, as it stands in metrics.json under ``compressed`` -> the direction in which it is better.
@@ -32,7 +33,7 @@ def bad_objectives(value: object) -> BadParts:
             yield "", name
 
 
-def value_of(metrics: Mapping[str, Any], objective: object, macs_limit: float | None) -> list[float] | None:
+def value_of(metrics: JsonObject, objective: object, macs_limit: float | None) -> list[float] | None:
     """The objectives of a finished run, one number each; None where ``metrics`` lack one.
 
     Where the compressed net keeps a larger share of the MACs than ``macs_limit``, its accuracy counts as minus the

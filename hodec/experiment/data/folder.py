@@ -26,7 +26,8 @@ from hodec.experiment.data.parquet import parquet_splits
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held where in_memory is not set, as its text says
+# Bytes of decoded images that are held where in_memory is not set, as its text says: 14,266 of 3 x 224 x 224.
+MEMORY_LIMIT = 2 * 2**30
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
 # Folder of a split -> other names that it has, as Hugging Face's imagefolder does.
 NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}

@@ -9,7 +9,7 @@ epoch; without it each pass repeats the same one. ``state_dict`` holds the epoch
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, TypedDict, TypeVar, Unpack, cast
 
 import torch
@@ -24,6 +24,7 @@ from hodec.experiment.data.options import Batches, DataSet
 
 Batch = tuple[Tensor, Tensor]
 Images = TypeVar("Images", bound=Split)
+Files = TypeVar("Files", FolderSplit, ItemSplit)
 
 
 class Place(TypedDict, total=False):
@@ -219,35 +220,39 @@ Item = tuple[Tensor, int] | DataError
 
 
 class _Reader(Dataset[Item]):
-    """Images of a split by key: (uint8 (3, H, W), label), or the error of the file."""
+    """Items by key, or the error of the file; ``read`` may be called in any process."""
 
-    def __init__(self, split: FolderSplit, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.split, self.transform = split, transform
+    def __init__(self, read: Callable[[int], tuple[Tensor, int]]) -> None:
+        self.read = read
 
     def __getitem__(self, key: Key) -> Item:
         index, seed = key
         try:
-            # torchvision draws from the global generator: seeded for this image, its cut depends on no worker
+            # torchvision draws from the global generator: seeded for this item, its cut depends on no worker
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                return self.transform(self.split.image(index)), int(self.split.labels[index])
+                return self.read(index)
         except DataError as error:
             return error  # as a value: raised in a worker, its message would drown in a traceback
 
 
-def _collate(items: list[Item]) -> Batch | DataError:
-    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
+def _collate(collate: Callable[[list[Item]], Batch], items: list[Item]) -> Batch | DataError:
+    return next((item for item in items if isinstance(item, DataError)), None) or collate(items)
 
 
-class WorkerLoader(PixelLoader[FolderSplit]):
-    """Batches of images too many to hold: worker processes read and cut them, the device normalises them.
+class ReadLoader(EpochLoader[Files]):
+    """Batches of items that worker processes read one by one.
 
-    Order and random cuts are functions of (seed, epoch): neither the number of workers nor a restart in mid-epoch
-    changes a batch.
+    Order, and what reading an item draws by torch, are functions of (seed, epoch): neither the number of workers nor a
+    restart in mid-epoch changes a batch.
 
     Raises:
         DataError: on iteration, naming an image that cannot be read.
     """
+
+    @abstractmethod
+    def _read(self) -> Callable[[int], tuple[Tensor, int]]:
+        """What reads one item."""
 
     @cached_property
     def _keys(self) -> list[list[Key]]:
@@ -257,9 +262,9 @@ class WorkerLoader(PixelLoader[FolderSplit]):
     @cached_property
     def _reader(self) -> DataLoader[Item]:
         return DataLoader(
-            _Reader(self.split, self.split.transform(augment=self.augment, flip=self.option.flip)),
+            _Reader(self._read()),
             batch_sampler=self._keys,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, getattr(self.split, "collate", None) or default_collate),
             num_workers=self.split.num_workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=self.split.num_workers > 0,
@@ -277,43 +282,22 @@ class WorkerLoader(PixelLoader[FolderSplit]):
             yield images, labels
 
 
-class _Items(Dataset[tuple[Tensor, int]]):
-    """Images of one's own by key."""
+class WorkerLoader(ReadLoader[FolderSplit], PixelLoader[FolderSplit]):
+    """Batches of images too many to hold, which workers read and cut and the device normalises."""
 
-    def __init__(self, split: ItemSplit) -> None:
-        self.split = split
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        index, seed = key
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # what it draws by torch depends on no worker
-            return self.split.items[index]
+    def _read(self) -> Callable[[int], tuple[Tensor, int]]:
+        return partial(_cut, self.split, self.split.transform(augment=self.augment, flip=self.option.flip))
 
 
-class ItemLoader(EpochLoader[ItemSplit]):
-    """Batches of images of one's own: order, and what an item draws by torch, are functions of (seed, epoch)."""
+def _cut(split: FolderSplit, transform: Callable[[Image.Image], Tensor], index: int) -> tuple[Tensor, int]:
+    return transform(split.image(index)), int(split.labels[index])
 
-    @cached_property
-    def _keys(self) -> list[list[Key]]:
-        return []
 
-    @cached_property
-    def _reader(self) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
-            _Items(self.split),
-            batch_sampler=self._keys,
-            collate_fn=self.split.collate,
-            num_workers=self.split.num_workers,
-            persistent_workers=self.split.num_workers > 0,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+class ItemLoader(ReadLoader[ItemSplit]):
+    """Batches of images of one's own."""
 
-    def _batches(self, epoch: int, order: Tensor, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        seeds = torch.randint(2**31, (self.size,), generator=stream(self.seed, epoch, "cut"))
-        keys = (zip(order[positions].tolist(), seeds[positions].tolist(), strict=True) for positions in batches)
-        self._keys[:] = map(list, keys)
-        for images, labels in self._reader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+    def _read(self) -> Callable[[int], tuple[Tensor, int]]:
+        return self.split.items.__getitem__
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self.memory_format)

@@ -7,11 +7,19 @@ run that was killed goes on with the batches that were left.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from hodec.errors import DataError, literal
 from hodec.experiment.config.own import DataModule
@@ -20,6 +28,9 @@ from hodec.experiment.data.images import ImageData, ItemSplit, training_and_vali
 from hodec.experiment.data.options import Batches, Functions
 
 log = logging.getLogger(__name__)
+
+Items = Sequence[tuple[Tensor, int]]
+Loader = DataLoader[tuple[Tensor, int]]
 
 
 def functions(option: Functions) -> ImageData:
@@ -34,7 +45,7 @@ def functions(option: Functions) -> ImageData:
     split = partial(ItemSplit, num_workers=option.num_workers)
 
     def part(indices: Tensor) -> ItemSplit:
-        return split(_Part(whole, indices.tolist()), labels[indices])
+        return split(cast(Items, Subset(cast(Dataset[tuple[Tensor, int]], whole), indices.tolist())), labels[indices])
 
     loads = {"train": lambda: part(train), "test": lambda: split(_items(option.test), torch.empty(0).long())}
     if option.val:
@@ -77,20 +88,7 @@ class _BatchSizes(Batches):
     """Those of a data module."""
 
 
-class _Part(Sequence[tuple[Tensor, int]]):
-    """Some of the items of a data set."""
-
-    def __init__(self, items: Sequence[tuple[Tensor, int]], indices: Sequence[int]) -> None:
-        self.items, self.indices = items, indices
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.items[self.indices[index]]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def _items(name: str) -> Sequence[tuple[Tensor, int]]:
+def _items(name: str) -> Items:
     """What a function of one's own returns, as items by index."""
     made = load(name)()
     if isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, Tensor) for part in made):
@@ -100,10 +98,10 @@ def _items(name: str) -> Sequence[tuple[Tensor, int]]:
             f"{name} returns a {type(made).__name__}; allowed: a filled torch Dataset with a length, of pairs (image, "
             "label), or a pair of tensors, images (N, C, H, W) and labels (N,)"
         )
-    return cast(Sequence[tuple[Tensor, int]], made)
+    return cast(Items, made)
 
 
-def _labels(items: Any, name: str) -> Tensor:
+def _labels(items: Items, name: str) -> Tensor:
     """Labels int64 (N,) of a data set: those that it lists, else read with the images."""
     if isinstance(items, TensorDataset):
         labels = items.tensors[1]
@@ -117,7 +115,7 @@ def _labels(items: Any, name: str) -> Tensor:
     return labels.long()
 
 
-def _loader(module: Any, split: str) -> DataLoader[Any] | None:
+def _loader(module: object, split: str) -> Loader | None:
     """The loader of a split; None where the data module defines none."""
     method = getattr(module, f"{split}_dataloader")
     if "lightning" in method.__func__.__module__:  # the one that Lightning's own class has, which raises
@@ -131,12 +129,11 @@ def _loader(module: Any, split: str) -> DataLoader[Any] | None:
             f"{type(module).__name__}.{split}_dataloader: hodec takes a torch DataLoader of a data set with a length, "
             "with batch_size and without a sampler of its own; allowed: data=functions otherwise"
         )
-    return cast(DataLoader[Any], loader)
+    return cast(Loader, loader)
 
 
-def _split(loader: DataLoader[Any]) -> ItemSplit:
-    items = cast(Sequence[tuple[Tensor, int]], loader.dataset)
-    return ItemSplit(items, torch.empty(0).long(), loader.num_workers, loader.collate_fn)
+def _split(loader: Loader) -> ItemSplit:
+    return ItemSplit(cast(Items, loader.dataset), torch.empty(0).long(), loader.num_workers, loader.collate_fn)
 
 
 def _data(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def _rows(path: Path) -> Rows:
     try:
         schema = pq.read_schema(path)
         columns = _columns(path, schema.metadata or {})
-        table: Any = pq.read_table(path, columns=[columns.image, columns.label])
+        table = pq.read_table(path, columns=[columns.image, columns.label])
     except (OSError, ValueError) as error:  # those of pyarrow are such
         raise DataError(f"{path}: not readable as parquet ({error}); repair or remove the file") from error
     labels = torch.tensor(table[columns.label].to_pylist(), dtype=torch.int64)

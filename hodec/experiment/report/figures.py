@@ -108,6 +108,16 @@ def _mark_phases(axes: Axes, run: RunData) -> None:
             )
 
 
+def _finish_bars(axes: Axes, names: Sequence[str], right: float) -> None:
+    """Bars that lie, one row a name, the first above; ``right`` is where the axis ends."""
+    axes.set_xlim(0, right)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
 @styled
 def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figure:
     """A cost of each planned layer, before (pale) and after (full); of very many layers the ``most`` largest."""
@@ -125,14 +135,9 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
         text, place = change(cut(*pair)), (max(pair), at)
         axes.annotate(text, place, (4, 0), textcoords="offset points", va="center", color=INKS["muted"], fontsize=7.5)
     axes.set_title(f"{title}{left}")
-    axes.set_xlim(0, 1.2 * max(*before, *after, 1))
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_yticks(range(len(shown)), [shorten(name, 24) for name in shown])
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(lambda value, _: human(value))
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    _finish_bars(axes, [shorten(name, 24) for name in shown], 1.2 * max(*before, *after, 1))
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
     return figure
 
@@ -161,13 +166,9 @@ def _before_after(run: RunData) -> Figure:
             color=INKS["muted"],
             fontsize=7.5,
         )
-    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 65 + max(100, *(100 * after / before for _, before, after, _ in rows)))
+    largest = max(100, *(100 * after / before for _, before, after, _ in rows))
+    _finish_bars(axes, [name for name, *_ in rows], 65 + largest)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -192,12 +193,7 @@ def _ranks(run: RunData, most: int = 40) -> Figure:
         )
         widest = max(widest, *full)
     axes.set_title("Ranks" + f", the first {most} of {len(plan)} layers" * (len(plan) > most))
-    axes.set_xlim(0, 1.3 * widest)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_yticks(range(len(shown)), [shorten(name, 24) for name in shown])
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    _finish_bars(axes, [shorten(name, 24) for name in shown], 1.3 * widest)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
     return figure
 

@@ -157,11 +157,12 @@ def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", "\\|")
 
 
-# Signs that LaTeX acts on -> how it prints them.
-TEX = {
+# Signs that LaTeX acts on -> how it prints them; a zero byte is the plus-minus of ``cells``.
+TEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
+    "\0": r"$\pm$",
+})  # fmt: skip
 
 
 def to_latex(runs: Sequence[RunData]) -> str:
@@ -172,14 +173,10 @@ def to_latex(runs: Sequence[RunData]) -> str:
 
 def latex_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, note: str) -> str:
     r"""A ``tabular`` with ``note`` as its comment; ``left`` as in ``markdown_table``, a zero byte is its plus-minus."""
-    lines = [" & ".join(_tex(cell) for cell in line) + r" \\" for line in (heads, *rows)]
+    lines = [" & ".join(cell.translate(TEX) for cell in line) + r" \\" for line in (heads, *rows)]
     columns = "l" * left + "r" * (len(heads) - left)
     body = "\n".join([r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"])
     return f"% {note.replace('±', '+-')}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
-
-
-def _tex(text: str) -> str:
-    return "".join(TEX.get(sign, sign) for sign in text).replace("\0", r"$\pm$")
 
 
 TABLES = {"csv": to_csv, "json": to_json, "md": to_markdown, "tex": to_latex}

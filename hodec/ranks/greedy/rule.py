@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,8 @@ from hodec.ranks.greedy.stats import CurvePoint, GreedyStats
 from hodec.ranks.rule import Choice, RankRule
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hodec.cost.metric import CostMetric
     from hodec.plan.layer import LayerPlan
-    from hodec.plan.plan import Plan
     from hodec.ranks.context import LayerContext, NetContext
     from hodec.ranks.greedy.curves import SensitivityCurve
     from hodec.ranks.greedy.scores import NetScorer
@@ -243,25 +239,3 @@ def _choice(name: str, curve: SensitivityCurve | None, result: SearchResult, sta
         return Choice(None, reason=stats.reasons[name])
     ratio, alone = f"keeps {point.ratio:.3f} of its {stats.metric}", f"score {point.score:.6g} alone"
     return Choice(point.ranks, (*curve.offered[at].notes, f"{ratio}; {alone}, dense {stats.baseline:.6g}"))
-
-
-def convert_in_turn(model: nn.Module, plan: Plan, fine_tune: Callable[[nn.Module], object]) -> nn.Module:
-    """Factorize the planned layers one after another, with fine-tuning after each; ``model`` stays as it was.
-
-    Each layer is decomposed as the fine-tuning of those before has left it.
-
-    Args:
-        fine_tune: trains a model in place.
-
-    Raises:
-        PlanError, ConvertError, TrainingError: see ``hodec.convert``.
-    """
-    from hodec.conversion.keeping import keep_plan
-    from hodec.conversion.swap import convert
-
-    for at, (name, layer) in enumerate(plan.items(), 1):
-        model = convert(model, dataclasses.replace(plan, layers={name: layer}))
-        log.info("%d/%d %s factorized at ranks %s; fine-tuning", at, len(plan), name, list(layer.ranks))
-        fine_tune(model)
-    keep_plan(model, plan)
-    return model

@@ -8,7 +8,8 @@ import numpy as np
 
 from hodec.errors import PlanError, Use
 
-# The search ends this close to the target, in shares of the whole cost: the ratios of layers are coarser than that.
+# The search ends this close to the target, in shares of the whole cost: the ratios of layers, 1/n apart, are coarser
+# for every n below 1000.
 CLOSE = 1e-3
 
 Picks = dict[str, int | None]

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from hodec.errors import CheckpointError, ConfigError, Use, literal
 from hodec.inputs import Inputs, as_input, form_of
 from hodec.io.atomic import read_json, write_json
+from hodec.io.tensors import bits
 from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,8 @@ def identity(model: nn.Module, example_input: Inputs, evaluate: Callable[..., ob
     """
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        numbers = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {numbers.dtype} {tuple(numbers.shape)}\n".encode())
-        digest.update(numbers.flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(bits(tensor))
     modules = model.named_modules(remove_duplicate=False)
     structure = "\n".join(f"{n}: {type(m).__module__}.{type(m).__qualname__}({m.extra_repr()})" for n, m in modules)
     given = as_input(example_input, model)

@@ -37,6 +37,20 @@ def jittered():
     return Jittered(*images())
 
 
+class Broken(TensorDataset):
+    """A data set whose second image cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise DataError("b.png: not readable as an image")
+        x, y = super().__getitem__(index)
+        return x, int(y)
+
+
+def broken():
+    return Broken(*images())
+
+
 class Module(LightningDataModule):
     num_classes = 4
     sampler = None
@@ -149,3 +163,11 @@ def test_one_class_is_none(monkeypatch):
     monkeypatch.setitem(globals(), "images", lambda: (torch.zeros(4, 1, 2, 2), torch.zeros(4).long()))
     with pytest.raises(DataError, match="only one class"):
         functions()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_an_item_comes_out_of_its_worker_as_it_is(workers):
+    data = functions(test=f"{HERE}.broken", num_workers=workers)
+    with pytest.raises(DataError) as error:
+        list(evaluation_loader(data))
+    assert str(error.value) == "b.png: not readable as an image"

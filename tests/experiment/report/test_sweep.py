@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import pytest
 from omegaconf import OmegaConf
 
 from hodec.experiment.report.sweep import SweepReport
@@ -38,6 +39,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_multirun_in_which_a_run_failed_ends_with_a_sweep_page(tmp_path):
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
     report = "+hydra.callbacks.report._target_=hodec.experiment.report.sweep.SweepReport"
