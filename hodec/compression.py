@@ -93,8 +93,8 @@ def compress(  # noqa: PLR0913
         example_input: as ``make_plan`` takes it; by default the first batch of ``data``.
         macs, params: shares of the net's multiply-adds and parameters to keep; by default ``macs=0.5``.
         data: some hundred images of the training data, in batches as ``make_plan`` takes them; augmented ones help.
-            Up to 16 batches go through the net together; more are read once for each of 16 groups of layers, which
-            fits worse: make batches larger. An iterator, which can be read once, is kept in memory.
+            Up to 16 batches go through the net together; more are read once for each layer, which takes less memory
+            and more time. An iterator, which can be read once, is kept in memory.
         max_drop: how much lower the score may be than the dense net's: the smallest share of multiply-adds is sought
             that stays within it. The last quarter of the batches is held out for that, and nothing is fitted to it.
         evaluate: the score, of a net and batches, higher is better; by default agreement with the dense net: the share
