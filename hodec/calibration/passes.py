@@ -13,7 +13,7 @@ from hodec.calibration.im2col import Draw, patches
 from hodec.calibration.moments import FitMoments
 from hodec.calibration.responses import Responses
 from hodec.calibration.sites import Follow, Hook, Site, Stop, Use, back, hooked
-from hodec.calibration.walk import Walk
+from hodec.calibration.walk import Walk, give_back
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.inference import Batch, run_batches
 
@@ -73,6 +73,7 @@ class Pass:
         self._passes.now, self._passes.target = self, stop
         for walk in self.walks.values():
             walk.on()
+        give_back()
 
     def leave(self) -> None:
         """Do not go on."""
