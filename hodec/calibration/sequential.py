@@ -89,7 +89,8 @@ def fit_to_data(
     for name, layer in plan.items():
         if name not in {site.name for site in sites} and not layer.computed_from:
             _project(near, name, layer)
-    first = list(islice(iter(batches), TOGETHER + 1))
+    batches = list(batches) if iter(batches) is batches else batches  # an iterator can be read once
+    first = list(islice(batches, TOGETHER + 1))
     if not first:
         raise DataError("no batch to fit to: give at least one, a few hundred images are enough")
     with inference(dense), inference(near):

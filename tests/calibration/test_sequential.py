@@ -179,7 +179,7 @@ def test_more_batches_than_go_together_are_fitted_as_well(generator):
     plan = planned(net, 4, x[:1], method="svd", include=["layer1.*"], allow_larger=True)
     few, many = list(x.split(16)), list(x.split(3))
     assert len(few) <= TOGETHER < len(many)
-    nets = [fit_to_data(net, plan, data, positions=None) for data in (few, many)]
+    nets = [fit_to_data(net, plan, data, positions=None) for data in (few, iter(many))]
     assert_close(*(one(x) for one in nets), rtol=1e-3, atol=1e-3)
     assert error(net, nets[1], x) < error(net, convert(net, plan), x)
 
