@@ -13,7 +13,7 @@ from hodec.calibration.im2col import Draw, patches
 from hodec.calibration.moments import FitMoments
 from hodec.calibration.responses import Responses
 from hodec.calibration.sites import Follow, Hook, Site, Stop, Use, back, hooked
-from hodec.calibration.walk import Walk, give_back
+from hodec.calibration.walk import Walk
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.inference import Batch, run_batches
 
@@ -73,7 +73,11 @@ class Pass:
         self._passes.now, self._passes.target = self, stop
         for walk in self.walks.values():
             walk.on()
-        give_back()
+
+    @property
+    def held(self) -> int:
+        """Bytes of what the copy's layers are called with here."""
+        return sum(x.nbytes for calls in self.inputs.values() for x in calls)
 
     def leave(self) -> None:
         """Do not go on."""

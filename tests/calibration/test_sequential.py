@@ -10,6 +10,7 @@ from swaps import planned
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from hodec.calibration import sequential
 from hodec.calibration.input_covariance import collect_covariances
 from hodec.calibration.sequential import TOGETHER, fit_to_data
 from hodec.conversion.swap import convert
@@ -182,6 +183,18 @@ def test_more_batches_than_go_together_are_fitted_as_well(generator):
     nets = [fit_to_data(net, plan, data, positions=None) for data in (few, iter(many))]
     assert_close(*(one(x) for one in nets), rtol=1e-3, atol=1e-3)
     assert error(net, nets[1], x) < error(net, convert(net, plan), x)
+
+
+def test_memory_is_given_back_where_layers_meet_much(generator, monkeypatch):
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", include="layer1.*", allow_larger=True)
+    given = []
+    monkeypatch.setattr(sequential, "give_back", lambda: given.append(1))
+    fit_to_data(net, plan, [x], solver="none")
+    assert given == []
+    monkeypatch.setattr(sequential, "LARGE", 1)
+    fit_to_data(net, plan, [x], solver="none")
+    assert given
 
 
 def test_an_error_on_the_way_comes_through_and_leaves_nothing(generator):
