@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -13,10 +12,10 @@ from hodec.calibration.output_gradients import OutputGradient, TwoSided, collect
 from hodec.calibration.quality import Agreement, Evaluate, score, split
 from hodec.calibration.sequential import fit_to_data
 from hodec.conversion.eligibility import Layers
-from hodec.conversion.swap import convert
+from hodec.conversion.swap import check_on_error, convert
 from hodec.errors import ConfigError, DataError, PlanError
 from hodec.formats.roles import Role
-from hodec.inference import Batch
+from hodec.inference import Batch, rereadable
 from hodec.inputs import Inputs
 from hodec.plan.plan import Plan
 from hodec.ranks import Manual
@@ -124,9 +123,10 @@ def compress(  # noqa: PLR0913
         >>> small = hodec.compress(net, data=batches, macs=0.5)  # what layers lose of their outputs counts
     """
     _check(example_input, data, macs, params, max_drop, evaluate, rule)
-    batches = None if data is None else list(data) if iter(data) is data else data
+    check_on_error(on_error)
+    batches = None if data is None else rereadable(data)
     if example_input is None:
-        example_input = next(iter(chain(batches or (), (None,))))
+        example_input = next(iter(() if batches is None else batches), None)
         if example_input is None:
             raise ConfigError("compress: data has no batch")
     given = _Given(model, example_input, rule, method, include, exclude, on_error)
@@ -152,6 +152,7 @@ def _check(  # noqa: PLR0913, PLR0917
     if example_input is None and data is None:
         raise ConfigError("compress needs example_input, as the model takes it, or data: batches of such inputs")
     target = macs is not None or params is not None
+    Budget(macs=macs, params=params)  # refuses shares out of range before data are read
     if rule is not None and target:
         raise ConfigError("compress: macs and params are targets of its own rule; give them to the rule instead")
     if max_drop is None and evaluate is not None:

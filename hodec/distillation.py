@@ -1,6 +1,7 @@
 """Feature distillation: each factorized layer learns the output of the dense layer that it stands in for."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ from hodec.layers.base import FactorizedLayer
 
 
 class FeatureDistillation:
-    """How far the outputs of a student's layers are from those of its teacher's, on the batch both last saw:
+    """How far the outputs of a student's layers are from those of its teacher's, in the last forward pass of each:
 
         features = hodec.FeatureDistillation(small, dense)
         with torch.no_grad():
@@ -56,7 +57,11 @@ class FeatureDistillation:
                 if name not in modules:
                     raise ConfigError(f"the {what} has no layer {name!r}.{near_matches(name, [*modules])}")
         self._seen: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
-        self._hooks = [
+        self._hooks = [  # a pass forgets what others left: a test, or checkpointed layers that ran again in backward
+            net.register_forward_pre_hook(partial(_forget, seen))
+            for net, seen in zip((student, teacher), self._seen, strict=True)
+        ]
+        self._hooks += [
             modules[name].register_forward_hook(self._keeper(name, seen))
             for modules, seen in zip((own, theirs), self._seen, strict=True)
             for name in self.layers
@@ -91,6 +96,10 @@ class FeatureDistillation:
         """Take the hooks off both nets."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _forget(seen: dict[str, list[Tensor]], module: nn.Module, args: object) -> None:
+    seen.clear()
 
 
 def _distance(name: str, student: Tensor, teacher: Tensor) -> Tensor:

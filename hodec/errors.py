@@ -1,8 +1,12 @@
 """The errors a user can cause, by what has to be mended, and how a message names a setting."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
+
+# Names in a file must neither end a message's line nor steer the terminal; "\n  " sets the items of a list apart.
+CONTROL = re.compile(r"\n(?!  )|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,13 @@ class HodecError(Exception):
         super().__init__(self.told(Use.in_python))
 
     def told(self, words: Callable[[Use], str]) -> str:
-        """The message with each setting in a surface's words, ``Use.in_hydra`` or ``Use.in_flags``."""
-        if not self.uses:
-            return self.message
-        return self.message.format(**{name: words(use) for name, use in self.uses.items()})
+        """The message with each setting in a surface's words, ``Use.in_hydra`` or ``Use.in_flags``.
+
+        Control characters, which names in somebody's file may hold, are written as escapes.
+        """
+        named = {name: words(use) for name, use in self.uses.items()}
+        text = self.message.format(**named) if named else self.message
+        return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
     def prefixed(self, text: str) -> Self:
         """The same error with ``text`` before its message."""

@@ -89,6 +89,11 @@ def _failure(model: nn.Module, given: ModelInput) -> Exception | None:
     return None
 
 
+def rereadable(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Batches that can be read several times: those of an iterator, which can be read once, are kept in memory."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
 def run_batches(model: nn.Module, batches: Iterable[Batch], *, count: int | None = None) -> int:
     """Run the model on each batch for what its layers do by the way; returns how many batches there were.
 

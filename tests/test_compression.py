@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hodec
-from hodec.errors import ConfigError, DataError, PlanError
+from hodec.errors import ConfigError, DataError, HodecError, PlanError
 
 
 def net() -> nn.Module:
@@ -55,6 +55,15 @@ def test_the_loader_alone_is_enough_and_other_rules_serve():
     assert small.hodec_plan["3"].method == "tt"
 
 
+def test_a_loader_of_unknown_length_serves():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from loader()
+
+    data = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    assert hodec.compress(net(), data=data, include="3").hodec_plan.keys() == {"3"}
+
+
 def test_weights_inside_modules_go_along():
     class Tagger(nn.Module):
         def __init__(self):
@@ -77,6 +86,16 @@ def test_bad_input_is_refused_before_any_work():
         hodec.compress(net(), example_input=torch.zeros(1, 3, 12, 12), macs=0.5, rule="energy")
     with pytest.raises(PlanError):
         hodec.compress(net(), example_input=torch.zeros(1, 3, 12, 12), macs=1e-9)
+
+
+@pytest.mark.parametrize(("setting", "words"), [({"macs": 1.5}, "macs"), ({"on_error": "leave"}, "raise, skip")])
+def test_a_bad_setting_is_refused_before_data_are_read(setting, words):
+    class Unread:
+        def __iter__(self):
+            raise AssertionError("read")
+
+    with pytest.raises(HodecError, match=words):
+        hodec.compress(net(), example_input=torch.zeros(1, 3, 12, 12), data=Unread(), **setting)
 
 
 # -- within an allowed drop ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import hodec
 from hodec.errors import ConfigError
@@ -82,6 +83,27 @@ def test_validation_and_removed_hooks_leave_nothing_behind(nets):
     with pytest.raises(ConfigError, match="run both on the batch"):
         features.loss()
     assert not any(module._forward_hooks for net in nets for module in net.modules())
+
+
+def test_a_test_of_the_teacher_and_layers_that_run_again_in_backward_leave_nothing_behind(nets):
+    class Checkpointed(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.net, x, use_reentrant=False)
+
+    small, dense = map(Checkpointed, nets)
+    features, x, losses = hodec.FeatureDistillation(small, dense), torch.randn(4, 3, 8, 8), []
+    for _ in range(2):
+        with torch.no_grad():
+            dense(torch.randn(5, 3, 8, 8))
+            dense(x)
+        small(x)
+        losses.append(features.loss())
+        losses[-1].backward()
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-4)
 
 
 def test_what_cannot_be_compared_is_refused(nets):

@@ -2,8 +2,10 @@
 
 import inspect
 
+import pytest
+
 from hodec import errors
-from hodec.errors import HodecError, near_matches
+from hodec.errors import HodecError, Use, near_matches
 
 
 def test_every_error_is_a_hodec_error_and_says_what_it_is_for():
@@ -19,3 +21,9 @@ def test_near_matches():
     assert near_matches("layer1.0.conv3", tuple(known), count=1) == " Did you mean: layer1.0.conv2?"
     assert near_matches("zzz", known) == ""
     assert near_matches("x", []) == ""
+
+
+@pytest.mark.parametrize("uses", [{}, {"target": Use("ranks.macs", 0.4)}])
+def test_a_name_in_a_file_neither_ends_the_line_nor_steers_the_terminal(uses):
+    error = HodecError("a\nb, \x1b[2Jc and d\r:\n  one\n  two\x9b", **uses)
+    assert str(error) == "a\\nb, \\x1b[2Jc and d\\r:\n  one\n  two\\x9b"

@@ -21,7 +21,7 @@ ORDER = [
     "cost", "models", "calibration", "conversion", "ranks", "compression", "admm", "fusion", "export", "onnx_graph",
 ]  # fmt: skip
 # These stand on top of the library.
-ABOVE = ("experiment", "cli")
+ABOVE = ("experiment", "cli", "__main__")
 
 
 def room(module: str) -> str:

@@ -90,7 +90,7 @@ class Projection:
             part, own = processes.broadcast(self._project(mine), source)
             z.update((name, one.to(tensors[name].device)) for name, one in part.items())
             factors.update((name, [f.to(tensors[name].device) for f in many]) for name, many in own.items())
-        self.factors = {name: factors[name] for name in tensors if name in factors}
+        self.factors = {**self.factors, **factors}  # those of layers that nothing trains now stay
         return {name: z[name] for name in tensors}
 
     def truncate(

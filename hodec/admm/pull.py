@@ -110,8 +110,8 @@ class Pull:
     # -- what happened -------------------------------------------------------------------------------------------
 
     def counted(self) -> int:
-        """The optimizer steps since this was last asked."""
-        steps, self._uncounted = self._uncounted, 0
+        """The optimizer steps since this was last asked; what was added for one that a loss scaler skipped is gone."""
+        steps, self._uncounted, self._added = self._uncounted, 0, {}
         return steps
 
     def stepped(self, owner: Optimizer) -> None:

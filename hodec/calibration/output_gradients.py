@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hodec.calibration.fit import fittable
 from hodec.calibration.input_covariance import InputCovariance
 from hodec.compare import tensors_in
-from hodec.errors import ConfigError, DataError
+from hodec.errors import ConfigError, DataError, TrainingError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.inference import Batch, inference, uncompiled
 from hodec.inputs import ModelInput, as_input, required
@@ -92,8 +92,9 @@ def collect_output_gradients(
         seed: of the random numbers.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting out of range, or a call within ``torch.inference_mode``.
         DataError: no batch, or a net that gives no tensor of floating point.
+        TrainingError: a layer's output, or the gradient there, holds NaN or Inf.
 
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
@@ -107,6 +108,10 @@ def collect_output_gradients(
     """
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-2 suits most nets")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "collect_output_gradients, which hodec.compress calls for data: not in torch.inference_mode()"
+        )
     model, generator = uncompiled(model), torch.Generator().manual_seed(seed)
     count = len(plan.example_input().args) or None
     sums = {name: _Sums(layer) for name, layer in plan.items() if fittable(layer)}
@@ -120,6 +125,12 @@ def collect_output_gradients(
             _backward(model, given, sums.values(), generator)
     if not used:
         raise DataError("no batch to collect gradients from: give at least one, a few hundred images are enough")
+    for name, one in sums.items():
+        if not bool((one.outputs + one.gradients).isfinite().all()):
+            raise TrainingError(
+                f"layer {name}: its output on the calibration data, or the gradient there, holds NaN or Inf; look at "
+                "the data and at the net"
+            )
     found = {name: one for name, one in sums.items() if one.positions and float(one.gradients.diagonal().sum()) > 0}
     energies = {name: float((one.gradients * one.outputs).sum()) / one.positions for name, one in found.items()}
     mean = sum(energies.values()) / max(1, len(energies)) or 1.0

@@ -63,6 +63,6 @@ class Responses:
             more = new - wanted
             y += more.sum(0)
             yy += (new.square() - wanted.square()).sum(0)
-            yx += more.mT @ x
+            yx += more.mT.to(x.dtype) @ x  # those of a float64 net are not
         changed.y, changed.yy, changed.yx = moments.y + share * y, moments.yy + share * yy, moments.yx + share * yx
         return changed

@@ -30,7 +30,7 @@ from hodec.calibration.walk import give_back
 from hodec.errors import DataError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.roles import Role
-from hodec.inference import Batch, inference, run_batches, uncompiled
+from hodec.inference import Batch, inference, rereadable, run_batches, uncompiled
 from hodec.layers.plain import copied
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -68,7 +68,8 @@ def fit_to_data(
         model: the dense model the plan was made for; it is left as it was.
         plan: the layers. Those that have no weight of their own which meets patches are projected by their weights.
         batches: as ``collect_covariances`` takes them. Up to 16 go through both nets together, and what the nets hold
-            of them at one layer is in memory; more are read anew for each layer, one batch in memory at a time.
+            of them at one layer is in memory; more are read anew for each layer, one batch at a time, and those of an
+            iterator, which can be read once, are kept.
         solver, damping: see ``fit_layer``.
         positions: most output positions of a convolution looked at per image and call; None for all.
         sums: whether a layer whose output is summed with another's is fitted to the dense sum.
@@ -88,12 +89,11 @@ def fit_to_data(
     """
     dense = uncompiled(model)
     near = copied(dense)
-    count = len(plan.example_input().args) or None
+    count, batches = len(plan.example_input().args) or None, rereadable(batches)
     sites = sites_of(dense, near, plan)
     for name, layer in plan.items():
         if name not in {site.name for site in sites} and not layer.computed_from:
             _project(near, name, layer)
-    batches = list(batches) if iter(batches) is batches else batches  # an iterator can be read once
     first = list(islice(batches, TOGETHER + 1))
     if not first:
         raise DataError("no batch to fit to: give at least one, a few hundred images are enough")

@@ -36,7 +36,7 @@ class Site:
     Attributes:
         plain: the layer that it amounts to.
         calls: for one batch.
-        norm: the copy's BatchNorm that its output goes into and nothing else does.
+        norm: the copy's BatchNorm that all of its output goes into, and nobody else's.
         summed: whether what comes out there goes into a sum and nowhere else.
         rectified: whether that, or the sum, goes into a ReLU and nowhere else.
     """
@@ -209,6 +209,7 @@ class _Survey:
         met: site -> when it was first called.
         uses: site and stage of what comes out of it (``output``, ``normed``, ``sum``) -> the operations that use it.
         sums: site -> when what comes out was summed with something.
+        normed: BatchNorm of the copy -> the site behind which it was called, each time; None for another input.
     """
 
     def __init__(self, sites: Sequence[Site], dense: nn.Module, near: nn.Module) -> None:
@@ -216,6 +217,7 @@ class _Survey:
         self.met: dict[Site, int] = {}
         self.uses: dict[tuple[Site | int, str], list[Any]] = {}
         self.sums: dict[Site, int] = {}
+        self.normed: dict[_BatchNorm, list[Site | None]] = {}
         twins = zip(dense.modules(), near.modules(), strict=True)
         self.norms = {d: n for d, n in twins if isinstance(n, _BatchNorm) and n.track_running_stats}
         self.mode = Follow(self._used, self._made)
@@ -233,10 +235,12 @@ class _Survey:
         self.mode.follow(output, (site, "output"))
 
     def _normed(self, near: _BatchNorm, _m: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        key = self.mode.key_of(args[0])
-        if key is not None and key[1] == "output":
-            key[0].norm = near
-            self.mode.follow(output, (key[0], "normed"))
+        site, stage = self.mode.key_of(args[0]) or (None, "")
+        found = self.normed.setdefault(near, [])
+        found.append(site if stage == "output" else None)
+        if found[-1] is not None:
+            found[-1].norm = near
+            self.mode.follow(output, (site, "normed"))
 
     def _used(self, use: Use) -> None:
         for key in use.places:
@@ -250,6 +254,12 @@ class _Survey:
             if isinstance(site, Site) and stage == self.end(site):
                 self.sums[site] = self.clock
                 self.mode.follow(out, (self.clock, "sum"))
+
+    def settle_norm(self, site: Site) -> None:
+        """Leave a site no BatchNorm that others use too, or that not all of what comes out of it goes into."""
+        uses = len(self.uses.get((site, "output"), ()))
+        if site.norm is not None and not (self.normed[site.norm] == [site] * site.calls and uses == site.calls):
+            site.norm = None
 
     def end(self, site: Site) -> str:
         """The last stage in front of a sum."""
@@ -274,10 +284,10 @@ def survey(
     seen(run)
     stops: dict[int, Stop] = {}
     for site, met in seen.met.items():
-        end = seen.end(site)
-        through = site.calls == 1 and (site.norm is None or len(seen.uses[site, "output"]) == 1)
-        site.rectified = through and seen.only(site, end, RELUS)
-        site.summed = sums and through and seen.only(site, end, ADDS) and site in seen.sums
+        seen.settle_norm(site)
+        end, once = seen.end(site), site.calls == 1
+        site.rectified = once and seen.only(site, end, RELUS)
+        site.summed = sums and once and seen.only(site, end, ADDS) and site in seen.sums
         if site.summed:
             site.rectified = seen.only(seen.sums[site], "sum", RELUS)
         stops.setdefault(seen.sums[site] if site.summed else met, Stop()).sites.append(site)

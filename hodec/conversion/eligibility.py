@@ -195,6 +195,9 @@ def refusal(model: nn.Module, name: str, module: nn.Module, plain: Plain | None,
         return _not_plain(module, method)
     if layer_type_name(plain.layer) not in method.layers:
         return f"method {method.name} has no layer for {type(module).__name__}"
+    weight = weight_of(plain.layer)
+    if not (weight.is_floating_point() and weight.numel()):
+        return f"its weight of size {tuple(weight.shape)} and type {weight.dtype} holds no real numbers to factorize"
     groups = groups_of(plain.layer)
     if not method.serves(layer_type_name(plain.layer), groups):
         return f"method {method.name} has no layer for a grouped {type(plain.layer).__name__} (groups={groups})"

@@ -77,8 +77,7 @@ def convert(
         >>> type(small[0]).__name__, sum(p.numel() for p in small.parameters())
         ('SVDLinear', 882)
     """
-    if on_error not in ON_ERROR:
-        raise ConvertError(f"convert: on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
+    check_on_error(on_error)
     model = uncompiled(model)
     if any(map(is_divided, model.parameters())):
         raise ConvertError(DIVIDED)
@@ -105,6 +104,12 @@ def convert(
             plan = _without(plan, fault.layers, fault.error, on_error)
     keep_plan(compressed, plan)
     return compressed
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse another word than those of ON_ERROR."""
+    if on_error not in ON_ERROR:
+        raise ConvertError(f"on_error={on_error!r} is not one of {', '.join(ON_ERROR)}")
 
 
 def structure(model: nn.Module, plan: Plan) -> dict[str, nn.ModuleList]:

@@ -19,7 +19,7 @@ from hodec.inference import uncompiled
 from hodec.io.atomic import read_json, sha256, write_json, writing
 from hodec.io.shards import Shards
 from hodec.io.tensors import bits, kind_of, load_tensors, not_numbers, save_tensors, tensor_shapes
-from hodec.layers.base import same_random_state
+from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
 from hodec.plan.plan import Plan
@@ -61,8 +61,11 @@ def save(
         raise CheckpointError(f"{path}: a compressed model is written to a .safetensors file, not {path.suffix!r}")
     plan = _plan_of(model) if plan is None else plan
     _check_converted(model, plan)
+    tensors = model.state_dict()
+    if other := [name for name, one in tensors.items() if not isinstance(one, Tensor)]:
+        raise CheckpointError(f"save: {other[0]} of the state_dict is a {type(tensors[other[0]]).__name__}, no tensor")
     with writing(path):
-        save_tensors(path, _once(model.state_dict()), {"format": FORMAT})  # one entry: of several, the order would vary
+        save_tensors(path, _once(tensors), {"format": FORMAT})  # one entry: of several, the order would vary
         structure = {
             "format": FORMAT,
             "version": VERSION,
@@ -106,6 +109,11 @@ def _check_converted(model: nn.Module, plan: Plan) -> None:
                 f"at ranks {list(layer.ranks)} in the plan; give what hodec.convert made from it (a fused net is "
                 "written by hodec.to_onnx or hodec.to_program)"
             )
+    known = {modules[layer.module(name)] for name, _, layer in users}
+    if spare := [name for name, one in modules.items() if isinstance(one, FactorizedLayer) and one not in known]:
+        raise CheckpointError(
+            f"save: {spare[0]} is factorized in this model, and not in the plan: give the plan of all its layers"
+        )
 
 
 def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hodec.layers.base import added
 from hodec.layers.weight import FactorizedWeights
 
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -75,11 +76,11 @@ class FactorizedAttention(FactorizedWeights):
             made = tuple(self.product(name, x) for name, x in zip(SEPARATE, (query, key, value), strict=True))
         elif same:
             joint = self.product("in_proj_weight", query)
-            return (joint if bias is None else joint + bias).chunk(3, dim=-1)
+            return added(joint, bias).chunk(3, dim=-1)
         else:
             parts = cast(Tensor, self.in_proj_weight).chunk(3)
             made = tuple(F.linear(x, part) for x, part in zip((query, key, value), parts, strict=True))
-        return made if bias is None else tuple(x + b for x, b in zip(made, bias.chunk(3), strict=True))
+        return made if bias is None else tuple(added(x, b) for x, b in zip(made, bias.chunk(3), strict=True))
 
     def _batch_first(self, x: Tensor) -> Tensor:
         """As given -> (N, L, E)."""

@@ -122,14 +122,9 @@ class FactorizedLayer(OneNode):
         if not cls.layer_type.is_embedding:
             settings["bias"] = module.bias is not None
         return cls(
-            **settings,
-            ranks=ranks,
-            modes=modes,
-            execution=execution,
-            initialize=initialize,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+            **settings, ranks=ranks, modes=modes, execution=execution, initialize=initialize,
+            device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
 
     @classmethod
     def settings_of(cls, module: nn.Module) -> dict[str, Any]:
@@ -326,6 +321,13 @@ def _comparable(weight: Tensor) -> bool:
 def _traced() -> bool:
     """Whether the call is being taken down as a graph, which must read the parameters themselves."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def added(y: Tensor, bias: Tensor | None) -> Tensor:
+    """``y`` with a bias, in the type of ``y``: under autocast its sum with float32 would take twice the memory."""
+    if bias is None:
+        return y
+    return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))  # no cast in an exported graph
 
 
 # -- classes from a table ------------------------------------------------------------------------------------------

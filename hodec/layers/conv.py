@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.ops import Op
 from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER, padding_sides
-from hodec.layers.base import FactorizedLayer, LayerOptions
+from hodec.layers.base import FactorizedLayer, LayerOptions, added
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -110,7 +110,7 @@ class FactorizedConv(FactorizedLayer):
         return CONV[dims](x, kernel, bias, stride, padding, dilation, op.groups)
 
     def _add_bias(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self.bias.reshape(-1, *(1 for _ in self.kernel_size))
+        return added(y, None if self.bias is None else self.bias.reshape(-1, *(1 for _ in self.kernel_size)))
 
     @staticmethod
     def _along(axes: Sequence[int], values: Sequence[int], still: int) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hodec.formats.layer_types import LAYER_TYPES, LINEAR_IN_FIRST
 from hodec.formats.ops import Op
-from hodec.layers.base import FactorizedLayer, LayerOptions
+from hodec.layers.base import FactorizedLayer, LayerOptions, added
 
 
 class FactorizedLinear(FactorizedLayer):
@@ -47,8 +47,7 @@ class FactorizedLinear(FactorizedLayer):
         y = x.reshape(-1, 1, 1, *self.modes.inputs)  # n p r i1 .. id, with p outputs done, rank r
         for op, view in zip(ops, self.views(), strict=True):
             y = self.contract(y, op, view)
-        y = y.reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+        return added(y.reshape(*x.shape[:-1], self.out_features), self.bias)
 
 
 class InFirst(FactorizedLinear):

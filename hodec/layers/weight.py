@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hodec.formats.roles import REBUILT
-from hodec.layers.base import FactorizedLayer
+from hodec.layers.base import FactorizedLayer, added
 
 # The attribute of a module that holds its factorized weights by name.
 HOLDER = "factorized"
@@ -89,8 +89,7 @@ class FactorizedProjection(FactorizedWeights):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., I) -> (.., O)."""
-        y, bias = self.product("weight", x), cast(Tensor | None, self.bias)
-        return y if bias is None else y + bias
+        return added(self.product("weight", x), cast(Tensor | None, self.bias))
 
 
 def _whole(layer: nn.Module) -> Tensor:

@@ -1,6 +1,7 @@
 """FactorSGD: SGD for a net with factorized layers, whose factors move by an update made for them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import unwrap
 from typing import Any, cast
 
 import torch
@@ -118,13 +119,18 @@ class FactorSGD(torch.optim.SGD):
                 raise ConfigError(
                     f"{what}: {given!r} given; allowed: {', '.join(known)}.{near_matches(given, [*known])}"
                 )
-        own_decay = 0.0 if factors == "muon" or decay == "product" else weight_decay
+        product = decay == "product" and factors == "sgd"
+        own_decay = 0.0 if factors == "muon" or product else weight_decay
         if factor_lr is None and factors == "muon":
             factor_lr = 0.008
         groups = param_groups(net, lr=lr, factor_lr=factor_lr, weight_decay=weight_decay, factor_decay=own_decay)
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
         self.factors, self.layers = factors, factorized_layers(net)
-        self.product_decay = weight_decay if decay == "product" and factors != "muon" else 0.0
+        self.product_decay = weight_decay if product else 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of; torch's own leaves out what a subclass has."""
+        return {**super().__getstate__(), **{key: vars(self)[key] for key in ("factors", "layers", "product_decay")}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -138,7 +144,8 @@ class FactorSGD(torch.optim.SGD):
         held = {parameter: parameter.grad for parameter in moved}
         for parameter in held:
             parameter.grad = None  # SGD passes it by
-        super().step()
+        # not as torch wraps it once any plain SGD is made: hooks on this optimizer would be called twice
+        unwrap(torch.optim.SGD.step, stop=lambda step: not hasattr(step, "hooked"))(self)
         for parameter, grad in held.items():
             parameter.grad = grad
         return loss

@@ -67,7 +67,7 @@ def cached_truncation_spectra(layer: LayerContext, size: int = 4096) -> list[Spe
     """
     weight = layer.site.values().detach().cpu().clone(memory_format=torch.contiguous_format)  # whatever its strides
     digest = hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()
-    key = (digest, weight.dtype, weight.shape, layer.method, layer.site.layer_type, layer.modes)
+    key = (digest, weight.dtype, weight.shape, layer.format, layer.modes)  # a method has one for each groups
     if key not in _cache:
         _cache[key] = truncation_spectra(layer)
         if len(_cache) > size:

@@ -187,22 +187,26 @@ def test_the_epoch_that_only_measures_batchnorm_updates_nothing(caplog):
     assert "does not reach" not in caplog.text
 
 
-def test_a_skipped_step_of_a_loss_scaler_is_none():
-    net = new_net()
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_skipped_step_of_a_loss_scaler_is_none(set_to_none: bool):
+    net, pulled = new_net(), []
     optimizer = sgd(net)
-    core = Admm(net, plan_of(net), optimizer, steps_per_epoch=BATCHES)
+    core = Admm(net, plan_of(net), optimizer, steps_per_epoch=BATCHES, rho=2.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     for number, (x, y) in enumerate(batches()):
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=set_to_none)
         scaler.scale(F.cross_entropy(net(x), y)).backward()
         if number == 1:
             net.conv1.weight.grad[0, 0, 0, 0] = float("inf")
         scaler.unscale_(optimizer)
+        before = net.conv2.weight.grad.clone()
         core.before_step()
+        pulled.append(not torch.equal(net.conv2.weight.grad, before))
         scaler.step(optimizer)
         scaler.update()
         core.after_step()
     assert core.steps == BATCHES - 1
+    assert all(pulled)
 
 
 def test_the_pull_is_added_once_to_gradients_that_still_accumulate():

@@ -104,6 +104,13 @@ def test_a_conversion_that_starts_at_the_factors_loses_nothing_that_admm_kept(cp
         assert error(cold.get_submodule(name).dense_weight(), z[name]) > 1e-3
 
 
+def test_a_layer_that_is_frozen_meanwhile_keeps_its_factors(cp, updated):
+    projection, _ = updated
+    before = projection.factors["0"]
+    projection.update({}, {}, ALONE)
+    assert projection.factors["0"] is before
+
+
 def test_factors_of_other_ranks_are_not_started_from(cp, updated):
     net, plan = cp
     projection, _ = updated

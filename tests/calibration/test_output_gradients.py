@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import hodec
 from hodec.calibration.output_gradients import TwoSided, collect_output_gradients
-from hodec.errors import ConfigError, DataError
+from hodec.errors import ConfigError, DataError, TrainingError
 
 
 def test_roots_and_importances_are_those_of_the_jacobian(generator):
@@ -96,11 +96,22 @@ def test_split_outputs_are_not_mixed(generator):
         assert_close(both.apply(weight), expected)
 
 
+def test_a_net_that_gives_no_numbers_is_refused(generator):
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    plan = planned(net, 2, torch.zeros(1, 8), method="svd", allow_larger=True)
+    with torch.no_grad():
+        net[1].bias[0] = torch.nan
+    with pytest.raises(TrainingError, match="layer 1: its output on the calibration data"):
+        collect_output_gradients(net, plan, [torch.randn(8, 8, generator=generator)])
+
+
 def test_bad_requests_are_refused(generator):
     net, x = SmallResNet(), torch.randn(8, 6, 12, 12, generator=generator)
     plan = planned(net, 2, x[:1], method="svd", allow_larger=True)
     with pytest.raises(ConfigError, match="damping: 0 given"):
         collect_output_gradients(net, plan, [x], damping=0)
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"not in torch\.inference_mode"):
+        collect_output_gradients(net, plan, [x])
     with pytest.raises(DataError, match="no batch to collect gradients from"):
         collect_output_gradients(net, plan, [])
 

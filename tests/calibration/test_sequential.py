@@ -106,6 +106,38 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both(generator):
     assert error(net, near, x) < error(net, convert(net, plan), x)
 
 
+class SharedNorm(nn.Module):
+    """Two layers before one BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.one(x)) + self.norm(self.two(x))
+
+
+class AlsoBeside(SharedNorm):
+    """A layer whose output goes into BatchNorm, and past it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(torch.relu(self.norm(y))) + y
+
+
+@pytest.mark.parametrize("made", [SharedNorm, AlsoBeside])
+def test_a_batchnorm_that_is_not_a_layers_own_keeps_its_statistics(made: type[nn.Module], generator):
+    torch.manual_seed(0)
+    net, x = made(), images(generator).relu() + 1
+    for _ in range(50):
+        net(x)
+    plan = planned(net.eval(), 2, x[:1], method="svd", allow_larger=True)
+    near = fit_to_data(net, plan, x.split(16))
+    assert_close(near.norm.running_mean, net.norm.running_mean, rtol=0, atol=0)
+    assert error(net, near, x) < 0.9 * error(net, convert(net, plan), x)
+
+
 def test_what_meets_no_patches_is_projected(generator):
     class Tagger(nn.Module):
         def __init__(self):
@@ -138,6 +170,15 @@ def test_sums_and_rectifiers_bring_unseen_outputs_nearer(generator):
     }
     assert errors[True, 3] < 0.9 * errors[False, 0]
     assert errors[True, 3] < errors[False, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_nets_of_other_types_are_fitted_alike(dtype: torch.dtype, generator):
+    net, x = settled(generator)
+    net, x = net.to(dtype), x.to(dtype)
+    plan = planned(net, 3, x[:1], method="svd", include=["layer1.*"], allow_larger=True)
+    near = fit_to_data(net, plan, x.split(16))
+    assert error(net, near, x) < 0.9 * error(net, convert(net, plan), x)
 
 
 def test_what_is_beside_a_sum_is_made_up_for(generator):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,14 @@ def test_help_names_every_verb(capsys):
     for verb in cli.VERBS:
         assert f"    {verb}" in [line[: 4 + len(verb)] for line in out.splitlines()]  # its help may be below it
         assert cli.verb_module(verb).HELP.split()[0] in out
+
+
+def test_python_runs_the_package_as_the_command_runs(capsys, monkeypatch, model_file):
+    monkeypatch.setattr("sys.argv", ["hodec", "show", str(model_file[0]), "--json"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("hodec", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == call(capsys, "show", model_file[0], "--json")[1]
 
 
 def test_show_of_a_folder_says_which_file(capsys, tmp_path):

@@ -171,6 +171,15 @@ def test_row_7_what_autocast_merged_serves_nobody_else(case: Case, execution: st
 
 
 @every_execution
+def test_autocast_gives_the_type_that_torchs_layer_gives(case: Case, execution: str):
+    layer = case.layer(case.dense(torch.float32), execution=execution)
+    for training in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            low = layer.train(training)(case.input(torch.float32))
+        assert low.dtype == torch.bfloat16 or case.layer_type == "embedding"  # which torch looks up in float32
+
+
+@every_execution
 def test_inference_mode_before_and_after_other_modes(case: Case, execution: str):
     layer, x = case.layer(case.dense(), execution=execution).eval(), case.input()
     with torch.inference_mode():

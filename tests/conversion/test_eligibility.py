@@ -73,6 +73,21 @@ def test_row_14_layers_of_other_kinds_stay_dense_with_the_reason():
     assert set(factorized(convert(model, plan))) == {"up", "ok"}
 
 
+def test_row_14_weights_without_real_numbers_stay_dense():
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.complex(x.to(torch.complex64)).real
+        return self.last(x + self.empty(x.movedim(1, -1)[..., :0]).movedim(-1, 1))
+
+    model = Bare(
+        run, complex=nn.Conv2d(16, 16, 3, bias=False, dtype=torch.complex64), empty=nn.Linear(1, 16), last=conv()
+    )
+    model.empty.weight = nn.Parameter(torch.zeros(16, 0))
+    plan = planned(model, method="svd")
+    assert set(plan) == {"last"}
+    assert "(16, 16, 3, 3) and type torch.complex64 holds no real numbers" in plan.skipped["complex"]
+    assert "(16, 0) and type torch.float32 holds no real numbers" in plan.skipped["empty"]
+
+
 def test_row_14_a_subclass_that_computes_the_same_is_a_layer_like_any_other():
     class Named(nn.Conv2d):
         def __init__(self, channels: int) -> None:

@@ -34,7 +34,8 @@ def within_an_epoch(folder):
     if not path.exists() or len(rows(folder)) < 1:
         return None
     state = torch.load(path, map_location="cpu", weights_only=True)
-    kept = next(value for name, value in state["callbacks"].items() if name.startswith("KeepCheckpoint"))
+    # one of the end of an epoch holds no state of its own
+    kept = next((value for name, value in state["callbacks"].items() if name.startswith("KeepCheckpoint")), None)
     return (state["epoch"], kept["loader"]["batch"]) if kept else None
 
 

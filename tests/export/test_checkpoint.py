@@ -300,6 +300,15 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     for model, given in ((dense_net(), plan), (small, other), (fused, plan), (fused, None), (nn.Sequential(), plan)):
         with pytest.raises(CheckpointError, match=r"save: \d is \w+ in this model, and tt at ranks"):
             save(model, tmp_path / "small.safetensors", given)
+    with pytest.raises(CheckpointError, match=r"save: \d is factorized in this model, and not in the plan"):
+        save(small, tmp_path / "small.safetensors", plan.without(next(iter(plan))))
+
+    class Counts(nn.Sequential):
+        def get_extra_state(self) -> object:
+            return {"calls": 0}
+
+    with pytest.raises(CheckpointError, match="save: _extra_state of the state_dict is a dict, no tensor"):
+        save(Counts(*small), tmp_path / "small.safetensors", plan)
     assert not list(tmp_path.iterdir())
 
 

@@ -79,6 +79,16 @@ def test_cross_attention_is_torchs(method: str, execution: str, settings: dict):
 
 
 @every_way
+def test_autocast_gives_the_type_that_torchs_module_gives(method: str, execution: str):
+    net, x = Attends(batch_first=True).float(), torch.randn(3, L, E)
+    small = full(net, x, method, execution)
+    for call in ({}, {"need_weights": False}):
+        small.call = net.call = call
+        with torch.autocast("cpu", torch.bfloat16):
+            assert small(x)[0].dtype == net(x)[0].dtype
+
+
+@every_way
 def test_every_factor_learns(method: str, execution: str):
     net, x = Attends(batch_first=True), torch.randn(3, L, E).double()
     small = hodec.convert(net, planned(net, 2, x, method=method, execution=execution, allow_larger=True))

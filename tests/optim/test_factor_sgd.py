@@ -105,6 +105,31 @@ def test_gradients_are_there_after_a_step(net: nn.Module) -> None:
     assert all(p.grad is not None for p in net.parameters())
 
 
+def test_hooks_are_called_once_a_step_whatever_optimizers_there_are(net: nn.Module) -> None:
+    torch.optim.SGD(net.parameters(), 0.1)  # from now on torch calls hooks around SGD's own step
+    optimizer, calls = FactorSGD(net, 0.05), list[object]()
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("behind"))
+    step(net, optimizer, torch.randn(2, 4, 8, 8))
+    assert calls == ["before", "behind"]
+
+
+@pytest.mark.parametrize("factors", ["muon", "sgd"])
+def test_a_copy_trains_the_copied_net(net: nn.Module, factors: str) -> None:
+    optimizer, x = FactorSGD(net, 0.05, factors=factors, weight_decay=1e-3, decay="product"), torch.randn(2, 4, 8, 8)
+    again, copied = copy.deepcopy((net, optimizer))
+    step(net, optimizer, x)
+    step(again, copied, x)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_scaled_gradients_decay_the_product_by_decaying_the_factors(net: nn.Module) -> None:
+    nets, x = [net, copy.deepcopy(net)], torch.randn(2, 4, 8, 8)
+    for one, decay in zip(nets, ("factors", "product"), strict=True):
+        step(one, FactorSGD(one, 0.05, factors="scaled_gd", weight_decay=0.1, decay=decay), x)
+    assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in nets), strict=True))
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 9), (2, 9, 4), (1, 5, 5)])
 def test_newton_schulz_makes_singular_values_alike(shape: tuple[int, int, int]) -> None:
     turned = newton_schulz(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))

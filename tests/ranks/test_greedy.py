@@ -359,6 +359,7 @@ def test_layers_are_converted_in_turn_with_fine_tuning_after_each():
     assert seen == [set(list(plan)[: i + 1]) for i in range(len(plan))]
     assert len(plan) >= 2
     assert not small.fc.weight.any()
+    assert small.hodec_plan == plan
     assert_untouched(model, before)
 
 

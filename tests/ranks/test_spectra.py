@@ -1,9 +1,12 @@
 """Singular values read as what each rank loses, and the path of sensible ranks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rank_cases import CONV_METHODS, context, conv_weight, with_singular_values
 
+from hodec.methods import METHODS
 from hodec.ranks.spectra import (
     TruncationLoss,
     cached_truncation_spectra,
@@ -89,3 +92,12 @@ def test_a_path_has_no_more_ranks_than_steps():
 def test_weights_of_any_strides_are_remembered_by_their_numbers(weight: torch.Tensor):
     (one,), (other,) = (cached_truncation_spectra(context(w)) for w in (weight, weight.clone().contiguous()))
     torch.testing.assert_close(one.energy, other.energy)
+
+
+def test_groups_of_equal_weights_have_spectra_of_their_own():
+    weight = conv_weight(24, 12)
+    found = []
+    for groups in (2, 4):
+        one = context(weight)
+        found.append(cached_truncation_spectra(replace(one, format=METHODS["svd"].format("conv2d", groups))))
+    assert [len(spectrum.energy) for (spectrum,) in found] == [12, 6]

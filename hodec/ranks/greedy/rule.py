@@ -256,10 +256,12 @@ def convert_in_turn(model: nn.Module, plan: Plan, fine_tune: Callable[[nn.Module
     Raises:
         PlanError, ConvertError, TrainingError: see ``hodec.convert``.
     """
+    from hodec.conversion.keeping import keep_plan
     from hodec.conversion.swap import convert
 
     for at, (name, layer) in enumerate(plan.items(), 1):
         model = convert(model, dataclasses.replace(plan, layers={name: layer}))
         log.info("%d/%d %s factorized at ranks %s; fine-tuning", at, len(plan), name, list(layer.ranks))
         fine_tune(model)
+    keep_plan(model, plan)
     return model
