@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -92,8 +92,8 @@ def compress(  # noqa: PLR0913
         example_input: as ``make_plan`` takes it; by default the first batch of ``data``.
         macs, params: shares of the net's multiply-adds and parameters to keep; by default ``macs=0.5``.
         data: some hundred images of the training data, in batches as ``make_plan`` takes them; augmented ones help.
-            Up to 16 batches go through the net together; more are read once for each of 16 groups of layers, which
-            fits worse: make batches larger. An iterator, which can be read once, is kept in memory.
+            Up to 16 batches go through the net together; more are read once for each layer, which takes less memory
+            and more time. An iterator, which can be read once, is kept in memory.
         max_drop: how much lower the score may be than the dense net's: the smallest share of multiply-adds is sought
             that stays within it. The last quarter of the batches is held out for that, and nothing is fitted to it.
         evaluate: the score, of a net and batches, higher is better; by default agreement with the dense net: the share
@@ -131,7 +131,10 @@ def compress(  # noqa: PLR0913
             raise ConfigError("compress: data has no batch")
     given = _Given(model, example_input, rule, method, include, exclude, on_error)
     if max_drop is None or batches is None:
-        small = given.at(macs, params, given.seen(batches), batches)
+        seen = given.seen(batches)
+        plan, roots = given.plan_for(macs, params, seen), seen.roots
+        del seen  # covariances of all layers, which a fit has no use of
+        small = given.small(plan, roots, batches)
         setattr(small, REPORT_ATTRIBUTE, None)
         return small
     return _search(given, list(batches), max_drop, evaluate)
@@ -218,20 +221,17 @@ class _Given:
         importances = {name: one.importance for name, one in gradients.items() if name in found}
         return _Seen(two_sided(found, gradients), importances, {name: one.root for name, one in gradients.items()})
 
-    def at(
-        self,
-        macs: float | None,
-        params: float | None,
-        seen: _Seen,
-        data: Iterable[Batch] | None,
-    ) -> nn.Module:
-        """The net at a share of its cost."""
+    def plan_for(self, macs: float | None, params: float | None, seen: _Seen) -> Plan:
+        """Ranks at a share of the net's cost."""
         own = Budget(
             macs=macs, params=params, methods=self.methods,
             covariances=seen.covariances or None, weights=seen.importances or None,
         )  # fmt: skip
-        plan = self.plan(self.rule or own, self.methods[0])
-        near = self.model if data is None else fit_to_data(self.model, plan, data, output_roots=seen.roots)
+        return self.plan(self.rule or own, self.methods[0])
+
+    def small(self, plan: Plan, roots: Mapping[str, Tensor], data: Iterable[Batch] | None) -> nn.Module:
+        """The net at these ranks."""
+        near = self.model if data is None else fit_to_data(self.model, plan, data, output_roots=roots)
         return convert(near, plan, on_error=self.on_error)
 
 
@@ -249,7 +249,7 @@ def _search(given: _Given, batches: Sequence[Batch], max_drop: float, evaluate: 
     for _ in range(HALVINGS):
         share = (low + high) / 2
         try:
-            small = given.at(share, None, seen, data)
+            small = given.small(given.plan_for(share, None, seen), seen.roots, data)
         except PlanError as error:
             log.info("at a share of %.3f: %s", share, error)
             low, refused = share, error

@@ -10,7 +10,7 @@ from benchmarks.real_files.case import SEEDS, Case, Feeds, session
 from benchmarks.real_files.ways import Made
 from benchmarks.timing import in_turns
 
-SECONDS = 4.0  # of turns of both files, for one ratio
+SECONDS, ROUNDS = 4.0, (10, 1000)  # of turns of both files, for one ratio
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def measured(case: Case, way: str, done: Made) -> Row:
     if path == case.path:
         return Row(case.name, way, score, macs, uncounted, size, 1.0)
     runs = {"dense": session(case.path), "this": session(path)}
-    times = in_turns({name: (lambda run=run: run(feeds)) for name, run in runs.items()}, seconds=SECONDS)
+    works = {name: (lambda run=run: run(feeds)) for name, run in runs.items()}
+    times = in_turns(works, seconds=SECONDS, rounds=ROUNDS)
     faster, spread = times.ratio("dense", "this"), times.spread("dense", "this")
     figures = (score, macs, uncounted, size, faster, spread, done.seconds, done.said, os.getloadavg()[0])
     return Row(case.name, way, *figures, four=done.four)

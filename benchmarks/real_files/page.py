@@ -127,7 +127,7 @@ The ways: *as typed* is `hodec decompose IN --no-data -o OUT`; *weights, N of MA
 `--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
 --max-drop 0.01 --target T -o OUT`, with `--int8` where the row says so. A star: measured before searches asked what
 chance allows (they took three quarters of the allowed loss) and stored weights in fewer bytes, on fewer search inputs;
-captcha's starred rows are of 200 final inputs. Page direction was searched at `--confidence 0.9`, others at 0.95."""
+captcha's starred rows are of 200 final inputs. Page direction's latency row has `--confidence 0.9`, others 0.95."""
 
 
 def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: dict[str, str]) -> str:

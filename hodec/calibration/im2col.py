@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hodec.formats.layer_types import LayerType
-from hodec.formats.same_padding import SAME_UPPER, same_sides
+from hodec.formats.same_padding import padding_sides
 
 # Numbers unfolded at a time: 2^24 float64 take 128 MiB.
 CHUNK = 2**24
@@ -65,7 +65,8 @@ def token_counts(module: nn.Embedding, tokens: Tensor) -> Tensor:
 def _unfolded(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tensor:
     """(N, I, ..) -> (positions, I, K..) of a convolution."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    amounts = [n for side in reversed(_padding(module, x)) for n in side]
+    sides = padding_sides(module.padding, x.shape[2:], module.kernel_size, module.stride, module.dilation)
+    amounts = [n for side in reversed(sides) for n in side]
     padded = F.pad(x, amounts, mode=mode) if any(amounts) else x
     return _gathered(windows(padded, module.kernel_size, module.stride, module.dilation), len(module.stride), draw)
 
@@ -86,18 +87,6 @@ def _unfolded_transposed(module: _ConvNd, x: Tensor, draw: Draw | None) -> Tenso
     ones = (1,) * len(module.stride)
     turned = tuple(range(2, 2 + len(ones)))
     return _gathered(windows(padded, module.kernel_size, ones, module.dilation), len(ones), draw).flip(turned)
-
-
-def _padding(module: _ConvNd, x: Tensor) -> list[tuple[int, int]]:
-    """Zeros (or other padding) before and after, per axis."""
-    if module.padding == SAME_UPPER:
-        return same_sides(x.shape[2:], module.kernel_size, module.stride, module.dilation)
-    if module.padding == "valid":
-        return [(0, 0) for _ in module.kernel_size]
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return [(n // 2, n - n // 2) for n in total]
-    return [(n, n) for n in cast(tuple[int, ...], module.padding)]
 
 
 def windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

@@ -74,6 +74,11 @@ class Pass:
         for walk in self.walks.values():
             walk.on()
 
+    @property
+    def held(self) -> int:
+        """Bytes of what the copy's layers are called with here."""
+        return sum(x.nbytes for calls in self.inputs.values() for x in calls)
+
     def leave(self) -> None:
         """Do not go on."""
         for walk in self.walks.values():

@@ -162,15 +162,16 @@ def _apply_preset(options: argparse.Namespace) -> None:
 def _text(outcome: "Outcome", out: str) -> str:
     """A few lines for people."""
     from hodec.onnx_graph.changes import layer_lines, shortened
+    from hodec.onnx_graph.verdict import pair
 
     lines = [f"{len(outcome.changes)} layers decomposed, {len(outcome.plan.skipped)} left dense"]
     layers = {name: change.to_dict() for name, change in outcome.changes.items()}
     lines += layer_lines(layers, outcome.plan.skipped)
     uncounted = ", ".join(map(shortened, outcome.uncounted))
     without = f" without {uncounted}, which cannot be counted" if uncounted else ""
-    lines.append(_pair("parameters", outcome.before.params, outcome.after.params))
-    lines.append(_pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
-    lines.append(_pair("bytes", outcome.bytes_before, outcome.bytes_after))
+    lines.append(pair("parameters", outcome.before.params, outcome.after.params))
+    lines.append(pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
+    lines.append(pair("bytes", outcome.bytes_before, outcome.bytes_after))
     if outcome.difference is not None:
         lines.append(f"outputs on random inputs differ by {outcome.difference:.3g} of the largest")
     if outcome.changes:
@@ -181,7 +182,3 @@ def _text(outcome: "Outcome", out: str) -> str:
             f"{outcome.changes[worst].error:.1%}; what the model loses is not known without --data"
         )
     return "\n".join([*lines, *(f"note: {remark}" for remark in outcome.remarks), f"written: {out}"])
-
-
-def _pair(what: str, before: int, after: int) -> str:
-    return f"{what}: {before:,} -> {after:,} ({after / before - 1:+.1%})" if before else f"{what}: {before} -> {after}"

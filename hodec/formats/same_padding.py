@@ -22,6 +22,24 @@ def same_sides(
     return sides
 
 
+def padding_sides(
+    padding: str | Sequence[int],
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> list[tuple[int, int]]:
+    """Zeros (or other padding) before and after, per axis, of a convolution that is not transposed."""
+    if padding == SAME_UPPER:
+        return same_sides(sizes, kernel, stride, dilation)
+    if padding == "valid":
+        return [(0, 0) for _ in kernel]
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(n // 2, n - n // 2) for n in total]
+    return [(int(n), int(n)) for n in padding]
+
+
 class _Same(OneNode, nn.modules.conv._ConvNd):
     """Put before the class of a convolution without padding of its own; ``padding`` reads ``same_upper``."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hodec.formats.layer_types import LAYER_TYPES, LayerType
 from hodec.formats.ops import Op
-from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER, same_sides
+from hodec.formats.same_padding import SAME_CONVS, SAME_UPPER, padding_sides
 from hodec.layers.base import FactorizedLayer, LayerOptions, added
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -100,7 +100,8 @@ class FactorizedConv(FactorizedLayer):
             extra = self._along(axes, self.output_padding, 0)
             stored = kernel if op.depthwise else kernel.transpose(0, 1)
             return CONV_TRANSPOSE[dims](x, stored, bias, stride, padding, extra, op.groups, dilation)
-        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(self._sides(x))]
+        padded = padding_sides(self.padding, x.shape[-dims:], self.kernel_size, self.stride, self.dilation)
+        sides = [side if axis in axes else (0, 0) for axis, side in enumerate(padded)]
         padding = [left for left, _ in sides]
         if (axes and self.padding_mode != "zeros") or any(left != right for left, right in sides):
             amounts = [n for side in reversed(sides) for n in side]
@@ -110,17 +111,6 @@ class FactorizedConv(FactorizedLayer):
 
     def _add_bias(self, y: Tensor) -> Tensor:
         return added(y, None if self.bias is None else self.bias.reshape(-1, *(1 for _ in self.kernel_size)))
-
-    def _sides(self, x: Tensor) -> list[tuple[int, int]]:
-        """Padding before and after, per axis."""
-        if self.padding == SAME_UPPER:
-            return same_sides(x.shape[-self.layer_type.dims :], self.kernel_size, self.stride, self.dilation)
-        if self.padding == "valid":
-            return [(0, 0)] * self.layer_type.dims
-        if self.padding == "same":
-            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return [(n // 2, n - n // 2) for n in total]
-        return [(int(n), int(n)) for n in self.padding]
 
     @staticmethod
     def _along(axes: Sequence[int], values: Sequence[int], still: int) -> list[int]:

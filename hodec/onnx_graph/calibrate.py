@@ -22,6 +22,7 @@ from torch import Tensor
 from hodec.calibration.im2col import windows
 from hodec.calibration.moments import FitMoments
 from hodec.export.runtime import Array, Cannot, Session, open_session, quiet
+from hodec.formats.same_padding import same_sides
 from hodec.onnx_graph.consumers import WeightConsumer
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.nodes import initializer
@@ -82,16 +83,10 @@ class TrialGraph:
         Raises:
             Cannot: it does not run.
         """
-        wanted = tuple(taps) or self.outputs
-        made = tuple(dict.fromkeys(name for name in wanted if name not in feeds))
-        found: dict[str, Array] = {name: feeds[name] for name in wanted if name in feeds}
-        if made:
-            session = self._session(made)
-            given = {**feeds}
-            for name in self.sites:
-                given |= self._given(name, (tried or {}).get(name))
-            found |= zip(made, cast(list[Array], run_session(session, given)), strict=True)
-        return [found[name] for name in wanted]
+        given = {**feeds}
+        for name in self.sites:
+            given |= self._given(name, (tried or {}).get(name))
+        return _values(tuple(taps) or self.outputs, feeds, lambda made: run_session(self._session(made), given))
 
     def fixed(
         self, taps: Sequence[str] = (), tried: Mapping[str, Replacement] | None = None
@@ -100,15 +95,11 @@ class TrialGraph:
         wanted = tuple(taps) or self.outputs
         opened: list[Session] = []
 
-        def run(feeds: Feeds) -> list[Array]:
-            made = tuple(dict.fromkeys(name for name in wanted if name not in feeds))
-            found: dict[str, Array] = {name: feeds[name] for name in wanted if name in feeds}
-            if made:
-                opened[:] = opened or [self._opened(self._content(made, tried or {}))]
-                found |= zip(made, cast(list[Array], run_session(opened[0], feeds)), strict=True)
-            return [found[name] for name in wanted]
+        def session(made: tuple[str, ...]) -> Session:
+            opened[:] = opened or [self._opened(self._content(made, tried or {}))]
+            return opened[0]
 
-        return run
+        return lambda feeds: _values(wanted, feeds, lambda made: run_session(session(made), feeds))
 
     def _given(self, name: str, one: Replacement | None) -> dict[str, Array]:
         """The inputs of a layer; remembered, as they are the same in every call."""
@@ -162,6 +153,13 @@ class TrialGraph:
             return content
         except ValueError as error:  # protobuf refuses what is larger than 2 GiB
             raise Cannot(f"without its layers' weights it is still too large to be tried: {error}") from error
+
+
+def _values(wanted: Sequence[str], feeds: Feeds, give: Callable[[tuple[str, ...]], Sequence[object]]) -> list[Array]:
+    """Values by their names: those that are fed as they are, the others as ``give`` makes them."""
+    made = tuple(dict.fromkeys(name for name in wanted if name not in feeds))
+    found = {**feeds, **(dict(zip(made, cast(Sequence[Array], give(made)), strict=True)) if made else {})}
+    return [found[name] for name in wanted]
 
 
 def _value(name: str, array: Array, graph: ir.Graph, is_input: bool) -> ir.Value:
@@ -337,11 +335,8 @@ def _padded(one: WeightConsumer, x: Tensor, kernel: Sequence[int]) -> Tensor:
         sides = [(0, 0)] * dims
     elif auto.startswith("SAME"):
         steps, gaps = (one.ints(key) or [1] * dims for key in ("strides", "dilations"))
-        sides = []
-        for size, k, step, gap in zip(x.shape[2:], kernel, steps, gaps, strict=True):
-            total = max(0, (-(-size // step) - 1) * step + gap * (k - 1) + 1 - size)
-            less = total // 2
-            sides.append((less, total - less) if auto == "SAME_UPPER" else (total - less, less))
+        upper = same_sides(x.shape[2:], kernel, steps, gaps)
+        sides = upper if auto == "SAME_UPPER" else [(after, before) for before, after in upper]
     return F.pad(x, [n for side in reversed(sides) for n in side])
 
 

@@ -22,6 +22,7 @@ from hodec.errors import ConvertError
 from hodec.export.runtime import Array, Cannot, first_line, open_session, quiet
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench, bench_files
+from hodec.onnx_graph.chance import Feeds, Run, Score
 from hodec.onnx_graph.cost import COUNTS
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.session import run_session
@@ -30,9 +31,6 @@ from hodec.onnx_graph.writing import MAX_BYTES, check_target
 
 log = logging.getLogger(__name__)
 
-Feeds = Mapping[str, Array]
-Run = Callable[[Feeds], Sequence[Array]]
-Score = Callable[[Run], float]
 # Oldest version of the operators with one scale for each channel of a weight.
 PER_CHANNEL = 13
 # What is quantized: sums, pools and activations between them lose more than they win. PP-OCRv4 recognition is 1.5 times

@@ -147,7 +147,11 @@ def judge_of(
     if not 0.5 <= confidence < 1:
         raise ConfigError(f"--confidence: {confidence:g} given; allowed: 0.5 to below 1")
     judge = _judge_of(dense, held, names, evaluate=evaluate, loss=loss, max_drop=max_drop)
-    _, answers = recorded(judge.score, dense)
+    again, answers = recorded(judge.score, dense)
+    if evaluate is not None and again != judge.dense:
+        raise ConfigError(
+            f"--eval: the dense model scores {judge.dense:.6g}, then {again:.6g}; allowed: the same every time"
+        )
     return replace(judge, answers=answers, confidence=confidence)
 
 
@@ -193,13 +197,9 @@ def _by_function(evaluate: Callable[..., float], dense: Run, names: Sequence[str
         except Exception as error:  # of the user's own code
             raise ConfigError(f"--eval: the function fails: {type(error).__name__}: {error}") from error
 
-    first, second = score(dense), score(dense)
+    first = score(dense)
     if not math.isfinite(first):
         raise ConfigError(f"--eval: the dense model's score is {first}; allowed: a number, higher is better")
-    if first != second:
-        raise ConfigError(
-            f"--eval: the dense model scores {first:.6g}, then {second:.6g}; allowed: the same every time"
-        )
     return Judge("score of --eval", score, first, allowed_drop(max_drop, first))
 
 

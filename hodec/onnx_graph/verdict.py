@@ -96,9 +96,9 @@ class Compressed:
             f"data: {self.words}; fitted to {fit} samples, judged by {held} that were held out",
             f"score: {self.judge}; {self.allowed * self.scale:.3g}{self.unit} may be lost",
             *self.chance,
-            _pair("parameters", self.before.params, self.after.params),
-            _pair(f"multiply-adds{without}", self.before.macs, self.after.macs),
-            _pair("bytes", self.bytes_before, self.bytes_after),
+            pair("parameters", self.before.params, self.after.params),
+            pair(f"multiply-adds{without}", self.before.macs, self.after.macs),
+            pair("bytes", self.bytes_before, self.bytes_after),
             str(self.bench).splitlines()[0],
             *self.rows,
             *(f"note: {remark}" for remark in self.remarks),
@@ -107,5 +107,6 @@ class Compressed:
         return "\n".join(lines)
 
 
-def _pair(what: str, before: int, after: int) -> str:
+def pair(what: str, before: int, after: int) -> str:
+    """A line of a number before and after, and by what share it changed."""
     return f"{what}: {before:,} -> {after:,} ({after / before - 1:+.1%})" if before else f"{what}: {before} -> {after}"

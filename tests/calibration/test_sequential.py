@@ -10,6 +10,7 @@ from swaps import planned
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from hodec.calibration import sequential
 from hodec.calibration.input_covariance import collect_covariances
 from hodec.calibration.sequential import TOGETHER, fit_to_data
 from hodec.conversion.swap import convert
@@ -50,22 +51,6 @@ def test_unseen_outputs_are_nearer_than_with_covariances_of_the_dense_net(method
     white = convert(net, plan, covariances=collect_covariances(net, plan, data))
     assert error(net, near, unseen) < 0.8 * error(net, white, unseen)
     assert_close(near(unseen), convert(near, plan)(unseen), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("passes", [1, 2, 64])
-def test_groups_read_the_data_together(passes: int, generator):
-    net, x = settled(generator)
-    plan = planned(net, 4, x[:1], method="svd", include=["layer1.*", "fc"], allow_larger=True)
-    seen = []
-
-    class Data(list):
-        def __iter__(self):
-            seen.append(1)
-            return super().__iter__()
-
-    near = fit_to_data(net, plan, Data(x.split(32)), passes=passes)
-    assert len(seen) == min(passes, len(plan)) + 1  # and once for the order
-    assert error(net, near, x) < error(net, convert(net, plan), x)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -230,15 +215,27 @@ def test_output_roots_decide_what_is_kept(generator):
     assert off(fit_to_data(net, plan, [x], turns=0, output_roots={"layer1.conv1": root})) < 0.5 * off(plain)
 
 
-def test_more_batches_than_go_together_are_read_for_groups(generator):
+def test_more_batches_than_go_together_are_fitted_as_well(generator):
+    """On all positions the sums are the same, however the data are read."""
     net, x = settled(generator)
     plan = planned(net, 4, x[:1], method="svd", include=["layer1.*"], allow_larger=True)
-    data = list(x.split(3))
-    assert len(data) > TOGETHER
-    near = fit_to_data(net, plan, data)
-    assert error(net, near, x) < error(net, convert(net, plan), x)
-    again = fit_to_data(net, plan, iter(data))  # which can be read once
-    assert all(torch.equal(a, b) for a, b in zip(near.parameters(), again.parameters(), strict=True))
+    few, many = list(x.split(16)), list(x.split(3))
+    assert len(few) <= TOGETHER < len(many)
+    nets = [fit_to_data(net, plan, data, positions=None) for data in (few, iter(many))]
+    assert_close(*(one(x) for one in nets), rtol=1e-3, atol=1e-3)
+    assert error(net, nets[1], x) < error(net, convert(net, plan), x)
+
+
+def test_memory_is_given_back_where_layers_meet_much(generator, monkeypatch):
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", include="layer1.*", allow_larger=True)
+    given = []
+    monkeypatch.setattr(sequential, "give_back", lambda: given.append(1))
+    fit_to_data(net, plan, [x], solver="none")
+    assert given == []
+    monkeypatch.setattr(sequential, "LARGE", 1)
+    fit_to_data(net, plan, [x], solver="none")
+    assert given
 
 
 def test_an_error_on_the_way_comes_through_and_leaves_nothing(generator):

@@ -77,3 +77,16 @@ def test_probabilities_count_by_their_logarithms():
     assert softened([sure])[0].max() < 0
     plain = np.array([[3.0, -1.0]])
     np.testing.assert_array_equal(softened([plain])[0], plain)
+
+
+def test_a_score_of_ones_own_is_computed_twice_on_the_dense_file():
+    runs = []
+
+    def dense(feeds):
+        runs.append(feeds)
+        return [np.ones((1, 2), np.float32)]
+
+    judge = judge_of(dense, held(), ["y"], evaluate=lambda run: float(run({"x": np.zeros((1, 3))})["y"].sum()))
+    assert len(runs) == len(held()) + 2  # each held-out call once, and the score once more to be sure of it
+    assert judge.answers is not None
+    assert [one[0].sum() for one in judge.answers.outputs] == [2.0]
