@@ -56,6 +56,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         "against": {name: changed(right[name], right["compressed"]) for name in others},
         "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
         "conversion": phases["truncated"]["errors"],
+        "retraining": phases.get("retrain", {}).get("rate", {}),
         "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
         "data": {"name": run.config.data.name, "classes": run.data.num_classes, "images": run.data.split_sizes()},
         "model": {"name": getattr(run.config.model, "_target_", run.config.model.name)},

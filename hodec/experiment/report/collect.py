@@ -210,7 +210,8 @@ def _epoch(row: Mapping[str, object]) -> Epoch:
 def _results(path: Path) -> Results:
     with _reading(path):
         content = _object(json.loads(path.read_bytes().decode()))
-        parts = {key: _object(content.get(key)) for key in ("admm", "data", "latency", "versions", *NETWORKS)}
+        names = ("admm", "data", "latency", "retraining", "versions", *NETWORKS)
+        parts = {key: _object(content.get(key)) for key in names}
         admm, data, known = parts["admm"], parts["data"], {field.name for field in fields(Network)}
         measured = {name: _numbers(parts[name]) for name in NETWORKS if parts[name]}
         return Results(
@@ -221,6 +222,8 @@ def _results(path: Path) -> Results:
             status=_text(admm.get("status")),
             primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
             conversion=_numbers(_object(content.get("conversion"))),
+            retraining=_numbers({key: parts["retraining"].get(key) for key in ("lr", "probes")}),
+            retraining_end=_text(parts["retraining"].get("end")),
             against={name: _numbers(_object(one)) for name, one in _object(content.get("against")).items()},
             seconds=_numbers(_object(content.get("seconds"))),
             images=_numbers(_object(data.get("images"))),

@@ -63,6 +63,8 @@ class Results:
         status: ``converged``, ``epochs ended``, ``diverged`` or ``off``; empty when not given.
         primal_residual: norm(W - Z) / norm(W) over all layers at the end of ADMM.
         conversion: layer name -> relative error of the factorized weight against W.
+        retraining: ``lr``, its highest learning rate, and ``probes``, the descents that found it (0: it was given).
+        retraining_end: ``lowest`` or ``highest`` where the rate is that of those tried; else empty.
         against: dense network -> test images that it has right and the compressed one has not, ``lost``, and
             the reverse, ``won``.
         seconds: phase -> wall-clock seconds.
@@ -77,6 +79,8 @@ class Results:
     status: str = ""
     primal_residual: float | None = None
     conversion: Mapping[str, float] = field(default_factory=dict)
+    retraining: Mapping[str, float] = field(default_factory=dict)
+    retraining_end: str = ""
     against: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     images: Mapping[str, float] = field(default_factory=dict)

@@ -229,6 +229,24 @@ def test_a_layer_that_is_shared_says_how_often_it_is_called(folder):
     assert "- shared with again: layer1.0.conv1\n" in text
 
 
+@pytest.mark.parametrize(
+    ("retraining", "said"),
+    [
+        ({"lr": 0.02, "probes": 0, "end": None}, "was 0.02, as the settings give it."),
+        ({"lr": 0.025, "probes": 6, "end": None}, "was 0.025, found by 6 short descents."),
+        (
+            {"lr": 0.1, "probes": 8, "end": "highest"},
+            "8 short descents: the highest of those tried, so that a better one",
+        ),
+        ({}, ""),  # of a run without retraining, or of an earlier version
+    ],
+)
+def test_the_rate_of_retraining_is_said(folder, retraining, said):
+    text = read(edit(folder / "metrics.json", lambda results: results.update(retraining=retraining)))
+    assert said in text
+    assert ("The rate of retraining" in text) == bool(retraining)
+
+
 def verdict_of(folder, *, rows=(), **admm):
     """The paragraph on ADMM after editing epochs of ADMM and the outcome."""
     edit(folder / "metrics.json", lambda results: results["admm"].update(admm))
@@ -262,7 +280,7 @@ def test_each_verdict_is_explained(status, tone, title, said, folder):
     verdict, text = verdict_of(folder, rows=rows, status=status, primal_residual=0.25)
     assert verdict == (tone, title)
     assert said in text
-    assert text.endswith("Truncation took the test accuracy from 97.20 % to 95.83 %; retraining ended at 96.90 %.")
+    assert "Truncation took the test accuracy from 97.20 % to 95.83 %; retraining ended at 96.90 %. The rate" in text
 
 
 def test_a_run_that_kept_its_accuracy_is_not_told_to_do_better(folder):
