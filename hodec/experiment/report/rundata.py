@@ -92,6 +92,23 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """Singular values that one rank of a layer cuts, before the cut.
+
+    Attributes:
+        rank: how many are kept.
+        full: how many there are.
+        at: places of those that were recorded, from 1.
+        values: these, as shares of the largest.
+    """
+
+    rank: float
+    full: float
+    at: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RunData:
     """One run folder, read and checked.
 
@@ -100,6 +117,7 @@ class RunData:
         config: the settings, as plain values.
         settings: those in which it differs from the runs beside it, as text.
         plan: None where there is no ``plan.json`` yet.
+        spectra: layer -> those of its ranks; empty where the run wrote none.
         finished: ``metrics.json`` is there; ``results`` is empty otherwise.
         problem: why the folder of a sweep's run could not be read; empty when it could.
     """
@@ -111,6 +129,7 @@ class RunData:
     plan: Plan | None = None
     epochs: tuple[Epoch, ...] = ()
     results: Results = field(default_factory=Results)
+    spectra: Mapping[str, tuple[Spectrum, ...]] = field(default_factory=dict)
     finished: bool = False
     problem: str = ""
 
