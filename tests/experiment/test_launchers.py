@@ -48,6 +48,10 @@ def test_six_runs_one_fails_a_kill_and_a_second_start(tmp_path, launcher):
     child = StartedSmall(*argv, *more, log=tmp_path / "first")
     assert wait(child, lambda: bool(list(sweep.glob("*/metrics.json")))) is None, child.log.read_text()
     child.kill(signal.SIGTERM)
+    for job in (sweep / ".submitit").glob("[0-9]*"):  # as docs/sweeps.md says
+        with suppress(ProcessLookupError):
+            os.kill(int(job.name), signal.SIGINT)
+    time.sleep(2)
     for _ in range(600):  # jobs are processes of their own, which outlive the sweep
         if not (running := held(sweep)):
             break
