@@ -108,8 +108,8 @@ def main() -> None:
         if launcher := launcher_of(error):
             _refuse(
                 f"ConfigError: the jobs of the sweep could not be started or waited for, {launcher}: "
-                f"{type(error).__name__}: {error}. Check hydra.launcher.* in --cfg hydra, or take another "
-                "hydra/launcher; finished runs stay, and the same command with its hydra.sweep.dir=PATH goes on"
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Check hydra.launcher.* in --cfg hydra, or take "
+                "another hydra/launcher; finished runs stay, and the same command with its hydra.sweep.dir=PATH goes on"
             )
         if started or not isinstance(error, OSError):
             raise  # of a job of a sweep; otherwise Hydra could not make the folder for the first one
