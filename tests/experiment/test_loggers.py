@@ -127,7 +127,13 @@ def wandb_module(monkeypatch):
         return fake.run
 
     monkeypatch.setitem(
-        sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **given: SimpleNamespace(**given))
+        sys.modules,
+        "wandb",
+        SimpleNamespace(
+            init=init,
+            Settings=lambda **given: SimpleNamespace(**given),
+            teardown=lambda exit_code: fake.modes.append("down"),
+        ),
     )
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", "/nowhere/netrc")
@@ -179,7 +185,7 @@ def test_a_mode_that_is_set_is_taken(wandb_module, tmp_path, mode):
 def test_a_dead_server_means_offline_with_one_warning(wandb_module, tmp_path, caplog):
     wandb_module.dead = ("online",)
     start(tmp_path, mode="online")
-    assert wandb_module.modes == ["online", "offline"]
+    assert wandb_module.modes == ["online", "down", "offline"], "else the first one holds the id"
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warnings == ["wandb online did not start (Run initialization has timed out)"]
 
@@ -240,6 +246,7 @@ def test_the_real_wandb_without_a_key_writes_files(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_run_is_one_run_to_wandb_with_all_its_curves(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # that of other tests, which outlives the killed run
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "run"
