@@ -26,7 +26,6 @@ SCORED = 4
 RATES = 8
 # Of two rates in a row that end higher than the best, higher ones would too.
 WORSE = 2
-BEYOND = "optimizer.retrain_lr=RATE gives one"
 # Share of the validation images. An epoch that loses more has to be won back by the others.
 LOST = 0.05
 
@@ -69,7 +68,11 @@ def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *,
     tried = ", ".join(f"{rate:.3g}: {loss:.4g}" for rate, loss in found.items())
     log.info("rate of retraining %.3g; losses after %d steps at each rate: %s", best, STEPS, tried)
     if end:
-        log.warning("the %s rate of those tried was the best, so that a better one may lie beyond: %s", end, BEYOND)
+        log.warning(
+            "the %s rate of those tried was the best, so that a better one may lie beyond: optimizer.retrain_lr=RATE "
+            "gives one",
+            end,
+        )
     return Rate(best, len(found), end)
 
 
