@@ -62,7 +62,14 @@ def dense_net() -> nn.Module:
 def stopped_before(phase: str, finished: Path, folder: Path) -> Path:
     """A copy of a finished run as it was when it was killed at the end of ``phase``, before that was noted."""
     shutil.copytree(finished, folder)
-    for name in ("compressed.safetensors", "compressed.json", "metrics.json", "report.html", "report.md"):
+    for name in (
+        "compressed.safetensors",
+        "compressed.json",
+        "spectra.json",
+        "metrics.json",
+        "report.html",
+        "report.md",
+    ):
         (folder / name).unlink(missing_ok=True)
     state = json.loads((folder / "run.json").read_text())["phases"]
     done = list(state)[: list(state).index(phase)]

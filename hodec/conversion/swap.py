@@ -330,6 +330,15 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
     return errors
 
 
+def planned_spectra(dense: nn.Module, plan: Plan) -> dict[str, list[tuple[int, Tensor]]]:
+    """Planned layer -> (position in its ranks, singular values, float64, largest first) for each that its ranks cut."""
+    layers, spectra = _dense_layers(uncompiled(dense), plan), dict[str, list[tuple[int, Tensor]]]()
+    for name, layer in plan.items():
+        with naming(f"layer {name}"):
+            spectra[name] = layer.format.spectra(weight_of(layers[name][0]).float(), layer.modes)
+    return spectra
+
+
 def _dense_weight(model: nn.Module, name: str) -> Tensor:
     layer = model.get_submodule(name)
     if not isinstance(layer, FactorizedLayer):

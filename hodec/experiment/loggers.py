@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
@@ -159,6 +159,8 @@ class WandbLogger:
                 break
             except Exception as error:  # wandb's own errors have no common base; a logger must not stop a training
                 log.warning("wandb %s did not start (%s)", attempt, _first_line(error))
+                with suppress(Exception):
+                    wandb.teardown(exit_code=1)  # else its service holds the id, and offline cannot have it
         if self.run is None:
             return
         # The epochs of a phase begin at 0 again: the axis of all curves counts them over the whole run.

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -103,10 +104,23 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads the help any more: `| head`
         sys.stdout = None  # its flush at the end would complain once more
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if started:
-            raise  # a job of a sweep; otherwise Hydra could not make the folder for the first one
+    except Exception as error:
+        if launcher := launcher_of(error):
+            _refuse(
+                f"ConfigError: the jobs of the sweep could not be started or waited for, {launcher}: "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Check hydra.launcher.* in --cfg hydra, or take "
+                "another hydra/launcher; finished runs stay, and the same command with its hydra.sweep.dir=PATH goes on"
+            )
+        if started or not isinstance(error, OSError):
+            raise  # of a job of a sweep; otherwise Hydra could not make the folder for the first one
         _refuse(f"ConfigError: the run folder cannot be written ({error}); give another: hydra.run.dir=PATH")
+
+
+def launcher_of(error: Exception) -> str:
+    """The plugin that an error of a launcher came from, "" for any other: those of jobs are raised after it is done."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "launch")
+    folders = (Path(code.co_filename).parent for code in frames)
+    return next((folder.name for folder in folders if folder.parent.name == "hydra_plugins"), "")
 
 
 def resume_command(job: HydraConf) -> str:

@@ -24,7 +24,7 @@ from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import val_loader
 from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.experiment.own_code import optimizer_maker, own_net, scheduler_maker
-from hodec.experiment.retraining import probed_rate
+from hodec.experiment.retraining import Rate, probed_rate
 from hodec.experiment.run_folder import Outcome
 from hodec.experiment.training import fit_phase
 from hodec.formats.modes import Modes
@@ -169,12 +169,12 @@ def _trained(
     def compute() -> Outcome:
         callback = admm() if admm else None
         began = time.perf_counter()
-        lr = _rate(run, phase, net, teacher=teacher)
-        module = _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=lr)
+        rate = _rate(run, phase, net, teacher=teacher)
+        module = _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=rate.lr)
         fit_phase(run, phase, module, admm=callback)
         facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
-        if phase == "retrain" and run.config.optimizer.retrain_lr == "auto":
-            facts["lr"] = lr
+        if phase == "retrain":
+            facts["rate"] = rate._asdict()
         if callback is None:
             return Outcome(module.net.cpu(), facts)
         core = callback.admm
@@ -204,12 +204,12 @@ def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
     )
 
 
-def _rate(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> float:
+def _rate(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | None) -> Rate:
     """Return the highest learning rate of a phase; that of retraining is probed where it is to be found."""
     optimizer = run.config.optimizer
     given = optimizer.retrain_lr if phase == "retrain" else None
     if given != "auto":
-        return optimizer.lr if given is None else float(given)
+        return Rate(optimizer.lr if given is None else float(given))
     return probed_rate(
         run, lambda rate: _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=rate), highest=optimizer.lr
     )

@@ -5,9 +5,10 @@ each finished phase, so that the same command goes on where a killed run was.
 """
 
 import contextlib
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +29,7 @@ from hodec.experiment.data.images import build_data
 from hodec.experiment.elastic import goes_on
 from hodec.experiment.lock import held
 from hodec.experiment.loggers import Loggers, loggers_of
-from hodec.experiment.results import measure, summary
+from hodec.experiment.results import measure, spectra, summary
 from hodec.experiment.run_folder import RunFolder, probe
 from hodec.experiment.stage import extend, take_stage
 from hodec.experiment.training import quiet_lightning, warn_of_slow_precision
@@ -95,7 +96,7 @@ def compute(run: RunContext) -> JsonObject:
     nets, plan = train_nets(run)
     metrics = measure(run, nets)
     if run.folder.writes:
-        finish(run, nets["compressed"], plan, metrics=metrics)
+        finish(run, nets, plan, metrics=metrics)
     return metrics
 
 
@@ -181,8 +182,8 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonObject) -> None:
-    """Write what outlives the run: the compressed model, the numbers, the report."""
+def finish(run: RunContext, nets: Mapping[str, nn.Module], plan: Plan, *, metrics: JsonObject) -> None:
+    """Write what outlives the run: the compressed model, the numbers, the report and what it draws."""
     path, data = run.folder.path, run.data
     model = run.config.model
     facts = {
@@ -192,7 +193,8 @@ def finish(run: RunContext, compressed: nn.Module, plan: Plan, *, metrics: JsonO
         "num_classes": data.num_classes,
         "image_size": list(data.image_size),
     }
-    checkpoint.save(compressed, path / "compressed.safetensors", plan, facts=facts)
+    checkpoint.save(nets["compressed"], path / "compressed.safetensors", plan, facts=facts)
+    write_text(path / "spectra.json", json.dumps(spectra(nets["dense"], plan), separators=(",", ":")) + "\n")
     write_json(path / "metrics.json", metrics)
     run.loggers.log_results(metrics)
     run.folder.finish("evaluate", {"metrics": metrics})  # only now: a run that counts as finished has all its files

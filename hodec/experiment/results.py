@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec._version import __version__
+from hodec.conversion.swap import planned_spectra
 from hodec.cost.count import count_cost
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import HodecError
@@ -21,6 +23,7 @@ from hodec.experiment.redaction import command
 from hodec.export import checkpoint
 from hodec.fusion.search import fuse
 from hodec.io.atomic import JsonObject
+from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         "against": {name: changed(right[name], right["compressed"]) for name in others},
         "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
         "conversion": phases["truncated"]["errors"],
+        "retraining": phases.get("retrain", {}).get("rate", {}),
         "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},
         "data": {"name": run.config.data.name, "classes": run.data.num_classes, "images": run.data.split_sizes()},
         "model": {"name": getattr(run.config.model, "_target_", run.config.model.name)},
@@ -64,6 +68,28 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
         "versions": versions(),
         "command": command(),
     }
+
+
+def spectra(dense: nn.Module, plan: Plan, *, most: int = 48) -> JsonObject:
+    """Return what ``spectra.json`` holds: of each planned layer the singular values that its ranks cut, before the cut.
+
+    They are shares of the largest, ``values``, at places counted from 1, ``at``: all of them, or of more than ``most``
+    every so many, closest at the front, and those beside the cut. ``rank`` of the ``full`` ones are kept.
+    """
+    found: JsonObject = {}
+    for name, each in planned_spectra(dense, plan).items():
+        found[name] = []
+        for position, values in each:
+            full, kept = len(values), min(plan[name].ranks[position], len(values))
+            at = torch.arange(1, full + 1)
+            if full > most:
+                sparse = torch.logspace(0, math.log10(full), most).round().long()
+                at = torch.cat([sparse, torch.tensor([kept, kept + 1])]).clamp(1, full).unique()
+            shares = (values / values[0].clamp_min(1e-30))[at - 1].tolist()
+            found[name].append(
+                {"rank": kept, "full": full, "at": at.tolist(), "values": [float(f"{x:.4g}") for x in shares]}
+            )
+    return found
 
 
 def changed(before: Tensor, after: Tensor) -> dict[str, int]:

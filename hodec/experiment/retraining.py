@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -29,7 +30,21 @@ WORSE = 2
 LOST = 0.05
 
 
-def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *, highest: float) -> float:
+class Rate(NamedTuple):
+    """The highest learning rate of retraining.
+
+    Attributes:
+        lr: the rate.
+        probes: descents that found it; 0 where it was given.
+        end: ``lowest`` or ``highest`` of the rates tried, beyond which a better one may lie; else None.
+    """
+
+    lr: float
+    probes: int = 0
+    end: str | None = None
+
+
+def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *, highest: float) -> Rate:
     """Return the rate at which a short descent from the same start, on the same batches, ends at the lowest loss.
 
     Each descent is of STEPS steps whose rate falls to 0 in a line, as that of the training will; the rates rise by
@@ -49,9 +64,16 @@ def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *,
         if list(found).index(min(found, key=lambda one: found[one])) + WORSE < len(found):
             break
     best = min(found, key=lambda one: found[one])
+    end = {min(found): "lowest", max(found): "highest"}.get(best)
     tried = ", ".join(f"{rate:.3g}: {loss:.4g}" for rate, loss in found.items())
     log.info("rate of retraining %.3g; losses after %d steps at each rate: %s", best, STEPS, tried)
-    return best
+    if end:
+        log.warning(
+            "the %s rate of those tried was the best, so that a better one may lie beyond: optimizer.retrain_lr=RATE "
+            "gives one",
+            end,
+        )
+    return Rate(best, len(found), end)
 
 
 def _descent(module: LitClassifier, batches: Sequence[tuple[Tensor, Tensor]]) -> float:

@@ -50,6 +50,7 @@ MAY: dict[str, Check] = {
     "seconds": _is_number,
     "admm": lambda value: isinstance(value, dict) and isinstance(value.get("status"), str),
     "plan": lambda value: isinstance(value, dict),
+    "rate": lambda value: isinstance(value, dict),
     "sha256": _is_digest,
 }
 

@@ -94,9 +94,20 @@ def test_commands_are_accepted(command):
     assert accepted(list(command))
 
 
+HELP = (ROOT / "conf" / "config.yaml").read_text(encoding="utf-8").partition("Examples:")[2].partition("--cfg job")[0]
+EXAMPLES = [re.split(r" {3,}", line)[0] for line in re.findall(r"^ *(hodec train.*)", HELP, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_of_the_help_are_accepted(example):
+    words = [word for word in shlex.split(example)[2:] if word != "..."]
+    check_overrides([word if "hydra/sweeper=" in example else first_of(word) for word in words], ROOT / "conf")
+
+
 def test_there_are_commands_of_every_kind():
     assert {"hodec", "python", "uv", "pip"} <= {command[0] for command in COMMANDS}
     assert len(COMMANDS) > 30
+    assert len(EXAMPLES) == 10
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -108,6 +119,13 @@ def test_links_lead_to_files_and_headings(name):
         if "://" not in link and not (path.is_file() and (not anchor or anchor in headings(path))):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_text_is_taken_for_a_tag(name):
+    """``<dF, G>`` outside a code mark would not be shown."""
+    text = re.sub(r"^```.*?^```|`[^`]*`", "", TEXTS[name], flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"</?[a-zA-Z][^>]*>", text) == []
 
 
 def headings(path: Path) -> set[str]:

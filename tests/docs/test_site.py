@@ -71,6 +71,11 @@ def test_spectra_are_trained_anew(tmp_path):
     assert [len(json.loads(out.read_text())[name]["spectra"]) for name in ("admm", "plain")] == [3, 3]
 
 
+def test_every_page_stands_once_in_the_navigation():
+    pages = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2], re.MULTILINE)
+    assert len(pages) == len(set(pages)) > 35
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_broken_link_and_asks_no_other_host(tmp_path):
     """Needs the extra ``docs``."""
@@ -80,6 +85,7 @@ def test_the_site_builds_without_a_broken_link_and_asks_no_other_host(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(list(site.rglob("*.html"))) > 35
+    assert not list(site.rglob("__pycache__"))
     for page in site.rglob("*.html"):
         loaded = re.findall(r'<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)="?(https?:)?//', page.read_text())
         assert loaded == [], page

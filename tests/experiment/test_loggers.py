@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import wandb_files
 from tiny_runs import tiny
+from train_script import SETTINGS, StartedSmall, finish, kill_within
 
 from hodec.errors import ConfigError
 from hodec.experiment import loggers
@@ -126,7 +127,13 @@ def wandb_module(monkeypatch):
         return fake.run
 
     monkeypatch.setitem(
-        sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **given: SimpleNamespace(**given))
+        sys.modules,
+        "wandb",
+        SimpleNamespace(
+            init=init,
+            Settings=lambda **given: SimpleNamespace(**given),
+            teardown=lambda exit_code: fake.modes.append("down"),
+        ),
     )
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", "/nowhere/netrc")
@@ -178,7 +185,7 @@ def test_a_mode_that_is_set_is_taken(wandb_module, tmp_path, mode):
 def test_a_dead_server_means_offline_with_one_warning(wandb_module, tmp_path, caplog):
     wandb_module.dead = ("online",)
     start(tmp_path, mode="online")
-    assert wandb_module.modes == ["online", "offline"]
+    assert wandb_module.modes == ["online", "down", "offline"], "else the first one holds the id"
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warnings == ["wandb online did not start (Run initialization has timed out)"]
 
@@ -234,6 +241,28 @@ def test_the_real_wandb_without_a_key_writes_files(tmp_path, monkeypatch):
     files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert files
     assert len({path.stem for path in files}) == 1, "one id, one curve"
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_one_run_to_wandb_with_all_its_curves(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # that of other tests, which outlives the killed run
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "run"
+    argv = (*SETTINGS, "logger=wandb", f"hydra.run.dir={folder}")
+    kill_within(StartedSmall(*argv, log=tmp_path / "first"), folder, "admm")
+    finish(StartedSmall(*argv, log=tmp_path / "second"))
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert (len(files), len({path.stem for path in files})) == (2, 1), "two files of one id"
+    kept = [wandb_files.read(path) for path in files]
+    history = {row["epoch_of_run"]: row for one in kept for row in one["history"]}
+    rows = [flat(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(history) == list(range(len(rows)))
+    for step, mine in enumerate(rows):
+        assert {key: history[step][key] for key in mine if key != "epoch"} == {k: mine[k] for k in mine if k != "epoch"}
+    expected = loggers.leaves(json.loads((folder / "metrics.json").read_text()))
+    assert {key: kept[-1]["summary"][key] for key in expected} == expected
 
 
 def test_several_loggers_take_the_same_curves(tmp_path):

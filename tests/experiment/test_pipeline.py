@@ -44,7 +44,7 @@ def test_files_of_a_run(finished):
     folder, _ = finished
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        "config.yaml", "plan.json", "metrics.json", "metrics.jsonl", "metrics.csv", "run.json",
+        "config.yaml", "plan.json", "spectra.json", "metrics.json", "metrics.jsonl", "metrics.csv", "run.json",
         "compressed.safetensors", "compressed.json", "phases", "checkpoints",
     }  # fmt: skip
     assert not [path for path in folder.rglob("*.part")]

@@ -16,9 +16,10 @@ from hodec.experiment.data.loaders import val_loader
 from hodec.experiment.lit import evaluate
 from hodec.experiment.main import check_validation
 from hodec.experiment.pipeline import run
-from hodec.experiment.results import latency  # before the tests of this folder replace it
+from hodec.experiment.results import latency, spectra  # before the tests of this folder replace it
 from hodec.export import checkpoint
 from hodec.plan.plan import Plan
+from hodec.ranks import make_plan
 
 
 @pytest.fixture
@@ -48,6 +49,17 @@ def test_a_net_that_cannot_be_fused_has_no_latency_and_stops_nothing(nets, caplo
 
     assert latency({**nets, "broken": Broken()}, RUN, seconds=0.0) == {}
     assert "latency is not measured: the model does not run" in caplog.text
+
+
+def test_spectra_are_the_singular_values_that_ranks_cut():
+    net = torch.nn.Sequential(torch.nn.Linear(200, 100), torch.nn.ReLU(), torch.nn.Linear(100, 5))
+    plan = make_plan(net, 8, method="svd", example_input=torch.zeros(1, 200), exclude="2")
+    ((one,),) = spectra(net, plan).values()
+    values = torch.linalg.svdvals(net[0].weight.detach())
+    assert (one["rank"], one["full"], one["at"][:9], one["at"][-1]) == (8, 100, list(range(1, 10)), 100)
+    assert len(one["at"]) < 50
+    shares = (values / values[0])[torch.tensor(one["at"]) - 1]
+    torch.testing.assert_close(torch.tensor(one["values"]), shares, rtol=1e-3, atol=1e-6)
 
 
 # -- files of hodec 0.1.0 ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def context(tmp_path, **changes) -> RunContext:
     return RunContext(config, build_data(config.data), RunFolder(tmp_path), Loggers(), None)
 
 
-def probed(run: RunContext, net: nn.Module, *, highest: float, scale: float = 1.0) -> float:
+def probed(run: RunContext, net: nn.Module, *, highest: float, scale: float = 1.0) -> retraining.Rate:
     """The rate for a net whose loss is multiplied by ``scale``."""
 
     class Scaled(LitClassifier):
@@ -44,21 +44,31 @@ def test_a_loss_of_a_fourth_has_four_times_the_rate(tmp_path):
     """Plain SGD sees the product of rate and loss alone; 4 is a power of the ladder's factor."""
     run, net = context(tmp_path), dense_net()
     found = probed(run, net, highest=1.0)
-    assert 2**-7 < found < 1, "else the ends of the ladder would make it true"
-    assert probed(run, net, highest=4.0, scale=0.25) == 4 * found
+    assert found.end is None, "else the ends of the ladder would make it true"
+    assert probed(run, net, highest=4.0, scale=0.25) == found._replace(lr=4 * found.lr)
 
 
 def test_a_rate_that_breaks_the_net_is_not_found(tmp_path):
-    assert probed(context(tmp_path), dense_net(), highest=1e4) < 1e4 / 2**3
+    assert probed(context(tmp_path), dense_net(), highest=1e4).lr < 1e4 / 2**3
+
+
+@pytest.mark.parametrize(("highest", "end", "probes"), [(1e-3, "highest", retraining.RATES), (1e9, "lowest", 3)])
+def test_a_rate_at_an_end_of_those_tried_is_said(tmp_path, caplog, highest, end, probes):
+    found = probed(context(tmp_path), dense_net(), highest=highest)
+    assert found == (highest if end == "highest" else highest / 2**7, probes, end)
+    assert f"the {end} rate of those tried was the best" in caplog.text
 
 
 def test_a_run_finds_its_rate_and_trains_by_it(tmp_path):
     config = tiny(**AUTO, optimizer={"lr": 0.1, "retrain_lr": "auto"})
     metrics = pipeline.run(config, tmp_path / "run")
-    kept = json.loads((tmp_path / "run" / "run.json").read_text())["phases"]["retrain"]["lr"]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    kept = metrics["retraining"]["lr"]
+    assert 3 <= metrics["retraining"]["probes"] <= retraining.RATES
     assert kept in [0.1 / 2**halvings for halvings in range(retraining.RATES)]
     assert rows(tmp_path / "run")[-1]["lr"] == kept
     given = pipeline.run(tiny(**AUTO, optimizer={"lr": 0.1, "retrain_lr": kept}), tmp_path / "given")
+    assert given["retraining"] == {"lr": kept, "probes": 0, "end": None}
     assert metrics["weights_sha256"] == given["weights_sha256"], "looking for it leaves no trace"
 
 

@@ -79,6 +79,15 @@ def test_known_errors_are_one_line_and_unknown_ones_a_traceback(tmp_path, monkey
         assert ("Traceback" in text) == (expected == 1)
 
 
+def test_a_launcher_that_cannot_start_is_one_message(tmp_path):
+    """As Ray without its cluster; this is joblib's own refusal."""
+    argv = ("-m", *TINY, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0")
+    code, text = train(tmp_path, *argv, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert code == 2
+    assert "Traceback" not in text
+    assert "could not be started or waited for, hydra_joblib_launcher: ValueError: n_jobs == 0 in Parallel" in text
+
+
 def test_help_explains_the_main_settings(tmp_path):
     code, text = train(tmp_path, "--help")
     assert code == 0

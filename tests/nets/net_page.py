@@ -71,7 +71,7 @@ def page(rows: Sequence[Row]) -> str:
     parts = [head, summary(rows), "## How much is seen and reached", coverage(rows), "## What works"]
     parts += [checks(rows, reasons)]
     if reasons:
-        parts.append("\n".join(f"- [{number}] {reason}" for reason, number in reasons.items()))
+        parts.append("\n".join(f"- [{number}] {reason.replace('<', '&lt;')}" for reason, number in reasons.items()))
     return "\n\n".join([*parts, "## What stays dense", GAPS, gap_table(rows)]).replace("\n\n\n", "\n\n") + "\n"
 
 

@@ -7,16 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import CheckpointError, PlanError
-from hodec.experiment.report.rundata import NETWORKS, Epoch, Network, Results, RunData
+from hodec.experiment.report.rundata import NETWORKS, Epoch, Network, Results, RunData, Spectrum
 from hodec.plan.plan import Plan
 
+_Key = TypeVar("_Key")
+
 CONFIG, PLAN, EPOCHS, RESULTS = FILES = ("config.yaml", "plan.json", "metrics.jsonl", "metrics.json")
+
+SPECTRA = "spectra.json"  # which no run of hodec 0.1.0 has
 
 FAILURE = "error.txt"  # why a job of a sweep has failed; gone when it is started again
 
@@ -25,6 +30,7 @@ _REMEDIES = {
     PLAN: "Restore it from a copy, or start the run again in an empty folder",
     EPOCHS: "Delete that line; the report then does without its epoch",
     RESULTS: "Start the run again with the same folder, it goes on where it was and writes the file anew",
+    SPECTRA: "Delete it; the report then does without its figure",
 }
 # What the readers of JSON, YAML and plans raise for a file that is damaged.
 _BROKEN = (ValueError, TypeError, OverflowError, RecursionError, PlanError, yaml.YAMLError, OmegaConfBaseException)
@@ -55,6 +61,7 @@ def collect(run_folder: str | Path) -> RunData:
         plan=_plan(folder / PLAN) if PLAN in present else None,
         epochs=_epochs(folder / EPOCHS) if EPOCHS in present else (),
         results=_results(folder / RESULTS) if RESULTS in present else Results(),
+        spectra=_spectra(folder / SPECTRA) if (folder / SPECTRA).exists() else {},
         finished=RESULTS in present,
     )
 
@@ -178,6 +185,20 @@ def _plan(path: Path) -> Plan:
         return Plan.load(path)
 
 
+def _spectra(path: Path) -> Mapping[str, tuple[Spectrum, ...]]:
+    with _reading(path):
+        content = _object(json.loads(path.read_bytes().decode()))
+        return {name: tuple(_spectrum(_object(one)) for one in _list(each)) for name, each in content.items()}
+
+
+def _spectrum(one: Mapping[str, object]) -> Spectrum:
+    at, values = (tuple(_numbers(dict(enumerate(_list(one.get(key))))).values()) for key in ("at", "values"))
+    sizes = _numbers({key: one.get(key) for key in ("rank", "full")})
+    if len(at) != len(values) or len(sizes) < 2 or not 0 < sizes["rank"] <= sizes["full"]:
+        raise ValueError("a spectrum has no ranks, or another number of places than of values")
+    return Spectrum(sizes["rank"], sizes["full"], at, values)
+
+
 def _epochs(path: Path) -> tuple[Epoch, ...]:
     """Rows in order. An epoch that a resumed run trained again is in the file twice: the later row counts."""
     with _reading(path):
@@ -210,7 +231,8 @@ def _epoch(row: Mapping[str, object]) -> Epoch:
 def _results(path: Path) -> Results:
     with _reading(path):
         content = _object(json.loads(path.read_bytes().decode()))
-        parts = {key: _object(content.get(key)) for key in ("admm", "data", "latency", "versions", *NETWORKS)}
+        names = ("admm", "data", "latency", "retraining", "versions", *NETWORKS)
+        parts = {key: _object(content.get(key)) for key in names}
         admm, data, known = parts["admm"], parts["data"], {field.name for field in fields(Network)}
         measured = {name: _numbers(parts[name]) for name in NETWORKS if parts[name]}
         return Results(
@@ -221,6 +243,8 @@ def _results(path: Path) -> Results:
             status=_text(admm.get("status")),
             primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
             conversion=_numbers(_object(content.get("conversion"))),
+            retraining=_numbers({key: parts["retraining"].get(key) for key in ("lr", "probes")}),
+            retraining_end=_text(parts["retraining"].get("end")),
             against={name: _numbers(_object(one)) for name, one in _object(content.get("against")).items()},
             seconds=_numbers(_object(content.get("seconds"))),
             images=_numbers(_object(data.get("images"))),
@@ -239,7 +263,13 @@ def _object(value: object) -> Mapping[str, object]:
     return value or {}
 
 
-def _numbers(values: Mapping[str, object]) -> dict[str, float]:
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.60} is given where a list is expected")
+    return value
+
+
+def _numbers(values: Mapping[_Key, object]) -> dict[_Key, float]:
     """The numbers of a JSON object, NaN and infinities included; absent ones (null) are left out."""
     for key, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

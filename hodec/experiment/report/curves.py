@@ -22,10 +22,11 @@ def overall(rows: Sequence[Epoch], key: str, *, start: int = 0, scale: float = 1
     return [x for x, _ in seen], [_drawable(scale * y) for _, y in seen]
 
 
-def by_layer(rows: Sequence[Epoch], key: str) -> dict[str, Points]:
-    """Layer -> its points, in the order the layers are recorded."""
+def by_layer(rows: Sequence[Epoch], key: str, *, most: int = 4000) -> dict[str, Points]:
+    """Layer -> its points, in the order the layers are recorded; of more than ``most`` in all, every so many epochs."""
     lines: dict[str, Points] = {}
-    for row in rows:
+    step = -(-sum(len(row.layers) for row in rows) // most) or 1
+    for row in rows[::-step][::-1]:  # with the last epoch
         for layer, values in row.layers.items():
             if key in values:
                 xs, ys = lines.setdefault(layer, ([], []))

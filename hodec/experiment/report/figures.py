@@ -4,18 +4,19 @@ A run that lacks the numbers of a figure raises ``NothingToDraw`` with the reaso
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hodec.errors import HodecError
 from hodec.experiment.report import curves
-from hodec.experiment.report.rundata import PHASES, RunData, cut
+from hodec.experiment.report.rundata import PHASES, RunData, Spectrum, cut
 from hodec.experiment.report.style import INKS, colors, panels, shorten, styled, visible
 from hodec.experiment.report.words import ERROR
 from hodec.plan.layer import LayerPlan
@@ -108,16 +109,6 @@ def _mark_phases(axes: Axes, run: RunData) -> None:
             )
 
 
-def _finish_bars(axes: Axes, names: Sequence[str], right: float) -> None:
-    """Bars that lie, one row a name, the first above; ``right`` is where the axis ends."""
-    axes.set_xlim(0, right)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_yticks(range(len(names)), names)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-
-
 @styled
 def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figure:
     """A cost of each planned layer, before (pale) and after (full); of very many layers the ``most`` largest."""
@@ -127,7 +118,7 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
     largest = sorted(plan, key=lambda name: pairs[name][0], reverse=True)[:most]
     shown = {name: pair for name, pair in pairs.items() if name in largest}
     left = f", the {most} largest layers ({len(plan) - most} not shown)" if len(plan) > most else ""
-    figure, (axes,) = panels(1, 0.95 + 0.225 * len(shown), width=WIDTH)
+    figure, (axes,) = panels(1, 1.15 + 0.225 * len(shown), width=WIDTH)
     before, after = zip(*shown.values(), strict=True)
     axes.barh(range(len(shown)), before, height=0.72, color=INKS["soft"], label="before")
     axes.barh(range(len(shown)), after, height=0.36, color=INKS["blue"], label="after")
@@ -135,10 +126,21 @@ def _layer_costs(run: RunData, cost: str, title: str, *, most: int = 60) -> Figu
         text, place = change(cut(*pair)), (max(pair), at)
         axes.annotate(text, place, (4, 0), textcoords="offset points", va="center", color=INKS["muted"], fontsize=7.5)
     axes.set_title(f"{title}{left}")
+    axes.set_xlim(0, 1.2 * max(*before, *after, 1))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(lambda value, _: human(value))
-    _finish_bars(axes, [shorten(name, 24) for name in shown], 1.2 * max(*before, *after, 1))
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
+    return _with_rows(figure, shown)
+
+
+def _with_rows(figure: Figure, names: Iterable[str]) -> Figure:
+    """The figure with a name at each of its bars, the first one on top, and its legend below."""
+    (axes,), labels = figure.axes, [shorten(name, 24) for name in names]
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -166,11 +168,9 @@ def _before_after(run: RunData) -> Figure:
             color=INKS["muted"],
             fontsize=7.5,
         )
-    largest = max(100, *(100 * after / before for _, before, after, _ in rows))
-    _finish_bars(axes, [name for name, *_ in rows], 65 + largest)
+    axes.set_xlim(0, 65 + max(100, *(100 * after / before for _, before, after, _ in rows)))
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+    return _with_rows(figure, [name for name, *_ in rows])
 
 
 @styled
@@ -179,7 +179,7 @@ def _ranks(run: RunData, most: int = 40) -> Figure:
     plan: Mapping[str, LayerPlan] = run.plan or {}
     _need(plan, "plan.json names no factorized layer.")
     shown = dict(list(plan.items())[:most])
-    figure, (axes,) = panels(1, 0.95 + 0.27 * len(shown), width=WIDTH)
+    figure, (axes,) = panels(1, 1.15 + 0.27 * len(shown), width=WIDTH)
     widest = 1
     for at, one in enumerate(shown.values()):
         full = one.format.max_ranks(one.shape, one.modes)
@@ -193,9 +193,47 @@ def _ranks(run: RunData, most: int = 40) -> Figure:
         )
         widest = max(widest, *full)
     axes.set_title("Ranks" + f", the first {most} of {len(plan)} layers" * (len(plan) > most))
-    _finish_bars(axes, [shorten(name, 24) for name in shown], 1.3 * widest)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
+    axes.set_xlim(0, 1.3 * widest)
+    return _with_rows(figure, shown)
+
+
+@styled
+def _spectra(run: RunData, most: int = 32, columns: int = 4) -> Figure:
+    """Singular values of each planned layer, a small panel a layer; of very many layers the ``most`` largest."""
+    plan: Mapping[str, LayerPlan] = run.plan or {}
+    layers = {name: run.spectra[name] for name in plan if name in run.spectra}
+    _need(layers, "There is no spectra.json, which a run writes at its end, or it names no planned layer.")
+    largest = sorted(layers, key=lambda name: plan[name].params_before, reverse=True)[:most]
+    shown = [name for name in layers if name in largest]
+    rows = math.ceil(len(shown) / columns)
+    figure, (axes,) = panels(1, 0.8 + 0.74 * rows, width=WIDTH)
+    for index, name in enumerate(shown):
+        x, y = 1.12 * (index % columns), -1.5 * (index // columns)
+        _draw_spectra(axes, layers[name], x=x, y=y)
+        axes.text(x, y + 1.08, shorten(name, 16), color=INKS["muted"], fontsize=7)
+    left = f", the {most} largest of {len(layers)} layers" if len(layers) > most else ""
+    axes.set_title(f"Singular values{left}")
+    axes.set_xlim(0, 1.12 * columns - 0.12)
+    axes.set_ylim(-1.5 * (rows - 1) - 0.04, 1.4)
+    axes.set_axis_off()
+    handles = [Line2D([], [], color=INKS["blue"]), Line2D([], [], color=INKS["orange"])]
+    figure.legend(handles, ["kept", "cut off"], loc="outside lower center", ncols=2)
     return figure
+
+
+def _draw_spectra(axes: Axes, spectra: Sequence[Spectrum], *, x: float, y: float, decades: int = 4) -> None:
+    """The spectra of one layer in the unit square at (x, y): places across, magnitude of the values upwards."""
+    axes.add_patch(Rectangle((x, y), 1, 1, color=INKS["band"], linewidth=0))
+    for one in spectra:
+        place, alpha = Rectangle((x, y), one.rank / one.full, 1, color=INKS["soft"], linewidth=0), 0.6 / len(spectra)
+        axes.add_patch(place).set_alpha(alpha)
+    for one in spectra:
+        heights = [1 + math.log10(min(max(value, 10**-decades), 1)) / decades for value in one.values]
+        points = [(x + (place - 0.5) / one.full, y + height) for place, height in zip(one.at, heights, strict=True)]
+        kept = sum(place <= one.rank for place in one.at)
+        cut_off = points[max(kept - 1, 0) :] if kept < len(points) else []
+        for part, ink in ((cut_off, "orange"), (points[:kept], "blue")):
+            curves.line(axes, ([a for a, _ in part], [b for _, b in part]), ink=INKS[ink], width=1.1)
 
 
 @styled
@@ -272,6 +310,7 @@ CURVES = (
 LEAD = FigureSpec("before-and-after", _before_after)
 COSTS = (
     FigureSpec("ranks", _ranks),
+    FigureSpec("spectra", _spectra),
     FigureSpec("parameters", partial(_layer_costs, cost="params", title="Parameters")),
     FigureSpec("macs", partial(_layer_costs, cost="macs", title="MACs for one image")),
 )

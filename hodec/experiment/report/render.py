@@ -141,6 +141,7 @@ def _contents(run: RunData, drawn: Sequence[Drawn]) -> dict[str, object]:
         "headline": words.headline(run),
         "dense": dense,
         "outcome": words.outcome(run),
+        "retraining": words.retraining(run),
         "lead": [each for each in drawn if each.name == LEAD.name],
         "compressed_bytes": run.compressed_bytes,
         "points": lambda score: None if None in (score, dense.test_accuracy) else score - dense.test_accuracy,

@@ -63,6 +63,8 @@ class Results:
         status: ``converged``, ``epochs ended``, ``diverged`` or ``off``; empty when not given.
         primal_residual: norm(W - Z) / norm(W) over all layers at the end of ADMM.
         conversion: layer name -> relative error of the factorized weight against W.
+        retraining: ``lr``, its highest learning rate, and ``probes``, the descents that found it (0: it was given).
+        retraining_end: ``lowest`` or ``highest`` where the rate is that of those tried; else empty.
         against: dense network -> test images that it has right and the compressed one has not, ``lost``, and
             the reverse, ``won``.
         seconds: phase -> wall-clock seconds.
@@ -77,6 +79,8 @@ class Results:
     status: str = ""
     primal_residual: float | None = None
     conversion: Mapping[str, float] = field(default_factory=dict)
+    retraining: Mapping[str, float] = field(default_factory=dict)
+    retraining_end: str = ""
     against: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     images: Mapping[str, float] = field(default_factory=dict)
@@ -88,6 +92,23 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """Singular values that one rank of a layer cuts, before the cut.
+
+    Attributes:
+        rank: how many are kept.
+        full: how many there are.
+        at: places of those that were recorded, from 1.
+        values: these, as shares of the largest.
+    """
+
+    rank: float
+    full: float
+    at: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RunData:
     """One run folder, read and checked.
 
@@ -96,6 +117,7 @@ class RunData:
         config: the settings, as plain values.
         settings: those in which it differs from the runs beside it, as text.
         plan: None where there is no ``plan.json`` yet.
+        spectra: layer -> those of its ranks; empty where the run wrote none.
         finished: ``metrics.json`` is there; ``results`` is empty otherwise.
         problem: why the folder of a sweep's run could not be read; empty when it could.
     """
@@ -107,6 +129,7 @@ class RunData:
     plan: Plan | None = None
     epochs: tuple[Epoch, ...] = ()
     results: Results = field(default_factory=Results)
+    spectra: Mapping[str, tuple[Spectrum, ...]] = field(default_factory=dict)
     finished: bool = False
     problem: str = ""
 

@@ -74,10 +74,11 @@ def visible(text: str) -> str:
 
 def to_svg(figure: Figure) -> str:
     """A figure as a standalone SVG document; the same figure gives the same text on every call and every day."""
-    buffer = io.BytesIO()
+    buffer, dpi = io.BytesIO(), figure.dpi
     with matplotlib.rc_context(fname=STYLE):
         # not savefig, which draws every figure twice
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    figure.set_dpi(dpi)  # which is 72 now, too few for a PNG
     text = buffer.getvalue().decode("utf-8").replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     return re.sub(r"[ \t]+\n", "\n", text)
 

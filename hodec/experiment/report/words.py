@@ -64,6 +64,17 @@ def outcome(run: RunData, *, unlikely: float = 0.05) -> tuple[str, str, str]:
     return ("warn" if sure else "calm"), f"{points} lost", text.strip()
 
 
+def retraining(run: RunData) -> str:
+    """The rate of retraining, and where it came from; empty where the files do not say."""
+    lr, probes = (run.results.retraining.get(key) for key in ("lr", "probes"))
+    if lr is None:
+        return ""
+    source = f"found by {number(probes)} short descents" if probes else "as the settings give it"
+    end = run.results.retraining_end
+    beyond = f": the {end} of those tried, so that a better one may lie beyond" if end else ""
+    return f"The rate of retraining was {number(lr)}, {source}{beyond}."
+
+
 def model_and_data(run: RunData) -> str:
     """``resnet20 on digits``; parts that the files do not name are left out."""
     model, data = _named(run, "model") or "network", run.results.data or _named(run, "data")

@@ -26,7 +26,7 @@ def copied(finished: Path) -> Callable[..., Path]:
 
     def copy(target: Path, *, leave_out: tuple[str, ...] = ()) -> Path:
         target.mkdir(parents=True)
-        for name in {"config.yaml", "plan.json", "metrics.jsonl", "metrics.json"}.difference(leave_out):
+        for name in {"config.yaml", "plan.json", "metrics.jsonl", "metrics.json", "spectra.json"}.difference(leave_out):
             shutil.copyfile(finished / name, target / name)
         return target
 

@@ -126,6 +126,21 @@ def test_plans_of_the_wrong_shape_are_named(change, said, folder):
         collect(edit(folder / "plan.json", change))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda one: one.pop("full"), "has no ranks"),
+        (lambda one: one.update(rank=99), "has no ranks"),
+        (lambda one: one["at"].pop(), "another number of places"),
+        (lambda one: one.update(values=3), "3 is given where a list"),
+        (lambda one: one["values"].__setitem__(0, "1"), "0 = '1' where a number"),
+    ],
+)
+def test_spectra_of_the_wrong_shape_are_named(change, said, folder):
+    with pytest.raises(CheckpointError, match=rf"spectra\.json is broken \(.*{said}.*Delete it"):
+        collect(edit(folder / "spectra.json", lambda content: change(content["layer1.0.conv1"][0])))
+
+
 @pytest.mark.parametrize("name", ["plan.json", "metrics.json"])
 def test_files_that_are_cut_off_are_named_with_a_remedy(name, folder):
     content = (folder / name).read_bytes()

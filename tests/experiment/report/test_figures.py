@@ -75,6 +75,26 @@ def test_layer_costs_show_before_and_after_of_each_layer(name, cost, run):
     assert axes.texts[-1].get_text() == f"{100 * (after / before - 1):+.1f} %".replace("+0.0", "0.0")
 
 
+def test_spectra_show_what_each_rank_keeps_of_what_there_is(run):
+    (axes,) = DRAW["spectra"](run).axes
+    assert [text.get_text() for text in axes.texts] == list(run.plan)
+    spectra = [one for name in run.plan for one in run.spectra[name]]
+    tints = [patch for patch in axes.patches if patch.get_alpha() is not None]
+    assert [tint.get_width() for tint in tints] == [one.rank / one.full for one in spectra]
+    kept = [line for line in axes.lines if line.get_color() == style.INKS["blue"]]
+    cut_off = [line for line in axes.lines if line.get_color() == style.INKS["orange"]]
+    assert [len(line.get_xdata()) for line in kept] == [sum(at <= one.rank for at in one.at) for one in spectra]
+    assert len(cut_off) == sum(one.rank < one.full for one in spectra) > 0
+    heights = kept[0].get_ydata()
+    assert list(heights) == sorted(heights, reverse=True)
+    assert heights[0] == 1, "the largest stands at the top"
+
+
+def test_a_run_without_spectra_says_so(copied, tmp_path):
+    with pytest.raises(figures.NothingToDraw, match=r"no spectra\.json"):
+        DRAW["spectra"](collect(copied(tmp_path / "run", leave_out=("spectra.json",))))
+
+
 def test_only_the_largest_of_very_many_layers_are_drawn_and_it_is_said(folder):
     def many(plan):
         small, large = plan["layers"]["layer1.0.conv1"], plan["layers"]["layer3.0.conv2"]
@@ -151,7 +171,9 @@ def test_svg_is_the_same_on_every_call_and_in_any_caller_style(run):
 def test_save_writes_both_files_and_nothing_else(run, tmp_path):
     figure = DRAW["penalty"](run)
     style.save(tmp_path / "new" / "costs.v2", figure, style.to_svg(figure))
-    assert (tmp_path / "new" / "costs.v2.png").read_bytes().startswith(b"\x89PNG")
+    png = (tmp_path / "new" / "costs.v2.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20], "big") == 160 * figures.WIDTH, "sharp on paper and on any screen"
     assert (tmp_path / "new" / "costs.v2.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert len(list((tmp_path / "new").iterdir())) == 2
 

@@ -1,14 +1,18 @@
-"""The Hydra callback: writes after a real multirun, even after a failed one, and never raises."""
+"""The page of a sweep, and its Hydra callback: after a real multirun, even after a failed one, and never raising."""
 
 import logging
 import pickle
+import re
 import subprocess
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 
+from hodec.experiment.report.render import write_sweep
 from hodec.experiment.report.sweep import SweepReport
+
+from report_page import Page  # isort: skip
 
 APP = """
 import json
@@ -100,3 +104,41 @@ def test_a_parallel_launcher_can_send_the_callback_to_its_workers(tmp_path, monk
     callback.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     pickle.dumps(callback)
     callback.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+
+
+def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
+    (sweep / "1" / "report.html").write_text("", encoding="utf-8")
+    path = write_sweep(sweep)
+    assert path == sweep / "sweep.html"
+    assert (sweep / "sweep.png").exists()
+    assert (sweep / "sweep.svg").exists()
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.headings[0] == (
+        "6 runs of resnet8 on fake, 3 finished; "
+        "best by validation accuracy, 98.00 %: admm.rho=0.01, test accuracy 96.00 %"
+    )
+    assert "unfinished, 1 epoch into ADMM training" in page.text
+    assert "plan.json is broken" in page.text
+    assert "stopped before its config was written" in page.text
+    tables = [f"sweep.{ending}" for ending in ("csv", "json", "md", "tex")]
+    assert [address for address in page.addresses if not address.startswith("#")] == ["1/report.html", *tables]
+    assert all((sweep / name).exists() for name in tables)
+    (best,) = re.findall(r'<tr class="strong">\s*<th scope="row"><a[^>]*>([^<]*)', text)
+    assert best == "admm.rho=0.01", "the test set is not there to choose by"
+
+
+def test_links_of_a_sweep_survive_signs_in_folder_names(copied, tmp_path):
+    folder = copied(tmp_path / "0_ranks-[8,8]#%?")
+    (folder / "report.html").write_text("", encoding="utf-8")
+    page = Page(write_sweep(tmp_path).read_text(encoding="utf-8"))
+    assert "0_ranks-%5B8%2C8%5D%23%25%3F/report.html" in page.addresses
+
+
+def test_a_sweep_without_any_epoch_still_has_its_table(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    page = Page(write_sweep(tmp_path).read_text(encoding="utf-8"))
+    assert "1 run of network, 0 finished" in page.text
+    assert "ADMM in each run is left out." in page.text
+    assert not (tmp_path / "sweep.png").exists()
