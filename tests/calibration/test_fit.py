@@ -123,6 +123,13 @@ def test_little_data_leaves_the_trained_weight_and_much_damping_too(generator):
     assert_close(target_weight(weight, moments_of(layer, x, y), 1e9), weight, rtol=1e-6, atol=1e-6)
 
 
+def test_a_mean_that_buries_what_varies_about_it_is_fitted_to_what_is_left():
+    x, weight = 1000 + 0.01 * torch.randn(64, 400), torch.randn(8, 400)
+    moments = FitMoments((8, 400))
+    moments.add(x, x @ weight.mT)
+    assert_close(target_weight(weight, moments), weight.double(), rtol=0, atol=0.2)
+
+
 # -- the fit -------------------------------------------------------------------------------------------------------
 
 
