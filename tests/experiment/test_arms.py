@@ -19,6 +19,7 @@ from hodec.experiment.arms.spec import Candidate, Comparison, check_alike, read_
 from hodec.experiment.arms.trial import HITS, Trial
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RACES = sorted([*EXPERIMENTS.glob("*/arms.yaml"), *EXPERIMENTS.glob("*/regimes/*.yaml")])
 SHORT = {"dense_epochs": 0, "retrain_epochs": 1, "data": {"epoch_batches": 2}}
 RATES = (0.01, 0.05)
 
@@ -177,7 +178,7 @@ def test_a_file_is_read_as_hydra_reads_a_sweep(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/arms.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RACES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_comparisons_of_the_experiments_are_read(path):
     """Slow: each candidate of each arm is composed."""
     found = read_comparison(path, ["data.root=images", "init=net.safetensors"])
