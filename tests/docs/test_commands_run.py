@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.torch import save_file
-from small_graphs import node, save
+from small_graphs import FLOAT, node, numbers, save
 from test_pages import EXAMPLES, TEXTS, commands
 from train_script import Forked, wait
 
@@ -51,20 +52,14 @@ def first(value):
     return value if value[:1] in "[{" else value.partition(",")[0]
 
 
-def weights_for(name, folder):
+def weights_for(name, folder, classes):
     """``WEIGHTS`` of a net of that name: the file."""
-    classes = 1000 if name.startswith("torchvision") else 10
     save_file(build_model(name, in_channels=3, num_classes=classes).state_dict(), folder / "weights.safetensors")
     return "weights.safetensors"
 
 
 def model_file(path):
     """Images of any size, (N, 3, H, W) -> (N, 10); its widest convolution has rank 4."""
-    generator = np.random.default_rng(0)
-
-    def numbers(*shape):
-        return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-
     low = (numbers(64, 4) @ numbers(4, 576)).reshape(64, 64, 3, 3)
     nodes = [
         node("Conv", "x w1 b1", "h1", pads=[1, 1, 1, 1]), node("Relu", "h1", "h2"),
@@ -76,12 +71,25 @@ def model_file(path):
     save(path, nodes, weights, inputs={"x": ("n", 3, "h", "w")}, outputs=("y",))
 
 
+def speech_file(path):
+    """Sound (N, 512), a state (2, N, 128) and a rate -> (N, 128)."""
+    nodes = [
+        node("MatMul", "input w", "h1"), node("ReduceSum", "state axes", "h2", keepdims=0), node("Add", "h1 h2", "h3"),
+        node("Cast", "sr", "h4", to=FLOAT), node("Div", "h3 h4", "y"),
+    ]  # fmt: skip
+    weights = {"w": numbers(512, 128), "axes": np.array([0])}
+    rate = helper.make_tensor_value_info("sr", TensorProto.INT64, ())
+    sizes = {"input": ("n", 512), "state": (2, "n", 128)}
+    save(path, nodes, weights, inputs=sizes, outputs=("y",), extra_inputs=(rate,))
+
+
 @pytest.fixture
 def brought(tmp_path, monkeypatch, finished):
     """The folder with all that the pages say that a reader has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     model_file(tmp_path / "model.onnx")
+    speech_file(tmp_path / "speech.onnx")
     generator = np.random.default_rng(1)
     images = generator.standard_normal((32, 3, 24, 24)).astype(np.float32)
     np.savez("calib.npz", x=images)
@@ -142,7 +150,7 @@ def with_places(argv, folder):
     given = dict(word.partition("=")[::2] for word in argv)
     if given.get("init") == "WEIGHTS":
         name = f"torchvision/{given['model.name']}" if given["model"] == "torchvision" else given["model"]
-        given["init"] = weights_for(name, folder)
+        given["init"] = weights_for(name, folder, 2 if given["data"] == "image_folder" else 10)
     if "/RUN/" in given.get("init_stage", ""):
         (run, *_) = sorted(path.parent.name for path in folder.glob("multirun/rho/*/metrics.json"))
         given["init_stage"] = given["init_stage"].replace("RUN", run)
@@ -152,7 +160,8 @@ def with_places(argv, folder):
 def call(argv, folder, capsys):
     """Run a verb; what it is to write is not there, what it reads is."""
     if "--weights" in argv:
-        argv = [weights_for(argv[argv.index("--model") + 1], folder) if word == "WEIGHTS" else word for word in argv]
+        file = weights_for(argv[argv.index("--model") + 1], folder, 2)  # as PATH has classes
+        argv = [file if word == "WEIGHTS" else word for word in [*argv, "--num-classes", "2"]]
     if "-o" in argv and "--force" not in argv:
         output = Path(argv[argv.index("-o") + 1])
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
