@@ -1,5 +1,6 @@
 """Running a net for what it gives: in evaluation mode, without gradients, batch by batch."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -20,17 +21,32 @@ def inference(model: nn.Module) -> Iterator[None]:
 
     Attention's fused inference path is off, because it hides its matrix products from hooks and counters.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), same_random_state(model.parameters()):
+        with _unfused(), torch.no_grad(), same_random_state(model.parameters()):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes.items():
             module.training = training
+
+
+_unfusing = threading.Lock()
+_unfused_by: list[bool] = []  # one entry for each that holds the path off, in whatever thread: what it was before
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Attention's fused path off; the last to leave puts it back, for threads do not leave in the order they came."""
+    with _unfusing:
+        _unfused_by.append(_unfused_by[0] if _unfused_by else torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        with _unfusing:
+            before = _unfused_by.pop()
+            torch.backends.mha.set_fastpath_enabled(before and not _unfused_by)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """Parameters, multiply-adds and positions, counted by running the model and leaving it as it was."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 from small_nets import IMAGE, SmallResNet, Tokens, Twice, assert_untouched, snapshot
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.utils.flop_counter import FlopCounterMode
 
 from hodec.cost.count import Cost, count_cost, trace_call_sites
@@ -104,8 +107,27 @@ def test_the_products_of_attention_are_counted_in_inference_too():
     encoder, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), torch.randn(2, 5, 16)
     with FlopCounterMode(display=False) as counter:
         encoder.train()(x)
+    before = mha.get_fastpath_enabled()
     assert count_cost(encoder.eval(), x).macs == counter.get_total_flops() // 2 // 2 > 0
-    assert torch.backends.mha.get_fastpath_enabled()
+    assert mha.get_fastpath_enabled() is before
+
+
+def test_threads_that_leave_in_the_order_they_came_leave_the_fused_path_as_it_was():
+    net, came, leave, before = nn.Linear(2, 2), threading.Event(), threading.Event(), mha.get_fastpath_enabled()
+
+    def other():
+        with inference(net):
+            came.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with inference(net):
+        thread.start()
+        came.wait(10)
+    assert not mha.get_fastpath_enabled()
+    leave.set()
+    thread.join()
+    assert mha.get_fastpath_enabled() is before
 
 
 def test_counting_leaves_the_model_and_the_random_numbers_alone():
