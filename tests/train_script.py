@@ -142,6 +142,12 @@ def kill_within(child: Child, folder: Path, phase: str, *, after: int = 1, numbe
     return code
 
 
+def finished(sweep: Path) -> list[Path]:
+    """The results of a sweep's runs that count as finished, which is noted just after they are written."""
+    noted = [path for path in sweep.glob("*/run.json") if '"evaluate"' in path.read_text()]
+    return [path.with_name("metrics.json") for path in noted]
+
+
 def finish(child: Child) -> None:
     code = wait(child)
     assert code == 0, f"exit code {code}:\n{child.log.read_text()[-3000:]}"

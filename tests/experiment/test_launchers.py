@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from train_script import StartedSmall, wait
+from train_script import StartedSmall, finished, wait
 
 pytestmark = pytest.mark.slow
 SETTINGS = (
@@ -30,11 +30,6 @@ LAUNCHERS = {
 def table(folder):
     with (folder / "sweep.csv").open(newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f))
-
-
-def finished(folder):
-    """The results of runs that count as finished, which is noted just after they are written."""
-    return [path.with_name("metrics.json") for path in folder.glob("*/run.json") if '"evaluate"' in path.read_text()]
 
 
 def held(folder):

@@ -5,7 +5,7 @@ import json
 import signal
 
 import pytest
-from train_script import StartedSmall, wait
+from train_script import StartedSmall, finished, wait
 
 TINY = (
     "data=fake", "data.fake_size=64", "data.fake_classes=4", "data.image_size=8", "data.batch_size=16",
@@ -26,13 +26,13 @@ def test_jobs_beside_each_other_with_one_that_fails_and_a_kill(tmp_path):
     argv = ("-m", *TINY, "tt_ranks=4", f"admm.rho={','.join(RHOS)}", f"hydra.sweep.dir={sweep}")
     argv += ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     child = StartedSmall(*argv, log=tmp_path / "first")
-    assert wait(child, lambda: bool(list(sweep.glob("*/metrics.json")))) is None
+    assert wait(child, lambda: bool(finished(sweep))) is None
     child.kill(signal.SIGTERM)
     assert wait(child) == 128 + signal.SIGTERM, child.log.read_text()
     assert (sweep / "sweep.html").exists(), "a page after SIGTERM too"
     states = [one["state"] for one in table(sweep)]
     assert "finished" in states
-    done = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
+    done = {path: path.stat().st_mtime_ns for path in finished(sweep)}
     assert 0 < len(done) < 4
 
     code = wait(again := StartedSmall(*argv, log=tmp_path / "second"))
