@@ -7,13 +7,12 @@ Lightning comes under two names, ``pytorch_lightning`` and ``lightning.pytorch``
 import logging
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,10 +23,10 @@ from hodec.admm.options import AdmmSettings, mode_options
 from hodec.admm.penalty import penalty_of
 from hodec.admm.processes import Processes
 from hodec.admm.projection import Projection, RankLearner, State
+from hodec.admm.statistics import RecentCalls
 from hodec.admm.stopping import Status
 from hodec.admm.truncated import Module, Trainer, averaged, forward_of, validation_accuracy
 from hodec.calibration.input_covariance import InputCovariance
-from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.errors import ConfigError, HodecError, TrainingError, Use
 from hodec.inference import Batch
 from hodec.plan.plan import Plan
@@ -69,8 +68,9 @@ class AdmmCallback(Callback):
             labels).
         learner, covariances, root: as for ``hodec.Admm``.
         bn_batches: before each validation BatchNorm's running statistics are measured anew, on the last so many
-            training batches of this process. Weights that ADMM has made small move fast at a high learning rate, and
-            running statistics lag behind; the training itself does not use them.
+            training batches (those since a restart, if there were fewer). Weights that ADMM has made small move fast at
+            a high learning rate, and running statistics lag behind; the training itself does not use them. 0: the
+            statistics stay as the training left them.
         settings: the fields of ``hodec.admm.options.AdmmOptions``. ``track_truncated`` measures, each epoch, the
             accuracy that hard truncation would leave (one validation pass); where a callback such as
             EMAWeightAveraging ends the fit with averaged weights, of those.
@@ -97,7 +97,7 @@ class AdmmCallback(Callback):
         learner: RankLearner | None = None,
         covariances: Mapping[str, InputCovariance] | None = None,
         root: str | None = None,
-        bn_batches: int = 0,
+        bn_batches: int = 10,
         **settings: Unpack[AdmmSettings],
     ) -> None:
         if bn_batches < 0:
@@ -112,7 +112,8 @@ class AdmmCallback(Callback):
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None
         self._restored: State | None = None
-        self._recent: deque[Any] = deque(maxlen=bn_batches)
+        self._bn_batches = bn_batches
+        self._calls: RecentCalls | None = None
         self._expected: int | None = None  # optimizer steps of an epoch, as the trainer counts them
         self.latest: dict[str, object] = {}
 
@@ -144,6 +145,7 @@ class AdmmCallback(Callback):
         processes = Processes() if trainer.world_size == 1 else Processes.current()
         clipped = bool(trainer.gradient_clip_val)
         self._admm = self._make(pl_module, optimizer=trainer.optimizers, processes=processes, clipped=clipped)
+        self._calls = RecentCalls(pl_module, self._bn_batches) if self._bn_batches else None
         self._expected = None
         if state is not None:
             self._admm.load_state_dict(state)
@@ -162,6 +164,13 @@ class AdmmCallback(Callback):
         admm.start()
         self._stop_if_converged(trainer)  # the checkpoint was written just before the fit ended
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Module, batch: object, batch_idx: int) -> None:
+        if self._calls and trainer.enable_validation and not _only_measures(trainer):
+            every = trainer.val_check_batch  # batches; infinite where the data does not say how many it has
+            after = batch_idx % every if trainer.check_val_every_n_epoch else math.inf  # counted over epochs
+            if after + self._bn_batches >= every:
+                self._calls.listen()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Module, optimizer: Optimizer) -> None:
         # Gradients are final here: unscaled, accumulated, reduced over processes, not yet clipped.
         if not _only_measures(trainer):
@@ -172,15 +181,20 @@ class AdmmCallback(Callback):
     ) -> None:
         if _only_measures(trainer):
             return
-        self._recent.append(batch)
+        if self._calls:
+            self._calls.close()
         self._follow(trainer).after_step()
         if trainer.is_last_batch:
             self.admm.update_at_epoch_end()  # before validation, whose checkpoints are to hold the new Z
         self._stop_if_converged(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Module) -> None:
-        if self._recent and trainer.state.fn == "fit":
-            reestimate_batchnorm(self.admm.model, self._recent)
+        if self._calls is None or trainer.state.fn != "fit":
+            return
+        why = self._calls.measure(self.admm.processes, trainer.precision_plugin.forward_context())
+        if why:
+            self._calls = None
+            log.warning("BatchNorm's statistics are not measured anew before a validation: %s", why)
 
     def _follow(self, trainer: Trainer) -> Admm:
         """The ADMM, told where the trainer is."""

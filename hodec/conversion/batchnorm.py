@@ -1,7 +1,8 @@
 """BatchNorm's running statistics after conversion."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -30,18 +31,28 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
+    with fresh_statistics(model, norms):
+        return run_batches(model, batches)
+
+
+@contextmanager
+def fresh_statistics(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Evaluation mode without gradients, in which some BatchNorms average the statistics of what they are given.
+
+    Those that are given nothing keep their statistics; all do where the block raises.
+    """
     before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
-    used = 0
+    done = False
     try:
         with inference(model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative average
                 norm.training = True
-            used = run_batches(model, batches)
+            yield
+        done = True
     finally:
         for norm, (momentum, state) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if not used:
+            if not done or not norm.num_batches_tracked:
                 norm.load_state_dict(state)
-    return used

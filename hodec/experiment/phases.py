@@ -201,6 +201,7 @@ def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
         learner=learner,
         covariances=covariances,
         root="net",
+        bn_batches=0,  # a run that was killed ends as one that was not, to the last bit of its checkpoints
     )
 
 

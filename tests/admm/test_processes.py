@@ -131,9 +131,10 @@ def test_ranks_are_those_of_the_first(planned: tuple[nn.Module, Plan]):
 def trained_together(harm, *, epochs: int = 3) -> list[Admm]:
     """Two replicas under ADMM, whose gradients are equal; ``harm`` is done to the second within epoch 1."""
     data = TensorDataset(*samples())
+    nets = [new_net().eval() for _ in range(2)]  # no dropout; here, for threads share one generator
 
     def work(rank: int, process: Processes) -> Admm:
-        net = new_net().eval()  # no dropout
+        net = nets[rank]
         optimizer = sgd(net)
         admm = Admm(net, plan_of(net), optimizer, steps_per_epoch=4, processes=process, update_every="4steps")
         for epoch in range(epochs):
@@ -183,9 +184,10 @@ def test_row_34_rounding_of_other_devices_is_mended():
 
 def test_row_34_another_dual_is_mended(caplog: pytest.LogCaptureFixture):
     """Planted where no step is taken on it: what both processes hold is that of the first again."""
+    nets = [new_net() for _ in range(2)]
 
     def work(rank: int, process: Processes) -> Admm:
-        net = new_net()
+        net = nets[rank]
         admm = Admm(net, plan_of(net), sgd(net), steps_per_epoch=4, processes=process)
         admm.start()
         if rank:
