@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice
+from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
@@ -37,11 +38,13 @@ class Rate(NamedTuple):
         lr: the rate.
         probes: descents that found it; 0 where it was given.
         end: ``lowest`` or ``highest`` of the rates tried, beyond which a better one may lie; else None.
+        level: of the other rates, those whose losses these descents cannot tell from its own.
     """
 
     lr: float
     probes: int = 0
     end: str | None = None
+    level: int = 0
 
 
 def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *, highest: float) -> Rate:
@@ -58,26 +61,38 @@ def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *,
     config = run.config
     loader = train_loader(run.data, seed=config.seed, device=run.device, channels_last=config.trainer.channels_last)
     batches = list(islice(loader, STEPS + SCORED))
+    each: dict[float, list[float]] = {}
     found: dict[float, float] = {}
     for rate in (highest / 2**halvings for halvings in reversed(range(RATES))):
-        found[rate] = _descent(module_at(rate).to(run.device), batches)
+        each[rate] = _descent(module_at(rate).to(run.device), batches)
+        found[rate] = sum(each[rate]) / len(each[rate])
         if list(found).index(min(found, key=lambda one: found[one])) + WORSE < len(found):
             break
     best = min(found, key=lambda one: found[one])
     end = {min(found): "lowest", max(found): "highest"}.get(best)
+    level = sum(_level(losses, each[best]) for rate, losses in each.items() if rate != best)
     tried = ", ".join(f"{rate:.3g}: {loss:.4g}" for rate, loss in found.items())
-    log.info("rate of retraining %.3g; losses after %d steps at each rate: %s", best, STEPS, tried)
+    words = f"; {level} of the others are level with it" if level else ""
+    log.info("rate of retraining %.3g%s; losses after %d steps at each rate: %s", best, words, STEPS, tried)
     if end:
         log.warning(
             "the %s rate of those tried was the best, so that a better one may lie beyond: optimizer.retrain_lr=RATE "
             "gives one",
             end,
         )
-    return Rate(best, len(found), end)
+    return Rate(best, len(found), end, level)
 
 
-def _descent(module: LitClassifier, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """The mean loss on the last SCORED batches after a descent on the others; infinite where it broke down."""
+def _level(losses: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether the mean of the paired differences lies within twice its standard error; False where that is unknown."""
+    apart = [a - b for a, b in zip(losses, best, strict=True)]
+    if len(apart) < 2 or not all(map(math.isfinite, apart)):
+        return False
+    return mean(apart) <= 2 * stdev(apart) / math.sqrt(len(apart))
+
+
+def _descent(module: LitClassifier, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """The losses of the last SCORED batches after a descent on the others; infinite where it broke down."""
     scored = min(SCORED, max(1, len(batches) // 2))  # of a set of few batches
     training, held = batches[:-scored] or batches, batches[-scored:]
     optimizer = module.make_optimizer()
@@ -91,9 +106,9 @@ def _descent(module: LitClassifier, batches: Sequence[tuple[Tensor, Tensor]]) ->
         module.loss(module.net(x), x, y).backward()
         optimizer.step()
     with torch.no_grad():
-        mean = sum(float(module.loss(module.net(x), x, y)) for x, y in held) / len(held)
+        losses = [float(module.loss(module.net(x), x, y)) for x, y in held]
     module.on_fit_end()
-    return mean if math.isfinite(mean) else math.inf
+    return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
 
 class WarnOfLoss(Callback):

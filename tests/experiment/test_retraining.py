@@ -3,10 +3,12 @@
 import copy
 import json
 import logging
+import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import dense_net, tiny
+from tiny_runs import DATA, dense_net, tiny
 from torch import nn
 from train_script import rows
 
@@ -52,10 +54,27 @@ def test_a_rate_that_breaks_the_net_is_not_found(tmp_path):
     assert probed(context(tmp_path), dense_net(), highest=1e4).lr < 1e4 / 2**3
 
 
+def test_rates_that_the_descents_cannot_tell_apart_are_counted(tmp_path, caplog):
+    """A loss of 0 ends alike at every rate."""
+    run, net = context(tmp_path, data=replace(DATA, batch_size=6)), dense_net()  # 8 batches, of which 4 score
+    with caplog.at_level(logging.INFO):
+        flat = probed(run, net, highest=1.0, scale=0.0)
+    assert flat.level == flat.probes - 1 == 2
+    assert "; 2 of the others are level with it; losses" in caplog.text
+
+
+def test_losses_are_level_within_twice_the_standard_error_of_their_pairs():
+    best = [0.5, 0.9, 0.7, 0.6]
+    assert retraining._level([0.6, 0.8, 0.9, 0.6], best)
+    assert not retraining._level([0.6, 1.0, 0.9, 0.7], best)
+    assert not retraining._level([math.inf] * 4, best)
+    assert not retraining._level([0.5], [0.5]), "one batch tells no spread"
+
+
 @pytest.mark.parametrize(("highest", "end", "probes"), [(1e-3, "highest", retraining.RATES), (1e9, "lowest", 3)])
 def test_a_rate_at_an_end_of_those_tried_is_said(tmp_path, caplog, highest, end, probes):
     found = probed(context(tmp_path), dense_net(), highest=highest)
-    assert found == (highest if end == "highest" else highest / 2**7, probes, end)
+    assert found[:3] == (highest if end == "highest" else highest / 2**7, probes, end)
     assert f"the {end} rate of those tried was the best" in caplog.text
 
 
@@ -68,7 +87,7 @@ def test_a_run_finds_its_rate_and_trains_by_it(tmp_path):
     assert kept in [0.1 / 2**halvings for halvings in range(retraining.RATES)]
     assert rows(tmp_path / "run")[-1]["lr"] == kept
     given = pipeline.run(tiny(**AUTO, optimizer={"lr": 0.1, "retrain_lr": kept}), tmp_path / "given")
-    assert given["retraining"] == {"lr": kept, "probes": 0, "end": None}
+    assert given["retraining"] == {"lr": kept, "probes": 0, "end": None, "level": 0}
     assert metrics["weights_sha256"] == given["weights_sha256"], "looking for it leaves no trace"
 
 

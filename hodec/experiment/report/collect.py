@@ -243,7 +243,7 @@ def _results(path: Path) -> Results:
             status=_text(admm.get("status")),
             primal_residual=_numbers({"residual": admm.get("primal_residual")}).get("residual"),
             conversion=_numbers(_object(content.get("conversion"))),
-            retraining=_numbers({key: parts["retraining"].get(key) for key in ("lr", "probes")}),
+            retraining=_numbers({key: parts["retraining"].get(key) for key in ("lr", "probes", "level")}),
             retraining_end=_text(parts["retraining"].get("end")),
             against={name: _numbers(_object(one)) for name, one in _object(content.get("against")).items()},
             seconds=_numbers(_object(content.get("seconds"))),

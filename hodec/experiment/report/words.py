@@ -65,14 +65,16 @@ def outcome(run: RunData, *, unlikely: float = 0.05) -> tuple[str, str, str]:
 
 
 def retraining(run: RunData) -> str:
-    """The rate of retraining, and where it came from; empty where the files do not say."""
+    """The rate of retraining, where it came from, and what is level with it; empty where the files do not say."""
     lr, probes = (run.results.retraining.get(key) for key in ("lr", "probes"))
     if lr is None:
         return ""
     source = f"found by {number(probes)} short descents" if probes else "as the settings give it"
     end = run.results.retraining_end
     beyond = f": the {end} of those tried, so that a better one may lie beyond" if end else ""
-    return f"The rate of retraining was {number(lr)}, {source}{beyond}."
+    level = run.results.retraining.get("level")
+    alike = f"; {number(level)} of the others ended level with it" if level else ""
+    return f"The rate of retraining was {number(lr)}, {source}{beyond}{alike}."
 
 
 def model_and_data(run: RunData) -> str:

@@ -263,6 +263,7 @@ def test_a_layer_that_is_shared_says_how_often_it_is_called(folder):
             {"lr": 0.1, "probes": 8, "end": "highest"},
             "8 short descents: the highest of those tried, so that a better one",
         ),
+        ({"lr": 0.1, "probes": 4, "end": None, "level": 3}, "4 short descents; 3 of the others ended level with it."),
         ({}, ""),  # of a run without retraining, or of an earlier version
     ],
 )
