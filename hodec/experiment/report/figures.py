@@ -237,29 +237,26 @@ def _draw_spectra(axes: Axes, spectra: Sequence[Spectrum], *, x: float, y: float
 
 
 @styled
-def sweep(runs: Sequence[RunData]) -> Figure:
-    """Training loss, approximation error and accuracy during ADMM, one line per run (dashed: truncated).
+def _sweep_curve(runs: Sequence[RunData], key: str, title: str, *, scale: float = 1) -> Figure:
+    """A metric during ADMM, one line per run; beside an accuracy, dashed, that of the truncated network.
 
     A control run without ADMM shows its dense training of the same length instead.
     """
     trunks = {run.label: run.phase("admm") or run.phase("dense") for run in runs}
     drawn = {label: epochs for label, epochs in trunks.items() if epochs}
     _need(drawn, "No run of this sweep recorded an epoch of ADMM or of dense training.")
+    lines = {label: curves.overall(epochs, key, scale=scale) for label, epochs in drawn.items()}
+    _need(any(xs for xs, _ in lines.values()), f"The epochs of this sweep record no {key}.")
     labels = [visible(shorten(label, 48)) for label in drawn]
-    columns = max(1, min(len(labels), 5, 130 // (7 + max(map(len, labels)))))  # 130 letters fit beside each other
-    figure, axes = panels(3, 2.9 + 0.17 * math.ceil(len(labels) / columns), width=10.2)
+    columns = max(1, min(len(labels), 3, 60 // (7 + max(map(len, labels)))))  # 60 letters fit beside each other
+    figure, (axes,) = panels(1, 2.9 + 0.17 * math.ceil(len(labels) / columns), width=WIDTH)
     inks = dict(zip(drawn, colors(len(drawn)), strict=True))
-    titles = ("Training loss", "Approximation error", "Accuracy, % (dashed: if truncated now)")
-    keys = ("train/loss", "admm/primal_residual", "val/accuracy")
-    for panel, title, key in zip(axes, titles, keys, strict=True):
-        scale = 100 if "accuracy" in key else 1
-        lines = {label: curves.overall(epochs, key, scale=scale) for label, epochs in drawn.items()}
-        for label, points in lines.items():
-            curves.line(panel, points, ink=inks[label])
-        curves.finish(panel, title, log=lines.values() if "admm" in key else (), xlabel="epoch of ADMM training")
-    for label, epochs in drawn.items():
-        points = curves.overall(epochs, "admm/truncated_accuracy", scale=100)
-        curves.line(axes[2], points, ink=inks[label], dashed=True)
+    for label, points in lines.items():
+        curves.line(axes, points, ink=inks[label])
+        if "accuracy" in key:
+            cut_now = curves.overall(drawn[label], "admm/truncated_accuracy", scale=scale)
+            curves.line(axes, cut_now, ink=inks[label], dashed=True)
+    curves.finish(axes, title, log=lines.values() if "admm" in key else (), xlabel="epoch of ADMM training")
     handles = [Line2D([], [], color=ink) for ink in inks.values()]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.6)
     return figure
@@ -275,7 +272,7 @@ def tradeoff(runs: Sequence[RunData]) -> Figure:
         len({x for x, _, _ in points}) > 1,
         "Fewer than two finished runs with a validation accuracy differ in the MACs they cut.",
     )
-    figure, (axes,) = panels(1, 3.2, width=9.2)
+    figure, (axes,) = panels(1, 3.2, width=WIDTH)
     front = pareto([(x, y) for x, y, _ in points])
     axes.step(*zip(*front), where="pre", color=INKS["orange"], linewidth=1.2, label="Pareto front")
     for x, y, label in points:
@@ -314,4 +311,9 @@ COSTS = (
     FigureSpec("parameters", partial(_layer_costs, cost="params", title="Parameters")),
     FigureSpec("macs", partial(_layer_costs, cost="macs", title="MACs for one image")),
 )
-SWEEP = (FigureSpec("sweep", sweep), FigureSpec("sweep-tradeoff", tradeoff))
+SWEEP = (
+    FigureSpec("sweep-error", partial(_sweep_curve, key="admm/primal_residual", title=f"Approximation error {ERROR}")),
+    FigureSpec("sweep-accuracy", partial(_sweep_curve, key="val/accuracy", title="Accuracy, %", scale=100)),
+    FigureSpec("sweep-loss", partial(_sweep_curve, key="train/loss", title="Training loss")),
+    FigureSpec("sweep-tradeoff", tradeoff),
+)

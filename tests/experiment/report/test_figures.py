@@ -106,15 +106,19 @@ def test_only_the_largest_of_very_many_layers_are_drawn_and_it_is_said(folder):
     assert "11 not shown" in axes.get_title(loc="left")
 
 
-def test_sweep_has_three_panels_and_a_line_per_run(sweep):
-    figure = figures.sweep(collect_sweep(sweep))
-    loss, error, accuracy = figure.axes
-    assert len(loss.lines) == len(error.lines) == 4
-    assert sorted(line.get_linestyle() for line in accuracy.lines) == ["-"] * 4 + ["--"] * 4
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [
-        f"admm.rho={rho}" for rho in ("0.001", "0.01", "0.1", "1")
-    ]
+def of_sweep(folder, name):
+    """The axes and the legend's texts of a figure of a sweep."""
+    figure = dict(figures.SWEEP)[name](collect_sweep(folder))
+    (axes,), (legend,) = figure.axes, figure.legends
+    return axes, [text.get_text() for text in legend.get_texts()]
+
+
+@pytest.mark.parametrize("name", ["sweep-loss", "sweep-error", "sweep-accuracy"])
+def test_a_figure_of_a_sweep_has_a_line_per_run_and_names_it(sweep, name):
+    axes, names = of_sweep(sweep, name)
+    both = ["-"] * 4 + ["--"] * 4 * (name == "sweep-accuracy")
+    assert sorted(line.get_linestyle() for line in axes.lines) == both
+    assert names == [f"admm.rho={rho}" for rho in ("0.001", "0.01", "0.1", "1")]
 
 
 def test_a_control_without_admm_stands_in_the_sweep(copied, tmp_path):
@@ -127,8 +131,7 @@ def test_a_control_without_admm_stands_in_the_sweep(copied, tmp_path):
                 del row[key]
 
     edit(copied(tmp_path / "1") / "metrics.jsonl", control)
-    loss, error, _ = figures.sweep(collect_sweep(tmp_path)).axes
-    assert (len(loss.lines), len(error.lines)) == (2, 1)
+    assert [len(of_sweep(tmp_path, name)[0].lines) for name in ("sweep-loss", "sweep-error")] == [2, 1]
 
 
 def test_tradeoff_needs_two_different_cuts_and_names_every_finished_run(sweep):

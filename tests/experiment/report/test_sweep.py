@@ -110,8 +110,8 @@ def test_the_sweep_page_lists_failed_and_unfinished_runs(sweep):
     (sweep / "1" / "report.html").write_text("", encoding="utf-8")
     path = write_sweep(sweep)
     assert path == sweep / "sweep.html"
-    assert (sweep / "sweep.png").exists()
-    assert (sweep / "sweep.svg").exists()
+    assert (sweep / "sweep-error.png").exists()
+    assert (sweep / "sweep-error.svg").exists()
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.headings[0] == (
@@ -140,5 +140,5 @@ def test_a_sweep_without_any_epoch_still_has_its_table(tmp_path):
     (tmp_path / "0" / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
     page = Page(write_sweep(tmp_path).read_text(encoding="utf-8"))
     assert "1 run of network, 0 finished" in page.text
-    assert "ADMM in each run is left out." in page.text
-    assert not (tmp_path / "sweep.png").exists()
+    assert "Approximation error is left out." in page.text
+    assert not (tmp_path / "sweep-error.png").exists()

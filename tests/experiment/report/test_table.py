@@ -100,5 +100,5 @@ def test_any_runs_are_compared(seeds, tmp_path, capsys):
     assert str(out / "sweep.html") in capsys.readouterr().out
     content = json.loads((out / "sweep.json").read_text())
     assert [one["admm.rho"] for one in content["runs"]] == ["0.001", "0.01"]
-    assert (out / "sweep.png").exists()
+    assert (out / "sweep-error.png").exists()
     assert hodec(["report", str(seeds / "0"), str(tmp_path), "-o", str(out)]) == 2
