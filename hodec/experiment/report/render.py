@@ -90,7 +90,8 @@ def _write_runs(root: Path, runs: Sequence[RunData], kicker: str) -> Path:
     links = {run.folder: os.path.relpath(run.folder, root) for run in runs}
     shown = {"runs": runs, "best": words.best_run(runs), "error": words.ERROR, "curves": drawn, "links": links}
     seeds = table.cells(runs) if any("seed" in run.settings for run in runs) else None
-    head = {"kicker": kicker, "headline": words.sweep_headline(runs), "seeds": seeds, "seeds_note": table.NOTE}
+    strong = table.best_group(table.groups(runs))
+    head = {"kicker": kicker, "headline": table.headline(runs), "seeds": seeds, "strong": strong, "note": table.NOTE}
     text = _environment().get_template("sweep.html.j2").render(shown | head)
     with _writing_to(root):
         for each in drawn:

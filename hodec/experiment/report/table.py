@@ -10,7 +10,8 @@ from math import isfinite
 from statistics import mean, stdev
 
 from hodec.experiment.report.rundata import RunData
-from hodec.experiment.report.words import best_run, progress
+from hodec.experiment.report.words import best_run, progress, sweep_state
+from hodec.text_table import accuracy
 
 # Column of sweep.csv and key in sweep.json -> the number of a run; accuracies and cuts are fractions of 1.
 NUMBERS: dict[str, Callable[[RunData], float | None]] = {
@@ -84,6 +85,31 @@ def _group(settings: Mapping[str, str], runs: Sequence[RunData]) -> Group:
     )
 
 
+def best_group(found: Sequence[Group]) -> int | None:
+    """Which group has the highest mean validation accuracy; None where none has one, or none has several seeds."""
+    scores = {
+        at: one.means["validation_accuracy"] for at, one in enumerate(found) if "validation_accuracy" in one.means
+    }
+    return max(scores, key=lambda at: scores[at]) if scores and any(one.runs > 1 for one in found) else None
+
+
+def headline(runs: Sequence[RunData]) -> str:
+    """How many runs, and the best by validation accuracy, with its test accuracy: a setting where seeds repeat it."""
+    head, found, best = sweep_state(runs), groups(runs), best_run(runs)
+    at = best_group(found)
+    if at is not None:
+        one = found[at]
+        named = ", ".join(f"{key}={value}" for key, value in one.settings.items()) or "all settings alike"
+        by, numbers = f"mean validation accuracy over {one.runs} seeds", one.means
+    elif best is not None:
+        named, by = best.label, "validation accuracy"
+        numbers = {key: value for key in SHOWN if (value := NUMBERS[key](best)) is not None}
+    else:
+        return head
+    test = accuracy(numbers.get("test_accuracy"))
+    return f"{head}; best by {by}, {accuracy(numbers['validation_accuracy'])}: {named}, test accuracy {test}"
+
+
 def to_csv(runs: Sequence[RunData]) -> str:
     """One line a run, under the keys of ``row``; what is unknown is empty."""
     rows = [row(run) for run in runs]
@@ -102,13 +128,15 @@ def _columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def to_json(runs: Sequence[RunData]) -> str:
-    """All runs, the groups, and the folder of the best run by validation accuracy (null without one)."""
-    best = best_run(runs)
+    """All runs, the groups, and what is best by validation accuracy (null without one): a run, and a group."""
+    best, found = best_run(runs), groups(runs)
+    at = best_group(found)
     content = {
         "best": best and best.folder.name,
+        "best_settings": None if at is None else found[at].settings,
         "runs": [row(run) for run in runs],
         "groups": [
-            {"settings": one.settings, "runs": one.runs, "mean": one.means, "std": one.spreads} for one in groups(runs)
+            {"settings": one.settings, "runs": one.runs, "mean": one.means, "std": one.spreads} for one in found
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

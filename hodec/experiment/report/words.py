@@ -141,19 +141,11 @@ def _accuracies(run: RunData) -> str:
     return f"test accuracy {before}{accuracy(compressed)} compressed"
 
 
-def sweep_headline(runs: Sequence[RunData]) -> str:
-    """How many runs, of what, how many finished; which has the best validation accuracy, and its test accuracy."""
+def sweep_state(runs: Sequence[RunData]) -> str:
+    """How many runs, of what, how many finished."""
     subjects = list(dict.fromkeys(model_and_data(run) for run in runs if run.config))
     of = f" of {subjects[0]}" if len(subjects) == 1 else ""
-    head = f"{_counted(len(runs), 'run')}{of}, {sum(run.finished for run in runs)} finished"
-    best = best_run(runs)
-    if best is None:
-        return head
-    scores = best.network("compressed")
-    return (
-        f"{head}; best by validation accuracy, {accuracy(scores.validation_accuracy)}: {best.label}, test accuracy "
-        f"{accuracy(scores.test_accuracy)}"
-    )
+    return f"{_counted(len(runs), 'run')}{of}, {sum(run.finished for run in runs)} finished"
 
 
 def best_run(runs: Sequence[RunData]) -> RunData | None:

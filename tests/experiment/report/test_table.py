@@ -55,6 +55,9 @@ def test_seeds_are_put_together(seeds):
     write_sweep(seeds)
     content = json.loads((seeds / "sweep.json").read_text())
     assert content["best"] == "1"
+    assert content["best_settings"] == {"admm.rho": "0.001"}
+    page = (seeds / "sweep.html").read_text(encoding="utf-8")
+    assert "best by mean validation accuracy over 2 seeds, 91.00 %: admm.rho=0.001, test accuracy" in page
     assert len(content["runs"]) == 5
     for one, (rho, values) in zip(
         content["groups"], {"0.001": (0.90, 0.92), "0.01": (0.80, 0.86)}.items(), strict=True
@@ -92,6 +95,12 @@ def test_the_latex_table_compiles(seeds, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_one_lucky_seed_is_not_the_best_setting(seeds):
+    edit(seeds / "2" / "metrics.json", lambda results: results["compressed"].update(validation_accuracy=0.95))
+    content = json.loads(table.to_json(collect_sweep(seeds)))
+    assert (content["best"], content["best_settings"]) == ("2", {"admm.rho": "0.001"})
 
 
 def test_any_runs_are_compared(seeds, tmp_path, capsys):
