@@ -3,7 +3,6 @@
 import logging
 from collections import deque
 from contextlib import AbstractContextManager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +45,20 @@ class RecentCalls:
             below = set(module.modules())
             if not isinstance(module, _BatchNorm) and below & norms:
                 inner[module] = below
-        for module in inner:
-            hook = partial(_keep, calls, inner)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+        def keep(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            stood_in = module is self._model and "forward" in vars(module)
+            # A part of what was called runs within it, or once more for its gradients (activation checkpointing).
+            if not stood_in and not any(module in inner[outer] - {outer} for outer, _ in calls):
+                calls.append((module, ModelInput(args, dict(kwargs)).map(lambda x: x.detach().to("cpu", copy=True))))
+
+        self._handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in inner]
 
     def close(self) -> None:
         """End a batch."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
+        self._handles = []
 
     def measure(self, processes: Processes, precision: AbstractContextManager[object]) -> str:
         """Measure the statistics on the batches that are kept, those of all processes together.
@@ -89,18 +93,6 @@ class RecentCalls:
 def _trains(norm: _BatchNorm) -> bool:
     """Whether its statistics follow the training; a momentum of None is the mean of all of it, 0 is frozen."""
     return norm.training and norm.track_running_stats and bool(norm.momentum)
-
-
-def _keep(
-    calls: list[tuple[nn.Module, ModelInput]],
-    inner: dict[nn.Module, set[nn.Module]],
-    module: nn.Module,
-    args: tuple[object, ...],
-    kwargs: dict[str, object],
-) -> None:
-    # A part of what was called already runs within it, or once more for its gradients (activation checkpointing).
-    if "forward" not in vars(module) and not any(module in inner[outer] - {outer} for outer, _ in calls):
-        calls.append((module, ModelInput(args, dict(kwargs)).map(lambda x: x.detach().to("cpu", copy=True))))
 
 
 def _mean(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:

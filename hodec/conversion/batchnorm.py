@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from hodec.inference import Batch, inference, run_batches
+from hodec.inference import Batch, observation, run_batches
 
 
 @torch.no_grad()
@@ -39,12 +39,12 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
 def fresh_statistics(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
     """Evaluation mode without gradients, in which some BatchNorms average the statistics of what they are given.
 
-    Those that are given nothing keep their statistics; all do where the block raises.
+    Compiled parts run as written. Those that are given nothing keep their statistics; all do where the block raises.
     """
     before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     done = False
     try:
-        with inference(model):
+        with observation(model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative average

@@ -136,6 +136,20 @@ def recorded(net, *inputs):
     return calls
 
 
+def test_a_forward_that_another_stands_in_for_is_not_called(monkeypatch):
+    """Lightning calls ``training_step`` in its place, so that DDP's hooks run."""
+    net, x = nn.Sequential(normed()), torch.randn(4, 3, 8, 8)
+    monkeypatch.setattr(net, "forward", lambda batch, index: net[0](batch[0]), raising=False)
+    calls = RecentCalls(net, 1)
+    calls.listen()
+    net([x], 0)
+    calls.close()
+    assert not calls.measure(Processes(), nullcontext())
+    twin = normed()
+    hodec.reestimate_batchnorm(twin, [x])
+    assert_close(net[0][4].running_var, twin[4].running_var)
+
+
 def test_a_call_that_fails_leaves_the_statistics():
     net, x = normed(), torch.randn(4, 3, 8, 8)
     calls = recorded(net, x)
@@ -204,3 +218,22 @@ def test_validation_under_admm_is_within_three_points_of_the_same_training_witho
     )
     assert len(under) == 16
     assert float((without - under)[3:].max()) < 3
+
+
+class Compiled(Users):
+    """Its training step calls torch.compile's wrapper of the net."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.fast = torch.compile(net, backend="eager")
+
+    def training_step(self, batch, index):
+        return F.cross_entropy(self.fast(batch[0]), batch[1])
+
+
+@pytest.mark.slow
+def test_a_compiled_net_is_measured_too():
+    (net, _, seen), x = trained(bn_batches=1, users=Compiled), samples()[0]
+    net.load_state_dict(seen[-1])
+    hodec.reestimate_batchnorm(net, [x[-8:]])
+    assert_close(net[4].running_var, seen[-1]["4.running_var"])
