@@ -8,6 +8,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,30 @@ LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 FILE_LINK = re.compile(r"\[(?:docs/)?[\w/]+\.md\]\(([\w./]+\.md)")
 
 
-def outside() -> Iterator[tuple[str, str]]:
+@cache
+def outside() -> dict[str, str]:
     """Each page outside docs/, and files that pages show or link to: the path in the repository, and on the site."""
-    yield from PAGES.items()
-    for ending in ("README.md", "*.png", "*.py", "*.yaml", "*.csv"):
-        for path in sorted((ROOT / "experiments").rglob(ending)):
-            name = path.relative_to(ROOT).as_posix()
-            yield name, name
-    yield "conf/experiment/short_protocol.yaml", "experiments/short_protocol/short_protocol.yaml"
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        yield f"notebooks/{path.name}", f"notebooks/{path.stem}.md"
+    found = dict.fromkeys(
+        path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "experiments").rglob("README.md"))
+    )
+    pages = [ROOT / name for name in found] + sorted((ROOT / "docs").rglob("*.md"))
+    for page in pages:
+        for link in LINK.finditer(page.read_text(encoding="utf-8")):
+            target = (page.parent / link[2]).resolve()
+            if target.is_file() and target.is_relative_to(ROOT / "experiments"):
+                found[target.relative_to(ROOT).as_posix()] = None
+    books = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    return {
+        **PAGES,
+        **{name: name for name in found},
+        "conf/experiment/short_protocol.yaml": "experiments/short_protocol/short_protocol.yaml",
+        **{f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in books},
+    }
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the files outside docs/."""
-    for source, name in outside():
+    for source, name in outside().items():
         if source.endswith(".ipynb"):
             text = notebook_page((ROOT / source).read_text(encoding="utf-8"), source)
             files.append(File.generated(config, name, content=text))
@@ -49,7 +59,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links between files of the repository into links between pages of the site."""
-    places = dict(outside())
+    places = outside()
     home = {there: here for here, there in places.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def moved(link: re.Match[str]) -> str:
