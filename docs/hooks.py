@@ -25,7 +25,7 @@ FILE_LINK = re.compile(r"\[(?:docs/)?[\w/]+\.md\]\(([\w./]+\.md)")
 
 
 def outside() -> Iterator[tuple[str, str]]:
-    """Each page outside docs/, and the files that pages show or link to: its path in the repository, and on the site."""
+    """Each page outside docs/, and the files that pages show or link to: its path in the repository and on the site."""
     yield from PAGES.items()
     for ending in ("README.md", "*.png", "*.py", "*.yaml", "*.csv"):
         for path in sorted((ROOT / "experiments").rglob(ending)):
