@@ -6,7 +6,6 @@ to offline, nor counts steps in epochs over all phases, nor ends the run with an
 """
 
 import csv
-import io
 import logging
 import os
 import secrets
@@ -25,6 +24,7 @@ from hodec.experiment.config.schema import Config
 from hodec.experiment.own_code import own_logger
 from hodec.experiment.redaction import redacted
 from hodec.io.atomic import JsonObject, write_text
+from hodec.text_table import csv_text
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -113,11 +113,7 @@ class CsvLogger:
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.rows = [row for row in self.rows if int(str(row["step"])) < step] + [{"step": step, **metrics}]
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        write_text(self.path, csv_text(self.rows, columns))
 
     def finalize(self, status: str) -> None:
         pass
@@ -244,15 +240,10 @@ def loggers_of(config: Config, folder: Path) -> Iterator[Loggers]:
         loggers.close(status)
 
 
-def flat(row: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+def flat(row: Mapping[str, object]) -> dict[str, float]:
     """Return the numbers of a nested row under joined keys: {"a": {"conv1": {"rho": 1}}} -> {"a/conv1/rho": 1}."""
-    numbers: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[f"{prefix}{key}"] = value
-    return numbers
+    found = leaves(row).items()
+    return {key: one for key, one in found if isinstance(one, int | float) and not isinstance(one, bool)}
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
