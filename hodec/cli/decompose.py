@@ -137,17 +137,12 @@ def _apply_preset(options: argparse.Namespace) -> None:
 
 def _text(outcome: "Outcome", out: str) -> str:
     """A few lines for people."""
-    from hodec.onnx_graph.changes import layer_lines, shortened
-    from hodec.onnx_graph.verdict import pair
+    from hodec.onnx_graph.changes import layer_lines
 
     lines = [f"{len(outcome.changes)} layers decomposed, {len(outcome.plan.skipped)} left dense"]
     layers = {name: change.to_dict() for name, change in outcome.changes.items()}
     lines += layer_lines(layers, outcome.plan.skipped)
-    uncounted = ", ".join(map(shortened, outcome.uncounted))
-    without = f" without {uncounted}, which cannot be counted" if uncounted else ""
-    lines.append(pair("parameters", outcome.before.params, outcome.after.params))
-    lines.append(pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
-    lines.append(pair("bytes", outcome.bytes_before, outcome.bytes_after))
+    lines += outcome.costs()
     if outcome.difference is not None:
         lines.append(f"outputs on random inputs differ by {outcome.difference:.3g} of the largest")
     if outcome.changes:

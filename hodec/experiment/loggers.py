@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from hodec.errors import ConfigError
+from hodec.errors import ConfigError, first_line
 from hodec.experiment.config.logger_options import WandbSettings
 from hodec.experiment.config.own import CustomLogger
 from hodec.experiment.config.schema import Config
@@ -81,7 +81,7 @@ class Loggers:
             try:
                 call(logger)
             except Exception as error:  # wandb's own errors have no common base
-                log.warning("%s %s: %s; the run goes on", type(logger).__name__, failure, _first_line(error))
+                log.warning("%s %s: %s; the run goes on", type(logger).__name__, failure, first_line(error))
 
 
 class _NoResults:
@@ -154,7 +154,7 @@ class WandbLogger:
                 )
                 break
             except Exception as error:  # wandb's own errors have no common base; a logger must not stop a training
-                log.warning("wandb %s did not start (%s)", attempt, _first_line(error))
+                log.warning("wandb %s did not start (%s)", attempt, first_line(error))
                 with suppress(Exception):
                     wandb.teardown(exit_code=1)  # else its service holds the id, and offline cannot have it
         if self.run is None:
@@ -252,10 +252,6 @@ def leaves(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for key, value in tree.items():
         found |= leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _has_wandb_key() -> bool:

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike
 
-from hodec.errors import ConvertError
-from hodec.export.runtime import Array, Cannot, first_line, open_session, quiet
+from hodec.errors import ConvertError, first_line
+from hodec.export.runtime import Calls, Cannot, open_session, quiet
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench, bench_files
 from hodec.onnx_graph.chance import Feeds, Run, Score
@@ -192,16 +192,6 @@ def _prepared(source: Path) -> onnx.ModelProto:
     return prepared
 
 
-class _Calls:
-    """Calibration calls as the quantizer reads them: None at the end."""
-
-    def __init__(self, feeds: Iterable[Feeds]) -> None:
-        self.left = iter(feeds)
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next((dict(each) for each in self.left), None)
-
-
 def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
     from onnxruntime import quantization
 
@@ -212,7 +202,7 @@ def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProt
             quantization.quantize_static(
                 copy,
                 path,
-                _Calls(feeds),
+                Calls(feeds),
                 op_types_to_quantize=OPERATORS,
                 per_channel=True,
                 # x86 multiplies unsigned by signed bytes: nudenet is 1.8 times as fast as dense so, 0.7 times with
