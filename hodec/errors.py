@@ -1,7 +1,7 @@
 """The errors a user can cause, by what has to be mended, and how a message names a setting."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -55,6 +55,11 @@ def flag_of(key: str) -> str:
 def quoted(text: str) -> str:
     """``text`` as a shell has to read it."""
     return f"'{text}'" if any(c in text for c in "[]{}*, ") else text
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names with commas between them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def literal(value: object) -> str:
@@ -134,6 +139,14 @@ class NothingPays(HodecError):
     """A search that found nothing worth a file."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something, of the error at the bottom: libraries append traces and dumps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def near_matches(given: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:

@@ -161,12 +161,7 @@ METHODS = Methods(
     [
         Method(
             "tt",
-            {
-                **tt.TT,
-                "linear": tt.TTLinear,
-                "linear_in_first": tt.TTLinearInFirst,
-                "embedding": embedding.TTEmbedding,
-            },
+            {**tt.TT, "linear": tt.TTLinear, "linear_in_first": tt.TTLinearInFirst, "embedding": embedding.TTEmbedding},
             "Yin et al., HODEC, CVPR 2022; Novikov et al., Tensorizing Neural Networks, NeurIPS 2015; "
             "Hrinchuk et al., Tensorized Embedding Layers, EMNLP 2020",
             "Tensor train, the kernel in the middle: contract channels in, convolve, contract channels out.",

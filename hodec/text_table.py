@@ -1,7 +1,9 @@
 """Numbers and tables as plain text. An absent number is shown as ``-``, a NaN or an infinity by its name."""
 
+import csv
 import io
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, RenderableType
 
@@ -12,6 +14,15 @@ def rendered(table: RenderableType, *, width: int = 150) -> str:
     """A rich renderable as text without colours, ``width`` characters wide."""
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(table)
+    return text.getvalue()
+
+
+def csv_text(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """Rows as CSV under a head of columns; what a row lacks is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 

@@ -47,7 +47,7 @@ class Pull:
         clipped: bool = False,
         summed: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
-        self.binding, self.movable, self._summed = binding, movable, summed
+        self.binding, self._summed = binding, summed
         self.decoupled = movable and (clipped or not binding.is_sgd)
         self.known = self.decoupled or binding.is_sgd
         self.kept, self.steps, self._uncounted = 1.0, 0, 0

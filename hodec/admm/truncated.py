@@ -27,7 +27,8 @@ def validation_accuracy(trainer: Trainer, module: Module) -> float | None:
         return None
     loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
     counts = torch.zeros(2, device=module.device, dtype=torch.float64)  # right, all
-    with torch.random.fork_rng(devices=_cuda(module.device)), inference(module):
+    gpus = [module.device] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), inference(module):
         for loader, most in zip(loaders, trainer.num_val_batches, strict=False):
             for batch in islice(loader, None if most == math.inf else int(most)):
                 if not _is_labelled(batch):
@@ -44,10 +45,6 @@ def _right_and_all(trainer: Trainer, module: Module, batch: object) -> Tensor:
         scores = module(x)
     right = (scores.argmax(dim=-1) == y).sum().double()
     return torch.stack([right, torch.full_like(right, len(y))])
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
 
 
 def _is_labelled(batch: object) -> bool:

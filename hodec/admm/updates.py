@@ -65,10 +65,7 @@ class Residuals:
 
     def __add__(self, other: "Residuals") -> "Residuals":
         return Residuals(
-            self.gap + other.gap,
-            self.weight + other.weight,
-            self.move + other.move,
-            self.dual_scale + other.dual_scale,
+            self.gap + other.gap, self.weight + other.weight, self.move + other.move, self.dual_scale + other.dual_scale
         )
 
 

@@ -245,9 +245,6 @@ class _Moments:
             log.info("%s: covariance of channels and kernel apart, together they are %d", self.name, self._side(group))
         return [part for part in parts if self._side(part) > 1]
 
-    def _diagonal(self, axes: tuple[int, ...]) -> bool:
-        return self.layer_type.is_embedding or self._side(axes) > LARGEST_AXIS
-
     def add(self, module: nn.Module, x: Tensor) -> None:
         """Add one call's input to the sums."""
         if self.layer_type.is_embedding:
@@ -261,7 +258,7 @@ class _Moments:
             for axes in self.groups:
                 moved = split.movedim([1 + axis for axis in axes], tuple(range(-len(axes), 0)))
                 rows = moved.reshape(-1, self._side(axes))
-                self._sum(axes, rows.square().sum(0) if self._diagonal(axes) else rows.mT @ rows)
+                self._sum(axes, rows.square().sum(0) if self._side(axes) > LARGEST_AXIS else rows.mT @ rows)
 
     def _sum(self, axes: tuple[int, ...], moment: Tensor) -> None:
         self.sums[axes] = self.sums[axes] + moment if axes in self.sums else moment

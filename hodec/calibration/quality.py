@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from hodec.calibration.data import LEAST_SAMPLES
 from hodec.compare import tensors_in
 from hodec.errors import DataError
 from hodec.inference import Batch, inference
@@ -13,9 +14,6 @@ from hodec.inputs import as_input, required
 
 Evaluate = Callable[[nn.Module, Sequence[Batch]], float]
 """A score of a net on batches, higher is better."""
-
-# Fewest samples in all.
-LEAST_SAMPLES = 8
 
 
 def split(batches: Sequence[Batch], model: nn.Module) -> tuple[list[Batch], list[Batch]]:

@@ -42,8 +42,6 @@ TOGETHER = 16
 # Bytes that layers meet in all batches from which freed memory is given back. It takes some seventh of the time of a
 # fit of ResNet-20 to 256 pictures, whose layers meet half of this, and which frees little.
 LARGE = 2**25
-# Turns of what is wanted in front of a ReLU, see ``Responses``.
-TURNS = 3
 
 
 @torch.no_grad()
@@ -56,7 +54,7 @@ def fit_to_data(
     damping: float = DAMPING,
     positions: int | None = 64,
     sums: bool = True,
-    turns: int = TURNS,
+    turns: int = 3,
     output_roots: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """A copy of the dense model whose planned layers have weights of the planned ranks, fitted to data.

@@ -3,6 +3,7 @@
 import argparse
 
 from hodec.cli import Answer
+from hodec.cli.calibration import inputs_from
 from hodec.cli.decompose import add_input_arguments
 
 HELP = "compare two ONNX model files: latency ratio, worst output difference, size"
@@ -20,15 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Measure both in turns; the ratio stands beside the interval that it lies in."""
     from hodec.onnx_graph.bench import bench_files
-    from hodec.onnx_graph.feeds import parse_values
-    from hodec.onnx_graph.sizes import parse_shapes
 
-    found = bench_files(
-        options.first,
-        options.second,
-        seconds=options.seconds,
-        shapes=parse_shapes(options.shape),
-        values=parse_values(options.input),
-        threads=options.threads,
-    )
+    how = inputs_from(options) | {"seconds": options.seconds, "threads": options.threads}
+    found = bench_files(options.first, options.second, **how)
     return Answer(str(found), found.to_dict())

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hodec.errors import ConfigError
 
@@ -44,16 +44,21 @@ def calibration_from(options: argparse.Namespace) -> "Calibration":
     """
     from hodec.calibration.images import Pixels
     from hodec.onnx_graph.compress import Calibration
-    from hodec.onnx_graph.feeds import parse_values
-    from hodec.onnx_graph.sizes import parse_shapes
 
     if options.channels not in ORDERS:
         raise ConfigError(f"--channels: {options.channels!r} given; allowed: {' | '.join(ORDERS)}")
     pixels = Pixels(_numbers("--mean", options.mean), _numbers("--std", options.std), options.channels)
     if 0 in pixels.std:
         raise ConfigError("--std: 0 given; allowed: numbers other than 0")
-    values = parse_values(options.input)
-    return Calibration(options.data, options.labels, values, parse_shapes(options.shape), pixels)
+    return Calibration(options.data, options.labels, **inputs_from(options), pixels=pixels)
+
+
+def inputs_from(options: argparse.Namespace) -> dict[str, Any]:
+    """``shapes`` and ``values`` of a file's inputs, as ``--shape`` and ``--input`` give them."""
+    from hodec.onnx_graph.feeds import parse_values
+    from hodec.onnx_graph.sizes import parse_shapes
+
+    return {"values": parse_values(options.input), "shapes": parse_shapes(options.shape)}
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...]:

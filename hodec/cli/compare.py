@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hodec.cli import Answer
-from hodec.errors import ConfigError, HodecError, Use
+from hodec.cli import Answer, experiment_packages
+from hodec.errors import HodecError, Use
 
 HELP = "train several ways at equal steps over the same seeds, each at its best rate, and compare them in pairs"
 
@@ -29,15 +29,11 @@ def run(options: argparse.Namespace) -> Answer:
         ConfigError: the packages of the experiment are not installed.
         HodecError: the file or a setting is wrong.
     """
-    try:
+    with experiment_packages():
         from hodec.experiment.arms.race import race
         from hodec.experiment.arms.spec import read_comparison
         from hodec.experiment.arms.table import json_of, text_of, write_tables
         from hodec.experiment.signals import stoppable
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "hodec":
-            raise
-        raise ConfigError(f"{error.name} is missing; pip install 'hodec[experiment]'") from error
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     root = Path(options.output)
     try:

@@ -5,6 +5,7 @@ import argparse
 from hodec.cli import Answer
 from hodec.cli.calibration import add_data_options, calibration_from, progress_bar
 from hodec.cli.decompose import add_input_arguments
+from hodec.cli.rule_options import add_glob_options
 from hodec.errors import ConfigError
 
 HELP = "make an ONNX model file as small as an allowed loss on your data permits; no training"
@@ -38,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--round-to", metavar="N", help="ranks become multiples of this (default: 16, 4 for size; see docs/ranks.md)"
     )
-    for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
-        group.add_argument(flag, metavar="GLOB", action="append", help=f"{what}; can be given several times")
+    add_glob_options(group)
     add_input_arguments(parser)
 
 

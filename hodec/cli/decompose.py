@@ -1,19 +1,18 @@
 """hodec decompose: a model file in, a smaller model file out."""
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hodec.cli import Answer
-from hodec.cli.calibration import add_data_options, calibration_from, progress_bar
+from hodec.cli import Answer, value_of
+from hodec.cli.calibration import add_data_options, calibration_from, inputs_from, progress_bar
 from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
 from hodec.io.atomic import check_place, writing
 
 if TYPE_CHECKING:
     from hodec.onnx_graph.decompose import Outcome
+    from hodec.plan.plan import Plan
 
 HELP = "make an ONNX model file smaller by decomposing its layers"
 
@@ -45,28 +44,15 @@ def add_dequantize_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dequantize", action="store_true", help=text)
 
 
-def add_shape_argument(parser: argparse.ArgumentParser) -> None:
-    """--shape NAME:1,3,224,224."""
-    parser.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        metavar="NAME:1,3,224,224",
-        help="size of an input that the model leaves open (default: batch 1, images of 224, other axes 32)",
-    )
-
-
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """--shape and --input."""
-    add_shape_argument(parser)
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a number that fills an input (sr=16000), or an .npy file for it (default: random numbers, ones where "
-        "whole numbers are taken)",
+    shape = "size of an input that the model leaves open (default: batch 1, images of 224, other axes 32)"
+    parser.add_argument("--shape", action="append", default=[], metavar="NAME:1,3,224,224", help=shape)
+    values = (
+        "a number that fills an input (sr=16000), or an .npy file for it (default: random numbers, ones where whole "
+        "numbers are taken)"
     )
+    parser.add_argument("--input", action="append", default=[], metavar="NAME=VALUE", help=values)
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -76,11 +62,18 @@ def run(options: argparse.Namespace) -> Answer:
     check_data_options(options)
     if options.data:
         return _fitted(options)
-    outcome = _work(options)()
+    from hodec.onnx_graph.decompose import decompose_file
+
+    how = inputs_from(options) | {"dequantized": options.dequantize, "force": options.force} | _what(options)
+    outcome = decompose_file(options.path, options.output, **how)
+    _save_plan(outcome.plan, options)
+    return Answer(_text(outcome, options.output), {"output": options.output, **outcome.to_dict()})
+
+
+def _save_plan(plan: "Plan", options: argparse.Namespace) -> None:
     if options.plan_out:
         with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
-            outcome.plan.save(options.plan_out)
-    return Answer(_text(outcome, options.output), {"output": options.output, **outcome.to_dict()})
+            plan.save(options.plan_out)
 
 
 def _fitted(options: argparse.Namespace) -> Answer:
@@ -90,26 +83,10 @@ def _fitted(options: argparse.Namespace) -> Answer:
 
     task = Task(calibration_from(options), loss=options.loss, max_drop=options.max_drop)
     with progress_bar() as progress:
-        work = partial(fit_file, options.path, options.output, task, force=options.force, progress=progress)
-        result = partial(work, **_what(options))()
-    if options.plan_out:
-        with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
-            result.plan.save(options.plan_out)
+        how = {"force": options.force, "progress": progress} | _what(options)
+        result = fit_file(options.path, options.output, task, **how)
+    _save_plan(result.plan, options)
     return Answer(str(result), result.to_dict())
-
-
-def _work(options: argparse.Namespace) -> Callable[[], "Outcome"]:
-    """``decompose_file`` with its arguments: a plan, or a rule and its settings."""
-    from hodec.onnx_graph.decompose import decompose_file
-    from hodec.onnx_graph.feeds import parse_values
-    from hodec.onnx_graph.sizes import parse_shapes
-
-    inputs = {
-        "shapes": parse_shapes(options.shape),
-        "values": parse_values(options.input),
-        "dequantized": options.dequantize,
-    }
-    return partial(decompose_file, options.path, options.output, **inputs, force=options.force, **_what(options))
 
 
 def _what(options: argparse.Namespace) -> dict[str, Any]:
@@ -119,10 +96,9 @@ def _what(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.plan:
         return {"plan": Plan.load(options.plan)}
-    rule, settings = rule_from(options), method_from(options)
-    method = settings.pop("method")
-    plan_settings = PlanSettings(**settings, allow_larger=options.allow_larger)
-    return {"rule": rule, "method": method, "options": plan_settings}
+    rule, how = rule_from(options), method_from(options)
+    method, settings = how.pop("method"), PlanSettings(**how, allow_larger=options.allow_larger)
+    return {"rule": rule, "method": method, "options": settings}
 
 
 def check_data_options(options: argparse.Namespace) -> None:
@@ -133,7 +109,7 @@ def check_data_options(options: argparse.Namespace) -> None:
         raise ConfigError("--dequantize: given together with --data; write the float model first, and fit that to data")
     if options.max_drop and not options.data:
         raise ConfigError("--max-drop: what a model loses is measured on data; add --data DATA")
-    chosen = options.plan or any(getattr(options, flag.strip("-").replace("-", "_")) for flag in decided_flags())
+    chosen = options.plan or any(value_of(options, flag) for flag in decided_flags())
     if not (options.data or options.no_data or chosen):
         raise ConfigError(
             "without data the default halves the multiply-adds by the weights alone, which ruins many models: give "
@@ -147,7 +123,7 @@ def _check_plan_options(options: argparse.Namespace) -> None:
         if Path(options.plan_out).resolve() in {Path(one).resolve() for one in (options.path, options.output)}:
             raise ConfigError(f"--plan-out: {options.plan_out} is one of the models; name another file")
     for flag in (*decided_flags(), "--preset", "--allow-larger") if options.plan else ():
-        if getattr(options, flag.strip("-").replace("-", "_")):
+        if value_of(options, flag):
             raise ConfigError(f"{flag} and --plan: the plan says that already; edit the plan, or leave it out")
 
 
@@ -161,17 +137,12 @@ def _apply_preset(options: argparse.Namespace) -> None:
 
 def _text(outcome: "Outcome", out: str) -> str:
     """A few lines for people."""
-    from hodec.onnx_graph.changes import layer_lines, shortened
-    from hodec.onnx_graph.verdict import pair
+    from hodec.onnx_graph.changes import layer_lines
 
     lines = [f"{len(outcome.changes)} layers decomposed, {len(outcome.plan.skipped)} left dense"]
     layers = {name: change.to_dict() for name, change in outcome.changes.items()}
     lines += layer_lines(layers, outcome.plan.skipped)
-    uncounted = ", ".join(map(shortened, outcome.uncounted))
-    without = f" without {uncounted}, which cannot be counted" if uncounted else ""
-    lines.append(pair("parameters", outcome.before.params, outcome.after.params))
-    lines.append(pair(f"multiply-adds{without}", outcome.before.macs, outcome.after.macs))
-    lines.append(pair("bytes", outcome.bytes_before, outcome.bytes_after))
+    lines += outcome.costs()
     if outcome.difference is not None:
         lines.append(f"outputs on random inputs differ by {outcome.difference:.3g} of the largest")
     if outcome.changes:

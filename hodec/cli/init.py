@@ -33,11 +33,7 @@ def run(options: argparse.Namespace) -> Answer:
         raise ConfigError(f"{folder}: there already; allowed: a new folder, -o FOLDER")
     with writing(folder, ConfigError):
         files = write_project(name, folder)
-    steps = [
-        f"cd {folder}",
-        f"hodec train --trust {name} --config-dir conf experiment=own",
-        "python -m pytest",
-    ]
+    steps = [f"cd {folder}", f"hodec train --trust {name} --config-dir conf experiment=own", "python -m pytest"]
     text = "\n  ".join([f"written to {folder}: {', '.join(files)}", *steps])
     return Answer(text, {"folder": str(folder), "files": files})
 

@@ -8,17 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hodec.cli import Answer
-from hodec.cli.calibration import add_data_options, calibration_from, progress_bar
+from hodec.cli import Answer, value_of
+from hodec.cli.calibration import add_data_options, calibration_from, inputs_from, progress_bar
 from hodec.cli.decompose import add_dequantize_argument, add_input_arguments
-from hodec.cli.rule_options import (
-    add_method_options,
-    add_rule_options,
-    decided_flags,
-    method_from,
-    read,
-    rule_from,
-)
+from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, read, rule_from
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
 from hodec.experiment.config.options import CIFAR_RESNETS
 from hodec.experiment.config.trust import entry_targets
@@ -107,7 +100,7 @@ def _curve(options: argparse.Namespace) -> Answer:
     """Draw what a model file keeps at several costs."""
     if not (options.curve and options.data and options.path):
         raise ConfigError("--curve and --data: allowed together, of a file: hodec plan MODEL.onnx --data D --curve C")
-    if given := [flag for flag in (*decided_flags(), "--output") if getattr(options, flag[2:].replace("-", "_"))]:
+    if given := [flag for flag in (*decided_flags(), "--output") if value_of(options, flag)]:
         raise ConfigError(f"{given[0]}: given with --curve, which chooses ranks at several costs; leave it out")
     path = Path(options.curve)
     check_place(path, ConfigError, "--curve: ")
@@ -130,16 +123,10 @@ def plan_of_file(options: argparse.Namespace, target: Path | None) -> tuple["Pla
     rule, how = rule_from(options), method_from(options)
     from hodec.onnx_graph.changes import shortened
     from hodec.onnx_graph.decompose import plan_file
-    from hodec.onnx_graph.feeds import parse_values
-    from hodec.onnx_graph.sizes import parse_shapes
     from hodec.ranks.planning import PlanSettings
 
-    inputs = {
-        "shapes": parse_shapes(options.shape),
-        "values": parse_values(options.input),
-        "dequantized": options.dequantize,
-    }
     method, settings = how.pop("method"), PlanSettings(**how, allow_larger=options.allow_larger)
+    inputs = inputs_from(options) | {"dequantized": options.dequantize}
     plan = plan_file(options.path, rule, method=method, options=settings, **inputs)
     step = f"hodec decompose {shlex.quote(options.path)} -o small.onnx --plan {shlex.quote(str(target))}"
     return plan, str(renamed(plan, shortened)), f"written to {target}; edit its ranks, then apply it:\n  {step}"

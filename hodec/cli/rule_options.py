@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from hodec.cli import value_of
 from hodec.errors import ConfigError, flag_of
 from hodec.experiment.config.groups import kinds_of, method_names, not_among
 from hodec.experiment.config.options import RunSettings
@@ -68,6 +69,11 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     names = " | ".join(method_names())
     group.add_argument("--method", metavar="NAME", help=f"how layers are factorized: {names} (default: tt)")
     _add(group, method_flags())
+    add_glob_options(group)
+
+
+def add_glob_options(group: argparse._ArgumentGroup) -> None:
+    """Add ``--include`` and ``--exclude``."""
     for flag, what in (("--include", "layers that may be factorized"), ("--exclude", "layers that stay dense")):
         group.add_argument(flag, metavar="GLOB", action="append", help=f"{what}; can be given several times")
 
@@ -106,7 +112,7 @@ def _given(options: argparse.Namespace, flags: Mapping[str, Flags], chooser: str
     """Settings that were given, by name, read; all of them are those of the rule or method that was chosen."""
     given, own = {}, flags[name]
     for flag in _all(flags):
-        text = getattr(options, flag.strip("-").replace("-", "_"))
+        text = value_of(options, flag)
         if text is None:
             continue
         if flag not in own:

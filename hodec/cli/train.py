@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hodec.cli import Answer
-from hodec.errors import ConfigError
+from hodec.cli import Answer, experiment_packages
 
 HELP = "train under ADMM, convert, retrain, report: all settings of an experiment; see hodec train --help"
 
@@ -21,12 +20,8 @@ def run(options: argparse.Namespace) -> Answer:
     Raises:
         ConfigError: the packages of the experiment are not installed.
     """
-    try:
+    with experiment_packages():
         from hodec.experiment.main import main
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "hodec":
-            raise
-        raise ConfigError(f"{error.name} is missing; pip install 'hodec[experiment]'") from error
     # Lightning starts the further processes of a run by this name.
     sys.argv = [str(Path(__file__).parents[1] / "experiment" / "__main__.py"), *options.overrides]
     main()

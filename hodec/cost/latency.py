@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hodec.cost.probe import Probe, probes_of
 from hodec.cost.timing import device_name, medians_ms
-from hodec.errors import CheckpointError, ConfigError, PlanError
+from hodec.errors import CheckpointError, ConfigError, PlanError, first_line
 from hodec.inference import inference, settled_input
 from hodec.inputs import Inputs
 from hodec.io.atomic import read_json, write_json
@@ -178,10 +178,8 @@ def _usable(device: torch.device | str) -> torch.device:
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"latency table: device={str(device)!r} cannot be used ({reason}); 'cpu' always can"
-        ) from error
+        text = f"latency table: device={str(device)!r} cannot be used ({first_line(error)}); 'cpu' always can"
+        raise ConfigError(text) from error
     return found
 
 

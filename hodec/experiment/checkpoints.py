@@ -14,15 +14,12 @@ from pytorch_lightning.callbacks import Checkpoint
 from hodec.admm.processes import Processes, check_equal
 from hodec.errors import TrainingError
 from hodec.experiment.data.loaders import AnyLoader
+from hodec.experiment.lit import ASKED_EVERY
 from hodec.experiment.run_folder import RunFolder, previous
 from hodec.io.atomic import JsonObject
 from hodec.io.tensors import not_numbers
 
 log = logging.getLogger(__name__)
-
-# Batches after which several processes ask the first one whether a checkpoint is due: they have to write it together,
-# and each question waits for all of them. A process alone looks at its clock after each batch.
-ASKED_EVERY = 50
 
 
 class KeepCheckpoint(Checkpoint):

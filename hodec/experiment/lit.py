@@ -34,8 +34,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),
 }
 
-# Steps between two checks of the loss on a GPU, where each check waits for the device; on a CPU every step is checked.
-GPU_LOSS_CHECK_STEPS = 50
+# Batches from one question that training waits for to the next: on a GPU, whether the loss is a number; of several
+# processes, whether a checkpoint is due. On a CPU, and of a process alone, every batch is asked.
+ASKED_EVERY = 50
 
 
 class LitClassifier(LightningModule):
@@ -111,7 +112,7 @@ class LitClassifier(LightningModule):
         x, y = batch
         scores = self._trained(x)
         loss = self.loss(scores, x, y)
-        due = x.device.type == "cpu" or batch_idx % GPU_LOSS_CHECK_STEPS == 0
+        due = x.device.type == "cpu" or batch_idx % ASKED_EVERY == 0
         if due and not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {self.global_step}: training broke "

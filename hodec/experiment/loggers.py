@@ -6,7 +6,6 @@ to offline, nor counts steps in epochs over all phases, nor ends the run with an
 """
 
 import csv
-import io
 import logging
 import os
 import secrets
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from hodec.errors import ConfigError
+from hodec.errors import ConfigError, first_line
 from hodec.experiment.config.logger_options import WandbSettings
 from hodec.experiment.config.own import CustomLogger
 from hodec.experiment.config.schema import Config
 from hodec.experiment.own_code import own_logger
 from hodec.experiment.redaction import redacted
 from hodec.io.atomic import JsonObject, write_text
+from hodec.text_table import csv_text
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -81,7 +81,7 @@ class Loggers:
             try:
                 call(logger)
             except Exception as error:  # wandb's own errors have no common base
-                log.warning("%s %s: %s; the run goes on", type(logger).__name__, failure, _first_line(error))
+                log.warning("%s %s: %s; the run goes on", type(logger).__name__, failure, first_line(error))
 
 
 class _NoResults:
@@ -113,11 +113,7 @@ class CsvLogger:
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.rows = [row for row in self.rows if int(str(row["step"])) < step] + [{"step": step, **metrics}]
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        write_text(self.path, csv_text(self.rows, columns))
 
     def finalize(self, status: str) -> None:
         pass
@@ -158,7 +154,7 @@ class WandbLogger:
                 )
                 break
             except Exception as error:  # wandb's own errors have no common base; a logger must not stop a training
-                log.warning("wandb %s did not start (%s)", attempt, _first_line(error))
+                log.warning("wandb %s did not start (%s)", attempt, first_line(error))
                 with suppress(Exception):
                     wandb.teardown(exit_code=1)  # else its service holds the id, and offline cannot have it
         if self.run is None:
@@ -244,15 +240,10 @@ def loggers_of(config: Config, folder: Path) -> Iterator[Loggers]:
         loggers.close(status)
 
 
-def flat(row: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+def flat(row: Mapping[str, object]) -> dict[str, float]:
     """Return the numbers of a nested row under joined keys: {"a": {"conv1": {"rho": 1}}} -> {"a/conv1/rho": 1}."""
-    numbers: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[f"{prefix}{key}"] = value
-    return numbers
+    found = leaves(row).items()
+    return {key: one for key, one in found if isinstance(one, int | float) and not isinstance(one, bool)}
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -261,10 +252,6 @@ def leaves(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for key, value in tree.items():
         found |= leaves(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _has_wandb_key() -> bool:

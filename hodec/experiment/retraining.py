@@ -25,10 +25,6 @@ STEPS = 20
 SCORED = 4
 # The rates that are tried: halves of the highest, down to a hundredth of it.
 RATES = 8
-# Of two rates in a row that end higher than the best, higher ones would too.
-WORSE = 2
-# Share of the validation images. An epoch that loses more has to be won back by the others.
-LOST = 0.05
 
 
 class Rate(NamedTuple):
@@ -66,9 +62,9 @@ def probed_rate(run: RunContext, module_at: Callable[[float], LitClassifier], *,
     for rate in (highest / 2**halvings for halvings in reversed(range(RATES))):
         each[rate] = _descent(module_at(rate).to(run.device), batches)
         found[rate] = sum(each[rate]) / len(each[rate])
-        if list(found).index(min(found, key=lambda one: found[one])) + WORSE < len(found):
+        best = min(found, key=found.__getitem__)
+        if list(found).index(best) + 2 < len(found):  # where two in a row end higher, higher ones would too
             break
-    best = min(found, key=lambda one: found[one])
     end = {min(found): "lowest", max(found): "highest"}.get(best)
     level = sum(_level(losses, each[best]) for rate, losses in each.items() if rate != best)
     tried = ", ".join(f"{rate:.3g}: {loss:.4g}" for rate, loss in found.items())
@@ -114,9 +110,9 @@ def _descent(module: LitClassifier, batches: Sequence[tuple[Tensor, Tensor]]) ->
 class WarnOfLoss(Callback):
     """Says so when the first epoch of retraining has thrown away what conversion had left."""
 
-    def __init__(self, run: RunContext, words: str) -> None:
-        """``words``: the way out."""
-        self.run, self.words = run, words
+    def __init__(self, run: RunContext, words: str, *, lost: float = 0.05) -> None:
+        """``words``: the way out; ``lost``: share of the images, more than which the other epochs have to win back."""
+        self.run, self.words, self.lost = run, words, lost
         self.before: float | None = None
 
     def state_dict(self) -> JsonObject:
@@ -136,7 +132,7 @@ class WarnOfLoss(Callback):
             return
         # twice the standard error of a difference of two such shares
         chance = 2 * math.sqrt(2 * self.before * (1 - self.before) / max(1, len(self.run.data.val or ())))
-        if self.before - float(after) > max(LOST, chance):
+        if self.before - float(after) > max(self.lost, chance):
             log.warning(
                 "the first epoch of retraining has taken the validation accuracy from %s to %s: its rate throws away "
                 "what conversion has left; %s",

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from hodec.compare import batch_sizes, verified
-from hodec.errors import ConvertError, near_matches
+from hodec.errors import ConvertError, first_line, near_matches
 from hodec.export.layer_errors import check_layers, layer_errors
 from hodec.export.program import Exported, cause, checked_path, exported_program, plain_net
-from hodec.export.runtime import Array, arrays, quiet, session
+from hodec.export.runtime import Calls, arrays, quiet, session
 from hodec.inference import settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.io.atomic import write_bytes
@@ -147,17 +147,6 @@ def _content(net: nn.Module, inputs: Inputs, dynamic_batch: bool, names: list[st
         raise ConvertError(f"the model cannot be written as ONNX ({reason}); to_program writes it as .pt2") from error
 
 
-class _Batches:
-    """Calibration batches as ONNX Runtime reads them: one dict of arrays at a time, None at the end."""
-
-    def __init__(self, names: Sequence[str], batches: Sequence[Inputs]) -> None:
-        # labels behind the inputs have no name
-        self.left = (arrays(names, as_input(batch).tensors) for batch in batches)
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self.left, None)
-
-
 def _quantized(content: bytes, batches: Sequence[Inputs] | None) -> bytes:
     """The same graph in 8 bits: ranges from the batches, or found at each call."""
     import onnx
@@ -174,11 +163,12 @@ def _quantized(content: bytes, batches: Sequence[Inputs] | None) -> bytes:
             # the CPU has no integer convolution with signed weights
             quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QUInt8)
         else:
+            feeds = Calls(arrays(names, as_input(batch).tensors) for batch in batches)  # labels have no name
             try:
-                quantization.quantize_static(source, target, _Batches(names, batches), per_channel=True)
+                quantization.quantize_static(source, target, feeds, per_channel=True)
             except Exception as error:  # the runtime's own kinds, e.g. for batches of another size
-                reason = str(error).splitlines()[0]
                 raise ConvertError(
-                    f"calibration: the model does not run on these batches ({reason}); give inputs as the model takes"
+                    f"calibration: the model does not run on these batches ({first_line(error)}); give inputs as the "
+                    "model takes"
                 ) from error
         return Path(target).read_bytes()

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, first_line
 from hodec.inputs import ModelInput
 
 Array = NDArray[np.generic]
@@ -102,12 +102,15 @@ def arrays(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Array]:
     return {name: x.detach().cpu().numpy() for name, x in zip(names, tensors)}
 
 
-def first_line(error: BaseException) -> str:
-    """The first line that says something, of the error at the bottom: libraries append traces and dumps."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+class Calls:
+    """Calibration data as onnxruntime's quantizers read them: the arrays of one call at a time, None at the end."""
+
+    def __init__(self, feeds: Iterable[Mapping[str, Array]]) -> None:
+        self.left = iter(feeds)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next call."""
+        return next((dict(each) for each in self.left), None)
 
 
 @contextmanager

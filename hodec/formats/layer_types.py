@@ -82,9 +82,7 @@ EXPERTS = LayerType("experts", 0, stacked=True)
 LINEAR_IN_FIRST = LayerType("linear_in_first", 0, in_first=True)
 
 # Classes of packages that hodec does not import.
-_BY_NAME: dict[str, LayerType] = {
-    "transformers.pytorch_utils.Conv1D": LINEAR_IN_FIRST,
-}
+_BY_NAME: dict[str, LayerType] = {"transformers.pytorch_utils.Conv1D": LINEAR_IN_FIRST}
 
 LAYER_TYPES: dict[str, LayerType] = {
     layer_type.name: layer_type for layer_type in (*_TYPES.values(), *_BY_NAME.values(), EXPERTS)

@@ -200,10 +200,7 @@ def _call(module: nn.Module, kind: str, x: Tensor) -> _Call:
 
 
 def _build(
-    cls: Callable[..., nn.Module],
-    call: _Call,
-    settings: Settings,
-    own: Mapping[int, nn.Parameter | None] | None = None,
+    cls: Callable[..., nn.Module], call: _Call, settings: Settings, own: Mapping[int, nn.Parameter | None] | None = None
 ) -> nn.Module:
     """A layer of ``cls`` with the weight and bias of a call: copies, or the parameters that ``own`` has for them."""
     first, second, *kernel = call.weight.shape

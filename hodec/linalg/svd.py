@@ -66,17 +66,13 @@ def naming(what: str) -> Iterator[None]:
     except TrainingError as error:
         raise error if what in str(error) else error.prefixed(f"{what}: ") from error
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise TrainingError(
             f"{literal(what)}: too little memory to factorize it ({literal(str(error).splitlines()[0])}); leave it "
             "dense with {exclude}, or free memory",
             exclude=Use("exclude", "[LAYER]"),
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def truncated_svd(m: Tensor, rank: int, *, orthonormal: bool = True) -> tuple[Tensor, Tensor]:

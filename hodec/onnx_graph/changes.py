@@ -1,12 +1,12 @@
 """The map of changes: what hodec decompose did to a model file, as it stands in the file's metadata."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hodec.errors import CheckpointError, PlanError
+from hodec.errors import CheckpointError, PlanError, listed
 from hodec.onnx_graph.graph import load_graph
 from hodec.plan.layer import KEYS_OF_VERSION_1, LayerPlan
 from hodec.plan.plan import Plan
@@ -78,12 +78,7 @@ def layer_lines(layers: Layers, skipped: Mapping[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(shortened(name))
-    return [*lines, *(f"  dense, {reason}: {_listed(names)}" for reason, names in reasons.items())]
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return [*lines, *(f"  dense, {reason}: {listed(names)}" for reason, names in reasons.items())]
 
 
 def shortened(name: str, most: int = 60) -> str:

@@ -23,6 +23,7 @@ from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.judge import Judge, judge_of
 from hodec.onnx_graph.planning import eligible_sites
+from hodec.onnx_graph.profile import SMALL_BLOCK
 from hodec.onnx_graph.report import write_report
 from hodec.onnx_graph.saved import Saved
 from hodec.onnx_graph.search import TARGETS, Search, Trial
@@ -43,8 +44,6 @@ METHODS = ("spatial_svd", "svd")
 # Target -> the shortest form that weights are stored in where nothing is said. 16 bits change outputs by some 1e-4, and
 # no runtime gets slower by either; 8 bits are for those who ask for a small file.
 SHORTEST = {"latency": "float16", "macs": "float16", "size": "int8"}
-# Ranks of small files are multiples of this: with others onnxruntime leaves its blocked order, see docs/files.md.
-SMALL_BLOCK = 4
 
 
 @dataclass(frozen=True)

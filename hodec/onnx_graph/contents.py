@@ -8,9 +8,6 @@ from hodec.onnx_graph.cost import counted_values, multiply_adds
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.feeds import hints, inputs_words
 
-# Kinds of operators that a message names.
-NAMED = 6
-
 
 def skipped_costs(
     facts: GraphFacts, layers: Iterable[str], skipped: Iterable[str]
@@ -38,8 +35,8 @@ def skipped_costs(
     return costs, other
 
 
-def nothing_to_decompose(facts: GraphFacts, skipped: Mapping[str, str]) -> PlanError:
-    """The error for a file without a layer that can be decomposed: what it holds instead, with shares."""
+def nothing_to_decompose(facts: GraphFacts, skipped: Mapping[str, str], *, most: int = 6) -> PlanError:
+    """The error for a file without a layer that can be decomposed: ``most`` kinds of nodes it holds, with shares."""
     names, found = facts.graph.node_names, dict[tuple[str, str], dict[str, int]]()
     nodes = [*facts.params, *(node for node, name in names.items() if name in skipped and node not in facts.params)]
     for node in nodes:
@@ -48,7 +45,7 @@ def nothing_to_decompose(facts: GraphFacts, skipped: Mapping[str, str]) -> PlanE
         found.setdefault((kind, reason), {})[name] = facts.params.get(node, 0)
     whole = sum(facts.params.values()) or 1
     rows = sorted(found.items(), key=lambda row: -sum(row[1].values()))
-    words = [_words(*kind, shares, whole) for kind, shares in rows[:NAMED]]
+    words = [_words(*kind, shares, whole) for kind, shares in rows[:most]]
     text = literal(f"no layer is left to decompose; the model holds {'; '.join(words) or 'no parameters'}")
     flags = hints(facts.graph, facts.feeds)
     if facts.reason:

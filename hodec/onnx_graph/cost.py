@@ -112,10 +112,6 @@ def _conv(node: ir.Node, data: Size, weight: Size, output: Size) -> int:
     return math.prod(output) * math.prod(weight[1:])
 
 
-def _conv_transpose(node: ir.Node, data: Size, weight: Size, output: Size) -> int:
-    return math.prod(data) * math.prod(weight[1:])
-
-
 def _matmul(node: ir.Node, data: Size, weight: Size, output: Size) -> int:
     return math.prod(output) * (data[-1] if data else 0)
 
@@ -134,7 +130,7 @@ COUNTS: dict[str, tuple[Callable[[ir.Node, Size, Size, Size], int], int]] = {
     "Conv": (_conv, 1),
     "ConvInteger": (_conv, 1),
     "QLinearConv": (_conv, 3),
-    "ConvTranspose": (_conv_transpose, 1),
+    "ConvTranspose": (lambda node, data, weight, output: math.prod(data) * math.prod(weight[1:]), 1),
     "MatMul": (_matmul, 1),
     "MatMulInteger": (_matmul, 1),
     "QLinearMatMul": (_matmul, 3),

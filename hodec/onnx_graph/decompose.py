@@ -9,10 +9,9 @@ import onnx
 from numpy.typing import ArrayLike
 
 from hodec.cost.count import Cost
-from hodec.errors import ConvertError
-from hodec.export.runtime import Array, Cannot, first_line
+from hodec.errors import ConvertError, first_line
+from hodec.export.runtime import Array, Cannot
 from hodec.linalg.svd import sharing
-from hodec.onnx_graph.changes import Change
 from hodec.onnx_graph.cost import multiply_adds, parameters
 from hodec.onnx_graph.dequantize import dequantize
 from hodec.onnx_graph.facts import GraphFacts, graph_facts
@@ -24,6 +23,7 @@ from hodec.onnx_graph.probe import probed
 from hodec.onnx_graph.rewrite import rewrite
 from hodec.onnx_graph.session import is_finite, relative_difference, run_model
 from hodec.onnx_graph.sizes import Size
+from hodec.onnx_graph.verdict import Written
 from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
 from hodec.ranks import RankRule
@@ -32,43 +32,19 @@ from hodec.ranks.planning import PlanSettings
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Written):
     """What a decomposition came to.
 
     Attributes:
-        changes: node -> what became of it.
-        before, after: cost of one image, counted in the graphs themselves; what replaced a node by itself.
-        uncounted: names of nodes whose multiply-adds are in neither count, as they are not known.
-        bytes_before, bytes_after: size of the files, data files among them.
         difference: largest difference of an output over its largest number, on random inputs; None where the model
             could not be run.
-        remarks: what could not be checked, and why.
     """
 
-    plan: Plan
-    changes: Mapping[str, Change]
-    before: Cost
-    after: Cost
-    uncounted: tuple[str, ...]
-    bytes_before: int
-    bytes_after: int
     difference: float | None
-    remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
-        return {
-            "changes": {name: change.to_dict() for name, change in self.changes.items()},
-            "skipped": dict(self.plan.skipped),
-            "rule": self.plan.rule,
-            "params": [self.before.params, self.after.params],
-            "macs": [self.before.macs, self.after.macs],
-            "uncounted": list(self.uncounted),
-            "bytes": [self.bytes_before, self.bytes_after],
-            "difference": self.difference,
-            "remarks": list(self.remarks),
-        }
+        return super().to_dict() | {"rule": self.plan.rule, "difference": self.difference}
 
 
 def decompose_file(  # noqa: PLR0913
@@ -124,14 +100,20 @@ def decompose_file(  # noqa: PLR0913
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts)
         changes, planned_macs = rewrite(facts, sites, plan)
-        remarks = (*remarks, *_dequantized(count), *_listed(facts), *flushed(facts))
+        if count:
+            remarks += (f"{count} quantized constants are float now: quantize the result again, with data",)
+        if facts.graph.lists_initializers and graph.model.ir_version >= 4:
+            remarks += ("all weights are listed as inputs, a habit of old converters: they were taken as fixed",)
+        remarks += flushed(facts)
     with written(graph, out) as files:
         check_file(files[0])
         difference, more = _check_outputs(files[0], facts.feeds, wanted)
         total_macs, uncounted = measured_macs(facts, out.parent) or (planned_macs, facts.uncounted)
         size = sum(path.stat().st_size for path in files)
-    after = Cost(parameters(graph), total_macs // facts.batch)
-    return Outcome(plan, changes, facts.cost, after, uncounted, before, size, difference, (*remarks, *more))
+    return Outcome(
+        plan=plan, changes=changes, before=facts.cost, after=Cost(parameters(graph), total_macs // facts.batch),
+        uncounted=uncounted, bytes_before=before, bytes_after=size, difference=difference, remarks=(*remarks, *more),
+    )  # fmt: skip
 
 
 def plan_file(
@@ -155,17 +137,6 @@ def plan_file(
     facts = graph_facts(graph, shapes or {}, values)
     with sharing():
         return plan_graph(facts, rule, method, options or PlanSettings())[0]
-
-
-def _dequantized(count: int) -> tuple[str, ...]:
-    """A remark where a quantized model became a float one."""
-    return (f"{count} quantized constants are float now: quantize the result again, with data",) if count else ()
-
-
-def _listed(facts: GraphFacts) -> tuple[str, ...]:
-    """A remark where weights that a caller could replace were taken as fixed."""
-    listed = facts.graph.lists_initializers and facts.graph.model.ir_version >= 4
-    return ("all weights are listed as inputs, a habit of old converters: they were taken as fixed",) if listed else ()
 
 
 def flushed(facts: GraphFacts) -> tuple[str, ...]:

@@ -3,15 +3,13 @@
 from collections.abc import Container
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from hodec.errors import PlanError
 from hodec.export.runtime import Array
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, constants_of, name_of
 from hodec.onnx_graph.nodes import initializer
-
-# Version of the operators from which Clip takes its bounds as inputs.
-BOUNDS_AS_INPUTS = 11
 
 
 def dequantize(graph: OnnxGraph) -> int:
@@ -82,7 +80,7 @@ def _clip(graph: OnnxGraph, node: ir.Node, names: UniqueNames) -> None:
     step, shift = float(scale.item()), int(zero.item())
     arrays = [np.array((n - shift) * step, scale.dtype) for n in (limits.min, limits.max)]
     name, inputs, settings = names.new(f"{graph.node_names[node]}.clip"), [before.inputs[0]], {}
-    if graph.opset >= BOUNDS_AS_INPUTS:
+    if len(onnx.defs.get_schema("Clip", graph.opset).inputs) > 1:  # before version 11 its bounds were attributes
         values = [initializer(names.new(f"{name}.{what}"), array) for what, array in zip(("min", "max"), arrays)]
         for value in values:
             node.graph.register_initializer(value)

@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from hodec.errors import CheckpointError
-from hodec.export.runtime import Array, first_line, quiet
+from hodec.errors import CheckpointError, first_line
+from hodec.export.runtime import Array, quiet
 
 # Oldest version of the operators: those before it differ in ways that the new nodes do not know.
 OLDEST = 7

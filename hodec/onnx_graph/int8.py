@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike
 
-from hodec.errors import ConvertError
-from hodec.export.runtime import Array, Cannot, first_line, open_session, quiet
+from hodec.errors import ConvertError, first_line
+from hodec.export.runtime import Calls, Cannot, open_session, quiet
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench, bench_files
 from hodec.onnx_graph.chance import Feeds, Run, Score
@@ -36,8 +36,6 @@ PER_CHANNEL = 13
 # What is quantized: sums, pools and activations between them lose more than they win. PP-OCRv4 recognition is 1.5 times
 # as fast as dense so, 1.4 times with all operators in 8 bits, at a relative error of 0.16 and 0.26.
 OPERATORS = ["Conv", "MatMul", "Gemm"]
-# What outputs may differ by, as a share of their norm, where no score is given.
-ALLOWED = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ def quantize_file(  # noqa: PLR0913
     held_out: Sequence[Feeds] | None = None,
     score: Score | None = None,
     least: float | None = None,
+    allowed: float = 0.05,
     threads: int = 1,
     force: bool = False,
 ) -> Quantized:
@@ -78,7 +77,7 @@ def quantize_file(  # noqa: PLR0913
             the last quarter of ``feeds``, which is then not calibrated on.
         score: of a file, by its runs, greater is better. By default 1 minus the relative distance of its outputs to
             the float file's on ``held_out``.
-        least: the score to reach; by default the float file's, less 5 % of its size.
+        least: the score to reach; by default the float file's, less the share ``allowed`` of its size.
         force: replace an existing ``out``.
 
     Raises:
@@ -97,7 +96,7 @@ def quantize_file(  # noqa: PLR0913
         raise ConvertError(f"{source} does not run on these data: {error}") from error
     wanted = score or near
     aim = wanted(_run(model, threads))
-    floor = aim - ALLOWED * abs(aim) if least is None else least
+    floor = aim - allowed * abs(aim) if least is None else least
     mixed = Mixed(model, _quantized(model, feeds))
     # layers are put in order by outputs: a score of a task is often the same for several
     order = partial(_by_harm, mixed, lambda each: near(_run(each, threads)))
@@ -193,16 +192,6 @@ def _prepared(source: Path) -> onnx.ModelProto:
     return prepared
 
 
-class _Calls:
-    """Calibration calls as the quantizer reads them: None at the end."""
-
-    def __init__(self, feeds: Iterable[Feeds]) -> None:
-        self.left = iter(feeds)
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next((dict(each) for each in self.left), None)
-
-
 def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
     from onnxruntime import quantization
 
@@ -213,7 +202,7 @@ def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProt
             quantization.quantize_static(
                 copy,
                 path,
-                _Calls(feeds),
+                Calls(feeds),
                 op_types_to_quantize=OPERATORS,
                 per_channel=True,
                 # x86 multiplies unsigned by signed bytes: nudenet is 1.8 times as fast as dense so, 0.7 times with

@@ -31,7 +31,7 @@ from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.flush import flush
 from hodec.onnx_graph.graph import OnnxGraph, load_graph
 from hodec.onnx_graph.layer_session import NEIGHBOUR, LayerSession, random_kernels
-from hodec.onnx_graph.profile import Kernel, block_width, profiles
+from hodec.onnx_graph.profile import SMALL_BLOCK, Kernel, block_width, profiles
 from hodec.onnx_graph.recipes import Recipe, ops_of, steps_of
 from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.sites import GraphSite
@@ -41,9 +41,6 @@ from hodec.plan.layer import LayerPlan
 log = logging.getLogger(__name__)
 
 Counts = tuple[int, ...]
-# Channels below a block are measured at multiples of this: onnxruntime leaves convolutions of other inputs unblocked.
-CHANNELS = 4
-SECONDS = 0.06  # of timing one small session, see UNDISTURBED
 
 
 def latency_table(
@@ -75,6 +72,7 @@ class SessionTimes:
     Attributes:
         ms: key of a small session -> milliseconds.
         measured: how many were timed now.
+        seconds: of timing one of them, see ``UNDISTURBED``.
     """
 
     threads: int
@@ -82,6 +80,7 @@ class SessionTimes:
     machine: Machine
     ms: dict[str, float] = field(default_factory=dict)
     measured: int = 0
+    seconds: float = 0.06
 
     def save(self) -> None:
         """Write what was measured, not only at the end of the process."""
@@ -118,7 +117,7 @@ class SessionTimes:
         """Time the recipes in the place of a layer, in turns with the dense layer."""
         problems = [session.dense(), *(session.factorized(make) for make in recipes.values())]
         try:
-            runs = profiles(problems, threads=self.threads, seconds=SECONDS * len(problems))
+            runs = profiles(problems, threads=self.threads, seconds=self.seconds * len(problems))
         except Cannot as error:
             raise PlanError(
                 f"{session.consumer.name} cannot be timed: onnxruntime does not run it by itself ({error}); leave it "
@@ -275,7 +274,7 @@ def neighbours(n: int, block: int) -> list[tuple[float, int]]:
     Kernels work on whole blocks, so that a count takes as long as the next multiple of the block. All multiples up to
     8 blocks are measured, every second one up to 16 blocks, every fourth up to 32, and so on.
     """
-    width = min(block, CHANNELS) if n < block else block
+    width = min(block, SMALL_BLOCK) if n < block else block
     n = math.ceil(n / width) * width
     step = width
     while n > 8 * step and n >= block:

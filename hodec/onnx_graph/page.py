@@ -61,17 +61,17 @@ def chart(points: Sequence[Point], *, across: str, up: str, level: float | None 
             HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - 20),
         )
 
-    line = " ".join(f"{left:.1f},{top:.1f}" for left, top in (place(x, y) for x, y, _ in points))
-    dots = "".join(_dot(*place(x, y), text) for x, y, text in points)
+    places = [(*place(x, y), escape(text)) for x, y, text in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+    dots = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#1668a7"><title>{text}</title></circle>'
+        for x, y, text in places
+    )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{up} against {across}")}">'
         f"{_axes((x0, x1), (y0, y1), across, up)}{_level(level, place, (x0, x1))}"
         f'<polyline points="{line}" fill="none" stroke="#1668a7" stroke-width="2"/>{dots}</svg>'
     )
-
-
-def _dot(x: float, y: float, text: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#1668a7"><title>{escape(text)}</title></circle>'
 
 
 def _range(numbers: Sequence[float]) -> tuple[float, float]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from hodec.export.runtime import Array, Cannot, first_line
+from hodec.errors import first_line
+from hodec.export.runtime import Array, Cannot
 from hodec.onnx_graph.cost import counted_values
 from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, name_of
 from hodec.onnx_graph.session import run_model

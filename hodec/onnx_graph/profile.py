@@ -20,6 +20,8 @@ Feeds = Mapping[str, Array]
 # core, the least of such runs repeats within 0.6 % (median of 272 small sessions of nudenet and PP-OCRv4; nine in ten
 # within 2.4 %).
 UNDISTURBED, FEW, PATIENCE = 0.95, 4, 4
+# Channels: below a block onnxruntime keeps its blocked order at multiples of these only, see docs/files.md.
+SMALL_BLOCK = 4
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from hodec.calibration.input_covariance import InputCovariance
 from hodec.calibration.moments import FitMoments
 from hodec.export.runtime import Array
 from hodec.formats.modes import Modes
+from hodec.io.shards import grouped
 from hodec.onnx_graph.calibrate import Replacement, Rows, TrialGraph, dense_rows, unmeasured
 from hodec.onnx_graph.judge import softened, squared_errors
 from hodec.onnx_graph.saved import Saved
@@ -129,16 +130,7 @@ class Sensitivity:
 
     def memory_groups(self, names: Sequence[str]) -> list[list[str]]:
         """Neighbours whose sums are in memory together."""
-        groups = list[list[str]]()
-        used = 0
-        for name in names:
-            size = _bytes(self.net.sites[name])
-            if not groups or used + size > MEMORY:
-                groups.append([])
-                used = 0
-            groups[-1].append(name)
-            used += size
-        return groups
+        return grouped({name: _bytes(self.net.sites[name]) for name in names}, MEMORY)
 
     def dense_moments(self, names: Sequence[str]) -> dict[str, FitMoments]:
         """Sums of layers' inputs and outputs in the dense file; kept where all layers' fit into memory."""

@@ -8,7 +8,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from hodec.export.runtime import Array, Cannot, Session, first_line, open_session
+from hodec.errors import first_line
+from hodec.export.runtime import Array, Cannot, Session, open_session
 from hodec.onnx_graph.graph import OnnxGraph
 
 

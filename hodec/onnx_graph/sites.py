@@ -59,12 +59,8 @@ def _is_alone(weight: ir.Value) -> bool:
     """Whether nothing else reads the constants that a weight is made from."""
     node = weight.producer()
     inputs = [one for one in node.inputs if one] if node else []
-    return all(len(one.uses()) == 1 and _is_alone(one) for one in inputs if one.const_value is None or _is_large(one))
-
-
-def _is_large(value: ir.Value) -> bool:
-    """Whether it is more than a shape or a list of axes."""
-    return value.const_value is not None and value.const_value.size > 64
+    large = [one for one in inputs if one.const_value is None or one.const_value.size > 64]  # no shape, no list of axes
+    return all(len(one.uses()) == 1 and _is_alone(one) for one in large)
 
 
 def _own_refusal(one: WeightConsumer, graph: OnnxGraph, method: Method, sizes: Mapping[str, Size]) -> str:

@@ -16,12 +16,12 @@ from hodec.onnx_graph.graph import OnnxGraph, UniqueNames, constants_of, name_of
 from hodec.onnx_graph.nodes import initializer
 from hodec.onnx_graph.rewrite import add_initializers
 
-# Elements from which a constant is stored in fewer bytes: its own nodes take some 150 bytes of the file.
+# Elements from which a constant is stored in fewer bytes: 512 of so many are saved, and its own nodes take some 150.
 LEAST = 256
 # Largest norm of what rounding takes off a constant, as a share of the constant's: 16 bits take 2e-4, and more where
 # numbers are too small for them; 8 bits take 0.9 % of a normal distribution, and more where some are far larger.
 MOST_HALF, MOST_BYTE = 1e-3, 0.03
-# Numbers that share a scale, at least: it takes four bytes.
+# Numbers that share a scale, at least: it takes four bytes, a quarter of a byte for each.
 LEAST_SHARERS = 16
 # What nothing is done to.
 FLOAT32 = "float32"

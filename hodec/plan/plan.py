@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from hodec.errors import CheckpointError, PlanError, near_matches
+from hodec.errors import CheckpointError, PlanError, listed, near_matches
 from hodec.formats.modes import Modes
 from hodec.inputs import ModelInput, Sizes, from_form
 from hodec.io.atomic import JsonObject, read_json, write_json, writing
@@ -324,7 +324,7 @@ def plan_table(plan: Plan) -> Group:
     table.add_row("whole model", "", "", "", "", "", *(human(n) for n in numbers))
     cut = plan.reduction
     lines = [f"reduction: {cut['params']:.1%} of the parameters, {cut['macs']:.1%} of the MACs (1 MAC = 2 FLOPs)"]
-    lines += [f"note: {text}: {_several(names)}" for text, names in _notes(plan).items()]
+    lines += [f"note: {text}: {listed(names, 3)}" for text, names in _notes(plan).items()]
     lines += [f"dense: {name}: {reason}{_share(plan, name)}" for name, reason in plan.skipped.items()]
     if plan.other:
         kinds = ", ".join(f"{kind} {human(count)}" for kind, count in plan.other.items())
@@ -341,12 +341,6 @@ def _notes(plan: Plan) -> dict[str, list[str]]:
         for note in layer.notes:
             found.setdefault(note, []).append(name)
     return found
-
-
-def _several(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _share(plan: Plan, name: str) -> str:

@@ -15,10 +15,6 @@ from hodec.ranks.context import LayerContext
 
 Array = NDArray[np.float64]
 
-# Without unit: the root of the equation that defines the threshold (theorem 4) is this times sqrt(a), to four digits,
-# for every 0 < a <= 1.
-THRESHOLD = 2.5129
-
 
 def weight_signals(layer: LayerContext) -> list[int]:
     """EVBMF's rank for each of a layer's ranks, 0 for pure noise; of several unfoldings the largest counts."""
@@ -51,7 +47,7 @@ def signals(values: Tensor, rows: int, cols: int) -> int:
 
 def _threshold(a: float) -> float:
     """Squared singular values above this many noise variances (times M) are signals."""
-    root = THRESHOLD * math.sqrt(a)
+    root = 2.5129 * math.sqrt(a)  # to four digits, for every 0 < a <= 1: the equation of theorem 4 solved
     return (1 + root) * (1 + a / root)
 
 

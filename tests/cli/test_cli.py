@@ -14,6 +14,7 @@ from torch import nn
 from hodec.cli import main as cli
 from hodec.conversion.swap import convert
 from hodec.experiment.pipeline import run
+from hodec.experiment.report import render
 from hodec.export.checkpoint import save
 from hodec.ranks import Manual, make_plan
 
@@ -60,7 +61,8 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_report_of_a_run(capsys, finished):
+def test_report_of_a_run(capsys, finished, monkeypatch):
+    monkeypatch.setattr(render, "draw_all", lambda run: [render.draw(render.LEAD, run)])  # the others take seconds
     code, out, err = call(capsys, "report", finished)
     assert (code, err) == (0, "")
     assert out.strip() == str(finished / "report.html")

@@ -47,31 +47,34 @@ def test_without_batchnorm_batches_the_statistics_stay(given, tmp_path):
         torch.testing.assert_close(truncated[name], dense[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("random_factors", [False, True])
-def test_the_raw_accuracy_is_that_of_the_swapped_net_before_its_batchnorm_was_estimated(
-    given, tmp_path, monkeypatch, random_factors
-):
-    nets, real = [], phases.reestimate_batchnorm
-
-    def reestimate(net, batches):
-        nets.append(copy.deepcopy(net))
-        return real(net, batches)
-
-    monkeypatch.setattr(phases, "reestimate_batchnorm", reestimate)
-    config = tiny(init=given, random_factors=random_factors, **NO_EPOCHS)
-    metrics = pipeline.run(config, tmp_path)
-    loader = loaders.test_loader(build_data(config.data))
-    assert metrics["truncated"]["test_accuracy_raw"] == evaluate(nets[0], loader)
-    assert len(nets) == 1
+NO_EPOCHS = {"dense_epochs": 0, "retrain_epochs": 0}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def given(finished):
     """A file of trained dense weights."""
     return str(finished[0] / "phases" / "pretrain.safetensors")
 
 
-NO_EPOCHS = {"dense_epochs": 0, "retrain_epochs": 0}
+@pytest.fixture(scope="module")
+def cut(given, tmp_path_factory):
+    """Random factors or not -> metrics of a run without epochs, and the nets whose BatchNorm it estimated, before."""
+    runs, real = {}, phases.reestimate_batchnorm
+    for random_factors in (False, True):
+        nets = []
+        with pytest.MonkeyPatch.context() as patched:
+            noted = lambda net, data, seen=nets: seen.append(copy.deepcopy(net)) or real(net, data)  # noqa: E731
+            patched.setattr(phases, "reestimate_batchnorm", noted)
+            config = tiny(init=given, random_factors=random_factors, **NO_EPOCHS)
+            runs[random_factors] = pipeline.run(config, tmp_path_factory.mktemp("cut")), nets
+    return runs
+
+
+@pytest.mark.parametrize("random_factors", [False, True])
+def test_the_raw_accuracy_is_that_of_the_swapped_net_before_its_batchnorm_was_estimated(cut, random_factors):
+    metrics, (net,) = cut[random_factors]
+    loader = loaders.test_loader(build_data(tiny().data))
+    assert metrics["truncated"]["test_accuracy_raw"] == evaluate(net, loader)
 
 
 def slow(*values):
@@ -104,20 +107,17 @@ def test_without_dual_the_whole_job_runs_as_a_penalty(tmp_path):
     assert metrics["admm"]["primal_residual"] != other["admm"]["primal_residual"]
 
 
-def test_random_factors_know_nothing_of_the_dense_weights(given, tmp_path):
-    settings = {"init": given, **NO_EPOCHS}
-    first, again = (pipeline.run(tiny(random_factors=True, **settings), tmp_path / name) for name in ("first", "again"))
+def test_random_factors_know_nothing_of_the_dense_weights(given, cut, tmp_path):
+    (first, _), (other, _) = cut[True], cut[False]
+    again = pipeline.run(tiny(init=given, random_factors=True, **NO_EPOCHS), tmp_path)
     assert min(first["conversion"].values()) > 0.9
     assert first["weights_sha256"] == again["weights_sha256"]
-    other = pipeline.run(tiny(**settings), tmp_path / "other")
     assert first["dense"] == other["dense"]
     assert first["weights_sha256"] != other["weights_sha256"]
 
 
-def test_inputs_of_training_batches_weigh_the_truncation(given, tmp_path):
-    plain, aware = (
-        pipeline.run(tiny(init=given, calibration_batches=n, **NO_EPOCHS), tmp_path / str(n)) for n in (0, 2)
-    )
+def test_inputs_of_training_batches_weigh_the_truncation(given, cut, tmp_path):
+    plain, aware = cut[False][0], pipeline.run(tiny(init=given, calibration_batches=2, **NO_EPOCHS), tmp_path)
     assert plain["dense"] == aware["dense"]
     # by the weights alone nothing is nearer than the plain truncation
     for name, error in plain["conversion"].items():

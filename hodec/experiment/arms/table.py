@@ -1,7 +1,5 @@
 """The tables of a comparison: accuracies with their spread, and differences in pairs with their intervals."""
 
-import csv
-import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,7 @@ from hodec.experiment.arms.trial import Trial
 from hodec.experiment.data.options import Batches
 from hodec.experiment.report.table import latex_table, markdown_table
 from hodec.io.atomic import write_json, write_text
-from hodec.text_table import number
+from hodec.text_table import csv_text, number
 
 
 class Difference(NamedTuple):
@@ -180,8 +178,5 @@ def write_tables(root: Path, comparison: Comparison, arms: Mapping[str, Arm]) ->
     write_text(root / "comparison.md", text_of(comparison, arms))
     write_text(root / "comparison.tex", latex)
     write_json(root / "comparison.json", json_of(comparison, arms))
-    text, content = io.StringIO(), rows(arms)
-    writer = csv.DictWriter(text, list(content[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(content)
-    write_text(root / "comparison.csv", text.getvalue())
+    content = rows(arms)
+    write_text(root / "comparison.csv", csv_text(content, list(content[0])))

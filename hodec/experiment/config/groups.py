@@ -91,17 +91,12 @@ def _models() -> dict[str, Preset]:
             "Any classification net of timm; needs the package: pip install timm.",
         ),
         **_presets(own.CustomModel),
-        **_nets(),
-    }
-
-
-def _nets() -> dict[str, Preset]:
-    """The nets that installed packages offer by an entry point of ``hodec.models``."""
-    return {
-        name: Preset(
-            options.ModelSettings, {"name": name}, f"The net {target} of an installed package.", packaged=False
-        )
-        for name, target in trust.entry_targets("hodec.models").items()
+        **{
+            name: Preset(
+                options.ModelSettings, {"name": name}, f"The net {target} of an installed package.", packaged=False
+            )
+            for name, target in trust.entry_targets("hodec.models").items()
+        },
     }
 
 

@@ -9,12 +9,7 @@ from hodec.io.atomic import JsonObject
 from hodec.options import BadParts
 
 # Name of an objective, as it stands in metrics.json under ``compressed`` -> the direction in which it is better.
-OBJECTIVES = {
-    "validation_accuracy": "maximize",
-    "macs": "minimize",
-    "params": "minimize",
-    "latency_ms": "minimize",
-}
+OBJECTIVES = {"validation_accuracy": "maximize", "macs": "minimize", "params": "minimize", "latency_ms": "minimize"}
 
 
 def names_of(objective: object) -> list[str]:

@@ -25,14 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import ConfigError, Use, quoted
 from hodec.experiment.config import searchpath, trust
-from hodec.experiment.config.groups import (
-    groups,
-    has_setting,
-    not_among,
-    settings_by_key,
-    takes_arguments,
-    unknown,
-)
+from hodec.experiment.config.groups import groups, has_setting, not_among, settings_by_key, takes_arguments, unknown
 from hodec.experiment.config.objectives import wrong_direction
 from hodec.experiment.config.options import CIFAR_RESNETS, SOURCES
 from hodec.experiment.config.schema import read_config, refuse

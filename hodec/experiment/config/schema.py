@@ -9,15 +9,7 @@ from typing import Any
 
 from hodec.admm.options import AdmmOff, AdmmOptions, AdmmProject
 from hodec.errors import ConfigError, HodecError, Use
-from hodec.experiment.config.groups import (
-    default_option,
-    foreign,
-    groups,
-    kinds_of,
-    method_names,
-    not_among,
-    unknown,
-)
+from hodec.experiment.config.groups import default_option, foreign, groups, kinds_of, method_names, not_among, unknown
 from hodec.experiment.config.options import (
     AdamWSettings,
     DistillSettings,

@@ -66,15 +66,10 @@ def load(name: str) -> Any:
             raise ConfigError(f"{name!r} given; {_name_of(found)} has no {part!r}.{close}")
         found = getattr(found, part)
     home = getattr(found, "__module__", None) if isinstance(found, type) or callable(found) else None
-    if isinstance(found, ModuleType) or (home and not _may_be_called(name, home)):
+    if isinstance(found, ModuleType) or (home and not trust.is_open(name) and not trust.allows(f"{home}.")):
         owner = found.__name__ if isinstance(found, ModuleType) else home
         raise ConfigError(f"{name!r} given, which is of {owner}; allowed: {trust.FLAG} {owner}, if you know it")
     return found
-
-
-def _may_be_called(name: str, home: str) -> bool:
-    """Whether what a name stands for may be called, though it is defined in the module ``home``."""
-    return trust.is_open(name) or trust.allows(f"{home}.")
 
 
 def _module(name: str) -> tuple[object, list[str]]:

@@ -2,26 +2,15 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from hodec.errors import DataError, Use, literal, near_matches
-from hodec.experiment.data.images import (
-    File,
-    FolderSplit,
-    ImageData,
-    Size,
-    Split,
-    header_size,
-    training_and_validation,
-)
+from hodec.experiment.data.images import FolderSplit, ImageData, Size, Split, header_size, training_and_validation
 from hodec.experiment.data.options import ImageFolder
-from hodec.experiment.data.parquet import parquet_splits
+from hodec.experiment.data.parquet import Listing, parquet_splits
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +20,6 @@ MEMORY_LIMIT = 2 * 2**30
 TREE = "train/<class>/, test/<class>/ and, if there is one, val/<class>/"
 # Folder of a split -> other names that it has, as Hugging Face's imagefolder does.
 NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
-
-
-class _Listing(NamedTuple):
-    """The files of one of the three folders, class by class."""
-
-    classes: list[str]
-    files: Sequence[File]
-    labels: Tensor
-
-    def subset(self, indices: Tensor) -> "_Listing":
-        return _Listing(self.classes, [self.files[index] for index in indices.tolist()], self.labels[indices])
 
 
 def image_folder(option: ImageFolder) -> ImageData:
@@ -61,13 +39,13 @@ def image_folder(option: ImageFolder) -> ImageData:
             cannot be read.
     """
     root = _root(option)
-    listings = _folders(root) or {name: _Listing(*rows) for name, rows in parquet_splits(root).items()}
+    listings = _folders(root) or parquet_splits(root)
     splits = _assign(listings, option, root)
     side = option.image_size
     size = (side, side) if side else header_size(splits["train"].files[0])
     held = _held_in_memory(option, sum(len(listing.files) for listing in listings.values()), size)
 
-    def load(listing: _Listing) -> Split:
+    def load(listing: Listing) -> Split:
         split = FolderSplit(listing.files, listing.labels, size, bool(side), option.num_workers)
         return split.decoded() if held else split
 
@@ -85,7 +63,7 @@ def _root(option: ImageFolder) -> Path:
     return root
 
 
-def _folders(root: Path) -> dict[str, _Listing]:
+def _folders(root: Path) -> dict[str, Listing]:
     """The splits that are folders.
 
     Raises:
@@ -100,13 +78,13 @@ def _folders(root: Path) -> dict[str, _Listing]:
     return {split: _list(folders[0]) for split, folders in found.items() if folders}
 
 
-def _list(folder: Path) -> _Listing:
+def _list(folder: Path) -> Listing:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise DataError(f"{folder}: no class folder in it; the folder above must contain {TREE}")
     files = [_images(folder / name) for name in names]
     labels = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(list(map(len, files))))
-    return _Listing(names, [file for of_class in files for file in of_class], labels)
+    return Listing(names, [file for of_class in files for file in of_class], labels)
 
 
 def _images(folder: Path) -> list[str]:
@@ -121,7 +99,7 @@ def _images(folder: Path) -> list[str]:
     return files
 
 
-def _assign(listings: dict[str, _Listing], option: ImageFolder, root: Path) -> dict[str, _Listing]:
+def _assign(listings: dict[str, Listing], option: ImageFolder, root: Path) -> dict[str, Listing]:
     """The splits by name, out of the listings of the folders train/, val/ and test/."""
     if "train" not in listings or len(listings) < 2:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"

@@ -7,7 +7,6 @@ downloaded.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,28 +14,25 @@ import torch
 from torch import Tensor
 
 from hodec.errors import DataError
-from hodec.experiment.data.images import Encoded
+from hodec.experiment.data.images import Encoded, File
 
 # Split of hodec -> beginnings of the names of its files.
 PREFIXES = {"train": ("train",), "val": ("val", "dev"), "test": ("test", "eval")}
 
 
-class Rows(NamedTuple):
-    """The images of one split: their encoded bytes, their labels int64 (N,), the names of the classes."""
+class Listing(NamedTuple):
+    """The images of one split, encoded, their labels int64 (N,), and the names of the classes."""
 
     classes: list[str]
-    files: list[Encoded]
+    files: Sequence[File]
     labels: Tensor
 
-
-@dataclass(frozen=True)
-class _Columns:
-    image: str
-    label: str
-    classes: tuple[str, ...]
+    def subset(self, indices: Tensor) -> "Listing":
+        """The images at ``indices`` int64 (M,), in that order."""
+        return Listing(self.classes, [self.files[index] for index in indices.tolist()], self.labels[indices])
 
 
-def parquet_splits(root: Path) -> dict[str, Rows]:
+def parquet_splits(root: Path) -> dict[str, Listing]:
     """The splits of a folder of parquet files; empty where it has none.
 
     Raises:
@@ -47,31 +43,29 @@ def parquet_splits(root: Path) -> dict[str, Rows]:
     return {split: _read(paths) for split, paths in found.items() if paths}
 
 
-def _read(paths: Sequence[Path]) -> Rows:
+def _read(paths: Sequence[Path]) -> Listing:
     rows = [_rows(path) for path in paths]
     if len({tuple(one.classes) for one in rows}) > 1:
         raise DataError(f"{paths[0].parent}: the parquet files of a split name different classes")
     labels = torch.cat([one.labels for one in rows])
-    return Rows(rows[0].classes, [file for one in rows for file in one.files], labels)
+    return Listing(rows[0].classes, [file for one in rows for file in one.files], labels)
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path) -> Listing:
     try:
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
         raise DataError(f"{path}: parquet files need pyarrow; pip install datasets, which brings it along") from error
     try:
         schema = pq.read_schema(path)
-        columns = _columns(path, schema.metadata or {})
-        table = pq.read_table(path, columns=[columns.image, columns.label])
+        image, label, classes = _columns(path, schema.metadata or {})
+        table = pq.read_table(path, columns=[image, label])
     except (OSError, ValueError) as error:  # those of pyarrow are such
         raise DataError(f"{path}: not readable as parquet ({error}); repair or remove the file") from error
-    labels = torch.tensor(table[columns.label].to_pylist(), dtype=torch.int64)
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(columns.classes):
-        raise DataError(
-            f"{path}: labels from {int(labels.min())} to {int(labels.max())} of {len(columns.classes)} classes"
-        )
-    return Rows(list(columns.classes), list(_encoded(path, table[columns.image].to_pylist())), labels)
+    labels = torch.tensor(table[label].to_pylist(), dtype=torch.int64)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise DataError(f"{path}: labels from {int(labels.min())} to {int(labels.max())} of {len(classes)} classes")
+    return Listing(classes, list(_encoded(path, table[image].to_pylist())), labels)
 
 
 def _encoded(path: Path, cells: Sequence[Mapping[str, bytes | None] | None]) -> Iterator[Encoded]:
@@ -84,8 +78,8 @@ def _encoded(path: Path, cells: Sequence[Mapping[str, bytes | None] | None]) -> 
         yield Encoded(f"{path}, row {number}", data)
 
 
-def _columns(path: Path, metadata: Mapping[bytes, bytes]) -> _Columns:
-    """The columns of images and labels, as the schema's note for ``datasets`` names them.
+def _columns(path: Path, metadata: Mapping[bytes, bytes]) -> tuple[str, str, list[str]]:
+    """The columns of images and labels, and the names of the classes, as the schema's note for ``datasets`` names them.
 
     Raises:
         DataError: it names none, or several.
@@ -101,4 +95,4 @@ def _columns(path: Path, metadata: Mapping[bytes, bytes]) -> _Columns:
             f"{path}: columns of images: {', '.join(images) or 'none'}; of classes: {', '.join(labels) or 'none'}; "
             "allowed: one of each"
         )
-    return _Columns(images[0], labels[0], tuple(map(str, features[labels[0]]["names"])))
+    return images[0], labels[0], list(map(str, features[labels[0]]["names"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hodec.errors import DataError, Use, literal
+from hodec.errors import DataError, Use, first_line, literal
 from hodec.experiment.data.images import ImageData, TensorSplit, stratified_split, training_and_validation
 from hodec.experiment.data.options import Cifar10, DataSet, Digits, Fake
 
@@ -42,8 +42,9 @@ def _read_cifar(option: Cifar10, *, train: bool) -> tuple[TensorSplit, list[str]
     except (RuntimeError, OSError) as error:  # absent or altered files; no network
         remedy = "{download} fetches it, {root} names the folder that contains it"
         if option.download:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            remedy = f"it could not be fetched ({literal(reason)}). Unpack it there by hand, or give {{root}}"
+            remedy = (
+                f"it could not be fetched ({literal(first_line(error))}). Unpack it there by hand, or give {{root}}"
+            )
         raise DataError(
             f"{kind.__name__} is missing or not complete in {literal(root / kind.base_folder)}: {remedy}",
             download=Use("data.download", "true"),

@@ -4,8 +4,7 @@ import logging
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -18,12 +17,11 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from hodec.admm.options import WEAK_PULL
-from hodec.errors import CheckpointError
 from hodec.experiment.report import style, table, words
 from hodec.experiment.report.collect import collect, collect_runs, collect_sweep
 from hodec.experiment.report.figures import COSTS, CURVES, LEAD, SWEEP, FigureSpec, NothingToDraw
 from hodec.experiment.report.rundata import NETWORKS, PHASES, RunData, cut, series
-from hodec.io.atomic import write_text
+from hodec.io.atomic import write_text, writing
 from hodec.text_table import accuracy, change, duration, human, number, percent
 
 log = logging.getLogger(__name__)
@@ -31,6 +29,7 @@ log = logging.getLogger(__name__)
 # The one script of a page, and what the page's policy knows it by: no other runs.
 SORT = (style.TEMPLATES / "sort.js").read_text("utf-8")
 SORT_HASH = f"sha256-{b64encode(sha256(SORT.encode()).digest()).decode()}"
+WAY_OUT = "free some space, or copy the folder to where you may write and make the report there (hodec report)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def write_report(run_folder: str | Path) -> Path:
     run = collect(run_folder)
     drawn = draw_all(run)
     path = run.folder / "report.html"
-    with _writing_to(run.folder):
+    with writing(run.folder, way_out=WAY_OUT):
         for each in drawn:
             _save_or_remove(run.folder / "figures" / each.name, each)
         write_text(run.folder / "report.md", render_markdown(run, drawn))
@@ -80,7 +79,7 @@ def write_comparison(folders: Sequence[str | Path], root: str | Path) -> Path:
         CheckpointError: one of them is no run, or ``root`` cannot be written to.
     """
     runs = collect_runs(folders)
-    with _writing_to(Path(root)):
+    with writing(Path(root), way_out=WAY_OUT):
         Path(root).mkdir(parents=True, exist_ok=True)
     return _write_runs(Path(root), runs, "hodec comparison")
 
@@ -93,7 +92,7 @@ def _write_runs(root: Path, runs: Sequence[RunData], kicker: str) -> Path:
     strong = table.best_group(table.groups(runs))
     head = {"kicker": kicker, "headline": table.headline(runs), "seeds": seeds, "strong": strong, "note": table.NOTE}
     text = _environment().get_template("sweep.html.j2").render(shown | head)
-    with _writing_to(root):
+    with writing(root, way_out=WAY_OUT):
         for each in drawn:
             _save_or_remove(root / each.name, each)
         for ending, content in table.TABLES.items():
@@ -222,15 +221,3 @@ def _save_or_remove(path: Path, drawn: Drawn) -> None:
         return
     for ending in (".png", ".svg"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    """A full disk or a missing right becomes an error that says what to do; files written before stay whole."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"the report cannot be written into {folder} ({error.strerror}). Free some space, or copy the folder to "
-            f"where you may write and make the report there (`hodec report`)"
-        ) from error

@@ -1,7 +1,5 @@
 """The runs of a sweep as tables: one row a run for programs, one row a setting, over its seeds, for papers."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +9,7 @@ from statistics import mean, stdev
 
 from hodec.experiment.report.rundata import RunData
 from hodec.experiment.report.words import best_run, progress, sweep_state
-from hodec.text_table import accuracy
+from hodec.text_table import accuracy, csv_text
 
 # Column of sweep.csv and key in sweep.json -> the number of a run; accuracies and cuts are fractions of 1.
 NUMBERS: dict[str, Callable[[RunData], float | None]] = {
@@ -113,18 +111,9 @@ def headline(runs: Sequence[RunData]) -> str:
 def to_csv(runs: Sequence[RunData]) -> str:
     """One line a run, under the keys of ``row``; what is unknown is empty."""
     rows = [row(run) for run in runs]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """The folder, the settings that any run has, and the rest."""
     fixed = ["state", *NUMBERS, "error"]
     settings = dict.fromkeys(key for one in rows for key in one if key not in ("run", *fixed))
-    return ["run", *settings, *fixed]
+    return csv_text(rows, ["run", *settings, *fixed])
 
 
 def to_json(runs: Sequence[RunData]) -> str:

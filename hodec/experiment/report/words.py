@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
-from hodec.experiment.report import chance
+from scipy.stats import binomtest
+
 from hodec.experiment.report.rundata import PHASES, RunData
 from hodec.text_table import accuracy, number
 
@@ -48,11 +49,11 @@ def outcome(run: RunData, *, unlikely: float = 0.05) -> tuple[str, str, str]:
     points = f"{number(abs(after - before), '.2f', scale=100)} points"
     sure, text = True, ""
     if images:
-        low, high = chance.interval(after, images)
+        low, high = interval(after, images)
         text = f"{accuracy(after)} on {images:,} test images, 95 % interval {accuracy(low)} to {accuracy(high)}."
     if counts := run.results.against.get(run.reference):
         lost, won = int(counts["lost"]), int(counts["won"])
-        likely = chance.by_chance(lost, won)
+        likely = by_chance(lost, won)
         sure = likely < unlikely
         words = "is more than chance" if sure else "may be chance"
         test = f": the difference {words} (McNemar's exact test, p = {likely:.2g})" if lost + won else ""
@@ -62,6 +63,25 @@ def outcome(run: RunData, *, unlikely: float = 0.05) -> tuple[str, str, str]:
     if after > before:
         return ("good" if sure else "calm"), f"{points} won", text.strip()
     return ("warn" if sure else "calm"), f"{points} lost", text.strip()
+
+
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, a fraction, that was measured on ``images`` images (Wilson, 1927)."""
+    found = binomtest(round(accuracy * images), images).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def by_chance(lost: int, won: int) -> float:
+    """The probability that two equally good networks differ on so many images as unevenly as these, or more so.
+
+    McNemar's exact test (1947; Edwards, 1948): of the images that one of them alone has right, each is on either side
+    with probability 1/2.
+
+    Args:
+        lost: images that the first network alone has right.
+        won: images that the second one alone has right.
+    """
+    return float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
 
 
 def retraining(run: RunData) -> str:

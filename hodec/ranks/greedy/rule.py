@@ -220,10 +220,7 @@ class Greedy(RankRule):
 
 
 def _costs(
-    metric: CostMetric,
-    layers: Mapping[str, LayerContext],
-    curves: Mapping[str, SensitivityCurve],
-    net: NetContext,
+    metric: CostMetric, layers: Mapping[str, LayerContext], curves: Mapping[str, SensitivityCurve], net: NetContext
 ) -> NetCosts:
     from hodec.ranks.greedy.search import NetCosts
 
