@@ -248,7 +248,7 @@ def test_a_quantized_file_is_decomposed_as_the_float_one(tmp_path):
     x = np.random.default_rng(3).standard_normal((1, 8, 10, 12)).astype(np.float32)
     (dense,) = answer(exact, x=x)
     assert relative(answer(out, x=x)[0], dense) < 0.03  # the rounding of the weights stays
-    assert relative(answer(source, x=x)[0], dense) < 0.2
+    assert relative(answer(source, x=x)[0], dense) < 0.4  # 0.2 or less where the CPU sums int8 products exactly
 
 
 @pytest.mark.filterwarnings("ignore")
