@@ -17,6 +17,7 @@ Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -166,7 +167,7 @@ class Metric:
         xx: (n, n), float64, or float32 for wide patches; so is all that follows.
         ridge: d.
         root: Cholesky factor of ``xx``.
-        covariance: the Kronecker product near to it by which inputs are whitened.
+        covariance: the Kronecker product near to it by which inputs are whitened, with inverses.
         scale: ``xx`` is divided by this for a mean eigenvalue near to 1.
     """
 
@@ -185,7 +186,7 @@ class Metric:
         """A whitened weight (O, n) times the metric in whitened coordinates."""
         if self.whole:
             return near
-        roots = (AxisRoot(r.axes, r.root, r.inverse.mT) for r in self.covariance.roots)
+        roots = (AxisRoot(r.axes, r.root, cast(Tensor, r.inverse).mT) for r in self.covariance.roots)
         turned = InputCovariance(self.covariance.sizes, tuple(roots))
         return turned.undo(self.covariance.undo(near) @ self.xx / self.scale)
 
@@ -199,7 +200,7 @@ def metric_of(layer: LayerPlan, moments: FitMoments, damping: float = DAMPING) -
         TrainingError: NaN or Inf in the data.
     """
     xx, root, ridge = _damped(moments, damping)
-    return Metric(xx, ridge, root, kronecker(layer, xx), float(xx.diagonal().mean()))
+    return Metric(xx, ridge, root, kronecker(layer, xx).inverted(), float(xx.diagonal().mean()))
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def _problem(
 def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
     """The covariance of patches as a Kronecker product over what the format can mix, from its partial traces.
 
-    Roots are Cholesky factors, a tenth of the time of symmetric roots: any C = S S^T serves.
+    Roots are Cholesky factors, a tenth of the time of symmetric roots: any C = S S^T serves. They have no inverses.
     """
     sizes, roots = input_sizes(layer), []
     for axes in layer.format.mixable(layer.shape, layer.modes):
@@ -250,9 +251,8 @@ def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
         order = [*others, *axes]
         split = xx.reshape(*sizes, *sizes).permute(*order, *(len(sizes) + axis for axis in order))
         part = torch.einsum("iaib->ab", split.reshape(-1, side, len(xx) // side, side))
-        root = torch.linalg.cholesky(part / part.diagonal().mean())
-        one = torch.eye(side, dtype=root.dtype)
-        roots.append(AxisRoot(tuple(axes), root, torch.linalg.solve_triangular(root, one, upper=False)))
+        part = part / part.diagonal().mean()
+        roots.append(AxisRoot(tuple(axes), torch.linalg.cholesky(part)))
     return InputCovariance(sizes, tuple(roots))
 
 
