@@ -106,14 +106,14 @@ def fit_layer(
 def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
     (x, y), yx = moments.means(), moments.cross_covariance()
-    xx = moments.covariance().to(_dtype(len(x)))
+    xx = moments.covariance().to(fit_dtype(len(x)))
     z = weight.double().cpu().flatten(1)
     wanted = float((moments.yy / moments.count - y.square()).sum())
     missed = wanted - 2 * float((z * yx).sum()) + float(((z.to(xx.dtype) @ xx) * z).sum())
     return Fit(weight, y - z @ x, max(0.0, missed / max(wanted, 1e-300)))
 
 
-def _dtype(side: int) -> torch.dtype:
+def fit_dtype(side: int) -> torch.dtype:
     """What fits of so many numbers in a patch are computed in."""
     return torch.float64 if side <= FLOAT64_SIDE else torch.float32
 
@@ -136,7 +136,7 @@ def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, Tensor, float]
     rounding = moments.rounding * float(moments.xx.diagonal().mean()) / moments.count
     ridge = max(damping * float(xx.diagonal().mean()), rounding, 1e-30)
     xx.diagonal().add_(ridge)
-    near = xx.to(_dtype(len(xx)))
+    near = xx.to(fit_dtype(len(xx)))
     root, failed = torch.linalg.cholesky_ex(near)
     if int(failed):  # few rows of one strong direction: float32 does not tell the damping from rounding
         near = xx

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hodec.calibration.data import Feeds, Samples
-from hodec.calibration.fit import DAMPING, fittable, kronecker, target_weight
-from hodec.calibration.input_covariance import InputCovariance
+from hodec.calibration.fit import DAMPING, fit_dtype, fittable, kronecker, target_weight
+from hodec.calibration.input_covariance import AxisRoot, InputCovariance
 from hodec.calibration.moments import FitMoments
+from hodec.calibration.walk import give_back
 from hodec.errors import HodecError
 from hodec.export.runtime import Array
 from hodec.formats.modes import Modes
@@ -53,6 +54,12 @@ class Problem:
     covariance: InputCovariance
     wanted: Tensor
     means: tuple[Tensor, Tensor]
+
+    def kept(self) -> "Problem":
+        """The problem in the type that fits of its size are computed in: of wide layers float32, in half the memory."""
+        dtype = fit_dtype(math.prod(self.covariance.sizes))
+        roots = (AxisRoot(one.axes, one.root.to(dtype)) for one in self.covariance.roots)
+        return Problem(InputCovariance(self.covariance.sizes, tuple(roots)), self.wanted.to(dtype), self.means)
 
     def fitted(self, layer: LayerPlan) -> Replacement:
         """The layer fitted as ``fit_layer`` does without a solver."""
@@ -111,6 +118,7 @@ class Sensitivity:
                 log.info("%s: weight %.3g of its outputs' squared error", name, weight)
                 self.saved.layers[name] = _to_json(weight, spectra)
             self.saved.write()
+            give_back()
         return {name: self._options(one, costs, limits) for name, one in layers.items()}
 
     def _options(self, layer: LayerContext, costs: Sequence[CostLimit], limits: Limits) -> LayerOptions:
@@ -202,12 +210,14 @@ class Sensitivity:
         except HodecError as error:
             raise error.prefixed(f"{name}: ") from error
         if sum(map(_bytes, self.net.sites.values())) <= KEPT:
-            self._problems |= {(name, layer.method, layer.modes): one for layer, one in zip(layers, found, strict=True)}
+            ways = [(name, one.method, one.modes) for one in layers]
+            self._problems |= {way: one.kept() for way, one in zip(ways, found, strict=True)}
         return found
 
     def forget(self) -> None:
         """Free what is kept for quick fits."""
         self._problems.clear()
+        give_back()
 
     def is_measurable(self, name: str) -> bool:
         """Whether rows of the layer's input can be had."""
