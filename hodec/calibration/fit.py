@@ -17,6 +17,7 @@ Zou, He, Sun, Accelerating Very Deep Convolutional Networks, TPAMI 2016: section
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -105,14 +106,14 @@ def fit_layer(
 def as_fit(weight: Tensor, moments: FitMoments) -> Fit:
     """A weight (O, I, K_1, ..) with the bias that meets the mean output, and their error."""
     (x, y), yx = moments.means(), moments.cross_covariance()
-    xx = moments.covariance().to(_dtype(len(x)))
+    xx = moments.covariance().to(fit_dtype(len(x)))
     z = weight.double().cpu().flatten(1)
     wanted = float((moments.yy / moments.count - y.square()).sum())
     missed = wanted - 2 * float((z * yx).sum()) + float(((z.to(xx.dtype) @ xx) * z).sum())
     return Fit(weight, y - z @ x, max(0.0, missed / max(wanted, 1e-300)))
 
 
-def _dtype(side: int) -> torch.dtype:
+def fit_dtype(side: int) -> torch.dtype:
     """What fits of so many numbers in a patch are computed in."""
     return torch.float64 if side <= FLOAT64_SIDE else torch.float32
 
@@ -135,7 +136,7 @@ def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, Tensor, float]
     rounding = moments.rounding * float(moments.xx.diagonal().mean()) / moments.count
     ridge = max(damping * float(xx.diagonal().mean()), rounding, 1e-30)
     xx.diagonal().add_(ridge)
-    near = xx.to(_dtype(len(xx)))
+    near = xx.to(fit_dtype(len(xx)))
     root, failed = torch.linalg.cholesky_ex(near)
     if int(failed):  # few rows of one strong direction: float32 does not tell the damping from rounding
         near = xx
@@ -166,7 +167,7 @@ class Metric:
         xx: (n, n), float64, or float32 for wide patches; so is all that follows.
         ridge: d.
         root: Cholesky factor of ``xx``.
-        covariance: the Kronecker product near to it by which inputs are whitened.
+        covariance: the Kronecker product near to it by which inputs are whitened, with inverses.
         scale: ``xx`` is divided by this for a mean eigenvalue near to 1.
     """
 
@@ -185,7 +186,7 @@ class Metric:
         """A whitened weight (O, n) times the metric in whitened coordinates."""
         if self.whole:
             return near
-        roots = (AxisRoot(r.axes, r.root, r.inverse.mT) for r in self.covariance.roots)
+        roots = (AxisRoot(r.axes, r.root, cast(Tensor, r.inverse).mT) for r in self.covariance.roots)
         turned = InputCovariance(self.covariance.sizes, tuple(roots))
         return turned.undo(self.covariance.undo(near) @ self.xx / self.scale)
 
@@ -199,7 +200,7 @@ def metric_of(layer: LayerPlan, moments: FitMoments, damping: float = DAMPING) -
         TrainingError: NaN or Inf in the data.
     """
     xx, root, ridge = _damped(moments, damping)
-    return Metric(xx, ridge, root, kronecker(layer, xx), float(xx.diagonal().mean()))
+    return Metric(xx, ridge, root, kronecker(layer, xx).inverted(), float(xx.diagonal().mean()))
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def _problem(
 def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
     """The covariance of patches as a Kronecker product over what the format can mix, from its partial traces.
 
-    Roots are Cholesky factors, a tenth of the time of symmetric roots: any C = S S^T serves.
+    Roots are Cholesky factors, a tenth of the time of symmetric roots: any C = S S^T serves. They have no inverses.
     """
     sizes, roots = input_sizes(layer), []
     for axes in layer.format.mixable(layer.shape, layer.modes):
@@ -250,9 +251,8 @@ def kronecker(layer: LayerPlan, xx: Tensor) -> InputCovariance:
         order = [*others, *axes]
         split = xx.reshape(*sizes, *sizes).permute(*order, *(len(sizes) + axis for axis in order))
         part = torch.einsum("iaib->ab", split.reshape(-1, side, len(xx) // side, side))
-        root = torch.linalg.cholesky(part / part.diagonal().mean())
-        one = torch.eye(side, dtype=root.dtype)
-        roots.append(AxisRoot(tuple(axes), root, torch.linalg.solve_triangular(root, one, upper=False)))
+        part = part / part.diagonal().mean()
+        roots.append(AxisRoot(tuple(axes), torch.linalg.cholesky(part)))
     return InputCovariance(sizes, tuple(roots))
 
 

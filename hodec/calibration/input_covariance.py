@@ -11,7 +11,7 @@ weights); Wang, Zheng, Wan, Zhang, SVD-LLM, ICLR 2025 (scaling by a root of the 
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -44,12 +44,13 @@ class AxisRoot:
 
     Attributes:
         axes: the input axes it acts on together, numbered in (I_1, .., I_d, K_1, ..).
-        root, inverse: C^(1/2) and C^(-1/2), (n, n); or their diagonals, (n,).
+        root, inverse: C^(1/2) and C^(-1/2), (n, n); or their diagonals, (n,). Without an inverse the root is lower
+            triangular and solved with.
     """
 
     axes: tuple[int, ...]
     root: Tensor
-    inverse: Tensor
+    inverse: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,28 @@ class InputCovariance:
 
     def undo(self, weight: Tensor) -> Tensor:
         """Inverse of ``apply``."""
-        return self._multiply(weight, {root.axes: root.inverse for root in self.roots})
+        solved = {one.axes for one in self.roots if one.inverse is None}
+        by = {one.axes: one.root if one.inverse is None else one.inverse for one in self.roots}
+        return self._multiply(weight, by, solved)
 
-    def _multiply(self, weight: Tensor, by: Mapping[tuple[int, ...], Tensor]) -> Tensor:
+    def inverted(self) -> "InputCovariance":
+        """The covariance with an inverse of each root, which pays where it is undone more than once or twice."""
+        roots = []
+        for one in self.roots:
+            eye = torch.eye(len(one.root), dtype=one.root.dtype)
+            solved = torch.linalg.solve_triangular(one.root, eye, upper=False) if one.inverse is None else one.inverse
+            roots.append(AxisRoot(one.axes, one.root, solved))
+        return InputCovariance(self.sizes, tuple(roots))
+
+    def _multiply(
+        self, weight: Tensor, by: Mapping[tuple[int, ...], Tensor], solved: Container[tuple[int, ...]] = ()
+    ) -> Tensor:
         dtype = next(iter(by.values())).dtype if by else torch.float64
         x = weight.to(dtype).reshape(-1, *self.sizes)
         for axes, matrix in by.items():
             matrix = matrix.to(weight.device)
             source, count = [1 + axis for axis in axes], len(axes)
-            if len(matrix) <= NARROW and matrix.ndim == 2:
+            if len(matrix) <= NARROW and matrix.ndim == 2 and axes not in solved:
                 front = x.movedim(source, tuple(range(count)))
                 x = (
                     (matrix.mT @ front.reshape(len(matrix), -1))
@@ -89,14 +103,17 @@ class InputCovariance:
             last = tuple(range(-count, 0))
             moved = x.movedim(source, last)
             flat = moved.reshape(-1, len(matrix))  # as rows: a product with a strided view is eight times as slow
-            flat = flat * matrix if matrix.ndim == 1 else flat @ matrix
+            if axes in solved:
+                flat = torch.linalg.solve_triangular(matrix, flat, upper=False, left=False)
+            else:
+                flat = flat * matrix if matrix.ndim == 1 else flat @ matrix
             x = flat.reshape(moved.shape).movedim(last, source)
         return x.reshape(weight.shape)
 
     def to(self, device: torch.device | str) -> "InputCovariance":
         """The covariance with its tensors on ``device``."""
-        moved = (AxisRoot(r.axes, r.root.to(device), r.inverse.to(device)) for r in self.roots)
-        return InputCovariance(self.sizes, tuple(moved))
+        moved = [(r.root.to(device), None if r.inverse is None else r.inverse.to(device)) for r in self.roots]
+        return InputCovariance(self.sizes, tuple(AxisRoot(r.axes, *m) for r, m in zip(self.roots, moved, strict=True)))
 
     def check(self, name: str, layer: LayerPlan) -> "InputCovariance":
         """This covariance, if projecting in it keeps the ranks of ``layer``.

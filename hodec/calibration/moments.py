@@ -1,7 +1,7 @@
 """Sums over calibration data of what a least-squares fit of one layer needs: the data are not kept."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class FitMoments:
     Attributes:
         count: rows that were added.
         x, y: sums of patches, (n,), and of outputs, (O,).
-        xx, yx: sums of their products, (n, n) and (O, n).
+        xx, yx: sums of their products, (n, n) and (O, n); of the first the lower triangle, and not all of the upper.
         yy: sums of squares of outputs, (O,).
         rounding: of the products, as a share of the mean square; what is left of it where means are taken off.
     """
@@ -56,7 +56,8 @@ class FitMoments:
         self.count += len(rows)
         self.x += rows.sum(0)
         self.y += wanted.sum(0)
-        self.xx += rows.mT @ rows
+        for at in self._blocks():  # the lower half; a product of the whole size would be paged in anew each time
+            self.xx[at, : at.stop] += rows[:, at].mT @ rows[:, : at.stop]
         self.yx += wanted.mT @ rows
         self.yy += wanted.square().sum(0)
 
@@ -68,7 +69,16 @@ class FitMoments:
             TrainingError: NaN or Inf among what was added.
         """
         x, _ = self.means()
-        return (self.xx / self.count).sub_(torch.outer(x, x))  # not addr_: one row is to leave exact zeros
+        made = torch.empty_like(self.xx)
+        for at in self._blocks():
+            low = self.xx[at, : at.stop] / self.count
+            made[at, : at.stop] = low.sub_(torch.outer(x[at], x[: at.stop]))  # not addr_: one row leaves exact zeros
+            made[: at.start, at] = made[at, : at.start].mT
+        return made
+
+    def _blocks(self, size: int = 256) -> Iterator[slice]:
+        """Rows of the products of patches that are worked on together."""
+        yield from (slice(k, min(k + size, len(self.xx))) for k in range(0, len(self.xx), size))
 
     def cross_covariance(self) -> Tensor:
         """Second moments of outputs with patches about their means, (O, n); errors as of ``covariance``."""

@@ -59,6 +59,7 @@ class Loss:
         most: of all inputs like them, with the confidence that was asked for; None where that cannot be told.
         samples: how many there are; 0 where that is not known.
         is_even: whether no part of the samples scores otherwise than with the dense file.
+        is_whole: whether all samples were run; else the score is the most that it could still have been.
     """
 
     score: float
@@ -66,6 +67,7 @@ class Loss:
     most: float | None = None
     samples: int = 0
     is_even: bool = False
+    is_whole: bool = True
 
 
 def recorded(score: Score, run: Run) -> tuple[float, Record | None]:

@@ -150,7 +150,11 @@ def compress_file(  # noqa: PLR0913
         check_place(Path(report), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress = target, progress
-    search.settings, search.limits = options or PlanSettings(), limits or Limits()
+    search.settings, search.limits, search.scores_all = (
+        options or PlanSettings(),
+        limits or Limits(),
+        report is not None,
+    )
     if target == "size" and search.limits.round_to is None:
         search.limits = replace(search.limits, round_to=SMALL_BLOCK)
     write = partial(write_int8 if int8 else write_trial, search=search, held=held, out=Path(out), seconds=seconds)
@@ -292,10 +296,11 @@ def _larger(search: Search, refused: Trial) -> Trial | None:
 
 def _nothing(search: Search) -> str:
     judge = search.judge
-    near = max(search.trials, key=lambda one: one.score, default=None)
-    said = (
-        "" if near is None else f"; the nearest has {judge.told(near.score)} at {near.cost:.0%} of the {search.target}"
-    )
+    near = max(search.trials, key=lambda one: (one.loss.is_whole, one.score), default=None)
+    said = ""
+    if near is not None:
+        most = "" if near.loss.is_whole else "at most "
+        said = f"; the nearest has {most}{judge.told(near.score)} at {near.cost:.0%} of the {search.target}"
     held = [one.loss for one in search.trials if judge.accepts(one.score) and not judge.is_sure(one.loss)]
     few = next((f"{one.samples} samples are too few to show that others lose no more. " for one in held), "")
     return (

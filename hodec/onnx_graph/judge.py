@@ -36,6 +36,8 @@ class Judge:
         unit: what is printed behind it.
         answers: what the dense file answered while it was scored; None where that is not known.
         confidence: that no more than is allowed is lost on other inputs, 0.5 to 1.
+        calls: that the score is made of, in this order; empty where that is not known.
+        best_of: outputs of the first of these calls -> the score if the others are answered as well as they can be.
     """
 
     words: str
@@ -46,6 +48,24 @@ class Judge:
     unit: str = ""
     answers: Record | None = None
     confidence: float = CONFIDENCE
+    calls: Sequence[Feeds] = ()
+    best_of: Callable[[Sequence[Sequence[Array]]], float] | None = None
+
+    def trial_loss(self, run: Run) -> Loss:
+        """``loss``, but a file that has lost too much after a quarter of the calls, or two or three, runs no more.
+
+        That rejects no file that the whole score would accept: what later calls can add to a loss is never negative.
+        """
+        if self.best_of is None:
+            return self.loss(run)
+        found: list[Sequence[Array]] = []
+        for end in sorted({math.ceil(len(self.calls) * k / 4) for k in range(1, 5)}):
+            found += [run(call) for call in self.calls[len(found) : end]]
+            best = self.best_of(found)
+            if not self.accepts(best):
+                return Loss(best, self.dense - best, is_whole=end == len(self.calls))
+        answers = iter(found)
+        return self.loss(lambda feeds: next(answers))
 
     def loss(self, run: Run) -> Loss:
         """What a file loses, by its runs."""
@@ -176,13 +196,18 @@ def _judge_of(
     score = AGREEMENTS[kind]
     wanted = [each if at is None else [each[at]] for each in outputs]
 
-    def agreement(run: Run) -> float:
-        found = [[np.asarray(one) for one in run(call)] for call in held.calls]
-        return score([each if at is None else [each[at]] for each in found], wanted)
+    def best_of(first: Sequence[Sequence[Array]]) -> float:
+        found = [[np.asarray(one) for one in (each if at is None else [each[at]])] for each in first]
+        return score([*found, *wanted[len(found) :]], wanted)
 
     words = f"{WORDS[kind]} the dense model's on {len(held)} held-out samples"
     allowed = allowed_drop(usual if max_drop is None else max_drop, 1.0)
-    return Judge(words, agreement, 1.0, allowed, 100.0, " %")
+    return Judge(words, _over(best_of, held.calls), 1.0, allowed, 100.0, " %", calls=held.calls, best_of=best_of)
+
+
+def _over(score: Callable[[Sequence[Sequence[Array]]], float], calls: Sequence[Feeds]) -> Callable[[Run], float]:
+    """A score of the outputs of all calls as a score of a file, by its runs."""
+    return lambda run: score([run(call) for call in calls])
 
 
 def _by_function(evaluate: Callable[..., float], dense: Run, names: Sequence[str], max_drop: str | float) -> Judge:
@@ -213,13 +238,13 @@ def _by_labels(held: Samples, outputs: Sequence[Sequence[Array]], max_drop: str 
         )
     wanted, index = np.concatenate(held.labels), at
 
-    def accuracy(run: Run) -> float:
-        found = np.concatenate([np.asarray(run(call)[index]).argmax(1) for call in held.calls])
-        return float((found == wanted).mean())
+    def best_of(first: Sequence[Sequence[Array]]) -> float:
+        found = np.concatenate([np.asarray(each[index]).argmax(1) for each in first])
+        return float(np.concatenate([found == wanted[: len(found)], np.ones(len(wanted) - len(found), bool)]).mean())
 
-    dense = float((np.concatenate([each[index].argmax(1) for each in outputs]) == wanted).mean())
-    words = f"accuracy on {len(held)} held-out samples"
-    return Judge(words, accuracy, dense, allowed_drop(max_drop, dense), 100.0, " %")
+    dense, words = best_of(outputs), f"accuracy on {len(held)} held-out samples"
+    allowed = allowed_drop(max_drop, dense)
+    return Judge(words, _over(best_of, held.calls), dense, allowed, 100.0, " %", calls=held.calls, best_of=best_of)
 
 
 # -- agreement with the dense file -----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def point_of(trial: Trial, search: Search) -> CurvePoint:
 
 def curve_of(search: Search, shares: Sequence[float] = SHARES) -> list[CurvePoint]:
     """Plans at several shares of the dense cost, fitted to the dense file's activations, and judged."""
-    points = []
+    points, search.scores_all = [], True
     for share in shares:
         trial = search.trial(share, sequential=False)
         if trial is not None:

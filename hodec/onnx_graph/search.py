@@ -20,7 +20,7 @@ from hodec.onnx_graph.chance import Loss
 from hodec.onnx_graph.facts import GraphFacts
 from hodec.onnx_graph.judge import Judge, softened, squared_errors
 from hodec.onnx_graph.planning import plan_graph
-from hodec.onnx_graph.sensitivity import Sensitivity, replacement, truncated
+from hodec.onnx_graph.sensitivity import Sensitivity, problems_of, truncated
 from hodec.onnx_graph.sites import GraphSite
 from hodec.options import argument
 from hodec.plan.layer import LayerPlan
@@ -106,6 +106,7 @@ class Search:
         sites: the layers that can be decomposed, in the order of the graph.
         target: a key of ``TARGETS``.
         limits: of ranks.
+        scores_all: whether a trial that has lost too much is scored to the end all the same, to be drawn.
     """
 
     facts: GraphFacts
@@ -119,6 +120,7 @@ class Search:
     options: dict[str, LayerOptions] = field(default_factory=dict)
     costs: list[CostLimit] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    scores_all: bool = False
     _allowed: float = 1.0
 
     @property
@@ -196,24 +198,32 @@ class Search:
             if sequential:
                 measured = [name for name in group if self.tables.is_measurable(name)]
                 moments = tried_moments(self.net, self.tables.rows, measured, self.fit.calls, tried)
+                tried |= {name: self._refined(name, plan[name], moments.pop(name, None)) for name in group}
             else:
-                moments = self.tables.dense_moments(group)
-            for name in group:
-                tried[name] = self._fit(name, plan[name], moments.get(name), refined=sequential)
+                tried |= self._quick({name: plan[name] for name in group})
             self.tables.progress(words, k + 1, len(groups))
         return tried
 
-    def _fit(self, name: str, layer: LayerPlan, moments: FitMoments | None, *, refined: bool) -> Replacement:
+    def _quick(self, layers: Mapping[str, LayerPlan]) -> dict[str, Replacement]:
+        """Layers fitted to the dense file's activations, without a solver."""
+        problems = self.tables.problems(layers)
+        return {
+            name: problems[name].fitted(layer) if name in problems else truncated(layer, self.sites[name].layer.weight)
+            for name, layer in layers.items()
+        }
+
+    def _refined(self, name: str, layer: LayerPlan, moments: FitMoments | None) -> Replacement:
+        """A layer fitted to what the compressed net gives it, by the solver that is worth its time."""
         weight = self.sites[name].layer.weight
         if moments is None or not fittable(layer):
-            return truncated(layer, weight, None)
-        work = layer.shape[0] * math.prod(layer.shape[1:]) ** 2
+            return truncated(layer, weight)
         try:
-            if refined and work <= REFINED_WORK:
-                return replacement(fit_layer(layer, weight, moments))
-            return self.tables.projected(name, layer, moments, dense=not refined)
+            if layer.shape[0] * math.prod(layer.shape[1:]) ** 2 > REFINED_WORK:
+                return problems_of([layer], weight, moments)[0].fitted(layer)
+            fit = fit_layer(layer, weight, moments)
         except HodecError as error:
             raise error.prefixed(f"{name}: ") from error
+        return Replacement(fit.weight.float(), fit.bias)
 
     def trial(self, share: float, *, sequential: bool) -> Trial | None:
         """A plan at this share, fitted and judged; None where there is none."""
@@ -227,11 +237,13 @@ class Search:
 
     def judged(self, share: float, plan: Plan, tried: Mapping[str, Replacement]) -> Trial:
         """A plan with its weights, judged by running the trial graph."""
-        loss = self.judge.loss(self.net.fixed((), tried))
+        run = self.net.fixed((), tried)
+        loss = self.judge.loss(run) if self.scores_all else self.judge.trial_loss(run)
         trial = Trial(share, plan, dict(tried), loss, self._cost(plan))
         self.trials.append(replace(trial, tried={}))
         most = "not known" if loss.most is None else f"{loss.most:.3g}"
-        log.info("share %.3f: score %.5g, %.3g lost, at most %s", share, loss.score, loss.lost, most)
+        score = "score" if loss.is_whole else "score at best"
+        log.info("share %.3f: %s %.5g, %.3g lost, at most %s", share, score, loss.score, loss.lost, most)
         return trial
 
     def _cost(self, plan: Plan) -> float:
@@ -270,7 +282,8 @@ class Search:
         return trial if self.accepts(trial) else None
 
     def _searched(self) -> Trial | None:
-        low, high = self._quick()
+        low, high = self._shares()
+        self.tables.forget()
         best = failed = None
         share = high if high < 1 else (low + 1) / 2
         for _ in range(UPWARD):  # up, until one is accepted
@@ -296,7 +309,7 @@ class Search:
         """Whether it surely loses no more than is allowed, and saves enough to be worth a file."""
         return trial.cost <= 1 - LEAST_SAVING and self.judge.is_sure(trial.loss)
 
-    def _quick(self) -> tuple[float, float]:
+    def _shares(self) -> tuple[float, float]:
         """Shares that are too small and that do, by fits to the dense net's inputs."""
         self._allowed = 1.0
         self._prepare()
@@ -322,18 +335,26 @@ class Search:
         return least / self.costs[0].limit
 
     def _mended(self, failed: Trial | None, best: Trial | None) -> Trial | None:
-        """A failed trial with those layers dense again that hurt most, if it is accepted then and costs less."""
+        """A failed trial with those layers dense again that hurt most, as few as have it accepted, if it costs less.
+
+        How many is bisected, from one layer on and twice as many at a time: with more of them less is lost.
+        """
         if failed is None or not failed.tried:
             return best
-        tried, plan = dict(failed.tried), failed.plan
-        for name in self._by_harm(failed)[: len(tried) - 1]:
-            del tried[name]
-            plan = plan.without(name, HURTS)
-            if self._cost(plan) >= (best.cost if best else 1 - LEAST_SAVING):
+        plans, names = [failed.plan], self._by_harm(failed)[: len(failed.tried) - 1]
+        for name in names:
+            plans.append(plans[-1].without(name, HURTS))
+            if self._cost(plans[-1]) >= (best.cost if best else 1 - LEAST_SAVING):
+                plans.pop()
                 break
-            trial = self.judged(failed.share, plan, tried)
+        low, high, step = 0, len(plans), 1  # too few; enough, or more than there are
+        while high - low > 1:
+            count = (low + high) // 2 if step == 0 else min(low + step, high - 1)
+            trial = self.judged(failed.share, plans[count], {one: failed.tried[one] for one in plans[count]})
             if self.accepts(trial):
-                return trial
+                best, high, step = trial, count, 0
+            else:
+                low, step = count, 2 * step
         return best
 
     def _by_harm(self, trial: Trial) -> list[str]:

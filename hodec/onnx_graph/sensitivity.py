@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hodec.calibration.data import Feeds, Samples
-from hodec.calibration.fit import DAMPING, Fit, as_fit, fittable, kronecker, target_weight
-from hodec.calibration.input_covariance import InputCovariance
+from hodec.calibration.fit import DAMPING, fit_dtype, fittable, kronecker, target_weight
+from hodec.calibration.input_covariance import AxisRoot, InputCovariance
 from hodec.calibration.moments import FitMoments
+from hodec.calibration.walk import give_back
+from hodec.errors import HodecError
 from hodec.export.runtime import Array
 from hodec.formats.modes import Modes
 from hodec.io.shards import grouped
@@ -29,7 +31,7 @@ from hodec.ranks.spectra import Spectrum, truncation_spectra
 
 log = logging.getLogger(__name__)
 
-# Bytes of sums that are made at a time, and those of the dense net that are kept.
+# Bytes of sums that are made at a time, and of what is kept of all layers' for quick fits.
 MEMORY, KEPT = 2**29, 3 * 2**29
 # Samples that tell what a layer's error does to the outputs: at least and at most, and seconds that it may take.
 FEW, SEVERAL, SENSITIVITY_SECONDS = 8, 32, 60.0
@@ -40,9 +42,44 @@ Progress = Callable[[str, int, int], None]
 """Told what is done, how many steps of it are, and how many there will be."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What fits without a solver need of a layer's sums, whatever the ranks; it takes no more memory than they do.
+
+    Attributes:
+        covariance: of the layer's inputs, as far as its format can mix them.
+        wanted: the best weight of any rank, whitened, (O, I, ..).
+        means: of its patches, (n,), and of its outputs, (O,).
+    """
+
+    covariance: InputCovariance
+    wanted: Tensor
+    means: tuple[Tensor, Tensor]
+
+    def kept(self) -> "Problem":
+        """The problem in the type that fits of its size are computed in: of wide layers float32, in half the memory."""
+        dtype = fit_dtype(math.prod(self.covariance.sizes))
+        roots = (AxisRoot(one.axes, one.root.to(dtype)) for one in self.covariance.roots)
+        return Problem(InputCovariance(self.covariance.sizes, tuple(roots)), self.wanted.to(dtype), self.means)
+
+    def fitted(self, layer: LayerPlan) -> Replacement:
+        """The layer fitted as ``fit_layer`` does without a solver."""
+        return self._nearest(layer, self.wanted)
+
+    def truncated(self, layer: LayerPlan, weight: Tensor) -> Replacement:
+        """The weight of the planned ranks whose outputs are nearest to those of ``weight``."""
+        return self._nearest(layer, self.covariance.apply(weight))
+
+    @torch.no_grad()
+    def _nearest(self, layer: LayerPlan, whitened: Tensor) -> Replacement:
+        near = self.covariance.undo(layer.format.project(whitened, layer.ranks, layer.modes))
+        x, y = self.means
+        return Replacement(near.float(), y - near.double().flatten(1) @ x)
+
+
 @dataclass
 class Sensitivity:
-    """The tables of a file's layers, and the dense file's activations that they are made from.
+    """The tables of a file's layers, and what of the dense file's activations they are made from.
 
     Attributes:
         saved: tables that are known.
@@ -54,8 +91,7 @@ class Sensitivity:
     progress: Progress = lambda what, done, total: None
     saved: Saved = field(default_factory=Saved)
     rows: Rows = field(default_factory=dict)
-    _moments: dict[str, FitMoments] = field(default_factory=dict)
-    _problems: dict[tuple[str, str, Modes], tuple[InputCovariance, Tensor]] = field(default_factory=dict)
+    _problems: dict[tuple[str, str, Modes], Problem] = field(default_factory=dict)
 
     def options(
         self, layers: Mapping[str, LayerContext], costs: Sequence[CostLimit], limits: Limits
@@ -73,12 +109,17 @@ class Sensitivity:
             for name in group:
                 self.progress("what each layer does to the outputs", done := done + 1, len(missing))
                 several = (layers[name], *layers[name].others)
-                spectra = {_key(one): truncation_spectra(whitened(one, moments.get(name))) for one in several}
+                problems = self._problems_of(name, [one.dense for one in several], moments.pop(name, None))
+                spectra = {
+                    _key(one): truncation_spectra(whitened(one, None if known is None else known.covariance))
+                    for one, known in zip(several, problems, strict=True)
+                }
                 tables = [MethodOptions(one, costs, limits=limits, spectra=spectra[_key(one)]) for one in several]
-                weight = self._weight(LayerOptions(tables), several, moments.get(name), (calls, wanted))
+                weight = self._weight(LayerOptions(tables), several, problems, (calls, wanted))
                 log.info("%s: weight %.3g of its outputs' squared error", name, weight)
                 self.saved.layers[name] = _to_json(weight, spectra)
             self.saved.write()
+            give_back()
         return {name: self._options(one, costs, limits) for name, one in layers.items()}
 
     def _options(self, layer: LayerContext, costs: Sequence[CostLimit], limits: Limits) -> LayerOptions:
@@ -96,15 +137,15 @@ class Sensitivity:
         self,
         options: LayerOptions,
         several: Sequence[LayerContext],
-        moments: FitMoments | None,
+        problems: Sequence[Problem | None],
         runs: tuple[Sequence[Feeds], Sequence[Sequence[Array]]],
     ) -> float:
         """Squared relative error of the file's outputs, over that of the layer's, where it alone is decomposed."""
         middle, (calls, wanted) = _middle(options), runs
         if middle is None:
             return 1.0
-        layer = next(one for one in several if one.method == middle.method)
-        tried = {layer.name: truncated(layer.planned(middle.ranks or ()), layer.site.weight, moments)}
+        layer, problem = next(pair for pair in zip(several, problems, strict=True) if pair[0].method == middle.method)
+        tried = {layer.name: truncated(layer.planned(middle.ranks or ()), layer.site.weight, problem)}
         errors = squared_errors([softened(self.net.run(call, tried=tried)) for call in calls], wanted)
         return min(1e6, sum(errors) / max(1, len(errors))) / max(middle.loss, 1e-9)
 
@@ -114,8 +155,11 @@ class Sensitivity:
         for group in self.memory_groups(list(layers)):
             moments = self.dense_moments(group)
             for name in group:
-                several = [whitened(one, moments.get(name)) for one in (layers[name], *layers[name].others)]
-                found[name] = replace(several[0], others=tuple(several[1:]))
+                sums = moments.pop(name, None)
+                xx = None if sums is None else _damped(sums)
+                several = (layers[name], *layers[name].others)
+                first, *others = (whitened(one, None if xx is None else kronecker(one.dense, xx)) for one in several)
+                found[name] = replace(first, others=tuple(others))
         return found
 
     def few(self, layers: int) -> Sequence[Feeds]:
@@ -133,32 +177,39 @@ class Sensitivity:
         return grouped({name: _bytes(self.net.sites[name]) for name in names}, MEMORY)
 
     def dense_moments(self, names: Sequence[str]) -> dict[str, FitMoments]:
-        """Sums of layers' inputs and outputs in the dense file; kept where all layers' fit into memory."""
+        """Sums of layers' inputs and outputs in the dense file."""
         names = [name for name in names if self.is_measurable(name)]
-        wanted = [name for name in names if name not in self._moments]
-        rows, found = dense_rows(self.net, wanted, self.fit.calls) if wanted else (Rows(), {})
+        rows, found = dense_rows(self.net, names, self.fit.calls) if names else (Rows(), {})
         self.rows |= rows
+        return found
+
+    def problems(self, layers: Mapping[str, LayerPlan]) -> dict[str, Problem]:
+        """The layers' problems in the dense file, of those that have one; what is not kept is made."""
+        found = {name: self._problems.get((name, one.method, one.modes)) for name, one in layers.items()}
+        moments = self.dense_moments([name for name, one in found.items() if one is None])
+        for name in list(moments):
+            (found[name],) = self._problems_of(name, [layers[name]], moments.pop(name))
+        return {name: one for name, one in found.items() if one is not None}
+
+    def _problems_of(
+        self, name: str, layers: Sequence[LayerPlan], moments: FitMoments | None
+    ) -> Sequence[Problem | None]:
+        """A layer's problem for each method, from its sums in the dense file; kept where all layers' fit in."""
+        if moments is None or not all(map(fittable, layers)):
+            return [None] * len(layers)
+        try:
+            found = problems_of(layers, self.net.sites[name].layer.weight, moments)
+        except HodecError as error:
+            raise error.prefixed(f"{name}: ") from error
         if sum(map(_bytes, self.net.sites.values())) <= KEPT:
-            self._moments |= found
-        return {name: self._moments.get(name) or found[name] for name in names}
+            ways = [(name, one.method, one.modes) for one in layers]
+            self._problems |= {way: one.kept() for way, one in zip(ways, found, strict=True)}
+        return found
 
-    @torch.no_grad()
-    def projected(self, name: str, layer: LayerPlan, moments: FitMoments, *, dense: bool) -> Replacement:
-        """A layer fitted as ``fit_layer`` does without a solver; what does not depend on ranks is computed once.
-
-        Args:
-            dense: whether the moments are those of the dense file, so that they stay the same.
-        """
-        weight, key = self.net.sites[name].layer.weight, (name, layer.method, layer.modes)
-        found = self._problems.get(key) if dense else None
-        if found is None:
-            covariance = kronecker(layer, _damped(moments))
-            found = covariance, covariance.apply(target_weight(weight, moments))
-            if dense and sum(map(_bytes, self.net.sites.values())) <= KEPT:
-                self._problems[key] = found
-        covariance, wanted = found
-        near = covariance.undo(layer.format.project(wanted, layer.ranks, layer.modes))
-        return replacement(as_fit(near, moments))
+    def forget(self) -> None:
+        """Free what is kept for quick fits."""
+        self._problems.clear()
+        give_back()
 
     def is_measurable(self, name: str) -> bool:
         """Whether rows of the layer's input can be had."""
@@ -190,18 +241,16 @@ def _bytes(site: GraphSite) -> int:
     return 8 * inputs * (inputs + out)
 
 
-def whitened(layer: LayerContext, moments: FitMoments | None) -> LayerContext:
+def whitened(layer: LayerContext, covariance: InputCovariance | None) -> LayerContext:
     """The layer with a weight whose distances are those of its outputs."""
-    dense = layer.dense
-    if moments is None or not fittable(dense) or not dense.format.mixable(dense.shape, dense.modes):
+    if covariance is None or not fittable(layer.dense) or not covariance.roots:
         return layer
-    covariance = kronecker(dense, _damped(moments))
     weight = covariance.apply(layer.site.weight).to(layer.site.weight.dtype)
     return replace(layer, site=replace(layer.site, weight=weight))
 
 
 def _damped(moments: FitMoments) -> Tensor:
-    covariance = moments.centred()[0]
+    covariance = moments.covariance()
     covariance.diagonal().add_(DAMPING * max(float(covariance.diagonal().mean()), 1e-30))
     return covariance
 
@@ -214,15 +263,17 @@ def _middle(options: LayerOptions) -> RankOption | None:
 
 
 @torch.no_grad()
-def truncated(layer: LayerPlan, weight: Tensor, moments: FitMoments | None) -> Replacement:
-    """The nearest weight of the planned ranks, by its outputs where there are sums of its inputs."""
-    if moments is None or not layer.format.mixable(layer.shape, layer.modes):
+@torch.no_grad()
+def problems_of(layers: Sequence[LayerPlan], weight: Tensor, moments: FitMoments) -> list[Problem]:
+    """The problem of a layer for each of several methods."""
+    best, xx, means = target_weight(weight, moments), _damped(moments), moments.means()
+    covariances = [kronecker(one, xx) for one in layers]
+    return [Problem(one, one.apply(best), means) for one in covariances]
+
+
+@torch.no_grad()
+def truncated(layer: LayerPlan, weight: Tensor, problem: Problem | None = None) -> Replacement:
+    """The nearest weight of the planned ranks, by its outputs where its problem is known."""
+    if problem is None or not problem.covariance.roots:
         return Replacement(layer.format.project(weight, layer.ranks, layer.modes), torch.zeros(layer.shape[0]))
-    covariance = kronecker(layer, _damped(moments))
-    nearest = layer.format.project(covariance.apply(weight), layer.ranks, layer.modes)
-    return replacement(as_fit(covariance.undo(nearest), moments))
-
-
-def replacement(fit: Fit) -> Replacement:
-    """A fit as what a layer is tried with."""
-    return Replacement(fit.weight.float(), fit.bias)
+    return problem.truncated(layer, weight)

@@ -85,6 +85,21 @@ def test_moments_are_those_of_the_data(generator):
     assert single.xx.dtype == torch.float64
 
 
+def test_moments_of_wide_patches_are_those_of_the_data(generator):
+    """Products are summed in blocks, the lower half of them."""
+    x, y = (torch.randn(40, n, generator=generator, dtype=torch.float64) for n in (600, 3))
+    moments = FitMoments((3, 600))
+    for some, wanted in ((x[:30], y[:30]), (x[30:], y[30:])):
+        moments.add(some, wanted)
+    found = moments.covariance()
+    assert_close(found, torch.cov(x.mT, correction=0), rtol=1e-9, atol=1e-9)
+    single = FitMoments((3, 600))
+    single.add(x.float(), y.float())
+    rows, mean = x.float(), x.float().sum(0).double() / 40
+    whole = (rows.mT @ rows).double() / 40 - torch.outer(mean, mean)
+    assert_close(single.covariance(), whole, rtol=1e-6, atol=1e-6)
+
+
 def test_rows_that_do_not_fit_are_refused(generator):
     layer = layer_of("svd")
     _, x, y = data(layer, generator)

@@ -116,6 +116,17 @@ def test_roots_act_on_their_own_axes_only(generator):
     assert_close(covariance.to("cpu").apply(weight), covariance.apply(weight), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("side", [6, 60])  # narrow and wide: products are in another order
+def test_a_triangular_root_needs_no_inverse(generator, side):
+    weight = torch.randn(5, side, side, generator=generator, dtype=torch.float64)
+    root = torch.linalg.cholesky(weight[0] @ weight[0].mT + torch.eye(side, dtype=torch.float64))
+    for axes in ((0,), (1,)):
+        solved = InputCovariance((side, side), (AxisRoot(axes, root),))
+        assert_close(solved.undo(solved.apply(weight)), weight)
+        assert_close(solved.inverted().undo(weight), solved.undo(weight))
+        assert_close(solved.to("cpu").undo(weight), solved.undo(weight), rtol=0, atol=0)
+
+
 @every_case
 def test_the_result_has_the_planned_ranks(method: str, layer_type: str, d: int, generator):
     """So that decomposing it loses nothing."""

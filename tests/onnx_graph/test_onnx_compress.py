@@ -45,9 +45,9 @@ def low_rank(out, *size, seed=0, rank=3):
     return np.tensordot(first, second, 1).astype(np.float32) + 0.01 * numbers(out, *size, seed=seed + 90)
 
 
-def low_rank_net(path):
-    conv_net(path)
-    model = onnx.load(path)
+def net_of_low_rank(path):
+    """``conv_net`` whose convolutions have weights near low rank."""
+    model = onnx.load(conv_net(path))
     better = {"w1": low_rank(16, 8, 3, 3), "w2": low_rank(16, 16, 3, 3, seed=2)}
     for tensor in model.graph.initializer:
         if tensor.name in better:
@@ -58,7 +58,7 @@ def low_rank_net(path):
 
 @pytest.fixture
 def source(tmp_path):
-    return low_rank_net(tmp_path / "in.onnx")
+    return net_of_low_rank(tmp_path / "in.onnx")
 
 
 MACS = {"target": "macs", "seconds": 0.1}  # of so small a file every layer is fastest dense
@@ -69,7 +69,7 @@ DATA = {"x": smooth(48, 8, 10, 12)}
 def compressed(tmp_path_factory):
     """A file, the one that a search within a loss of 0.2 wrote, and what it said; for tests that only look at them."""
     folder = tmp_path_factory.mktemp("compressed")
-    source, out = low_rank_net(folder / "in.onnx"), folder / "out.onnx"
+    source, out = net_of_low_rank(folder / "in.onnx"), folder / "out.onnx"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HODEC_CACHE", str(folder / "cache"))
         return source, out, compress_file(source, out, data=DATA, loss="error", max_drop=0.2, **MACS)
@@ -347,7 +347,7 @@ def test_quick_fits_are_those_of_fit_layer(source, tmp_path, method):
     moments = found.tables.dense_moments(["first"])["first"]
     wanted = fit_layer(plan["first"], found.sites["first"].layer.weight, moments, solver="none")
     for _ in range(2):  # the second time from what was kept
-        quick = found.tables.projected("first", plan["first"], moments, dense=True)
+        quick = found.tables.problems({"first": plan["first"]})["first"].fitted(plan["first"])
         torch.testing.assert_close(quick.weight, wanted.weight.float(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(quick.shift, wanted.bias, rtol=1e-6, atol=1e-6)
 

@@ -72,6 +72,56 @@ def test_a_judge_accepts_what_is_allowed_and_no_number_that_is_none():
     assert not judge.accepts(float("nan"))
 
 
+def outputs_of(rng, n, wrong):
+    """Top-1 scores of n calls, and the same with every ``wrong``-th class another."""
+    dense = rng.standard_normal((n, 1, 4)).astype(np.float32)
+    worse = dense.copy()
+    worse[::wrong] = -dense[::wrong]
+    return dense, worse
+
+
+@pytest.mark.parametrize("settings", [
+    {"loss": "top1"}, {"loss": "error", "max_drop": "60%"}, {"loss": "tokens"},
+    {"labels": np.arange(20) % 4}, {"evaluate": lambda run: 1.0},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("wrong", [1, 3, 20])
+def test_a_file_that_has_lost_stops_early_and_no_other(settings, wrong):
+    """What is accepted is judged as by a run on all calls, to the last bit."""
+    dense, worse = outputs_of(np.random.default_rng(0), 20, wrong)
+    if settings.get("loss") == "tokens":
+        dense, worse = dense[:, None], worse[:, None]
+    labels = settings.get("labels")
+    data = load_samples({"k": np.arange(20.0)}, [InputSpec("k", np.dtype("float32"), (1,))], labels=labels)
+    runs = []
+
+    def file_of(outputs):
+        return lambda feeds: runs.append(1) or [outputs[int(feeds["k"][0])]]
+
+    for allowed in (0.0, 0.04, 0.3, 0.9):
+        asked = {key: one for key, one in settings.items() if key != "labels"}
+        judge = judge_of(file_of(dense), data, ["y"], **{**asked, "max_drop": allowed})
+        whole = judge.loss(file_of(worse))
+        runs.clear()
+        found = judge.trial_loss(file_of(worse))
+        assert judge.accepts(found.score) == judge.accepts(whole.score)
+        assert judge.is_sure(found) == judge.is_sure(whole)
+        assert found.score >= whole.score
+        if found.is_whole:
+            assert found == whole
+        else:
+            assert len(runs) in (5, 10, 15)
+            assert not judge.is_sure(found)
+
+
+def test_a_file_that_loses_all_runs_a_quarter_of_the_calls():
+    dense, worse = outputs_of(np.random.default_rng(0), 8, 1)
+    judge = judge_of(lambda feeds: [dense[0]], held(), ["y"], loss="top1", max_drop=0.2)
+    runs = []
+    found = judge.trial_loss(lambda feeds: runs.append(1) or [worse[0]])
+    assert len(runs) == 2
+    assert (found.score, found.is_whole) == (0.75, False)
+
+
 def test_probabilities_count_by_their_logarithms():
     sure = np.array([[0.999, 0.001]])
     assert softened([sure])[0].max() < 0
