@@ -25,7 +25,7 @@ from hodec.models import build_model
 ELSEWHERE = ("local_jobs", "ray_jobs", "slurm_jobs", "trainer.devices=")
 SMALL = {
     "pretrain_epochs": "0", "dense_epochs": "1", "retrain_epochs": "1", "bn_batches": "1", "trainer.threads": "1",
-    "trainer.accelerator": "cpu", "data.batch_size": "4",
+    "trainer.accelerator": "cpu", "data.batch_size": "4", "optimizer.lr": "1e-3", "optimizer.retrain_lr": "1e-3",
 }  # fmt: skip
 FAKE = {"data": "fake", "data.fake_size": "24", "data.image_size": "16", "data.val_fraction": "0.25"}
 PNG = {"data.image_size": "64", "data.val_fraction": "0.25", "data.num_workers": "0", "data.eval_batch_size": "4"}
