@@ -58,11 +58,18 @@ class Loggers:
 
     def __init__(self, loggers: Sequence[RunLogger] = ()) -> None:
         self.loggers = loggers
+        self.began = False
 
     def log(self, row: Mapping[str, object], step: int) -> None:
         """Hand the numbers of a nested row to all loggers."""
-        numbers = flat(row)
+        self.began, numbers = True, flat(row)
         self._each("did not take a row", lambda logger: logger.log_metrics(numbers, step))
+
+    def log_again(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Hand wandb the rows of earlier starts: those that its service held when it was killed are lost to it."""
+        again = Loggers([logger for logger in self.loggers if isinstance(logger, WandbLogger)])
+        for step, row in enumerate(rows):
+            again.log({key: value for key, value in row.items() if key != "epoch"}, step)
 
     def log_results(self, metrics: JsonObject) -> None:
         """Hand what ``metrics.json`` holds to the loggers that show results."""
@@ -167,7 +174,8 @@ class WandbLogger:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         if self.run is not None:
-            self.run.log({**metrics, "epoch_of_run": step}, step=step)
+            # commit: wandb keeps a row that has a step until the next one, and a run that is killed would lose it
+            self.run.log({**metrics, "epoch_of_run": step}, step=step, commit=True)
 
     def log_results(self, metrics: JsonObject) -> None:
         """Put every leaf of ``metrics.json`` into the summary, by which the runs of a project are sorted."""

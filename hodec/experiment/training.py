@@ -115,6 +115,8 @@ class RecordEpochs(Callback):
         except OSError as error:
             # A full disk is no reason to lose the training, which is worth more than its curves.
             log.warning("a row of the curves could not be written (%s); training goes on", error)
+        if not self.run.loggers.began:
+            self.run.loggers.log_again(self.run.folder.rows()[: epochs[epoch]])
         self.run.loggers.log({key: value for key, value in row.items() if key != "epoch"}, epochs[epoch])
         log.info("%s", epoch_line(row, len(epochs)))
 

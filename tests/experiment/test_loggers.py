@@ -103,7 +103,7 @@ def test_tensorboard_writes_events(tmp_path):
 class FakeRun:
     def __init__(self, mode, log=None):
         self.mode, self.dir, self.rows, self.ended, self.axes = mode, "/somewhere/run/files", [], None, {}
-        self.log = log or (lambda row, step: self.rows.append((step, row)))
+        self.log = log or (lambda row, step, commit: self.rows.append((step, row)))
 
     def define_metric(self, name, **options):
         self.axes[name] = options
