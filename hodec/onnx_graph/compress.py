@@ -149,12 +149,8 @@ def compress_file(  # noqa: PLR0913
     if report is not None:
         check_place(Path(report), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
-    search.target, search.tables.progress = target, progress
-    search.settings, search.limits, search.scores_all = (
-        options or PlanSettings(),
-        limits or Limits(),
-        report is not None,
-    )
+    search.target, search.tables.progress, search.scores_all = target, progress, report is not None
+    search.settings, search.limits = options or PlanSettings(), limits or Limits()
     if target == "size" and search.limits.round_to is None:
         search.limits = replace(search.limits, round_to=SMALL_BLOCK)
     write = partial(write_int8 if int8 else write_trial, search=search, held=held, out=Path(out), seconds=seconds)
