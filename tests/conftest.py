@@ -18,6 +18,8 @@ WARNINGS_FAIL = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: an address in a name differs in each process; give ids=[...]")
         if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in WARNINGS_FAIL:
             # put first, so that a test's own filterwarnings marks win
             item.add_marker(pytest.mark.filterwarnings("error"), append=False)

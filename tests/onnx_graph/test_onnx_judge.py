@@ -83,7 +83,7 @@ def outputs_of(rng, n, wrong):
 @pytest.mark.parametrize("settings", [
     {"loss": "top1"}, {"loss": "error", "max_drop": "60%"}, {"loss": "tokens"},
     {"labels": np.arange(20) % 4}, {"evaluate": lambda run: 1.0},
-], ids=str)  # fmt: skip
+], ids=["top1", "error", "tokens", "labels", "evaluate"])  # fmt: skip
 @pytest.mark.parametrize("wrong", [1, 3, 20])
 def test_a_file_that_has_lost_stops_early_and_no_other(settings, wrong):
     """What is accepted is judged as by a run on all calls, to the last bit."""
