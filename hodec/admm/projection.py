@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 
 class RankLearner(Protocol):
-    """What changes the ranks while training; see ``hodec.ranks.Learned.learner``."""
+    """What changes the ranks while training; such as the rule ``hodec.ranks.Learned``."""
 
     def update(self, plan: Plan, weights: Mapping[str, Tensor], rho: Mapping[str, float]) -> Plan:
         """The plan with the ranks that the next Z should have."""

@@ -18,7 +18,7 @@ except ImportError as error:
 from hodec.admm.core import Admm
 from hodec.admm.options import AdmmSettings, mode_options
 from hodec.admm.penalty import penalty_of
-from hodec.admm.projection import RankLearner
+from hodec.admm.projection import Projection, RankLearner
 from hodec.admm.stopping import Status
 from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import CheckpointError, TrainingError
@@ -68,6 +68,7 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     ) -> None:
         options = mode_options(**settings)  # this and the next refuse now, not when training begins
         penalty_of(options, list(plan))
+        Projection(plan, learner, covariances)
         self.evaluate, self.stop_when_converged, self.resume = evaluate, stop_when_converged, resume
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None

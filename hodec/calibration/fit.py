@@ -141,9 +141,8 @@ def _damped(moments: FitMoments, damping: float) -> tuple[Tensor, Tensor, float]
     if int(failed):  # few rows of one strong direction: float32 does not tell the damping from rounding
         near = xx
         root, failed = torch.linalg.cholesky_ex(near)
-    while int(
-        failed
-    ):  # the rounding of a mean much larger than what varies about it: no more than is added is told apart
+    # the rounding of a mean much larger than what varies about it: no more than is added is told apart
+    while int(failed):
         xx.diagonal().add_(9 * ridge)
         ridge *= 10
         root, failed = torch.linalg.cholesky_ex(near)

@@ -8,7 +8,7 @@ from hodec.cli import Answer, value_of
 from hodec.cli.calibration import add_data_options, calibration_from, inputs_from, progress_bar
 from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
-from hodec.io.atomic import check_place, writing
+from hodec.io.atomic import check_place, write_json, writing
 
 if TYPE_CHECKING:
     from hodec.onnx_graph.decompose import Outcome
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> Answer:
 def _save_plan(plan: "Plan", options: argparse.Namespace) -> None:
     if options.plan_out:
         with writing(Path(options.plan_out), ConfigError, f"the model {options.output} is written"):
-            plan.save(options.plan_out)
+            write_json(Path(options.plan_out), plan.to_dict())
 
 
 def _fitted(options: argparse.Namespace) -> Answer:

@@ -75,10 +75,7 @@ def run(options: argparse.Namespace) -> Answer:
     plan, text, steps = (plan_of_file if options.path else plan_of_net)(options, target)
     if target is None:
         return Answer(text, plan.to_dict())
-    try:
-        plan.save(target)
-    except OSError as error:
-        raise PlanError(f"-o: {target} could not be written: {error.strerror}; name another file") from error
+    plan.save(target)
     return Answer(f"{text}\n{steps}", plan.to_dict())
 
 

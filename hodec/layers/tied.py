@@ -51,7 +51,7 @@ ROWS: Mapping[type[FactorizedLayer], type[FactorizedLayer]] = {SVDLinear: SVDRow
 
 
 def share_factors(layer: FactorizedLayer, source: FactorizedLayer) -> None:
-    """Let ``layer``, of the ``tied_class`` of ``source``, have the factors of ``source``; its bias stays its own."""
+    """Let ``layer``, of the class that is tied to that of ``source``, have its factors; its bias stays its own."""
     for path, factor in source.named_parameters():
         if path != "bias":
             owner, _, leaf = path.rpartition(".")

@@ -47,7 +47,7 @@ def write_int8(
             rows, both, loss = _four(alone, stored, search, held, seconds=seconds)
         except ConvertError as error:  # the search was long, and its file is good
             log.warning("%s", error)
-            result = float_file(out)
+            result = float_file(out, judged=False)
             return replace(result, remarks=(*result.remarks, f"in float, as 8 bits cannot be had: {error}"))
         lines, row = tuple(map(str, rows)), rows[-1]
         sure = both.reached and search.judge.is_sure(loss)
@@ -58,8 +58,9 @@ def write_int8(
             chance = search.judge.chance(loss)
             kept = replace(result, output=str(out), score=loss.score, chance=chance, bytes_after=row.bytes)
             return replace(kept, bench=_bench(row), rows=lines, remarks=(*result.remarks, said))
+    # judged once: measured again, a file near the dense one's speed may come out the slower one
     why = f"make it no {how}" if sure else "lose more than is allowed"
-    result = float_file(out)
+    result = float_file(out, judged=False)
     return replace(result, rows=lines, remarks=(*result.remarks, f"in float, as 8 bits {why}"))
 
 
@@ -73,7 +74,7 @@ def _four(
     if stored != FLOAT32:
         _shorten(both.path)  # layers that went back to float
     files = {DENSE: source, DENSE_INT8: dense.path, DECOMPOSED: alone, BOTH: both.path}
-    rows = four_rows(files, judge.score, seconds=seconds)
+    rows = four_rows(files, judge.score, seconds=seconds, values=search.facts.feeds)
     return rows, both, judge.loss(runner(open_session(both.path, threads=search.net.threads)))
 
 

@@ -26,7 +26,6 @@ from hodec.onnx_graph.chance import Feeds, Run, Score
 from hodec.onnx_graph.cost import COUNTS
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.session import run_session
-from hodec.onnx_graph.sizes import Size
 from hodec.onnx_graph.writing import MAX_BYTES, check_target
 
 log = logging.getLogger(__name__)
@@ -350,7 +349,6 @@ def four_rows(
     *,
     seconds: float = 10.0,
     threads: int = 1,
-    shapes: Mapping[str, Size] | None = None,
     values: Mapping[str, ArrayLike] | None = None,
 ) -> list[FileRow]:
     """The table: score, bytes and latency ratio of each file beside the first.
@@ -358,14 +356,14 @@ def four_rows(
     Args:
         files: what stands in the line -> file; the dense one first.
         seconds: how long to measure each pair.
-        shapes, values: of the inputs, see ``bench_files``.
+        values: of the inputs, see ``bench_files``.
 
     Raises:
         ConvertError: a file that does not run.
     """
     rows: list[FileRow] = []
     first = next(iter(files.values()))
-    measured = partial(bench_files, seconds=seconds, threads=threads, shapes=shapes, values=values)
+    measured = partial(bench_files, seconds=seconds, threads=threads, values=values)
     for what, path in files.items():
         try:
             opened = open_session(path, threads=threads)

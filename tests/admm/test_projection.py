@@ -243,6 +243,15 @@ def test_metrics_of_other_layers_are_refused(measured):
         AdmmCallback(plan.without("conv2", "by hand"), covariances=covariances)
 
 
+def test_metrics_of_other_layers_are_refused_before_a_trainer_of_transformers_loads_anything(measured):
+    pytest.importorskip("transformers", reason="pip install transformers")
+    from hodec import AdmmTrainerCallback
+
+    _, plan, covariances = measured
+    with pytest.raises(PlanError, match="a covariance for conv2, which is not in the plan"):
+        AdmmTrainerCallback(plan.without("conv2", "by hand"), covariances=covariances)
+
+
 def test_metrics_and_iteration_are_refused(cp):
     net, plan = cp
     with pytest.raises(PlanError, match=r"0: cp is found by iteration.*or no calibration data"):

@@ -139,7 +139,7 @@ def test_a_plan_that_cannot_be_written_says_that_the_model_is(capsys, tmp_path, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hodec.plan.plan.Plan.save", full)
+    monkeypatch.setattr("hodec.cli.decompose.write_json", full)
     out = tmp_path / "out.onnx"
     argv = ("-o", out, "--method", "tucker", "--ranks", "4", "--plan-out", tmp_path / "plan.json")
     code, _, err = call(capsys, "decompose", source, *argv)

@@ -224,7 +224,9 @@ def test_a_place_that_is_no_file_or_cannot_be_written(capsys, tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hodec.plan.plan.Plan.save", full)
+    monkeypatch.setattr("hodec.plan.plan.write_json", full)
     code, _, err = call(capsys, *SMALL, "--ranks", "3", "-o", "plan.json")
     assert code == 2
-    assert err.endswith("-o: plan.json could not be written: No space left on device; name another file\n")
+    assert err.endswith(
+        "plan.json could not be written: there is no space left; make room there or give another path\n"
+    )

@@ -279,6 +279,19 @@ def test_int8_stands_on_top_within_the_same_loss(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
 
 
+def test_the_four_files_are_measured_on_inputs_of_the_size_of_the_data(source, tmp_path):
+    """A size of its own choice, 224, would not run: the file takes its input apart into images of 8 x 10 x 12."""
+    model = onnx.load(source)
+    for axis, name in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], "HW", strict=True):
+        axis.dim_param = name
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 8, 10, 12]), "size"))
+    model.graph.node[0].input[0] = "images"
+    model.graph.node.insert(0, node("Reshape", "x size", "images", name="apart"))
+    onnx.save(model, source)
+    result = compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", max_drop=0.2, int8=True, **MACS)
+    assert len(result.rows) == 4
+
+
 def test_a_file_that_cannot_be_quantized_is_written_in_float(source, tmp_path, monkeypatch):
     """As one of basic-pitch 0.4.0, of which onnxruntime's quantizer makes a file that onnxruntime refuses."""
 
