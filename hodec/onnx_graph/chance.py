@@ -15,12 +15,14 @@ other may be of one recording.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from hodec.export.runtime import Array
+from hodec.onnx_graph.answers import Answers
 
 Feeds = Mapping[str, Array]
 Run = Callable[[Feeds], Sequence[Array]]
@@ -32,8 +34,6 @@ Score = Callable[[Run], float]
 CONFIDENCE = 0.95
 # Parts: each costs one more computation of the score; t(0.95) is 1.75 with 16 of them and 1.64 with any number.
 PARTS = 16
-# Bytes of outputs of one file that are kept; where there are more, there is no bound.
-MEMORY = 2**29
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Record:
         rows: samples of each call, along the first axis of all that goes in and comes out; 1 where these differ.
     """
 
-    outputs: list[list[Array]]
+    outputs: Answers
     rows: list[int]
 
 
@@ -71,20 +71,19 @@ class Loss:
 
 
 def recorded(score: Score, run: Run) -> tuple[float, Record | None]:
-    """A file's score and what it answered on the way; None where that is too much to keep."""
-    outputs, rows, room = list[list[Array]](), list[int](), MEMORY
+    """A file's score and what it answered on the way; None where that is nothing, or the disk is full."""
+    outputs, rows, calls = Answers(), list[int](), 0
 
     def watched(feeds: Feeds) -> list[Array]:
-        nonlocal room
-        found = [np.asarray(one) for one in run(feeds)]
-        room -= sum(one.nbytes for one in found)
-        if room >= 0:
+        nonlocal calls
+        found, calls = [np.asarray(one) for one in run(feeds)], calls + 1
+        with suppress(OSError):
             outputs.append(found)
             rows.append(_rows([*feeds.values(), *found]))
         return found
 
     number = score(watched)
-    return number, Record(outputs, rows) if room >= 0 and outputs else None
+    return number, Record(outputs, rows) if calls == len(rows) > 0 else None
 
 
 def _rows(arrays: Sequence[Array]) -> int:
@@ -123,9 +122,7 @@ def _shared(found: Sequence[Array], wanted: Sequence[Array], rows: int) -> int:
     return rows if same else 1
 
 
-def _mixed(
-    found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]], rows: Sequence[int], part: Array
-) -> Run:
+def _mixed(found: Answers, wanted: Answers, rows: Sequence[int], part: Array) -> Run:
     """A run that answers as the one file did, and on a part of the samples as the other."""
     ends = np.cumsum([0, *rows])
     first, last = int(part[0]), int(part[-1]) + 1
@@ -134,10 +131,8 @@ def _mixed(
     def run(feeds: Feeds) -> Sequence[Array]:
         k = next(calls)
         low, high = max(first, ends[k]) - ends[k], min(last, ends[k + 1]) - ends[k]
-        if high <= low:
-            return found[k]
-        if high - low == rows[k]:
-            return wanted[k]
+        if high <= low or high - low == rows[k]:
+            return (found if high <= low else wanted)[k]
         return [np.concatenate([a[:low], b[low:high], a[high:]]) for a, b in zip(found[k], wanted[k], strict=True)]
 
     return run

@@ -101,7 +101,10 @@ class Judge:
         if not self.accepts(loss.score):
             return ()
         if loss.most is None:
-            return ("what other inputs lose cannot be told: the score is not made of samples in a fixed order",)
+            return (
+                "what other inputs lose cannot be told: the score does not call the model in a fixed order, or there "
+                "is no room on the disk for the answers",
+            )
         if not loss.is_even:
             lost, most, allowed = (self._size(one) for one in (loss.lost, loss.most, self.allowed))
             return (f"loss: {lost} on {many}, at most {most} on inputs like them ({sure}); {allowed} may be lost",)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from hodec.errors import ConfigError
-from hodec.onnx_graph import chance
+from hodec.onnx_graph import answers, chance
 from hodec.onnx_graph.chance import differing, loss_of, needed, recorded
 from hodec.onnx_graph.judge import Judge, judge_of
 
@@ -126,8 +126,38 @@ def test_answers_in_another_number_are_no_pairs():
     assert found.most is None
 
 
-def test_answers_too_large_to_keep_are_no_pairs(monkeypatch):
-    monkeypatch.setattr(chance, "MEMORY", 8)
+def test_answers_too_large_for_memory_are_kept_on_the_disk(monkeypatch):
+    rng = np.random.default_rng(0)
+    dense, other = rng.random(40), rng.random(40)
+    wanted = loss(dense, other, allowed=1.0)
+    monkeypatch.setattr(answers, "MEMORY", 8 * 20)
+    assert loss(dense, other, allowed=1.0) == wanted
+    assert wanted.most is not None
+
+
+@pytest.mark.parametrize("memory", [0, 2**20])
+def test_answers_come_back_as_they_were(monkeypatch, memory):
+    monkeypatch.setattr(answers, "MEMORY", memory)
+    kept = answers.Answers()
+    given = [
+        [np.arange(6, dtype=np.float16).reshape(2, 3), np.array(3)],
+        [np.zeros((0, 4), np.float32), np.array(["a", None], object)],
+        [np.arange(12.0).reshape(3, 4).T],
+    ]
+    for each in given:
+        kept.append(each)
+    kept[0][0][:] = -1  # a score may work in what it is given
+    for found, wanted in zip(kept, given, strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def test_answers_without_room_are_no_pairs(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(answers.Answers, "append", full)
     assert loss(np.ones(4), np.ones(4)).most is None
 
 
