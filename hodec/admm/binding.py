@@ -49,7 +49,7 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
     else:
         names = {_plain(name) for name, _ in module.named_modules(remove_duplicate=False)}
         prefixes = ["", *sorted(f"{name}." for name in names if name)]
-    paths = {layer.parameter(name): layer.stored_shape for name, layer in plan.items()}
+    paths = {_plain(layer.parameter(name)): layer.stored_shape for name, layer in plan.items()}
     fits = [p for p in prefixes if all(shapes.get(p + path) == shape for path, shape in paths.items())]
     # One net under two names (self.features = self.net.features) is one place: the first name counts.
     different = {tuple(id(parameters[p + path]) for path in paths): p for p in reversed(fits)}
@@ -72,7 +72,7 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
 def planned_weights(module: nn.Module, plan: Mapping[str, LayerPlan], root: str) -> dict[str, Parameter]:
     """Layer name -> its weight in ``module``."""
     parameters = _parameters(module)
-    return {name: parameters[root + layer.parameter(name)] for name, layer in plan.items()}
+    return {name: parameters[root + _plain(layer.parameter(name))] for name, layer in plan.items()}
 
 
 def _parameters(module: nn.Module) -> dict[str, Parameter]:

@@ -1,6 +1,7 @@
 """Admm: ADMM for any training loop, and what comes of it: reports, the plan, the factorized net, its state."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -91,16 +92,19 @@ class Admm(AdmmLoop):
         """Update Z and U where that is due in epochs; returns ``report(evaluate)``.
 
         Raises:
-            TrainingError: no optimizer step since the last call, or a weight that is NaN or Inf.
+            TrainingError: ``after_step`` was not called since the last time, or a weight is NaN or Inf.
         """
         if self.steps == self.epoch_began and self.weights:
-            raise TrainingError("an epoch ends without a step: call before_step and after_step around optimizer.step()")
+            if not self._told:
+                text = "an epoch ends without a step: call before_step and after_step around optimizer.step()"
+                raise TrainingError(text)
+            self._warn("skipped", "no step of an epoch changed a planned layer: a loss scaler skipped all of them")
         if self.states:
             self.update_at_epoch_end()
         self.count_epoch()
         self.start()  # where no step was taken yet
         report = self.report(evaluate)
-        self.epoch += 1
+        self.epoch, self._told = self.epoch + 1, False
         return report
 
     # -- results -------------------------------------------------------------------------------------------------
@@ -121,9 +125,9 @@ class Admm(AdmmLoop):
         if not self.states:
             return {}
         full = self._full()
-        if not self.primal:
-            found = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in full.items()}
-            self.residuals = self.division.residuals(found)
+        if new := {n: w for n, w in full.items() if not self.primal or n not in self.residuals}:
+            found = {n: updates.measure(w, self.states[n], self.states[n].z) for n, w in new.items()}
+            self.residuals = self.residuals | self.division.residuals(found)
         overall, pulls = updates.total(self.residuals), self._pulls()
         rho = sum(s.rho for s in self.states.values()) / len(self.states)
         report = {
@@ -217,13 +221,16 @@ class Admm(AdmmLoop):
             "verdict": self.status.value,
             "steps_per_epoch": self.steps_per_epoch,
             "pulling": self._pull.state_dict() | {"rates": self._chosen_at[1], "clipped": self._clipped},
+            "rest": {name: self._store(name, rest, whole) for name, rest in self._pull.rest.items()},
             **{key: getattr(self, key) for key in PLAIN},
         }
 
     def _stored(self, name: str, state: AdmmState, whole: bool) -> State:
         """Z, U and rho of a layer; of a divided one as DTensors, of which each process writes its part, or whole."""
-        store = self.division.gathered if whole else self.division.wrapped
-        return {"z": store(name, state.z), "u": store(name, state.u), "rho": state.rho}
+        return {"z": self._store(name, state.z, whole), "u": self._store(name, state.u, whole), "rho": state.rho}
+
+    def _store(self, name: str, tensor: Tensor, whole: bool) -> Any:
+        return (self.division.gathered if whole else self.division.wrapped)(name, tensor)
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state; its tensors are moved to the devices of the weights.
@@ -255,3 +262,5 @@ class Admm(AdmmLoop):
         self._pull.release()
         self._bind(self.weights)
         self._pull.load_state_dict(pulling)
+        rest = state.get("rest", {})
+        self._pull.rest = {n: self.division.taken(n, rest[n], w) for n, w in self.weights.items() if n in rest}

@@ -66,6 +66,7 @@ class AdmmLoop:
         self._targets: dict[str, Tensor] = {}  # Z - U
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
+        self._told = False  # whether after_step was called in this epoch
         self._warned: set[str] = set()
         self._bind()
 
@@ -178,7 +179,7 @@ class AdmmLoop:
         Raises:
             TrainingError: a weight is NaN or Inf when an update is due.
         """
-        steps = self._pull.counted()
+        steps, self._told = self._pull.counted(), True
         self.steps += steps
         if not (steps and self.states):
             return
@@ -299,7 +300,7 @@ class AdmmLoop:
         for name, state in self.states.items():
             size = self._pull.size(name, steps)
             mine = residuals.get(name) if residuals else None
-            rho = self.penalty.rho(Moment(name, self.epoch, size, state.rho, mine))
+            rho = self.penalty.rho(Moment(name, self.epoch, size, state.rho, mine, first=not self.primal))
             self.states[name] = updates.with_rho(state, rho, follows_rate=follows)
             pulls.append(size.pull(rho))
         self._chosen_at = (self.epoch, rates)

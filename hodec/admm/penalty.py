@@ -55,6 +55,7 @@ class Moment:
         epoch: number of the epoch, from 0.
         current: its rho so far; 0 where it has none yet.
         residuals: those of the Z-update just done, None at any other moment.
+        first: whether no Z-update has been done yet.
     """
 
     layer: str
@@ -62,6 +63,7 @@ class Moment:
     size: StepSize
     current: float = 0.0
     residuals: Residuals | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,15 @@ def auto(pull: float) -> Penalty:
 
 
 def balanced(pull: float, ratio: float = 10.0, factor: float = 2.0) -> Penalty:
-    """Start from the pull, then multiply or divide rho by ``factor`` where relative residuals differ by ``ratio``.
+    """Follow the pull up to the first Z-update, then change rho where the relative residuals are apart.
 
-    Source: Boyd et al., section 3.4.1 (mu = 10, tau = 2), with relative residuals as in Wohlberg, arXiv 1704.06209,
-    2017.
+    It is multiplied or divided by ``factor`` where they differ by ``ratio``. Source: Boyd et al., section 3.4.1 (mu =
+    10, tau = 2), with relative residuals as in Wohlberg, arXiv 1704.06209, 2017.
     """
 
     def rho(now: Moment) -> float:
-        if not now.current:
-            return now.size.rho(pull)
+        if now.first or not now.current:  # a warm-up begins at a rate whose rho would be far too large later
+            return now.size.rho(pull) or now.current
         if now.residuals is None:
             return now.current
         if now.residuals.primal > ratio * now.residuals.dual:

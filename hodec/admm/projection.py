@@ -135,7 +135,8 @@ class Projection:
         z = project_layers(self.plan, plain, self.covariances)
         for name, own in factors.items():
             layer = self.plan[name]
-            dense = layer.format.reconstruct(own, layer.shape, layer.modes).to(tensors[name].dtype)
+            with torch.autocast(tensors[name].device.type, enabled=False):
+                dense = layer.format.reconstruct(own, layer.shape, layer.modes).to(tensors[name].dtype)
             z[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
         return {name: z[name] for name in tensors}, factors
 

@@ -18,6 +18,9 @@ from hodec.admm.updates import full_precision
 # the first steps after a Z-update and then at every eighth, so that looking costs next to nothing.
 SAMPLE, SAMPLED_STEPS = 64, 8
 
+# Types of weights in which small steps are lost in rounding.
+COARSE = (torch.bfloat16, torch.float16)
+
 # Share of the gradients below which they count as clipped.
 CLIPPED = 0.9
 
@@ -48,8 +51,11 @@ class Pull:
         summed: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         self.binding, self._summed = binding, summed
-        self.decoupled = movable and (clipped or not binding.is_sgd)
-        self.known = self.decoupled or binding.is_sgd
+        # In 8 bits of mantissa a weight does not move by less than 1 part in 256 or so: what a step asks for is lost.
+        coarse = any(w.dtype in COARSE for w in binding.weights.values())
+        self.decoupled = movable and (clipped or coarse or not binding.is_sgd)
+        self.known = self.decoupled or (binding.is_sgd and not coarse)
+        self.rest = dict[str, Tensor]()  # layer -> what rounding has kept its weight from being moved, in float32
         self.kept, self.steps, self._uncounted = 1.0, 0, 0
         self._way = dict.fromkeys(binding.weights, 0.0)  # -log of the share of its way that a layer has left
         self._added: dict[str, tuple[float, Tensor]] = {}  # layer -> rho and gradient of the step to come
@@ -96,8 +102,15 @@ class Pull:
         """Move the weights by rho times the learning rate, the share of their way that one step covers."""
         ratios = {name: min(1.0, rates[name] * rho[name]) for name in self.binding.weights}
         weights = [part_of(self.binding.weights[name].data) for name in ratios]
-        torch._foreach_sub_(weights, self._offsets(targets, ratios))
-        for name, ratio in ratios.items():
+        exact = {name: w for name, w in zip(ratios, weights, strict=True) if w.dtype not in COARSE}
+        if exact:
+            torch._foreach_sub_(tuple(exact.values()), self._offsets(targets, {name: ratios[name] for name in exact}))
+        for (name, ratio), w in zip(ratios.items(), weights, strict=True):
+            if name not in exact:
+                wanted = full_precision(w) + self.rest.get(name, 0.0)
+                wanted -= ratio * (wanted - targets[name])
+                w.copy_(wanted)
+                self.rest[name] = wanted - full_precision(w)
             self._way[name] += _way(ratio)
 
     def _offsets(self, targets: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[Tensor]:

@@ -98,7 +98,10 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 "leave them out, or train in a loop of your own with torch.distributed.fsdp.fully_shard and hodec.Admm"
             )
         loader = given["train_dataloader"]
-        batches = len(loader) if hasattr(loader, "__len__") else math.nan
+        try:
+            batches: float = len(loader)
+        except TypeError:  # an IterableDataset: every DataLoader has __len__, and those of such raise
+            batches = math.nan
         steps = None if math.isnan(batches) else math.ceil(batches / args.gradient_accumulation_steps)
         self._admm = self._make(given["model"], optimizer=given["optimizer"], steps_per_epoch=steps)
         if state.global_step:
@@ -108,7 +111,7 @@ class AdmmTrainerCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
                     f"training goes on from step {state.global_step}, but {folder} has no {STATE_FILE}: give "
                     "AdmmTrainerCallback the folder that has one by resume="
                 )
-            self._admm.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
+            self._admm.load_state_dict(torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True))
         self._admm.start()
 
     def on_pre_optimizer_step(self, args: Told, state: Told, control: Told, **given: Told) -> None:

@@ -43,6 +43,8 @@ def _right_and_all(trainer: Trainer, module: Module, batch: object) -> Tensor:
     x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
     with trainer.precision_plugin.forward_context():
         scores = module(x)
+    if not (isinstance(scores, Tensor) and scores.ndim == 2 and scores.shape[1] > 1):
+        raise ValueError(f"its output {tuple(getattr(scores, 'shape', ()))} is no scores (images, classes)")
     right = (scores.argmax(dim=-1) == y).sum().double()
     return torch.stack([right, torch.full_like(right, len(y))])
 

@@ -78,7 +78,7 @@ def convert(
         ('SVDLinear', 882)
     """
     check_on_error(on_error)
-    model = uncompiled(model)
+    model = _without_wrappers(uncompiled(model), plan)
     if any(map(is_divided, model.parameters())):
         raise ConvertError(DIVIDED)
     dense = _dense_layers(model, plan)
@@ -104,6 +104,17 @@ def convert(
             plan = _without(plan, fault.layers, fault.error, on_error)
     keep_plan(compressed, plan)
     return compressed
+
+
+def _without_wrappers(model: nn.Module, plan: Plan) -> nn.Module:
+    """The model; where parts of it were compiled after the plan was made, a copy in which these are as written."""
+    compiled = [name for name, one in model.named_modules() if hasattr(one, "_orig_mod")]
+    if not compiled or any("_orig_mod" in name for name in plan):
+        return model
+    plain = copied(model)
+    for name in reversed(compiled):  # those inside others first
+        plain.set_submodule(name, uncompiled(plain.get_submodule(name)))
+    return plain
 
 
 def check_on_error(on_error: str) -> None:

@@ -1,6 +1,7 @@
 """ADMM in the loops and schedules that people have: the pull is the one asked for, and the one reported is measured."""
 
 import logging
+import math
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 import hodec
 from hodec.admm.core import Admm
 from hodec.admm.updates import AdmmState, with_rho
+from hodec.errors import TrainingError
 
 # -- clipping ------------------------------------------------------------------------------------------------------
 
@@ -207,6 +209,26 @@ def test_a_skipped_step_of_a_loss_scaler_is_none(set_to_none: bool):
         core.after_step()
     assert core.steps == BATCHES - 1
     assert all(pulled)
+
+
+def test_an_epoch_whose_steps_a_loss_scaler_skips_is_said_and_survived(caplog):
+    net = new_net()
+    optimizer, scaler = sgd(net), torch.amp.GradScaler("cpu")
+    core = Admm(net, plan_of(net), optimizer, steps_per_epoch=1)
+    x, y = next(iter(batches()))
+    for scale in (math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(net(x), y) * scale).backward()
+        scaler.unscale_(optimizer)
+        core.before_step()
+        scaler.step(optimizer)
+        scaler.update()
+        core.after_step()
+        core.end_epoch()
+    assert core.steps == 1
+    assert "a loss scaler skipped all of them" in caplog.text
+    with pytest.raises(TrainingError, match="an epoch ends without a step: call before_step and after_step"):
+        core.end_epoch()
 
 
 def test_the_pull_is_added_once_to_gradients_that_still_accumulate():

@@ -1,6 +1,7 @@
 """ADMM with any optimizers and parameter groups, and what is measured of it in modules that people have."""
 
 import logging
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -25,6 +26,7 @@ from torch.testing import assert_close
 
 from hodec.admm.core import Admm
 from hodec.errors import TrainingError
+from hodec.ranks import make_plan
 
 # -- optimizers and parameter groups -------------------------------------------------------------------------------
 
@@ -120,7 +122,62 @@ def test_a_layer_frozen_for_a_while_goes_on_from_its_state():
         assert torch.equal(one.states["conv2"].z, kept.z)
 
 
+def test_of_layers_trained_in_turn_the_residuals_are_never_zero():
+    net = new_net()
+    net.conv1.requires_grad_(False)
+    core = Admm(net, plan_of(net), plain_sgd(net), steps_per_epoch=BATCHES, update_every=2)
+    for epoch in range(3):
+        net.conv1.requires_grad_(epoch == 2)
+        net.conv2.requires_grad_(epoch < 2)
+        net.fc1.requires_grad_(epoch < 2)
+        train(core, net)
+        report = core.end_epoch()
+        assert report["primal_residual"] > 0.01
+    assert core.residuals.keys() == {"conv1"}
+
+
+def train(core, net):
+    for x, y in batches():
+        core.optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        core.before_step()
+        core.optimizer.step()
+        core.after_step()
+
+
 # -- what is measured ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.AdamW, eps=1e-4), torch.optim.SGD], ids=["AdamW", "SGD"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_few_bits_are_pulled_as_far_as_is_reported(optimizer, dtype):
+    """Each step asks for less than half of the last bit."""
+    net, steps = torch.nn.Sequential(torch.nn.Linear(32, 32, bias=False)), 800
+    plan = make_plan(net, 4, method="svd", example_input=torch.zeros(1, 32))
+    net.to(dtype)
+    trainer = optimizer(net.parameters(), lr=1e-3, weight_decay=0.0)
+    core = Admm(net, plan, trainer, steps_per_epoch=steps, pull=0.8)
+    core.start()
+    before, z = net[0].weight.detach().clone(), core.states["0"].z
+    for step in range(steps):
+        if step == steps // 2:
+            again = Admm(net, plan, trainer, steps_per_epoch=steps, pull=0.8)
+            again.load_state_dict(core.state_dict())
+            core = again
+        net[0].weight.grad = torch.zeros_like(net[0].weight)
+        core.before_step()
+        trainer.step()
+        core.after_step()
+    left = distance(net[0].weight.detach().float(), z) / distance(before.float(), z)
+    assert left == pytest.approx(0.2, abs=0.02)
+    assert core.end_epoch()["pull"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_given_rho_tells_no_pull_of_weights_of_few_bits():
+    net = new_net().bfloat16()
+    core = Admm(net, plan_of(new_net()), plain_sgd(net), steps_per_epoch=BATCHES, rho=0.1)
+    core.start()
+    assert "pull" not in core.report()
 
 
 def test_the_truncated_net_is_that_of_the_averaged_weights():

@@ -8,10 +8,12 @@ import torch
 from admm_fits import LAYERS, Users, admm, batches, fit, new_net, plan_of, sgd
 from torch import nn
 
+import hodec
 from hodec.admm.binding import check_trainer, find_root, planned_weights
 from hodec.admm.core import Admm
 from hodec.admm.lightning import AdmmCallback
 from hodec.errors import PlanError, TrainingError
+from hodec.ranks import make_plan
 
 
 class Holder(nn.Module):
@@ -190,6 +192,25 @@ def test_a_compiled_module_trains_as_the_plain_one():
         fit(Users(module), callback, epochs=2)
     torch.testing.assert_close(compiled.conv2.weight, plain.conv2.weight)
     assert callback.admm.primal
+
+
+@pytest.mark.parametrize("planned", ["before", "after"])
+def test_a_part_that_is_compiled_serves_whenever_the_plan_is_made(planned):
+    net = nn.Sequential(nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 4))
+    x, plain = torch.randn(2, 16), net[0]
+    plans = [make_plan(net, 3, method="svd", include="0.*", example_input=x)]
+    net[0] = torch.compile(plain, backend="eager")
+    plans.append(make_plan(net, 3, method="svd", include="0.*", example_input=x))
+    core = Admm(net, plans[planned == "after"], torch.optim.SGD(net.parameters(), lr=0.1), steps_per_epoch=1)
+    net(x).sum().backward()
+    core.before_step()
+    core.optimizer.step()
+    core.after_step()
+    core.end_epoch()
+    small = core.convert()
+    assert len([m for m in small.modules() if isinstance(m, hodec.FactorizedLayer)]) == 1
+    assert net[0]._orig_mod is plain
+    torch.testing.assert_close(small(x), hodec.convert(nn.Sequential(plain, net[1]), plans[0])(x))
 
 
 class Endless(torch.utils.data.IterableDataset):

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from admm_fits import BATCHES, LAYERS, batches, new_net, plan_of, samples
+from admm_fits import BATCHES, LAYERS, batches, new_net, plan_of, samples, sgd
 from torch import nn
 from torch.testing import assert_close
 
@@ -156,6 +157,21 @@ def test_transformers_goes_on_from_a_checkpoint(tmp_path):
     )
     with pytest.raises(hodec.HodecError, match="has no hodec_admm.pt: give .* resume="):
         run("resumed", model=Named(quiet_net()), **again)
+
+
+@pytest.mark.slow
+def test_transformers_may_have_data_of_unknown_length():
+    pytest.importorskip("transformers")
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(samples()[0])
+
+    net, args = quiet_net(), SimpleNamespace(deepspeed=None, fsdp=None, gradient_accumulation_steps=1)
+    callback = hodec.AdmmTrainerCallback(plan_of(net))
+    given = {"model": net, "optimizer": sgd(net), "train_dataloader": torch.utils.data.DataLoader(Stream())}
+    callback.on_train_begin(args, SimpleNamespace(global_step=0), None, **given)
+    assert callback.admm.steps_per_epoch is None
 
 
 @pytest.mark.slow

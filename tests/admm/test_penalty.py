@@ -96,6 +96,14 @@ def test_balanced_starts_at_the_pull_and_follows_the_residuals():
     assert ask(penalty, current=0.3, residuals=residuals(0.1, 0.05)) == 0.3
 
 
+def test_balanced_keeps_its_pull_through_a_warm_up():
+    penalty = make_penalty("balanced", pull=0.5, layers=LAYERS)
+    at_first = penalty.rho(Moment("fc", 0, StepSize(lr=1e-3, momentum=0.9, steps=100), first=True))
+    later = penalty.rho(Moment("fc", 0, SIZE, at_first, first=True))
+    assert SIZE.pull(later) == pytest.approx(0.5)
+    assert penalty.rho(Moment("fc", 0, StepSize(lr=0.0, momentum=0.9, steps=100), later, first=True)) == later
+
+
 def test_only_forms_that_follow_the_pull_may_move_the_weight_itself():
     kinds = {rho: make_penalty(rho, pull=0.8, layers=LAYERS).follows_pull for rho in ("auto", "balanced", 1e-3)}
     assert kinds == {"auto": True, "balanced": True, 1e-3: False}

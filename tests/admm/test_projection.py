@@ -237,6 +237,18 @@ def test_admm_converges_with_metrics_too(measured):
     assert callback.admm.primal[-1] < 0.1 * callback.admm.primal[0]
 
 
+@pytest.mark.parametrize("method", ["cp", "tucker", "svd"])
+def test_autocast_changes_no_z(method):
+    net = new_net()
+    plan = plan_of(net, {"conv2": 3} if method != "svd" else {"fc1": 3}, method=method)
+    w = weights(net, plan)
+    plain = Projection(plan).update(w, {}, ALONE)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = Projection(plan).update(w, {}, ALONE)
+    for name in plan:
+        assert torch.equal(mixed[name], plain[name])
+
+
 def test_metrics_of_other_layers_are_refused(measured):
     _, plan, covariances = measured
     with pytest.raises(PlanError, match="a covariance for conv2, which is not in the plan"):

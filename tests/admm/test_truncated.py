@@ -100,6 +100,27 @@ def test_batches_that_are_not_images_and_labels_are_left_alone(kind):
     assert reported(Other(net), net, DataLoader(TensorDataset(*sets[kind]), batch_size=8)) is None
 
 
+@pytest.mark.parametrize("shape", [(-1, 1), (-1,)])
+def test_one_score_for_two_classes_is_no_accuracy_that_could_be_told(shape, caplog):
+    class OneScore(Users):
+        def forward(self, x):
+            return super().forward(x)[:, 0].reshape(shape)
+
+        def loss(self, batch):
+            x, y = batch
+            return nn.functional.binary_cross_entropy_with_logits(self(x).flatten(), (y > 2).float())
+
+        def training_step(self, batch, index):
+            return self.loss(batch)
+
+        def validation_step(self, batch, index):
+            return None
+
+    net, (x, y) = new_net(), samples()
+    assert reported(OneScore(net), net, DataLoader(TensorDataset(x, (y > 2).long()), batch_size=8)) is None
+    assert "is no scores (images, classes); give evaluate=" in caplog.text
+
+
 def test_the_users_own_measure_is_taken():
     net = new_net()
     assert reported(Users(net), net, None, admm={"evaluate": lambda module: 0.125}) == 0.125
