@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hodec.distillation import FeatureDistillation
 from hodec.errors import ConfigError, TrainingError
-from hodec.inference import inference
+from hodec.inference import inference, laid_out
 from hodec.optim.factor_sgd import FactorSGD, factorized_layers
 
 # What makes the optimizer of a net.
@@ -85,7 +85,7 @@ class LitClassifier(LightningModule):
                 f"optimizer.name={optimizer}, optimizer.schedule={schedule}: there are {', '.join(OPTIMIZERS)}, and "
                 f"{', '.join(SCHEDULES)}"
             )
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.net = laid_out(net, torch.channels_last) if channels_last else net
         self.optimizer, self.schedule, self.span = optimizer, schedule, span
         self.warmup_epochs = 0 if span[0] else warmup_epochs
         self.options = {"lr": 0.1, **(options or {})}

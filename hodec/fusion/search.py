@@ -17,7 +17,7 @@ from hodec.formats.ops import CHAIN_RATE
 from hodec.fusion.batchnorm import Call, Folds, find_folds, foldable, is_norm, scale_and_shift, scaled_last
 from hodec.fusion.report import FuseReport, LayerChoice
 from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
-from hodec.inference import inference, settled_input, uncompiled
+from hodec.inference import inference, laid_out, settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
@@ -162,7 +162,7 @@ class _Work:
                 folded = scaled_last(net.get_submodule(name), *scale_and_shift(net.get_submodule(norm)))
                 net = replaced(net, name, folded)
             net = replaced(net, norm, nn.Identity())
-        return laid_out(multiply_out(net, rebuilt_only=True).eval().requires_grad_(False), layout)
+        return laid_out(multiply_out(net, rebuilt_only=True).eval().requires_grad_(False), FORMATS[layout])
 
     def difference(self, net: nn.Module) -> float:
         """Relative distance of the net's outputs from the expected ones; infinite where their shapes differ."""
@@ -276,7 +276,7 @@ def _measure(work: _Work, name: str, variants: Mapping[str, Variant], layout: st
         return {}
     given = [torch.randn(call.given, device=work.device, dtype=kind) for call in work.calls[name]]
     given = [x.contiguous(memory_format=FORMATS[layout]) if x.ndim == 4 else x for x in given]
-    modules = {variant: laid_out(one.build(), layout) for variant, one in variants.items()}
+    modules = {variant: laid_out(one.build(), FORMATS[layout]) for variant, one in variants.items()}
     with torch.inference_mode():
         works = {variant: lambda m=module: [m(x) for x in given] for variant, module in modules.items()}
         return medians_ms(works, device=work.device, seconds=LAYER_SECONDS)
@@ -362,8 +362,3 @@ def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
     for each in [n for n, m in net.named_modules(remove_duplicate=False) if m is old]:
         net.set_submodule(each, module)
     return net
-
-
-def laid_out(net: nn.Module, layout: str) -> nn.Module:
-    """The net with its kernels in this memory format (kernels of other than two axes have none)."""
-    return net.to(memory_format=FORMATS[layout])
