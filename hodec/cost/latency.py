@@ -5,7 +5,6 @@ counts on a grid and interpolated linearly between them, so that hundreds of ran
 layer that runs in another way (a chain of contractions, an embedding) is measured as it is.
 """
 
-import copy
 import hashlib
 import logging
 import math
@@ -26,6 +25,7 @@ from hodec.inference import inference, laid_out, settled_input
 from hodec.inputs import Inputs
 from hodec.io.atomic import read_json, write_json
 from hodec.layers.base import same_random_state
+from hodec.layers.plain import copied
 from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class LatencyTable:
 
     def net_ms(self, model: nn.Module, example_input: Inputs) -> float:
         """Milliseconds of a whole net; measured each time, for nets have no name."""
-        net = self._placed(copy.deepcopy(model))
+        net = self._placed(copied(model))
         given = settled_input(model, example_input).with_batch(self.batch).map(self._placed)
         with inference(net):
             return medians_ms({"": lambda: given.run(net)}, device=self.device, seconds=2.0)[""]

@@ -1,6 +1,5 @@
 """fuse: a compressed model as plain layers, each as the variant that runs fastest on this device."""
 
-import copy
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from hodec.inference import inference, laid_out, settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
-from hodec.layers.plain import HOOKS
+from hodec.layers.plain import HOOKS, copied
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class _Work:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: ModelInput, *, fold: bool) -> "_Work":
-        base = copy.deepcopy(model).eval()
+        base = copied(model).eval()
         try:
             calls, expected = observed(base, inputs)
         except Exception as error:  # whatever a forward pass raises
@@ -149,7 +148,7 @@ class _Work:
 
     def build(self, choices: Mapping[str, LayerChoice], layout: str = "contiguous") -> nn.Module:
         """The net with these variants and with norms folded."""
-        net = copy.deepcopy(self.base)
+        net = copied(self.base)
         for name, layer in self.factorized().items():
             made = self.variants(name, layer)[choices[name].variant].build()
             for hooks in HOOKS:

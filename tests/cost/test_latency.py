@@ -259,6 +259,13 @@ def test_the_rest_is_what_is_left_of_the_whole_net():
     assert table.rest_ms(net, X, [*plan.values()] * 9) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_net_that_was_trained_under_a_weight_norm_has_a_time():
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(16, 16)))
+    net(torch.randn(2, 16)).sum().backward()
+    assert LatencyTable().net_ms(net, torch.randn(2, 16)) > 0
+
+
 def test_budget_spends_milliseconds():
     net, table = SmallResNet().eval(), LatencyTable()
     whole = table.net_ms(net, X)

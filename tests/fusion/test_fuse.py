@@ -128,6 +128,17 @@ def test_nets_of_three_dimensions_have_a_memory_format_too():
     assert fused[4][0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_weight_with_a_history_is_no_hindrance(wrap):
+    net = nn.Sequential(wrap(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 16))
+    net(torch.randn(2, 16)).sum().backward()
+    fused = fuse(net, example_input=torch.randn(2, 16), target="macs")
+    assert not fused.training
+    assert net.training
+    assert not net[0].weight.is_leaf
+
+
 def test_norms_are_left_alone_when_asked():
     fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES, fold_batchnorm=False)
     assert isinstance(fused.bn1, nn.BatchNorm2d)
