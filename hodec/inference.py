@@ -66,6 +66,15 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner
 
 
+def laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The model itself, with its tensors of four axes in this memory format.
+
+    ``Module.to`` gives it to tensors of five axes too, which have no channels-last order of that name, and fails.
+    """
+    model._apply(lambda x: x.to(memory_format=layout) if x.ndim == 4 else x)
+    return model
+
+
 def settled_input(model: nn.Module, given: Inputs) -> ModelInput:
     """What the model is called with: of a tuple or list, as many arguments as ``forward`` can take.
 

@@ -183,9 +183,11 @@ def _described(value: object) -> str:
 def form_of(given: ModelInput) -> object:
     """How the tensors of an input hang together, as JSON; each tensor is ``{"tensor": its number}``.
 
-    None where all arguments are tensors in their order, and for values that JSON does not have.
+    None where all arguments are tensors in their order, each with the batch as its first axis, and for values that
+    JSON does not have.
     """
-    if not given.kwargs and all(isinstance(one, Tensor) for one in given.args):
+    batched = all(x.ndim and len(x) == given.batch for x in given.tensors)
+    if batched and not given.kwargs and all(isinstance(one, Tensor) for one in given.args):
         return None
     numbers = {id(x): k for k, x in reversed(list(enumerate(given.tensors)))}
     try:

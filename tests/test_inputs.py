@@ -133,6 +133,19 @@ def test_inputs_of_plain_tensors_have_no_form_and_older_files_none():
     assert Plan.from_dict({**older, "version": 2}) == plan
 
 
+def test_the_dry_run_cuts_no_tensor_without_the_batch(caplog: pytest.LogCaptureFixture):
+    class Attends(Masked):
+        def forward(self, x: Tensor, mask: Tensor) -> Any:
+            return self.last(self.first(mask @ x))
+
+    given = (torch.randn(1, 5, 16), torch.zeros(5, 5))
+    plan = make_plan(Attends(), Manual(4), method="svd", example_input=given)
+    assert [x.shape for x in plan.example_input().args] == [(2, 5, 16), (5, 5)]
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    convert(Attends(), plan)
+    assert "not even the dense model runs" not in caplog.text
+
+
 @pytest.mark.parametrize("form", [{"args": [{"tensor": 3}], "kwargs": {}}, {"args": []}, [], {"args": 3, "kwargs": {}}])
 def test_forms_that_do_not_fit_are_refused(form: object):
     plan = make_plan(Masked(), Manual(4), method="svd", example_input={"x": X}).to_dict()

@@ -5,7 +5,6 @@ counts on a grid and interpolated linearly between them, so that hundreds of ran
 layer that runs in another way (a chain of contractions, an embedding) is measured as it is.
 """
 
-import copy
 import hashlib
 import logging
 import math
@@ -22,10 +21,11 @@ from torch import Tensor, nn
 from hodec.cost.probe import Probe, probes_of
 from hodec.cost.timing import device_name, medians_ms
 from hodec.errors import CheckpointError, ConfigError, PlanError, first_line
-from hodec.inference import inference, settled_input
+from hodec.inference import inference, laid_out, settled_input
 from hodec.inputs import Inputs
 from hodec.io.atomic import read_json, write_json
 from hodec.layers.base import same_random_state
+from hodec.layers.plain import copied
 from hodec.plan.layer import LayerPlan
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class LatencyTable:
 
     def net_ms(self, model: nn.Module, example_input: Inputs) -> float:
         """Milliseconds of a whole net; measured each time, for nets have no name."""
-        net = self._placed(copy.deepcopy(model))
+        net = self._placed(copied(model))
         given = settled_input(model, example_input).with_batch(self.batch).map(self._placed)
         with inference(net):
             return medians_ms({"": lambda: given.run(net)}, device=self.device, seconds=2.0)[""]
@@ -137,6 +137,8 @@ class LatencyTable:
             layer.method,
             layer.layer_type,
             layer.shape,
+            layer.groups,
+            layer.role,
             layer.modes,
             tuple((user.layer_type, user.call_sites) for user in layer.users),
             dense or (layer.ranks, layer.resolved_execution),
@@ -167,9 +169,12 @@ class LatencyTable:
 
     def _placed(self, what: Placed) -> Placed:
         """A module or tensor on the device, in the memory order that is fast there."""
-        last = self.device.type == "cpu" and (isinstance(what, nn.Module) or what.ndim == 4)
-        layout = torch.channels_last if last else torch.preserve_format
-        return what.to(self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+        what = what.to(self.device)
+        if self.device.type != "cpu":
+            return what
+        if isinstance(what, nn.Module):
+            return laid_out(what, torch.channels_last)
+        return what.to(memory_format=torch.channels_last) if what.ndim == 4 else what
 
 
 def _usable(device: torch.device | str) -> torch.device:

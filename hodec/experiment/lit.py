@@ -1,6 +1,5 @@
 """LitClassifier: loss, accuracy, optimizer. It knows no ADMM and no format; LitData feeds it."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hodec.distillation import FeatureDistillation
 from hodec.errors import ConfigError, TrainingError
-from hodec.inference import inference
+from hodec.inference import inference, laid_out
+from hodec.layers.plain import copied
 from hodec.optim.factor_sgd import FactorSGD, factorized_layers
 
 # What makes the optimizer of a net.
@@ -85,7 +85,7 @@ class LitClassifier(LightningModule):
                 f"optimizer.name={optimizer}, optimizer.schedule={schedule}: there are {', '.join(OPTIMIZERS)}, and "
                 f"{', '.join(SCHEDULES)}"
             )
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.net = laid_out(net, torch.channels_last) if channels_last else net
         self.optimizer, self.schedule, self.span = optimizer, schedule, span
         self.warmup_epochs = 0 if span[0] else warmup_epochs
         self.options = {"lr": 0.1, **(options or {})}
@@ -94,7 +94,7 @@ class LitClassifier(LightningModule):
         self._compiled = (torch.compile(self.net),) if compiled else ()
         self.feature_weight = feature_weight if factorized_layers(self.net) else 0.0
         teachers = (teacher,) if teacher is not None and max(distill_weight, self.feature_weight) > 0 else ()
-        self._teacher = tuple(copy.deepcopy(each).eval().requires_grad_(False) for each in teachers)
+        self._teacher = tuple(copied(each).eval().requires_grad_(False) for each in teachers)
         self._features = tuple(FeatureDistillation(self.net, t) for t in self._teacher if self.feature_weight)
 
     def forward(self, x: Tensor) -> Tensor:

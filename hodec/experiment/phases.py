@@ -1,6 +1,5 @@
 """The phases of a run: each takes values and returns a new one, which the run folder keeps."""
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from hodec.experiment.training import fit_phase
 from hodec.formats.modes import Modes
 from hodec.io.atomic import JsonObject
 from hodec.layers.base import randomize_factors
+from hodec.layers.plain import copied
 from hodec.models import build_model, load_weights
 from hodec.plan.plan import Plan
 from hodec.ranks import Learned, RankRule
@@ -170,7 +170,7 @@ def _trained(
         callback = admm() if admm else None
         began = time.perf_counter()
         rate = _rate(run, phase, net, teacher=teacher)
-        module = _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=rate.lr)
+        module = _module(run, phase, copied(net), teacher=teacher, lr=rate.lr)
         fit_phase(run, phase, module, admm=callback)
         facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
         if phase == "retrain":
@@ -187,7 +187,7 @@ def _trained(
 
     if not run.epochs(phase):
         return Outcome(net)
-    return run.folder.memo(phase, lambda: copy.deepcopy(net), compute)
+    return run.folder.memo(phase, lambda: copied(net), compute)
 
 
 def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
@@ -212,7 +212,7 @@ def _rate(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module | N
     if given != "auto":
         return Rate(optimizer.lr if given is None else float(given))
     return probed_rate(
-        run, lambda rate: _module(run, phase, copy.deepcopy(net), teacher=teacher, lr=rate), highest=optimizer.lr
+        run, lambda rate: _module(run, phase, copied(net), teacher=teacher, lr=rate), highest=optimizer.lr
     )
 
 

@@ -1,6 +1,5 @@
 """The results of a run: cost, accuracy and latency of its nets, and what they were computed with."""
 
-import copy
 import logging
 import math
 import platform
@@ -23,6 +22,7 @@ from hodec.experiment.redaction import command
 from hodec.export import checkpoint
 from hodec.fusion.search import fuse
 from hodec.io.atomic import JsonObject
+from hodec.layers.plain import copied
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
             metrics[name]["validation_accuracy"] = evaluate(net, validation, run.device)
         net.cpu()
     # Conversion has changed no other buffers than BatchNorm's, which it has estimated anew.
-    raw = copy.deepcopy(nets["truncated"])
+    raw = copied(nets["truncated"])
     raw.load_state_dict(dict(nets["dense"].named_buffers()), strict=False)
     metrics["truncated"]["test_accuracy_raw"] = evaluate(raw, loader, run.device)
     dense, compressed, phases = metrics["dense"], metrics["compressed"], run.folder.phases
@@ -113,7 +113,7 @@ def latency(nets: Mapping[str, nn.Module], run: RunContext, *, seconds: float = 
     fused = {}
     try:
         for name, net in nets.items():
-            placed = copy.deepcopy(net).to(run.device)
+            placed = copied(net).to(run.device)
             fused[name] = fuse(placed, example_input=x, target="macs", memory_format="channels_last")
     except HodecError as error:
         log.warning("latency is not measured: %s", error)

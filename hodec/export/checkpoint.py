@@ -13,7 +13,7 @@ from hodec._version import __version__
 from hodec.conversion.keeping import PLAN_ATTRIBUTE
 from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError, ConfigError
-from hodec.export.shards import filled, load_shards
+from hodec.export.shards import check_ties, filled, load_shards
 from hodec.inference import uncompiled
 from hodec.io.atomic import JsonObject, read_json, sha256, write_json, writing
 from hodec.io.shards import Shards
@@ -172,6 +172,7 @@ def load(path: str | Path, skeleton: nn.Module | None = None) -> nn.Module:
             f"{path}: {len(wrong)} tensors hold numbers of another kind than the model's, first {wrong[0]} (file "
             f"{kind_of(tensors[wrong[0]])}, model {kinds[wrong[0]]}): they would become others"
         )
+    check_ties(path, small, tensors, tensors.__getitem__)
     small.load_state_dict(tensors, strict=False)  # what is not in the file is there under another name
     return small
 

@@ -1,6 +1,5 @@
 """A compressed model as an ONNX file, in float32, float16 or int8, verified by running it in ONNX Runtime."""
 
-import copy
 import inspect
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ from hodec.export.runtime import Calls, arrays, quiet, session
 from hodec.inference import settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.io.atomic import write_bytes
+from hodec.layers.plain import copied
 
 # How far outputs may be from the model's, relative to their norm. Rounding to 8 bits costs several percent in deep
 # nets, and a net with shortcuts that lost a layer may differ by as little: int8 is compared layer by layer as well.
@@ -99,7 +99,7 @@ class HalfInside(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).half()
+        self.net = copied(net).half()
 
     def forward(self, *args: object, **kwargs: object) -> object:
         inputs = ModelInput(args, kwargs).map(lambda x: x.half() if x.is_floating_point() else x)

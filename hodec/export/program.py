@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from hodec.fusion.search import fuse
 from hodec.inference import settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.io.atomic import write_bytes
+from hodec.layers.plain import copied
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,13 @@ def checked_path(path: str | Path, ending: str) -> Path:
 
 
 def plain_net(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """The model in evaluation mode, out of torch's own layers: a fused one as it is, else fused by multiply-adds."""
+    """The model in evaluation mode, out of torch's own layers: a fused one as it is, else fused by multiply-adds.
+
+    The given model stays in its mode: a fused one in training mode is copied.
+    """
     model = uncompiled(model)
     if isinstance(getattr(model, "fuse_report", None), FuseReport):
-        return model.eval()
+        return copied(model).eval() if any(module.training for module in model.modules()) else model
     return fuse(model, example_input=inputs, target="macs")
 
 
@@ -109,7 +114,9 @@ def exported_program(net: nn.Module, given: Inputs, *, dynamic_batch: bool) -> t
     """
     inputs, shapes = as_input(given, net), None
     if dynamic_batch:
-        inputs = inputs.with_batch(max(2, inputs.batch))  # a batch of one would be taken for a constant
+        # a batch of one would be taken for a constant, and a tensor that is as long as the batch for one of the batch
+        others = {len(x) for x in inputs.tensors if x.ndim and len(x) != inputs.batch}
+        inputs = inputs.with_batch(next(n for n in count(max(2, inputs.batch)) if n not in others))
         shapes = _open_batch(net, inputs)
     try:
         with torch.no_grad():

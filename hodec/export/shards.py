@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from hodec.conversion.swap import convert
 from hodec.errors import CheckpointError
 from hodec.io.atomic import JsonObject, read_json, sha256, write_json, writing
 from hodec.io.shards import SHARD_BYTES, Shards, grouped, shard_name, write_index, write_shard
-from hodec.io.tensors import kind_of
+from hodec.io.tensors import bits, kind_of
 from hodec.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,7 @@ def filled(small: nn.Module, shards: Shards) -> nn.Module:
         CheckpointError: they do not fit, or buffers stay on the meta device.
     """
     _check_fit(shards, small.state_dict(), shared_paths(small))
+    check_ties(shards.path, small, shards, shards.read)
     for file in shards.files:
         put_tensors(small, {name: shards.read(name) for name, one in shards.items() if one.file == file})
     if blank := [name for name, t in [*small.named_parameters(), *small.named_buffers()] if t.is_meta]:
@@ -170,6 +171,24 @@ def filled(small: nn.Module, shards: Shards) -> nn.Module:
             "model of Hugging Face by hodec.from_pretrained"
         )
     return small
+
+
+def check_ties(path: Path, small: nn.Module, names: Collection[str], read: Callable[[str], Tensor]) -> None:
+    """Refuse tensors that differ and would be read into one of the model, the last of which would win.
+
+    Args:
+        path: of the file, for the message.
+        names: of its tensors.
+        read: gives the tensor of a name.
+    """
+    for paths in dict.fromkeys(map(tuple, shared_paths(small).values())):
+        first, *others = [name for name in paths if name in names] or [""]
+        for other in others:
+            if bits(read(first)) != bits(read(other)):
+                raise CheckpointError(
+                    f"{path}: the skeleton has one tensor for {first} and {other}, and the file two that differ: untie "
+                    "them in the skeleton"
+                )
 
 
 def _structure(folder: Path) -> JsonObject:

@@ -1,6 +1,5 @@
 """fuse: a compressed model as plain layers, each as the variant that runs fastest on this device."""
 
-import copy
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,11 +16,11 @@ from hodec.formats.ops import CHAIN_RATE
 from hodec.fusion.batchnorm import Call, Folds, find_folds, foldable, is_norm, scale_and_shift, scaled_last
 from hodec.fusion.report import FuseReport, LayerChoice
 from hodec.fusion.variants import CHAIN, DENSE, Variant, variants_of
-from hodec.inference import inference, settled_input, uncompiled
+from hodec.inference import inference, laid_out, settled_input, uncompiled
 from hodec.inputs import Inputs, ModelInput, as_input
 from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_state
 from hodec.layers.inner import multiply_out
-from hodec.layers.plain import HOOKS
+from hodec.layers.plain import HOOKS, copied
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class _Work:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: ModelInput, *, fold: bool) -> "_Work":
-        base = copy.deepcopy(model).eval()
+        base = copied(model).eval()
         try:
             calls, expected = observed(base, inputs)
         except Exception as error:  # whatever a forward pass raises
@@ -149,7 +148,7 @@ class _Work:
 
     def build(self, choices: Mapping[str, LayerChoice], layout: str = "contiguous") -> nn.Module:
         """The net with these variants and with norms folded."""
-        net = copy.deepcopy(self.base)
+        net = copied(self.base)
         for name, layer in self.factorized().items():
             made = self.variants(name, layer)[choices[name].variant].build()
             for hooks in HOOKS:
@@ -162,7 +161,7 @@ class _Work:
                 folded = scaled_last(net.get_submodule(name), *scale_and_shift(net.get_submodule(norm)))
                 net = replaced(net, name, folded)
             net = replaced(net, norm, nn.Identity())
-        return laid_out(multiply_out(net, rebuilt_only=True).eval().requires_grad_(False), layout)
+        return laid_out(multiply_out(net, rebuilt_only=True).eval().requires_grad_(False), FORMATS[layout])
 
     def difference(self, net: nn.Module) -> float:
         """Relative distance of the net's outputs from the expected ones; infinite where their shapes differ."""
@@ -276,7 +275,7 @@ def _measure(work: _Work, name: str, variants: Mapping[str, Variant], layout: st
         return {}
     given = [torch.randn(call.given, device=work.device, dtype=kind) for call in work.calls[name]]
     given = [x.contiguous(memory_format=FORMATS[layout]) if x.ndim == 4 else x for x in given]
-    modules = {variant: laid_out(one.build(), layout) for variant, one in variants.items()}
+    modules = {variant: laid_out(one.build(), FORMATS[layout]) for variant, one in variants.items()}
     with torch.inference_mode():
         works = {variant: lambda m=module: [m(x) for x in given] for variant, module in modules.items()}
         return medians_ms(works, device=work.device, seconds=LAYER_SECONDS)
@@ -362,8 +361,3 @@ def replaced(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
     for each in [n for n, m in net.named_modules(remove_duplicate=False) if m is old]:
         net.set_submodule(each, module)
     return net
-
-
-def laid_out(net: nn.Module, layout: str) -> nn.Module:
-    """The net with its kernels in this memory format (kernels of other than two axes have none)."""
-    return net.to(memory_format=FORMATS[layout])

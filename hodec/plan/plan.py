@@ -39,7 +39,7 @@ class Plan(Mapping[str, LayerPlan]):
         rule: what chose the ranks.
         dense_params, dense_macs: cost of the whole dense model (macs of one image).
         inputs: shape and type of each example input, for the dry run after conversion.
-        input_form: how these hang together, see ``hodec.inputs.form_of``; None: they are the arguments in their order.
+        input_form: how these hang together, see ``hodec.inputs.form_of``; None: the arguments in order, batch first.
         skipped_costs: skipped layer -> its parameters, and its multiply-adds for one image where they are known.
         other: parameters of all that is neither planned nor skipped, by kind: norms, biases, tables.
 

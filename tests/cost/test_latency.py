@@ -69,6 +69,24 @@ def test_between_grid_points_times_are_interpolated():
     assert table.measured == 2 + 4 + 2
 
 
+def test_nets_of_three_dimensions_have_a_time():
+    clip, net = torch.randn(1, 4, 3, 8, 8), nn.Sequential(nn.Conv3d(4, 16, 3), nn.ReLU(), nn.Conv3d(16, 16, 1))
+    plan, table = planned(net, clip, 4, n_modes=1), LatencyTable()
+    for layer in plan.values():
+        assert table.before(layer) == pytest.approx(layer.macs_before / 1e6)
+        assert table.after(layer) == pytest.approx(layer.macs_after / 1e6)
+    assert table.net_ms(net, clip) == pytest.approx(plan.macs_before / 1e6)
+
+
+def test_groups_have_a_time_of_their_own():
+    """Equal in shape, ranks and calls, and of other multiply-adds."""
+    net = nn.Sequential(nn.Conv2d(6, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1, groups=4))
+    plan, table = planned(net, X, 4, n_modes=1), LatencyTable()
+    for layer in plan.values():
+        assert table.before(layer) == pytest.approx(layer.macs_before / 1e6)
+        assert table.after(layer) == pytest.approx(layer.macs_after / 1e6)
+
+
 def test_linear_layers_and_embeddings():
     tokens = torch.randn(2, 5, 16)
     plan, table = planned(Tokens(), tokens, 4, method="svd"), LatencyTable()
@@ -239,6 +257,13 @@ def test_the_rest_is_what_is_left_of_the_whole_net():
         whole - sum(p.macs_before for p in plan.values()) / 1e6
     )
     assert table.rest_ms(net, X, [*plan.values()] * 9) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_net_that_was_trained_under_a_weight_norm_has_a_time():
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(16, 16)))
+    net(torch.randn(2, 16)).sum().backward()
+    assert LatencyTable().net_ms(net, torch.randn(2, 16)) > 0
 
 
 def test_budget_spends_milliseconds():

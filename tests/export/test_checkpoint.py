@@ -350,3 +350,28 @@ def test_structure_first_then_the_optimizer_then_the_state_of_both(written):
     resumed.load_state_dict(kept[1])
     step(again, resumed)
     assert weights_digest(again) == weights_digest(model)
+
+
+def test_two_tensors_are_not_read_into_one(tmp_path):
+    """The skeleton ties what the saved net had untied: the last in the file would win."""
+
+    def tied():
+        net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+        net[1].weight = net[0].weight
+        return net
+
+    x, net = torch.randn(2, 8), tied()
+    small = convert(net, make_plan(net, Manual({"2": 2}), method="svd", example_input=x))
+    small[1].weight = nn.Parameter(small[1].weight.detach().clone())
+    save(small, tmp_path / "small.safetensors")
+    assert torch.equal(load(tmp_path / "small.safetensors", tied()).eval()(x), small.eval()(x))
+    with torch.no_grad():
+        small[1].weight += 1
+    save(small, tmp_path / "small.safetensors")
+    with torch.device("meta"):
+        blank = tied()
+    for skeleton in (tied(), blank):
+        with pytest.raises(CheckpointError, match=r"one tensor for 0.weight and 1.weight.*untie them in the skeleton"):
+            load(tmp_path / "small.safetensors", skeleton)
+    untied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    assert torch.equal(load(tmp_path / "small.safetensors", untied).eval()(x), small.eval()(x))

@@ -107,3 +107,28 @@ def test_an_existing_file_stays_when_writing_fails(tmp_path, monkeypatch):
 def test_another_ending_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"ends in \.pt2"):
         to_program(dense_net(), tmp_path / "net.pt", example_input=X)
+
+
+class Scaled(nn.Module):
+    """Takes a further input without the batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 10)
+
+    def forward(self, x, scales):
+        return self.layer(x) * scales.sum()
+
+
+def test_an_input_that_is_as_long_as_a_batch_would_be_is_none(tmp_path):
+    given = X[:, 0, 0], torch.tensor([3.0, 4.0])
+    written = to_program(Scaled().eval(), tmp_path / "net.pt2", example_input=given)
+    assert (written.error, written.batches) == (0, (1, 3))
+
+
+def test_a_fused_net_comes_back_in_its_mode(tmp_path):
+    fused = hodec.fuse(dense_net(), example_input=X, target="macs").train()
+    fused[1].eval()
+    modes = [module.training for module in fused.modules()]
+    to_program(fused, tmp_path / "net.pt2", example_input=X, verify=False)
+    assert [module.training for module in fused.modules()] == modes

@@ -117,6 +117,28 @@ def test_memory_format_is_the_faster_one(monkeypatch):
         assert asked.fuse_report.memory_format == slow
 
 
+def test_nets_of_three_dimensions_have_a_memory_format_too():
+    clip = torch.randn(1, 4, 3, 8, 8)
+    net = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.BatchNorm3d(8), nn.Flatten(2), nn.Unflatten(2, (12, 16)),
+                        nn.Conv2d(8, 8, 3)).eval()  # fmt: skip
+    small = hodec.convert(net, make_plan(net, Manual(3), example_input=clip))
+    for settings in ({}, {"target": "macs", "memory_format": "channels_last"}):
+        fused = fuse(small, example_input=clip, **settings)
+        torch.testing.assert_close(fused(clip), small(clip), rtol=1e-3, atol=1e-4)
+    assert fused[4][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_weight_with_a_history_is_no_hindrance(wrap):
+    net = nn.Sequential(wrap(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 16))
+    net(torch.randn(2, 16)).sum().backward()
+    fused = fuse(net, example_input=torch.randn(2, 16), target="macs")
+    assert not fused.training
+    assert net.training
+    assert not net[0].weight.is_leaf
+
+
 def test_norms_are_left_alone_when_asked():
     fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES, fold_batchnorm=False)
     assert isinstance(fused.bn1, nn.BatchNorm2d)

@@ -89,6 +89,27 @@ def test_every_score_is_in_the_file_at_once(tmp_path: Path):
     assert saved == {"about": ABOUT, "scores": {"dense": 0.9, "conv1: svd 6 x 12 ranks 3 merged": 0.5}}
 
 
+def test_two_processes_keep_each_others_scores(tmp_path: Path):
+    path, other_about = tmp_path / "scores.json", ABOUT | {"weights": "changed"}
+    ScoreTable(path, ABOUT)
+    mine, same, other = ScoreTable(path, ABOUT), ScoreTable(path, ABOUT), ScoreTable(path, other_about)
+    mine.put("a", 0.1)
+    same.put("b", 0.2)
+    other.put("c", 0.3)
+    mine.put("d", 0.4)
+    assert ScoreTable(path, ABOUT).scores == {"a": 0.1, "b": 0.2, "d": 0.4}
+    assert ScoreTable(path, other_about).scores == {"c": 0.3}
+    assert mine.get("b") == 0.2
+
+
+def test_a_file_that_is_damaged_meanwhile_does_not_end_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    table = ScoreTable(tmp_path / "scores.json", ABOUT)
+    (tmp_path / "scores.json").write_text("[]")
+    table.put(DENSE, 0.9)
+    assert table.get(DENSE) == 0.9
+    assert "score not saved" in caplog.text
+
+
 def test_without_a_path_scores_stay_in_memory():
     table = ScoreTable(None, ABOUT)
     table.put(DENSE, 0.25)

@@ -1,6 +1,5 @@
 """Evaluating a net with some layers factorized, each net once."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from hodec.conversion.swap import convert
 from hodec.errors import ConfigError, PlanError, Use, literal
 from hodec.inputs import as_input, form_of
 from hodec.layers.base import same_random_state
+from hodec.layers.plain import copied
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
 from hodec.ranks.context import NetContext
@@ -84,7 +84,7 @@ class NetScorer:
 
     def _evaluated(self, layers: Mapping[str, LayerPlan], finite: bool) -> float:
         model, _ = self.net.runnable(f"{self.rule} evaluates the net")
-        net = convert(model, self.plan(layers)) if layers else copy.deepcopy(model)
+        net = convert(model, self.plan(layers)) if layers else copied(model)
         with same_random_state(model.parameters()):
             torch.manual_seed(0)
             given = self.evaluate(net.eval())

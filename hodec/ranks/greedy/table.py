@@ -90,11 +90,7 @@ class ScoreTable:
             self._open(path)
 
     def _open(self, path: Path) -> None:
-        if path.exists():
-            self._others = _read(path)
-        mine = self._others.pop(self.key, None)
-        if mine is not None:
-            self.scores = _scores(mine, path)
+        if self._merged(path):
             log.info("%d scores of this model are known from %s", len(self.scores), path)
         elif self._others:
             last = list(self._others.values())[-1].get("about", {})
@@ -121,9 +117,19 @@ class ScoreTable:
         if self.path is None:
             return
         try:
+            self._merged(self.path)
             self._write(self.path)
-        except OSError as error:
+        except (CheckpointError, OSError) as error:
             log.warning("score not saved in %s: %s", self.path, error)
+
+    def _merged(self, path: Path) -> bool:
+        """Take over what is in the file, to which other processes write too; whether it has scores of this identity."""
+        if path.exists():
+            self._others |= _read(path)
+        mine = self._others.pop(self.key, None)
+        if mine is not None:
+            self.scores = {**_scores(mine, path), **self.scores}
+        return mine is not None
 
     def _write(self, path: Path) -> None:
         tables = {**self._others, self.key: {"about": self.about, "scores": self.scores}}
