@@ -57,19 +57,22 @@ class Agreement:
 
     def __call__(self, model: nn.Module, batches: Sequence[Batch]) -> float:
         """The score of ``model``."""
-        same = total = missed = 0.0
+        same = missed = whole = 0.0
+        count = 0
         with inference(self.dense):
             for batch in batches:
                 found, wanted = (_output(net, batch) for net in (model, self.dense))
                 if wanted.ndim == 2 and wanted.shape[1] > 1:
                     same += float((found.argmax(1) == wanted.argmax(1)).sum())
-                    total += len(wanted)
+                    count += len(wanted)
                 else:
                     missed += float((found - wanted).double().square().sum())
-                    total += float(wanted.double().square().sum())
+                    whole += float(wanted.double().square().sum())
+        if count:
+            return same / count
         if missed:
-            return 1 - math.sqrt(missed / total) if total else 0.0
-        return same / total if same else 1.0
+            return 1 - math.sqrt(missed / whole) if whole else 0.0
+        return 1.0
 
 
 @torch.no_grad()
