@@ -166,7 +166,7 @@ def _backward(model: nn.Module, given: ModelInput, sums: Iterable["_Sums"], gene
     if output is None:
         raise DataError("the net gives no tensor of numbers, so that no gradient of it tells what its layers count for")
     probes = [(one, probe) for one in sums for probe in one.probes]
-    if output.requires_grad:
+    if output.requires_grad and probes:
         noise = torch.randn(output.shape, generator=generator).to(output)
         found = torch.autograd.grad(output, [probe for _, probe in probes], noise, allow_unused=True)
         for (one, _), gradient in zip(probes, found, strict=True):
