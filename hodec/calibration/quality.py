@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hodec.calibration.data import LEAST_SAMPLES
 from hodec.compare import tensors_in
 from hodec.errors import DataError
-from hodec.inference import Batch, inference
+from hodec.inference import Batch, inference, run_on
 from hodec.inputs import as_input, required
 
 Evaluate = Callable[[nn.Module, Sequence[Batch]], float]
@@ -79,7 +79,7 @@ class Agreement:
 def _output(net: nn.Module, batch: Batch) -> Tensor:
     """The first tensor of floating point that a net gives."""
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    found = tensors_in(as_input(batch, net, most=required(net)).to(device).run(net))
+    found = tensors_in(run_on(net, as_input(batch, net, most=required(net)).to(device)))
     for tensor in found:
         if tensor.is_floating_point():
             return tensor

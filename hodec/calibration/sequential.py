@@ -75,7 +75,8 @@ def fit_to_data(
         output_roots: layer -> symmetric (O, O), as ``fit_layer`` takes it; see ``collect_output_gradients``.
 
     Raises:
-        DataError: no batch.
+        ConfigError: a setting out of range.
+        DataError: no batch, or one that the model does not run on.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

@@ -12,7 +12,9 @@ from torch.testing import assert_close
 
 from hodec.calibration import sequential
 from hodec.calibration.input_covariance import collect_covariances
+from hodec.calibration.output_gradients import collect_output_gradients
 from hodec.calibration.sequential import TOGETHER, fit_to_data
+from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import convert
 from hodec.errors import DataError
 from hodec.methods import METHODS
@@ -248,11 +250,25 @@ def test_an_error_on_the_way_comes_through_and_leaves_nothing(generator):
     net, x = Refusing(), images(generator)
     plan = planned(net, 2, x[:1], method="svd", allow_larger=True)
     before, threads = snapshot(net), threading.active_count()
-    with pytest.raises(ValueError, match="seven images"):
+    with pytest.raises(DataError, match=r"on a batch .*7x6x12x12\): ValueError: seven images; the forward of Refusing"):
         fit_to_data(net, plan, [x[:8], x[:7]])
     assert_untouched(net, before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     assert threading.active_count() == threads
+
+
+def test_a_batch_that_the_net_does_not_take_is_named(generator):
+    net, x = settled(generator)
+    plan, bad = planned(net, 4, x[:1], method="svd", allow_larger=True), [x[:8], x[:8, :5]]
+    for call in (fit_to_data, collect_covariances, collect_output_gradients):
+        with pytest.raises(
+            DataError, match=r"does not run on a batch of the data \(float32 \dx5x12x12\): RuntimeError"
+        ):
+            call(net, plan, bad)
+    with pytest.raises(
+        DataError, match=r"does not run on a batch of the data \(float32 1x6\): ValueError: Expected more"
+    ):
+        reestimate_batchnorm(nn.Sequential(nn.BatchNorm1d(6)), [x[:1, :, 0, 0]])
 
 
 def test_no_data_are_refused(generator):
