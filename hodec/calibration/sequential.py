@@ -64,7 +64,8 @@ def fit_to_data(
 
     Args:
         model: the dense model the plan was made for; it is left as it was.
-        plan: the layers. Those that have no weight of their own which meets patches are projected by their weights.
+        plan: the layers. Those that have no weight of their own which meets patches are projected by their weights, and
+            so are those that get no rows of the first batch or of all, with a warning.
         batches: as ``collect_covariances`` takes them. Up to 16 go through both nets together, and what the nets hold
             of them at one layer is in memory; more are read anew for each layer, one batch at a time, and those of an
             iterator, which can be read once, are kept.
@@ -99,6 +100,10 @@ def fit_to_data(
     with inference(dense), inference(near):
         fitting = _Fitting(solver, damping, turns, output_roots or {})
         stops = survey(sites, dense, near, partial(run_batches, dense, first[:1], count=count), sums=sums)
+        met = {site for stop in stops for site in stop.sites}
+        for site in sites:
+            if site not in met:
+                _by_weight(site, "of the first batch")
         walking = partial(Passes, dense, near, count=count, positions=positions)
         while stops:
             if len(first) <= TOGETHER:
@@ -119,6 +124,9 @@ class _Fitting:
 
     def __call__(self, site: Site, moments: FitMoments, responses: Responses) -> None:
         """Give a layer of the copy its weight."""
+        if not moments.count:  # an expert that no token went to
+            _by_weight(site, "of these batches")
+            return
         weight = LAYER_TYPES[site.layer.layer_type].to_oihw(site.weight.detach())
         fitted = partial(
             fit_layer,
@@ -179,6 +187,11 @@ def _one_by_one(
                 one.leave()
         fitting(site, *known)
     return stops[1:]
+
+
+def _by_weight(site: Site, data: str) -> None:
+    log.warning("%s gets no data %s: projected by its weight", site.name, data)
+    site.weight.copy_(site.layer.project(site.weight))
 
 
 def _project(near: nn.Module, name: str, layer: LayerPlan) -> None:
