@@ -39,9 +39,13 @@ def score(evaluate: Evaluate, model: nn.Module, batches: Sequence[Batch]) -> flo
         DataError: something that is no finite number.
     """
     with inference(model):
-        value = float(evaluate(model, batches))
+        found = evaluate(model, batches)
+    try:
+        value = float(found)
+    except (TypeError, ValueError, RuntimeError):  # None, a text, a tensor of several numbers
+        value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"evaluate gave {value}; allowed: a finite number, higher is better")
+        raise DataError(f"evaluate gave {found!r}; allowed: a finite number, higher is better")
     return value
 
 

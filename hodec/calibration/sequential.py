@@ -27,7 +27,7 @@ from hodec.calibration.passes import Passes
 from hodec.calibration.responses import Responses
 from hodec.calibration.sites import Site, Stop, sites_of, survey
 from hodec.calibration.walk import give_back
-from hodec.errors import DataError
+from hodec.errors import ConfigError, DataError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, rereadable, run_batches, uncompiled
@@ -87,6 +87,10 @@ def fit_to_data(
         (4, (4,))
         >>> small = hodec.convert(near, plan)
     """
+    for what, given, least in (("positions", positions, 1), ("turns", turns, 0)):
+        if given is not None and given < least:
+            free = ", or None for all" * (what == "positions")
+            raise ConfigError(f"{what}: {given!r} given; allowed: a whole number from {least}{free}")
     dense = uncompiled(model)
     near = copied(dense)
     count, batches = len(plan.example_input().args) or None, rereadable(batches)

@@ -17,7 +17,7 @@ from hodec.calibration.output_gradients import collect_output_gradients
 from hodec.calibration.sequential import TOGETHER, fit_to_data
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import convert
-from hodec.errors import DataError
+from hodec.errors import ConfigError, DataError
 from hodec.methods import METHODS
 
 
@@ -304,6 +304,14 @@ def test_an_expert_without_a_token_is_projected(count: int, called: bool, genera
     data = [torch.cat([x, x + 99]), x]  # the second batch alone lacks such rows
     assert error(net, fit_to_data(net, plan, data), data[0]) < error(net, projected, data[0])
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("name", "given"), [("positions", 0), ("turns", -1)])
+def test_settings_out_of_range_are_refused(name: str, given: int, generator):
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", allow_larger=True)
+    with pytest.raises(ConfigError, match=f"{name}: {given} given; allowed: a whole number from {given + 1}"):
+        fit_to_data(net, plan, [x], **{name: given})
 
 
 def test_no_data_are_refused(generator):
