@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import conversion_errors, convert, planned_spectra
-from hodec.errors import ConvertError, PlanError, TrainingError
+from hodec.errors import ConvertError, DataError, PlanError, TrainingError
 from hodec.methods import METHODS
 from hodec.plan.plan import Plan
 
@@ -259,7 +259,7 @@ def test_reestimating_without_batches_changes_nothing():
 
 def test_reestimating_that_fails_restores_the_momentum():
     model = SmallResNet()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(DataError, match=r"does not run on a batch of the data \(float32 1x5x12x12\): RuntimeError"):
         reestimate_batchnorm(model, [torch.ones(1, 5, 12, 12)])
     assert model.bn1.momentum == 0.1
     assert model.training
