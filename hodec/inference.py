@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-from hodec.errors import PlanError
+from hodec.errors import DataError, HodecError, PlanError
 from hodec.inputs import Inputs, ModelInput, as_input, required, takes
 from hodec.layers.base import same_random_state
 
@@ -127,9 +128,27 @@ def run_batches(model: nn.Module, batches: Iterable[Batch], *, count: int | None
         batches: model inputs, or tuples whose first ``count`` are the inputs and whose rest (labels) is not used, or
             dicts, of which ``forward`` gets what it takes; they are moved to the model's device.
         count: inputs that the model takes; None: those that its ``forward`` cannot do without.
+
+    Raises:
+        DataError: the model does not run on a batch.
     """
     device, used = next((p.device for p in model.parameters()), torch.device("cpu")), 0
     for batch in batches:
-        as_input(batch, model, most=required(model) if count is None else count).to(device).run(model)
+        run_on(model, as_input(batch, model, most=required(model) if count is None else count).to(device))
         used += 1
     return used
+
+
+def run_on(model: nn.Module, given: ModelInput) -> Any:
+    """What the model gives for one batch of the data.
+
+    Raises:
+        DataError: it does not run, with what it was given and what its ``forward`` takes; errors of memory pass.
+    """
+    try:
+        return given.run(model)
+    except (HodecError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a forward pass raises
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise DataError(f"the model does not run on a batch of the data ({given}): {why}{takes(model)}") from error

@@ -162,7 +162,12 @@ def test_a_drop_that_nothing_keeps_is_an_error(digits):
 def test_scores_that_cannot_be_used_are_refused(digits):
     model, data, _ = digits
     rolls = iter(range(100))
-    for evaluate, message in ((lambda *_: next(rolls), "gave 0 and then 1"), (lambda *_: float("nan"), "gave nan")):
+    for evaluate, message in (
+        (lambda *_: next(rolls), "gave 0 and then 1"),
+        (lambda *_: float("nan"), "gave nan; allowed"),
+        (lambda *_: None, "gave None; allowed: a finite number"),
+        (lambda *_: torch.ones(2), "gave tensor"),
+    ):
         with pytest.raises(DataError, match=message):
             hodec.compress(model, data=data, max_drop=0.1, evaluate=evaluate)
     for few in (data[:1], [(data[0][0][:3], data[0][1][:3])] * 2):

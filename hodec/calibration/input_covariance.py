@@ -190,7 +190,7 @@ def collect_covariances(
 
     Raises:
         ConfigError: a setting out of range.
-        DataError: no batch.
+        DataError: no batch, or one that the model does not run on.
         PlanError: a layer whose method has no covariance, that the model lacks, or that is never called; a weight
             inside a module with several.
         TrainingError: a layer's input holds NaN or Inf.

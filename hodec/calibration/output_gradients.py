@@ -28,7 +28,7 @@ from hodec.calibration.input_covariance import InputCovariance
 from hodec.compare import tensors_in
 from hodec.errors import ConfigError, DataError, TrainingError
 from hodec.formats.layer_types import LAYER_TYPES
-from hodec.inference import Batch, inference, uncompiled
+from hodec.inference import Batch, inference, run_on, uncompiled
 from hodec.inputs import ModelInput, as_input, required
 from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
@@ -93,7 +93,7 @@ def collect_output_gradients(
 
     Raises:
         ConfigError: a setting out of range, or a call within ``torch.inference_mode``.
-        DataError: no batch, or a net that gives no tensor of floating point.
+        DataError: no batch, one that the model does not run on, or a net that gives no tensor of floating point.
         TrainingError: a layer's output, or the gradient there, holds NaN or Inf.
 
     Examples:
@@ -162,11 +162,11 @@ def _pieces(model: nn.Module, batches: Iterable[Batch], count: int | None) -> It
 
 def _backward(model: nn.Module, given: ModelInput, sums: Iterable["_Sums"], generator: torch.Generator) -> None:
     """One backward pass from random numbers, and no weight gets a gradient."""
-    output = next((x for x in tensors_in(given.run(model)) if x.is_floating_point()), None)
+    output = next((x for x in tensors_in(run_on(model, given)) if x.is_floating_point()), None)
     if output is None:
         raise DataError("the net gives no tensor of numbers, so that no gradient of it tells what its layers count for")
     probes = [(one, probe) for one in sums for probe in one.probes]
-    if output.requires_grad:
+    if output.requires_grad and probes:
         noise = torch.randn(output.shape, generator=generator).to(output)
         found = torch.autograd.grad(output, [probe for _, probe in probes], noise, allow_unused=True)
         for (one, _), gradient in zip(probes, found, strict=True):

@@ -125,7 +125,7 @@ class Pass:
     def add_to(self, moments: FitMoments, responses: Responses, site: Site) -> None:
         """Add this batch to what is known for the fit of a site, once."""
         scale = responses.scale
-        for (index, rows), x in zip(self.wanted.pop(site, ()), self.inputs[site], strict=False):
+        for (index, rows), x in zip(self.wanted.pop(site, ()), self.inputs.get(site, ()), strict=False):
             in_dense: Tensor | float = self.beside.pop(site, 0.0)
             seen = site in self.sums and isinstance(in_dense, Tensor)
             in_near = picked(self.sums[site][1], site.dims, index) if seen else in_dense

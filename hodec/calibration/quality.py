@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hodec.calibration.data import LEAST_SAMPLES
 from hodec.compare import tensors_in
 from hodec.errors import DataError
-from hodec.inference import Batch, inference
+from hodec.inference import Batch, inference, run_on
 from hodec.inputs import as_input, required
 
 Evaluate = Callable[[nn.Module, Sequence[Batch]], float]
@@ -39,9 +39,13 @@ def score(evaluate: Evaluate, model: nn.Module, batches: Sequence[Batch]) -> flo
         DataError: something that is no finite number.
     """
     with inference(model):
-        value = float(evaluate(model, batches))
+        found = evaluate(model, batches)
+    try:
+        value = float(found)
+    except (TypeError, ValueError, RuntimeError):  # None, a text, a tensor of several numbers
+        value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"evaluate gave {value}; allowed: a finite number, higher is better")
+        raise DataError(f"evaluate gave {found!r}; allowed: a finite number, higher is better")
     return value
 
 
@@ -57,26 +61,29 @@ class Agreement:
 
     def __call__(self, model: nn.Module, batches: Sequence[Batch]) -> float:
         """The score of ``model``."""
-        same = total = missed = 0.0
+        same = missed = whole = 0.0
+        count = 0
         with inference(self.dense):
             for batch in batches:
                 found, wanted = (_output(net, batch) for net in (model, self.dense))
                 if wanted.ndim == 2 and wanted.shape[1] > 1:
                     same += float((found.argmax(1) == wanted.argmax(1)).sum())
-                    total += len(wanted)
+                    count += len(wanted)
                 else:
                     missed += float((found - wanted).double().square().sum())
-                    total += float(wanted.double().square().sum())
+                    whole += float(wanted.double().square().sum())
+        if count:
+            return same / count
         if missed:
-            return 1 - math.sqrt(missed / total) if total else 0.0
-        return same / total if same else 1.0
+            return 1 - math.sqrt(missed / whole) if whole else 0.0
+        return 1.0
 
 
 @torch.no_grad()
 def _output(net: nn.Module, batch: Batch) -> Tensor:
     """The first tensor of floating point that a net gives."""
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    found = tensors_in(as_input(batch, net, most=required(net)).to(device).run(net))
+    found = tensors_in(run_on(net, as_input(batch, net, most=required(net)).to(device)))
     for tensor in found:
         if tensor.is_floating_point():
             return tensor

@@ -27,7 +27,7 @@ from hodec.calibration.passes import Passes
 from hodec.calibration.responses import Responses
 from hodec.calibration.sites import Site, Stop, sites_of, survey
 from hodec.calibration.walk import give_back
-from hodec.errors import DataError
+from hodec.errors import ConfigError, DataError
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, rereadable, run_batches, uncompiled
@@ -64,7 +64,8 @@ def fit_to_data(
 
     Args:
         model: the dense model the plan was made for; it is left as it was.
-        plan: the layers. Those that have no weight of their own which meets patches are projected by their weights.
+        plan: the layers. Those that have no weight of their own which meets patches are projected by their weights, and
+            so are those that get no rows of the first batch or of all, with a warning.
         batches: as ``collect_covariances`` takes them. Up to 16 go through both nets together, and what the nets hold
             of them at one layer is in memory; more are read anew for each layer, one batch at a time, and those of an
             iterator, which can be read once, are kept.
@@ -75,7 +76,8 @@ def fit_to_data(
         output_roots: layer -> symmetric (O, O), as ``fit_layer`` takes it; see ``collect_output_gradients``.
 
     Raises:
-        DataError: no batch.
+        ConfigError: a setting out of range.
+        DataError: no batch, or one that the model does not run on.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -85,6 +87,10 @@ def fit_to_data(
         (4, (4,))
         >>> small = hodec.convert(near, plan)
     """
+    for what, given, least in (("positions", positions, 1), ("turns", turns, 0)):
+        if given is not None and given < least:
+            free = ", or None for all" * (what == "positions")
+            raise ConfigError(f"{what}: {given!r} given; allowed: a whole number from {least}{free}")
     dense = uncompiled(model)
     near = copied(dense)
     count, batches = len(plan.example_input().args) or None, rereadable(batches)
@@ -98,6 +104,10 @@ def fit_to_data(
     with inference(dense), inference(near):
         fitting = _Fitting(solver, damping, turns, output_roots or {})
         stops = survey(sites, dense, near, partial(run_batches, dense, first[:1], count=count), sums=sums)
+        met = {site for stop in stops for site in stop.sites}
+        for site in sites:
+            if site not in met:
+                _by_weight(site, "of the first batch")
         walking = partial(Passes, dense, near, count=count, positions=positions)
         while stops:
             if len(first) <= TOGETHER:
@@ -118,6 +128,9 @@ class _Fitting:
 
     def __call__(self, site: Site, moments: FitMoments, responses: Responses) -> None:
         """Give a layer of the copy its weight."""
+        if not moments.count:  # an expert that no token went to
+            _by_weight(site, "of these batches")
+            return
         weight = LAYER_TYPES[site.layer.layer_type].to_oihw(site.weight.detach())
         fitted = partial(
             fit_layer,
@@ -178,6 +191,11 @@ def _one_by_one(
                 one.leave()
         fitting(site, *known)
     return stops[1:]
+
+
+def _by_weight(site: Site, data: str) -> None:
+    log.warning("%s gets no data %s: projected by its weight", site.name, data)
+    site.weight.copy_(site.layer.project(site.weight))
 
 
 def _project(near: nn.Module, name: str, layer: LayerPlan) -> None:

@@ -23,6 +23,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
         model: any net; modes are restored. A net without BatchNorm is left alone.
         batches: model inputs in any form that ``make_plan`` takes, or (images, labels); moved to the model's device.
 
+    Raises:
+        DataError: the model does not run on a batch; the statistics are as they were.
+
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> hodec.reestimate_batchnorm(net, [torch.randn(16, 3, 8, 8) for _ in range(4)])

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
@@ -240,10 +240,11 @@ Layers = Pattern | Sequence[Pattern]
 
 
 def patterns(given: Layers | None) -> list[Pattern]:
-    """The single patterns."""
+    """The single patterns; ``match_layers`` refuses what is none."""
     if given is None:
         return []
-    return [given] if isinstance(given, str | re.Pattern | type) else list(given)
+    single = isinstance(given, str | re.Pattern | type) or not isinstance(given, Iterable)
+    return [cast(Pattern, given)] if single else list(cast(Iterable[Pattern], given))
 
 
 def pattern_words(pattern: Pattern) -> str:

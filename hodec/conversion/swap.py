@@ -16,7 +16,7 @@ from hodec.conversion.keeping import forget_plan, keep_plan
 from hodec.conversion.ties import check_ties
 from hodec.errors import ConvertError, HodecError, PlanError, near_matches
 from hodec.formats.base import working_copy
-from hodec.formats.layer_types import layer_type_of
+from hodec.formats.layer_types import LAYER_TYPES, layer_type_of
 from hodec.formats.roles import REBUILT, Role
 from hodec.inference import uncompiled
 from hodec.io.tensors import is_divided
@@ -326,6 +326,10 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
         plan: its plan.
         compressed: what it was converted to; without it, the plain projections are measured.
 
+    Raises:
+        PlanError: the plan is for another model.
+        ConvertError: ``compressed`` lacks a factorized layer of the plan.
+
     Examples:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
@@ -335,7 +339,11 @@ def conversion_errors(dense: nn.Module, plan: Plan, compressed: nn.Module | None
     errors, layers = {}, _dense_layers(uncompiled(dense), plan)
     for name, layer in plan.items():
         weight = weight_of(layers[name][0]).float()
-        near = layer.project(weight) if compressed is None else _dense_weight(compressed, layer.module(name)).to(weight)
+        near = (
+            layer.project(weight)
+            if compressed is None
+            else _dense_weight(uncompiled(compressed), layer.module(name)).to(weight)
+        )
         whole = norm(weight)
         errors[name] = norm(weight - near) / whole if whole else 0.0
     return errors
@@ -346,12 +354,14 @@ def planned_spectra(dense: nn.Module, plan: Plan) -> dict[str, list[tuple[int, T
     layers, spectra = _dense_layers(uncompiled(dense), plan), dict[str, list[tuple[int, Tensor]]]()
     for name, layer in plan.items():
         with naming(f"layer {name}"):
-            spectra[name] = layer.format.spectra(weight_of(layers[name][0]).float(), layer.modes)
+            weight = LAYER_TYPES[layer.layer_type].to_oihw(weight_of(layers[name][0]).float())
+            spectra[name] = layer.format.spectra(weight, layer.modes)
     return spectra
 
 
 def _dense_weight(model: nn.Module, name: str) -> Tensor:
-    layer = model.get_submodule(name)
+    layer = dict(model.named_modules(remove_duplicate=False)).get(name)
     if not isinstance(layer, FactorizedLayer):
-        raise ConvertError(f"{type(layer).__name__} is not a factorized layer: convert the model by the same plan")
+        own = "nothing" if layer is None else type(layer).__name__
+        raise ConvertError(f"{name} is {own} in the compressed model, not a factorized layer: convert by the same plan")
     return layer.dense_weight().detach()

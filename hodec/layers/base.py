@@ -233,9 +233,9 @@ class FactorizedLayer(OneNode):
         """
         like = next(self.parameters())
         wide = like.dtype if like.device.type == "mps" else torch.float64
-        with torch.no_grad():
+        with torch.no_grad(), same_random_state(self.parameters()):  # the dense layer is made with random weights
             weight = copy.deepcopy(self).to(wide).dense_weight().to(like.dtype).contiguous()
-        dense = self.dense_maker()(**self.dense_settings())
+            dense = self.dense_maker()(**self.dense_settings())
         dense.weight = nn.Parameter(weight, requires_grad=any(view.requires_grad for view in self.views()))
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)

@@ -100,9 +100,12 @@ def _converter(tl: ModuleType) -> Callable[[Tensor], object]:
     backend = tl.get_backend()
     if backend == "pytorch":
         return lambda tensor: tensor
-    if backend == "numpy":
-        return lambda tensor: tensor.detach().cpu().numpy()
-    return lambda tensor: tl.tensor(tensor.detach().cpu().numpy())
+    return _as_numpy if backend == "numpy" else lambda tensor: tl.tensor(_as_numpy(tensor))
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor; numpy has no bfloat16, whose numbers float32 holds exactly."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
 
 
 def _as_torch(tl: ModuleType, part: object) -> Tensor:

@@ -39,6 +39,9 @@ def param_groups(  # noqa: PLR0913
         ``[{"params": .., "lr": .., "weight_decay": .., "name": "others"}, {.., "name": "factors"}]``, in this order,
         without a group that would be empty; no parameter is in both, and a shared one is there once.
 
+    Raises:
+        ConfigError: a rate or decay that is no number of at least 0.
+
     Examples:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> plan = hodec.make_plan(net, 4, method="svd", example_input=torch.zeros(1, 64))
@@ -47,6 +50,10 @@ def param_groups(  # noqa: PLR0913
         [('others', 0.001, 2), ('factors', 0.0003, 4)]
         >>> optimizer = torch.optim.AdamW(groups)
     """
+    given = {"lr": lr, "factor_lr": factor_lr, "weight_decay": weight_decay, "factor_decay": factor_decay}
+    for what, number in given.items():
+        if number is not None and not number >= 0:
+            raise ConfigError(f"{what}: {number!r} given; allowed: a number of at least 0")
     factors = {p: None for layer in factorized_layers(net) for p in factor_parameters(layer)}
     others = [p for p in net.parameters() if p not in factors]
     own_lr = lr if factor_lr is None else factor_lr
@@ -94,7 +101,7 @@ class FactorSGD(torch.optim.SGD):
         decay: ``factors`` or ``product``.
 
     Raises:
-        ConfigError: an unknown update or decay.
+        ConfigError: an unknown update or decay, or a rate or decay below 0.
 
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU())

@@ -232,15 +232,36 @@ class LayerPlan:
             raise PlanError(
                 f"{name}: execution {self.execution!r} is not one of {', '.join(allowed)}; execution=auto always fits"
             )
-        try:
-            self.modes.check(self.shape[1], self.shape[0])
-        except PlanError as error:
-            raise PlanError(f"{name}: {error}") from error
+        self._check_modes(name)
         try:
             self.format.check_ranks(self.shape, self.modes, self.ranks)
         except HodecError as error:
             raise self._misfit(name, error) from error
         return self
+
+    def _check_modes(self, name: str) -> None:
+        try:
+            self.modes.check(self.shape[1], self.shape[0])
+        except PlanError as error:
+            raise PlanError(f"{name}: {error}") from error
+        if self.modes != (allowed := self.modes_for(self.method)) and not self.format.uses_modes:
+            raise PlanError(
+                f"{name}: modes in={list(self.modes.inputs)} out={list(self.modes.outputs)} given; allowed: "
+                f"in={list(allowed.inputs)} out={list(allowed.outputs)}, for method {self.method} splits no channels"
+            )
+
+    def modes_for(self, method: str) -> Modes:
+        """The modes that the layer has under another method: its own where that can have as many, else an even split.
+
+        Raises:
+            PlanError: no such method.
+        """
+        other, count = get_method(method), len(self.modes.inputs)
+        if not other.serves(self.layer_type, self.groups):
+            return self.modes
+        fmt = other.format(self.layer_type, self.groups)
+        allowed = max(count, fmt.min_modes) if fmt.uses_modes else 1
+        return self.modes if count == allowed else Modes.split(self.shape[1], self.shape[0], allowed)
 
     def _misfit(self, name: str, error: HodecError) -> PlanError:
         kernel, inp = "x".join(map(str, self.shape[2:])), self.shape[1] * self.groups

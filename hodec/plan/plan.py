@@ -128,12 +128,15 @@ class Plan(Mapping[str, LayerPlan]):
         execution: str | None = None,
         method: str | None = None,
     ) -> "Plan":
-        """A copy in which one layer is planned differently; checked like any other."""
+        """A copy in which one layer is planned differently; checked like any other.
+
+        Without ``modes`` the layer keeps its own, or gets an even split where ``method`` cannot have as many.
+        """
         old = self[name]
         layer = dataclasses.replace(
             old,
             ranks=old.ranks if ranks is None else tuple(ranks),
-            modes=old.modes if modes is None else modes,
+            modes=old.modes_for(old.method if method is None else method) if modes is None else modes,
             execution=old.execution if execution is None else execution,
             method=old.method if method is None else method,
             notes=(*old.notes, "edited by hand"),

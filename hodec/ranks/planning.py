@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import SupportsIndex
 
 from torch import nn
 
@@ -22,7 +23,7 @@ from hodec.conversion.eligibility import (
 from hodec.conversion.ties import NOT_CALLED, READ_DIRECTLY
 from hodec.cost.count import count_by_parameter
 from hodec.errors import PlanError, Use, literal
-from hodec.formats.modes import Modes
+from hodec.formats.modes import MOST_MODES, Modes
 from hodec.inference import running_input, uncompiled
 from hodec.inputs import Inputs, form_of
 from hodec.io.tensors import is_divided
@@ -156,6 +157,7 @@ def plan_layers(
     Raises:
         PlanError: as ``make_plan``.
     """
+    _check_n_modes(settings.n_modes)
     included = _included(sites, settings, skipped, net.model)
     methods = [get_method(name) for name in rule.methods_for(method)]
     given = _given_modes(settings.modes or {}, included)
@@ -172,6 +174,12 @@ def plan_layers(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
         raise PlanError(f"no layer is left to factorize ({len(skipped)} looked at). {reasons or 'The model has none.'}")
     return layers
+
+
+def _check_n_modes(given: object) -> None:
+    if not (isinstance(given, SupportsIndex) and 1 <= given.__index__() <= MOST_MODES):
+        text = literal(f"{given!r} given; allowed: a whole number of at least 1 and at most {MOST_MODES}")
+        raise PlanError(f"{{setting}}: {text}", setting=Use("method.n_modes"))
 
 
 def _chosen(

@@ -96,6 +96,11 @@ def test_split_outputs_are_not_mixed(generator):
         assert_close(both.apply(weight), expected)
 
 
+def test_a_net_without_a_layer_that_meets_patches_is_compressed(generator):
+    net, x = nn.Sequential(nn.Conv2d(32, 32, 3, groups=2)), torch.randn(8, 32, 6, 6, generator=generator)
+    assert list(hodec.compress(net, data=[x, x], macs=0.5).hodec_plan) == ["0"]
+
+
 def test_a_net_that_gives_no_numbers_is_refused(generator):
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     plan = planned(net, 2, torch.zeros(1, 8), method="svd", allow_larger=True)

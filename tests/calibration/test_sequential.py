@@ -1,5 +1,6 @@
 """Layers fitted one after the other: what earlier ones lost is made up for, and nothing else of the net is touched."""
 
+import copy
 import threading
 
 import pytest
@@ -12,9 +13,11 @@ from torch.testing import assert_close
 
 from hodec.calibration import sequential
 from hodec.calibration.input_covariance import collect_covariances
+from hodec.calibration.output_gradients import collect_output_gradients
 from hodec.calibration.sequential import TOGETHER, fit_to_data
+from hodec.conversion.batchnorm import reestimate_batchnorm
 from hodec.conversion.swap import convert
-from hodec.errors import DataError
+from hodec.errors import ConfigError, DataError
 from hodec.methods import METHODS
 
 
@@ -248,11 +251,67 @@ def test_an_error_on_the_way_comes_through_and_leaves_nothing(generator):
     net, x = Refusing(), images(generator)
     plan = planned(net, 2, x[:1], method="svd", allow_larger=True)
     before, threads = snapshot(net), threading.active_count()
-    with pytest.raises(ValueError, match="seven images"):
+    with pytest.raises(DataError, match=r"on a batch .*7x6x12x12\): ValueError: seven images; the forward of Refusing"):
         fit_to_data(net, plan, [x[:8], x[:7]])
     assert_untouched(net, before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     assert threading.active_count() == threads
+
+
+def test_a_batch_that_the_net_does_not_take_is_named(generator):
+    net, x = settled(generator)
+    plan, bad = planned(net, 4, x[:1], method="svd", allow_larger=True), [x[:8], x[:8, :5]]
+    for call in (fit_to_data, collect_covariances, collect_output_gradients):
+        with pytest.raises(
+            DataError, match=r"does not run on a batch of the data \(float32 \dx5x12x12\): RuntimeError"
+        ):
+            call(net, plan, bad)
+    with pytest.raises(
+        DataError, match=r"does not run on a batch of the data \(float32 1x6\): ValueError: Expected more"
+    ):
+        reestimate_batchnorm(nn.Sequential(nn.BatchNorm1d(6)), [x[:1, :, 0, 0]])
+
+
+class Experts(nn.Module):
+    """Two layers, of which the first gets the rows that begin with more than 9; without any it is called or not."""
+
+    def __init__(self, *, called: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.called = nn.Linear(8, 8), nn.Linear(8, 8), called
+
+    def forward(self, x: Tensor) -> Tensor:
+        sent = x[:, 0] > 9
+        rest = self.two(x[~sent])
+        return torch.cat([self.one(x[sent]), rest]) if self.called or sent.any() else rest
+
+
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("count", [2, TOGETHER + 1])
+def test_an_expert_without_a_token_is_projected(count: int, called: bool, generator, caplog):
+    torch.manual_seed(0)
+    net, x = Experts(called=called), torch.randn(8 * count, 8, generator=generator)
+    example = torch.cat([x[:1], x[:1] + 99])
+    plan = planned(net, 2, example, method="svd", allow_larger=True)
+    projected = copy.deepcopy(net)
+    for name, layer in plan.items():
+        weight = projected.get_submodule(name).weight
+        weight.data = layer.project(weight.data)
+    near = fit_to_data(net, plan, x.split(8))
+    assert "one gets no data of " in caplog.text
+    assert_close(near.one.weight, projected.one.weight)
+    assert error(net, near, x) < error(net, projected, x)
+    caplog.clear()
+    data = [torch.cat([x, x + 99]), x]  # the second batch alone lacks such rows
+    assert error(net, fit_to_data(net, plan, data), data[0]) < error(net, projected, data[0])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("name", "given"), [("positions", 0), ("turns", -1)])
+def test_settings_out_of_range_are_refused(name: str, given: int, generator):
+    net, x = settled(generator)
+    plan = planned(net, 4, x[:1], method="svd", allow_larger=True)
+    with pytest.raises(ConfigError, match=f"{name}: {given} given; allowed: a whole number from {given + 1}"):
+        fit_to_data(net, plan, [x], **{name: given})
 
 
 def test_no_data_are_refused(generator):

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from hodec.conversion.batchnorm import reestimate_batchnorm
-from hodec.conversion.swap import conversion_errors, convert
-from hodec.errors import PlanError, TrainingError
+from hodec.conversion.swap import conversion_errors, convert, planned_spectra
+from hodec.errors import ConvertError, DataError, PlanError, TrainingError
 from hodec.methods import METHODS
 from hodec.plan.plan import Plan
 
@@ -207,6 +207,25 @@ def test_conversion_errors_are_those_of_the_layers():
     assert max(conversion_errors(model, full).values()) < 1e-5
 
 
+def test_spectra_are_those_of_the_weight_with_outputs_first():
+    model = nn.Sequential(nn.ConvTranspose2d(8, 32, 3))
+    ranks = {"svd": [8 * 9], "tucker": [8, 32]}
+    for method, lengths in ranks.items():
+        plan = planned(model, 4, torch.randn(1, 8, 6, 6), method=method, allow_larger=True)
+        found = planned_spectra(model, plan)["0"]
+        assert [len(values) for _, values in sorted(found)] == [min(n, 32) for n in lengths]
+        matrix = model[0].weight.detach().transpose(0, 1).flatten(1).double()
+        torch.testing.assert_close(found[-1][1], torch.linalg.svdvals(matrix), rtol=1e-5, atol=1e-5)
+
+
+def test_a_compressed_model_of_another_plan_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    plan = planned(model, 2, torch.randn(1, 8), method="svd", allow_larger=True)
+    for other, words in ((model, "0 is Linear"), (nn.Sequential(), "0 is nothing")):
+        with pytest.raises(ConvertError, match=f"{words} in the compressed model, not a factorized layer"):
+            conversion_errors(model, plan, other)
+
+
 def test_the_error_of_a_zero_weight_is_zero():
     model = nn.Sequential(conv())
     nn.init.zeros_(model[0].weight)
@@ -240,7 +259,7 @@ def test_reestimating_without_batches_changes_nothing():
 
 def test_reestimating_that_fails_restores_the_momentum():
     model = SmallResNet()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(DataError, match=r"does not run on a batch of the data \(float32 1x5x12x12\): RuntimeError"):
         reestimate_batchnorm(model, [torch.ones(1, 5, 12, 12)])
     assert model.bn1.momentum == 0.1
     assert model.training

@@ -93,13 +93,14 @@ def test_same_random_state_gives_the_same_numbers_again():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_from_dense_draws_nothing_but_a_new_layer_does():
+def test_there_and_back_nothing_is_drawn_but_a_new_layer_draws():
     before = torch.get_rng_state()
     dense = nn.Linear(8, 12)
     moved = torch.get_rng_state()
     assert not torch.equal(before, moved)
-    TTLinear.from_dense(dense, (3,))
+    made = TTLinear.from_dense(dense, (3,)).to_dense()
     assert torch.equal(torch.get_rng_state(), moved)
+    assert made.weight.requires_grad
     TTLinear(8, 12, ranks=(3,))
     assert not torch.equal(torch.get_rng_state(), moved)
 

@@ -114,3 +114,12 @@ def test_a_missing_tensorly_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tensorly", None)
     with pytest.raises(ConvertError, match=r"pip install 'hodec\[tensorly\]'"):
         layer_of("tt", "conv2d", nn.Conv2d(8, 12, 3)).to_tensorly()
+
+
+def test_numpy_gets_bfloat16_as_float32():
+    layer = layer_of("tucker", "conv2d", nn.Conv2d(8, 12, 3)).to(torch.bfloat16)
+    core, factors = layer.to_tensorly()
+    assert {part.dtype for part in (core, *factors)} == {np.dtype("float32")}
+    with tensorly.backend_context("pytorch"):
+        wanted = layer.to_tensorly()
+    torch.testing.assert_close(torch.from_numpy(core), wanted[0].float(), rtol=0, atol=0)

@@ -145,6 +145,13 @@ def test_unknown_words_are_refused(net: nn.Module, options: dict[str, str], word
         FactorSGD(net, 0.1, **options)
 
 
+@pytest.mark.parametrize("options", [{"lr": -1}, {"factor_lr": -3}, {"weight_decay": -0.1}, {"lr": float("nan")}])
+def test_rates_and_decays_below_zero_are_refused(net: nn.Module, options: dict[str, float]) -> None:
+    ((name, number),) = options.items()
+    with pytest.raises(ConfigError, match=f"{name}: {number} given; allowed: a number of at least 0"):
+        FactorSGD(net, **{"lr": 0.1, **options})
+
+
 @pytest.mark.parametrize("factors", ["muon", "scaled_gd", "sgd"])
 @pytest.mark.parametrize("method", ["svd", "tt"])
 def test_factors_that_layers_share_move_once_a_step(factors: str, method: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_nets import IMAGE, SmallResNet, Tokens
 
+from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import convert
 from hodec.errors import HodecError, PlanError
 from hodec.formats.calls import CallSites
@@ -125,6 +126,20 @@ def test_replace_changes_a_copy_and_notes_it(plan: Plan):
     assert {k: v for k, v in changed.items() if k != "conv1"} == {k: v for k, v in plan.items() if k != "conv1"}
     other = plan.replace("conv1", method="tt_classical", modes=Modes((6,), (12,)), ranks=(4,), execution="auto")
     assert (other["conv1"].method, other["conv1"].resolved_execution) == ("tt_classical", "chain")
+
+
+def test_another_method_has_the_modes_that_it_can_have(generator: torch.Generator):
+    net, data = torch.nn.Sequential(torch.nn.Linear(32, 24)), [torch.randn(64, 32, generator=generator)]
+    plan = make_plan(net, Manual(6), example_input=data[0][:1])
+    matrix = plan.replace("0", method="weight_svd", ranks=[6])
+    assert matrix["0"].modes == Modes((32,), (24,))
+    near = convert(net, matrix, covariances=collect_covariances(net, matrix, data))
+    assert int(torch.linalg.matrix_rank(near[0].dense_weight(), rtol=1e-5)) == 6
+    assert matrix.replace("0", method="tt", ranks=plan["0"].ranks)["0"].modes == plan["0"].modes
+    with pytest.raises(
+        PlanError, match=r"0: modes in=\[4, 8\] .* allowed: in=\[32\] out=\[24\], for method weight_svd"
+    ):
+        matrix.replace("0", modes=plan["0"].modes)
 
 
 @pytest.mark.parametrize(

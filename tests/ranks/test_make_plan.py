@@ -161,6 +161,8 @@ def test_planned_and_skipped_stand_in_the_order_of_the_model():
 def test_row_21_a_glob_that_matches_nothing_names_its_key_and_near_matches(key: str):
     with pytest.raises(PlanError, match=rf"{key} 'layer1\.con1' matches no layer\. Did you mean: layer1\.conv1"):
         planned(3, **{key: ["layer1.con1"]})
+    with pytest.raises(PlanError, match=f"{key}: 3 given; allowed: a layer glob"):
+        planned(3, **{key: 3})
 
 
 def test_row_21_including_only_what_cannot_be_factorized_gives_the_reason():
@@ -209,9 +211,11 @@ def test_modes_by_glob_the_last_match_counts():
         planned(3, modes={"layer1.conv2": Modes((6, 5), (6, 4))})
 
 
-@pytest.mark.parametrize("n_modes", [0, -1])
+@pytest.mark.parametrize("n_modes", [0, -1, 9, 2.5])
 def test_senseless_numbers_of_modes_are_refused(n_modes: int):
-    with pytest.raises(PlanError, match="at least 1"):
+    with pytest.raises(
+        PlanError, match=f"n_modes: {n_modes} given; allowed: a whole number of at least 1 and at most 4"
+    ):
         planned(3, n_modes=n_modes)
 
 
