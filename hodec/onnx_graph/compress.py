@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from hodec.calibration.data import Given, InputSpec, Samples, function_of, load_samples
 from hodec.calibration.images import Pixels
-from hodec.errors import ConfigError, DataError, NothingPays
+from hodec.errors import ConfigError, ConvertError, DataError, NothingPays
 from hodec.export.runtime import Array, Cannot, open_session
-from hodec.io.atomic import check_place, writing
+from hodec.io.atomic import check_apart, check_place, writing
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.calibrate import TrialGraph
 from hodec.onnx_graph.chance import CONFIDENCE
@@ -148,6 +148,7 @@ def compress_file(  # noqa: PLR0913
     task = Task(given, evaluate, loss, max_drop, confidence)
     if report is not None:
         check_place(Path(report), ConfigError, "--report: ")
+        check_apart(Path(report), (source, out, *task.files), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress, search.scores_all = target, progress, report is not None
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
@@ -209,6 +210,11 @@ class Task:
     max_drop: str | float | None = None
     confidence: float = CONFIDENCE
 
+    @property
+    def files(self) -> tuple[object, ...]:
+        """What is read beside the model, where that is files."""
+        return self.data.data, self.data.labels, self.evaluate
+
 
 def prepared(
     source: str | Path, out: Path | None, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
@@ -221,6 +227,7 @@ def prepared(
     graph = load_graph(source)
     if out is not None:
         check_target(out, graph, force=force)
+        check_apart(out, task.files, ConvertError, "output: ")
     samples = task.data.read(graph)
     fit, held = samples.split()
     threads = threads or torch.get_num_threads()
