@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from hodec.calibration.data import Samples
-from hodec.errors import ConvertError
+from hodec.errors import CheckpointError, ConvertError
 from hodec.export.runtime import open_session
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench
@@ -45,7 +45,7 @@ def write_int8(
         result = float_file(alone)
         try:
             rows, both, loss = _four(alone, stored, search, held, seconds=seconds)
-        except ConvertError as error:  # the search was long, and its file is good
+        except (ConvertError, CheckpointError) as error:  # the search was long, and its file is good
             log.warning("%s", error)
             result = float_file(out, judged=False)
             return replace(result, remarks=(*result.remarks, f"in float, as 8 bits cannot be had: {error}"))
