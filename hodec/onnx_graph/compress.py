@@ -154,7 +154,8 @@ def compress_file(  # noqa: PLR0913
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
     if target == "size" and search.limits.round_to is None:
         search.limits = replace(search.limits, round_to=SMALL_BLOCK)
-    write = partial(write_int8 if int8 else write_trial, search=search, held=held, out=Path(out), seconds=seconds)
+    file = write_int8 if int8 else partial(write_trial, smaller=True)
+    write = partial(file, search=search, held=held, out=Path(out), seconds=seconds)
     with sharing():
         result = _best_written(search, write, _kinds(store or SHORTEST[target]))
     if report is not None:

@@ -1,12 +1,16 @@
 """compress_file on files of other kinds: layers without rows, weights that spare nothing, odd outputs."""
 
 import numpy as np
+import pytest
+from onnx import TensorProto
 
+from hodec.errors import NothingPays
+from hodec.onnx_graph import compress_int8
 from hodec.onnx_graph.compress import compress_file
 from hodec.onnx_graph.judge import squared_errors
 
-from small_graphs import answer, node, save  # isort: skip
-from test_onnx_compress import MACS, _own_cache, low_rank, smooth  # isort: skip  # noqa: F401
+from small_graphs import answer, node, numbers, save  # isort: skip
+from test_onnx_compress import DATA, MACS, _own_cache, low_rank, net_of_low_rank, smooth  # isort: skip  # noqa: F401
 
 
 SIZE = {**MACS, "target": "size"}
@@ -30,3 +34,25 @@ def test_layers_without_rows_keep_what_truncation_gives(tmp_path):
     assert len(result.changes) > 1
     outputs = [[answer(path, **feeds) for feeds in data] for path in (out, source)]
     assert squared_errors(*outputs)[0] ** 0.5 < 0.25
+
+
+def half_net(path):
+    """A product in float16 of full rank, whose weight is not stored any shorter."""
+    weights = {"w": numbers(24, 20).astype(np.float16)}
+    return save(path, [node("MatMul", "x w")], weights, inputs={"x": ("n", 24)}, dtype=TensorProto.FLOAT16)
+
+
+def test_a_file_that_is_no_smaller_is_not_written_where_size_is_the_target(tmp_path):
+    source, x = half_net(tmp_path / "in.onnx"), np.random.default_rng(0).standard_normal((48, 24))
+    with pytest.raises(NothingPays, match="nothing pays"):
+        compress_file(source, tmp_path / "out.onnx", data={"x": x.astype(np.float16)}, max_drop="0.1%", **SIZE)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_what_is_said_of_an_8_bit_file_is_of_that_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(compress_int8, "_is_better", lambda *_: (True, ""))  # of so small a file it is not
+    source = net_of_low_rank(tmp_path / "in.onnx")
+    how = {"data": DATA, "loss": "error", "max_drop": 0.3, "store": "float16", **MACS}
+    result = compress_file(source, tmp_path / "out.onnx", int8=True, **how)
+    assert any("in 8 bits" in one for one in result.remarks)
+    assert not any("weights are stored as float16" in one for one in result.remarks)
