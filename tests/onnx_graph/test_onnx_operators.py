@@ -111,6 +111,18 @@ def test_products_with_leading_axes_of_one(tmp_path, words, shape, size, method)
     assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
 
 
+@pytest.mark.parametrize("opset", [7, 9, 10])
+def test_a_tensor_train_of_a_product_in_old_versions_of_the_operators(tmp_path, opset):
+    source = save(
+        tmp_path / "in.onnx", [node("MatMul", "x w", "y", name="m")], {"w": numbers(16, 16)},
+        inputs={"x": ("n", 5, 16)}, opset=opset,
+    )  # fmt: skip
+    outcome, out = decomposed(source, "tt", options=PlanSettings(allow_larger=True, execution="chain"))
+    assert "m" in outcome.changes
+    x = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
+    assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
+
+
 RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
