@@ -70,9 +70,8 @@ class Bench:
 
     @property
     def _apart(self) -> str:
-        left_out = f"{self.uncompared} outputs are not compared, as they are no arrays of numbers" * bool(
-            self.uncompared
-        )
+        count = self.uncompared
+        left_out = f"outputs that are no arrays of numbers ({count}) are not compared" if count else ""
         if self.relative is None:
             return left_out or "outputs are not finite"
         words = f"outputs differ by at most {self.difference:.3g} ({self.relative:.3g} of the largest)"
