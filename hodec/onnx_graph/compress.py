@@ -20,7 +20,7 @@ from hodec.onnx_graph.calibrate import TrialGraph
 from hodec.onnx_graph.chance import CONFIDENCE
 from hodec.onnx_graph.compress_int8 import write_int8
 from hodec.onnx_graph.facts import graph_facts
-from hodec.onnx_graph.graph import OnnxGraph, load_graph
+from hodec.onnx_graph.graph import OnnxGraph, load_graph, name_of
 from hodec.onnx_graph.judge import Judge, judge_of
 from hodec.onnx_graph.planning import eligible_sites
 from hodec.onnx_graph.profile import SMALL_BLOCK
@@ -269,8 +269,14 @@ def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *
 
     Raises:
         DataError: it does not run on them, or gives NaN or Inf.
+        ConvertError: an output is no tensor.
         ConfigError: see ``judge_of``.
     """
+    if odd := [name_of(one) for one in graph.graph.outputs if not isinstance(one.type, ir.TensorType | None)]:
+        raise ConvertError(
+            f"{graph.path}: its outputs {', '.join(odd)} are no tensors (sequences or maps), which are not judged; cut "
+            "the nodes that make them off the model, or decompose it without data"
+        )
     function = function_of(task.evaluate) if isinstance(task.evaluate, str) else task.evaluate
     try:
         opened = open_session(graph.path, threads=threads)

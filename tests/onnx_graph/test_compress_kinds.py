@@ -1,13 +1,16 @@
 """compress_file on files of other kinds: layers without rows, weights that spare nothing, odd outputs."""
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from hodec.errors import NothingPays
+from hodec.errors import ConvertError, NothingPays, PlanError
 from hodec.onnx_graph import compress_int8
-from hodec.onnx_graph.compress import compress_file
+from hodec.onnx_graph.compress import Calibration, Task, compress_file
+from hodec.onnx_graph.fit_file import fit_file
 from hodec.onnx_graph.judge import squared_errors
+from hodec.plan.plan import Plan
 
 from small_graphs import answer, node, numbers, save  # isort: skip
 from test_onnx_compress import DATA, MACS, _own_cache, low_rank, net_of_low_rank, smooth  # isort: skip  # noqa: F401
@@ -56,3 +59,22 @@ def test_what_is_said_of_an_8_bit_file_is_of_that_file(tmp_path, monkeypatch):
     result = compress_file(source, tmp_path / "out.onnx", int8=True, **how)
     assert any("in 8 bits" in one for one in result.remarks)
     assert not any("weights are stored as float16" in one for one in result.remarks)
+
+
+def test_outputs_that_are_no_arrays_are_refused_by_name(tmp_path):
+    source = net_of_low_rank(tmp_path / "in.onnx")
+    model = onnx.load(source)
+    model.graph.node.append(node("SequenceConstruct", "y y", "several"))
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    model.graph.output.append(helper.make_value_info("several", kind))
+    onnx.save(model, source)
+    with pytest.raises(ConvertError, match="its outputs several are no tensors"):
+        compress_file(source, tmp_path / "out.onnx", data=DATA, loss="error", **MACS)
+
+
+def test_a_plan_without_layers_is_refused(tmp_path):
+    source = net_of_low_rank(tmp_path / "in.onnx")
+    plan = Plan({}, {"first": "left"}, "manual", 1, 1)
+    with pytest.raises(PlanError, match="the plan has no layers"):
+        fit_file(source, tmp_path / "out.onnx", Task(Calibration(DATA)), plan=plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
