@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hodec.errors import PlanError
-from hodec.onnx_graph.decompose import decompose_file
+from hodec.errors import PlanError, Use
+from hodec.onnx_graph.decompose import decompose_file, plan_file
 from hodec.ranks import Budget, Manual
 from hodec.ranks.planning import PlanSettings
 
@@ -268,6 +268,15 @@ def test_a_file_that_is_not_of_the_qdq_kind_cannot_be_dequantized(tmp_path):
     exact = quantized_net(tmp_path / "in.onnx", "QOperator")
     with pytest.raises(PlanError, match="not of the QDQ kind"):
         decomposed(exact, dequantized=True)
+
+
+def test_a_budget_of_milliseconds_is_not_that_of_a_file_whose_quantization_is_taken_out(tmp_path):
+    source, rule = conv_net(tmp_path / "in.onnx"), Budget(latency_ms=1.0)
+    for refused in (lambda: decomposed(source, rule=rule, dequantized=True),
+                    lambda: plan_file(source, rule, method="svd", dequantized=True)):  # fmt: skip
+        with pytest.raises(PlanError, match="timed as its file is, quantized") as error:
+            refused()
+        assert error.value.told(Use.in_flags).startswith("--latency-ms 1.0: ")
 
 
 def test_a_function_that_multiplies_is_written_out_where_it_is_called(tmp_path):
