@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hodec.errors import ConvertError, NothingPays, PlanError
+from hodec.errors import CheckpointError, ConvertError, NothingPays, PlanError
 from hodec.onnx_graph import compress_int8
 from hodec.onnx_graph.compress import Calibration, Task, compress_file
 from hodec.onnx_graph.fit_file import fit_file
@@ -78,3 +78,15 @@ def test_a_plan_without_layers_is_refused(tmp_path):
     with pytest.raises(PlanError, match="the plan has no layers"):
         fit_file(source, tmp_path / "out.onnx", Task(Calibration(DATA)), plan=plan)
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_a_quantized_file_that_cannot_be_read_leaves_the_one_in_float(tmp_path, monkeypatch):
+    def unreadable(*_, **__):
+        raise CheckpointError("both.onnx is not a valid ONNX model")
+
+    monkeypatch.setattr(compress_int8, "four_rows", unreadable)
+    source = net_of_low_rank(tmp_path / "in.onnx")
+    how = {"data": DATA, "loss": "error", "max_drop": 0.3, **MACS}
+    result = compress_file(source, out := tmp_path / "out.onnx", int8=True, **how)
+    assert any("in float, as 8 bits cannot be had: both.onnx is not" in one for one in result.remarks)
+    assert np.isfinite(answer(out, **DATA)[0]).all()
