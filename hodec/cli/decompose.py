@@ -8,7 +8,7 @@ from hodec.cli import Answer, value_of
 from hodec.cli.calibration import add_data_options, calibration_from, inputs_from, progress_bar
 from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
-from hodec.io.atomic import check_place, write_json, writing
+from hodec.io.atomic import check_apart, check_place, write_json, writing
 
 if TYPE_CHECKING:
     from hodec.onnx_graph.decompose import Outcome
@@ -120,8 +120,8 @@ def check_data_options(options: argparse.Namespace) -> None:
 def _check_plan_options(options: argparse.Namespace) -> None:
     if options.plan_out:
         check_place(Path(options.plan_out), ConfigError, "--plan-out: ")
-        if Path(options.plan_out).resolve() in {Path(one).resolve() for one in (options.path, options.output)}:
-            raise ConfigError(f"--plan-out: {options.plan_out} is one of the models; name another file")
+        others = options.path, options.output, options.data, options.labels
+        check_apart(Path(options.plan_out), others, ConfigError, "--plan-out: ")
     for flag in (*decided_flags(), "--preset", "--allow-larger") if options.plan else ():
         if value_of(options, flag):
             raise ConfigError(f"{flag} and --plan: the plan says that already; edit the plan, or leave it out")

@@ -15,7 +15,7 @@ from hodec.cli.rule_options import add_method_options, add_rule_options, decided
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
 from hodec.experiment.config.options import CIFAR_RESNETS
 from hodec.experiment.config.trust import entry_targets
-from hodec.io.atomic import check_place, writing
+from hodec.io.atomic import check_apart, check_place, writing
 from hodec.options import Settings, setting, settings_of
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> Answer:
     if options.curve or options.data:
         return _curve(options)
     target = checked_output(options.output, force=options.force)
+    if target is not None:
+        check_apart(target, (options.path, options.weights), PlanError, "-o: ")
     plan, text, steps = (plan_of_file if options.path else plan_of_net)(options, target)
     if target is None:
         return Answer(text, plan.to_dict())
@@ -101,6 +103,7 @@ def _curve(options: argparse.Namespace) -> Answer:
         raise ConfigError(f"{given[0]}: given with --curve, which chooses ranks at several costs; leave it out")
     path = Path(options.curve)
     check_place(path, ConfigError, "--curve: ")
+    check_apart(path, (options.path, options.data, options.labels), ConfigError, "--curve: ")
     from hodec.onnx_graph.compress import METHODS, Task, prepared
     from hodec.onnx_graph.report import curve_of, curve_text, write_curve
 

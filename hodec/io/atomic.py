@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,21 @@ def check_place(path: Path, kind: type[HodecError], what: str = "") -> None:
         raise kind(f"{what}folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
         raise kind(f"{what}folder {path.parent} cannot be written to; name another one")
+
+
+def check_apart(path: Path, others: Iterable[object], kind: type[HodecError], what: str) -> None:
+    """Refuse a place for a file that the same command reads, or writes something else to.
+
+    Args:
+        others: paths, and functions as ``file.py:function``; anything else is no file.
+        what: as in ``check_place``.
+
+    Raises:
+        HodecError: of the given kind; the place is one of them, however it is spelt.
+    """
+    texts = [str(one) for one in others if isinstance(one, str | Path)]
+    if path.resolve() in {Path(name).resolve() for text in texts for name in (text, text.rpartition(":")[0])}:
+        raise kind(f"{what}{path} is one of the models or of the other files given; name another file")
 
 
 def write_text(path: Path, text: str) -> None:

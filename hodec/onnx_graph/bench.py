@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hodec.cost.timing import samples_ms
 from hodec.errors import ConfigError, ConvertError, Use
@@ -32,8 +33,10 @@ class Bench:
             error of that median.
         turns: how often both ran.
         difference: largest absolute difference of outputs.
-        relative: the same over the largest number of the first model's outputs; None if they are not finite.
+        relative: the same over the largest number of the first model's outputs; None if they are not finite, or none
+            is compared.
         first_bytes, second_bytes: size of the files, data files among them.
+        uncompared: how many outputs are not compared, as they are no arrays of numbers.
     """
 
     first_ms: float
@@ -48,6 +51,7 @@ class Bench:
     relative: float | None
     first_bytes: int
     second_bytes: int
+    uncompared: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -64,16 +68,22 @@ class Bench:
         words = f"{self.speedup:.2f}x ({self.low:.2f} to {self.high:.2f})"
         return words if self.is_told else f"no difference told, {words}"
 
+    @property
+    def _apart(self) -> str:
+        count = self.uncompared
+        left_out = f"outputs that are no arrays of numbers ({count}) are not compared" if count else ""
+        if self.relative is None:
+            return left_out or "outputs are not finite"
+        words = f"outputs differ by at most {self.difference:.3g} ({self.relative:.3g} of the largest)"
+        return f"{words}; {left_out}" if left_out else words
+
     def __str__(self) -> str:
-        apart = "outputs are not finite" if self.relative is None else (
-            f"outputs differ by at most {self.difference:.3g} ({self.relative:.3g} of the largest)"
-        )  # fmt: skip
         threads = "one thread" if self.threads == 1 else f"{self.threads} threads"
         told = "" if self.is_told else "no difference can be told: "
         lines = [
             f"latency: {self.first_ms:.3f} ms -> {self.second_ms:.3f} ms, {told}{self.speedup:.2f} times as fast "
             f"({threads}, {self.turns} turns, 95 % interval {self.low:.2f} to {self.high:.2f}, noise {self.noise:.1%})",
-            apart,
+            self._apart,
             f"bytes: {self.first_bytes:,} -> {self.second_bytes:,} ({self.second_bytes / self.first_bytes - 1:+.1%})",
         ]
         if self.noise > 0.05:  # a ratio of some percent is lost in it
@@ -115,7 +125,7 @@ def bench_files(
     if sizes != others:
         raise ConvertError(f"the models take different inputs: {sizes} and {others}")
     opened = [_opened(graph, feeds, threads) for graph in graphs]
-    difference, relative = _differences(*(run_session(one, feeds) for one in opened))
+    difference, relative, uncompared = _differences(*(run_session(one, feeds) for one in opened))
     works = {name: partial(one.run, None, feeds) for name, one in zip("abc", (*opened, opened[0]))}
     before, between, after = samples_ms(works, seconds=seconds, rounds=(10, 2000), wall=threads > 1).values()
     pairs = list(zip(before, between, after, strict=True))
@@ -134,6 +144,7 @@ def bench_files(
         relative=relative,
         first_bytes=graphs[0].bytes,
         second_bytes=graphs[1].bytes,
+        uncompared=uncompared,
     )
 
 
@@ -171,16 +182,23 @@ def _median_error(ratios: list[float]) -> float:
     return 0.93 * (high - low) / math.sqrt(len(ratios))
 
 
-def _differences(first: list[object], second: list[object]) -> tuple[float | None, float | None]:
-    """Largest absolute and relative difference of two models' outputs; None where they are not finite."""
+def _differences(first: list[object], second: list[object]) -> tuple[float | None, float | None, int]:
+    """Largest absolute and relative difference of two models' outputs, and how many are not compared.
+
+    The differences are None where outputs are not finite, or none is compared.
+    """
     if len(first) != len(second) or any(np.shape(a) != np.shape(b) for a, b in zip(first, second)):  # type: ignore[call-overload]
         raise ConvertError("the models give outputs of different number or size")
-    if not all(is_finite(one) for one in (*first, *second)):
-        return None, None
-    floats = [
-        (a, b)
-        for a, b in zip(first, second)
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind == "f" and a.size
-    ]
-    worst = max((float(np.abs(a.astype(np.float64) - b).max()) for a, b in floats), default=0.0)
-    return worst, max((relative_difference(b, a) for a, b in floats), default=0.0)
+    pairs = [(_numbers(a), _numbers(b)) for a, b in zip(first, second)]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    uncompared = len(pairs) - len(known)
+    if not known or not all(is_finite(one) for pair in known for one in pair):
+        return None, None, 0 if known else uncompared
+    worst = max((float(np.abs(a - b).max()) for a, b in known if a.size), default=0.0)
+    return worst, max((relative_difference(b, a) for a, b in known), default=0.0), uncompared
+
+
+def _numbers(output: object) -> NDArray[np.float64] | None:
+    """An output in double precision; None where it is no array of numbers."""
+    known = isinstance(output, np.ndarray) and (output.dtype.kind in "fiub" or output.dtype.name == "bfloat16")
+    return cast(Array, output).astype(np.float64) if known else None

@@ -238,6 +238,8 @@ def tried_moments(
 ) -> dict[str, FitMoments]:
     """Sums of layers' inputs in the net that is ``tried``, and of their outputs in the dense net at these positions."""
     sites, _ = _taps(net, names)
+    if not sites:
+        return {}  # without names of values, the model's outputs would be run
     moments = {name: FitMoments(site.layer.shape) for name, site in sites.items()}
     taps = list(dict.fromkeys(name_of(one.data) for site in sites.values() for one in site.consumers))
     run = net.fixed(taps, tried)

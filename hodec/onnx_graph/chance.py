@@ -10,11 +10,11 @@ difference (for a mean over samples and parts of one sample it is the paired t-t
 
 is the upper end of its one-sided interval. Source: block-wise resampling of a statistic, Künsch, *The jackknife and the
 bootstrap for general stationary observations*, Annals of Statistics 1989: parts are neighbours, as samples next to each
-other may be of one recording.
+other may be of one recording. Where nothing is lost and none of them wins anything back, parts are drawn by chance.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -107,13 +107,24 @@ def loss_of(score: Score, run: Run, dense: float, wanted: Record | None, *, allo
         return Loss(number, lost)
     rows = [_shared(*pair) for pair in zip(found.outputs, wanted.outputs, found.rows, strict=True)]
     samples = sum(rows)
-    parts = [part for part in np.array_split(np.arange(samples), PARTS) if len(part)]
-    if len(parts) < 2:
+    if samples < 2:
         return Loss(number, lost, samples=samples)
-    won = [score(_mixed(found.outputs, wanted.outputs, rows, part)) - number for part in parts]
+    won: list[float] = []
+    for order in _orders(samples):
+        parts = np.array_split(order, min(PARTS, samples))
+        won = [score(_mixed(found.outputs, wanted.outputs, rows, part)) - number for part in parts]
+        if lost or any(won):
+            break
     spread = math.sqrt(len(won) * float(np.var(won, ddof=1)))
     most = lost + float(stats.t.ppf(confidence, len(won) - 1)) * spread
     return Loss(number, lost, most, samples, lost == 0 and not any(won))
+
+
+def _orders(samples: int) -> Iterator[Array]:
+    """The samples as they are, and then by chance twice, as a part may lose as many as it wins; one alone cannot."""
+    yield np.arange(samples)
+    for seed in range(2 if samples > PARTS else 0):
+        yield np.random.default_rng(seed).permutation(samples)
 
 
 def _shared(found: Sequence[Array], wanted: Sequence[Array], rows: int) -> int:
@@ -124,16 +135,15 @@ def _shared(found: Sequence[Array], wanted: Sequence[Array], rows: int) -> int:
 
 def _mixed(found: Answers, wanted: Answers, rows: Sequence[int], part: Array) -> Run:
     """A run that answers as the one file did, and on a part of the samples as the other."""
-    ends = np.cumsum([0, *rows])
-    first, last = int(part[0]), int(part[-1]) + 1
-    calls = iter(range(len(rows)))
+    taken = np.isin(np.arange(sum(rows)), part)
+    each = iter(enumerate(np.split(taken, np.cumsum(rows)[:-1])))
 
     def run(feeds: Feeds) -> Sequence[Array]:
-        k = next(calls)
-        low, high = max(first, ends[k]) - ends[k], min(last, ends[k + 1]) - ends[k]
-        if high <= low or high - low == rows[k]:
-            return (found if high <= low else wanted)[k]
-        return [np.concatenate([a[:low], b[low:high], a[high:]]) for a, b in zip(found[k], wanted[k], strict=True)]
+        k, ours = next(each)
+        if ours.all() or not ours.any():
+            return (wanted if ours.any() else found)[k]
+        pairs = zip(found[k], wanted[k], strict=True)
+        return [np.where(ours.reshape(-1, *(1,) * (a.ndim - 1)), b, a) for a, b in pairs]
 
     return run
 

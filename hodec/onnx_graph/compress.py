@@ -12,15 +12,15 @@ from numpy.typing import ArrayLike
 
 from hodec.calibration.data import Given, InputSpec, Samples, function_of, load_samples
 from hodec.calibration.images import Pixels
-from hodec.errors import ConfigError, DataError, NothingPays
+from hodec.errors import ConfigError, ConvertError, DataError, NothingPays
 from hodec.export.runtime import Array, Cannot, open_session
-from hodec.io.atomic import check_place, writing
+from hodec.io.atomic import check_apart, check_place, writing
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.calibrate import TrialGraph
 from hodec.onnx_graph.chance import CONFIDENCE
 from hodec.onnx_graph.compress_int8 import write_int8
 from hodec.onnx_graph.facts import graph_facts
-from hodec.onnx_graph.graph import OnnxGraph, load_graph
+from hodec.onnx_graph.graph import OnnxGraph, load_graph, name_of
 from hodec.onnx_graph.judge import Judge, judge_of
 from hodec.onnx_graph.planning import eligible_sites
 from hodec.onnx_graph.profile import SMALL_BLOCK
@@ -148,12 +148,14 @@ def compress_file(  # noqa: PLR0913
     task = Task(given, evaluate, loss, max_drop, confidence)
     if report is not None:
         check_place(Path(report), ConfigError, "--report: ")
+        check_apart(Path(report), (source, out, *task.files), ConfigError, "--report: ")
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress, search.scores_all = target, progress, report is not None
     search.settings, search.limits = options or PlanSettings(), limits or Limits()
     if target == "size" and search.limits.round_to is None:
         search.limits = replace(search.limits, round_to=SMALL_BLOCK)
-    write = partial(write_int8 if int8 else write_trial, search=search, held=held, out=Path(out), seconds=seconds)
+    file = write_int8 if int8 else partial(write_trial, smaller=True)
+    write = partial(file, search=search, held=held, out=Path(out), seconds=seconds)
     with sharing():
         result = _best_written(search, write, _kinds(store or SHORTEST[target]))
     if report is not None:
@@ -209,6 +211,11 @@ class Task:
     max_drop: str | float | None = None
     confidence: float = CONFIDENCE
 
+    @property
+    def files(self) -> tuple[object, ...]:
+        """What is read beside the model, where that is files."""
+        return self.data.data, self.data.labels, self.evaluate
+
 
 def prepared(
     source: str | Path, out: Path | None, task: Task, *, methods: Sequence[str], threads: int | None, force: bool
@@ -221,6 +228,7 @@ def prepared(
     graph = load_graph(source)
     if out is not None:
         check_target(out, graph, force=force)
+        check_apart(out, task.files, ConvertError, "output: ")
     samples = task.data.read(graph)
     fit, held = samples.split()
     threads = threads or torch.get_num_threads()
@@ -261,8 +269,14 @@ def dense_judge(graph: OnnxGraph, samples: Samples, held: Samples, task: Task, *
 
     Raises:
         DataError: it does not run on them, or gives NaN or Inf.
+        ConvertError: an output is no tensor.
         ConfigError: see ``judge_of``.
     """
+    if odd := [name_of(one) for one in graph.graph.outputs if not isinstance(one.type, ir.TensorType | None)]:
+        raise ConvertError(
+            f"{graph.path}: its outputs {', '.join(odd)} are no tensors (sequences or maps), which are not judged; cut "
+            "the nodes that make them off the model, or decompose it without data"
+        )
     function = function_of(task.evaluate) if isinstance(task.evaluate, str) else task.evaluate
     try:
         opened = open_session(graph.path, threads=threads)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from hodec.calibration.data import Samples
-from hodec.errors import ConvertError
+from hodec.errors import CheckpointError, ConvertError
 from hodec.export.runtime import open_session
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench
@@ -16,7 +16,7 @@ from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.int8 import FileRow, Quantized, four_rows, quantize_file
 from hodec.onnx_graph.search import Search, Trial
 from hodec.onnx_graph.storage import FLOAT32, store
-from hodec.onnx_graph.trial_file import runner, write_trial
+from hodec.onnx_graph.trial_file import STORED, runner, write_trial
 from hodec.onnx_graph.verdict import Compressed
 from hodec.onnx_graph.writing import written
 
@@ -37,7 +37,8 @@ def write_int8(
     not make it what the target is, smaller or faster.
 
     Raises:
-        LosesMore: the decomposed file loses more than is allowed; nothing is written.
+        LosesMore: the decomposed file loses more than is allowed, or no file is smaller where size is the target;
+            nothing is written.
     """
     float_file = partial(write_trial, trial, search, held, seconds=seconds, stored=stored)
     with tempfile.TemporaryDirectory(prefix="hodec-") as name:
@@ -45,22 +46,24 @@ def write_int8(
         result = float_file(alone)
         try:
             rows, both, loss = _four(alone, stored, search, held, seconds=seconds)
-        except ConvertError as error:  # the search was long, and its file is good
+        except (ConvertError, CheckpointError) as error:  # the search was long, and its file is good
             log.warning("%s", error)
-            result = float_file(out, judged=False)
+            result = float_file(out, judged=False, smaller=True)
             return replace(result, remarks=(*result.remarks, f"in float, as 8 bits cannot be had: {error}"))
         lines, row = tuple(map(str, rows)), rows[-1]
         sure = both.reached and search.judge.is_sure(loss)
         better, how = _is_better(row, rows[-2], search.target)
+        better = better and (search.target != "size" or row.bytes < rows[0].bytes)
         if sure and better:
             write_bytes(out, both.path.read_bytes())
             said = f"in 8 bits; {len(both.floats)} of its {both.layers} layers are in float"
             chance = search.judge.chance(loss)
+            remarks = [one for one in result.remarks if STORED not in one]  # of the file in float
             kept = replace(result, output=str(out), score=loss.score, chance=chance, bytes_after=row.bytes)
-            return replace(kept, bench=_bench(row), rows=lines, remarks=(*result.remarks, said))
+            return replace(kept, bench=_bench(row), rows=lines, remarks=(*remarks, said))
     # judged once: measured again, a file near the dense one's speed may come out the slower one
     why = f"make it no {how}" if sure else "lose more than is allowed"
-    result = float_file(out, judged=False)
+    result = float_file(out, judged=False, smaller=True)
     return replace(result, rows=lines, remarks=(*result.remarks, f"in float, as 8 bits {why}"))
 
 

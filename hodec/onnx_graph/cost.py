@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 
 import onnx_ir as ir
 
-from hodec.onnx_graph.graph import OnnxGraph, constants_of, name_of, subgraphs_of
+from hodec.onnx_graph.graph import FOLDABLE, OnnxGraph, constants_of, name_of, subgraphs_of
 from hodec.onnx_graph.sizes import Size
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -65,20 +65,24 @@ def readers_of(value: ir.Value, constants: Container[ir.Value]) -> list[ir.Node]
 def multiply_adds(nodes: Iterable[ir.Node], sizes: Mapping[str, Size]) -> tuple[int, list[ir.Node]]:
     """Multiply-adds of convolutions and matrix products, and the nodes that are left out.
 
-    A product of two constants is none of them: runtimes multiply it out when they load the model.
+    A product of constants, or of what is made of them alone, is none of them: runtimes multiply it out when they load
+    the model.
 
     Left out are those whose sizes are not known, those with products in subgraphs, which may run any number of
     times, and operators that may hide products: attention, other sums of products, and all of other domains.
 
     Args:
+        nodes: in the order that they run in.
         sizes: of the values, for one example input; the count is for that whole input.
     """
-    total, uncounted = 0, []
+    total, uncounted, fixed = 0, [], set[ir.Value | None]({None})
     for node in nodes:
         inner = [one for graph in subgraphs_of(node) for one in graph.all_nodes()]
         if node.domain or node.op_type in UNCOUNTED or any(map(multiplies, inner)):
             uncounted.append(node)
-        elif node.op_type in COUNTS and not all(one is None or one.is_initializer() for one in node.inputs):
+        elif node.op_type in FOLDED and all(one in fixed or (one and one.is_initializer()) for one in node.inputs):
+            fixed |= {*node.outputs}
+        elif node.op_type in COUNTS:
             names = [name_of(value) for value in counted_values(node)]
             known = [sizes[name] for name in names if name in sizes]
             if len(known) == len(names):
@@ -141,5 +145,7 @@ COUNTS: dict[str, tuple[Callable[[ir.Node, Size, Size, Size], int], int]] = {
 }
 # Recurrent operators -> gates of each unit.
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+# Operators whose outputs are as fixed as their inputs: those that weights are made by from what is stored.
+FOLDED = {*COUNTS, *FOLDABLE, "Mul"}
 # Standard operators that multiply in a way that is not counted here.
 UNCOUNTED = {"Attention", "DeformConv", "Einsum"}

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import ArrayLike
 
 from hodec.cost.count import Cost
-from hodec.errors import ConvertError, first_line
+from hodec.errors import ConvertError, PlanError, Use, first_line
 from hodec.export.runtime import Array, Cannot
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.cost import multiply_adds, parameters
@@ -26,7 +26,7 @@ from hodec.onnx_graph.sizes import Size
 from hodec.onnx_graph.verdict import Written
 from hodec.onnx_graph.writing import check_target, written
 from hodec.plan.plan import Plan
-from hodec.ranks import RankRule
+from hodec.ranks import Budget, RankRule
 from hodec.ranks.planning import PlanSettings
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def decompose_file(  # noqa: PLR0913
     """
     graph, out = load_graph(source), Path(out)
     check_target(out, graph, force=force)
+    _check_times(rule, dequantized)
     before, count = graph.bytes, dequantize(graph) if dequantized else 0
     facts = graph_facts(graph, shapes or {}, values)
     with sharing():
@@ -132,11 +133,22 @@ def plan_file(
         CheckpointError, PlanError: as ``decompose_file``.
     """
     graph = load_graph(source)
+    _check_times(rule, dequantized)
     if dequantized:
         dequantize(graph)
     facts = graph_facts(graph, shapes or {}, values)
     with sharing():
         return plan_graph(facts, rule, method, options or PlanSettings())[0]
+
+
+def _check_times(rule: RankRule | None, dequantized: bool) -> None:
+    """Refuse a budget of milliseconds that are measured on a file whose quantization is taken out."""
+    if dequantized and isinstance(rule, Budget) and rule.latency_ms is not None and rule.latency_table is None:
+        raise PlanError(
+            "{latency}: the whole net is timed as its file is, quantized, and the plan is of the float model; write "
+            "the float model first, and decompose that",
+            latency=Use("ranks.latency_ms", rule.latency_ms),
+        )
 
 
 def flushed(facts: GraphFacts) -> tuple[str, ...]:

@@ -92,9 +92,13 @@ def _filled(usual: Array, name: str, given: Array | None) -> Array:
     """The given array in the type and size of the usual input."""
     if given is None:
         return usual
-    if not np.can_cast(given.dtype, usual.dtype, "same_kind") and not np.array_equal(given, given.astype(usual.dtype)):
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = given.astype(usual.dtype)
+    # floating inputs take what is nearest, as data are often in double precision
+    rounds = usual.dtype.kind not in "iub" and np.can_cast(given.dtype, usual.dtype, "same_kind")
+    if not rounds and not np.array_equal(given, cast):
         raise ConfigError(f"{{value}}: the model takes {usual.dtype} there", value=value_use(name, given))
-    return np.broadcast_to(given.astype(usual.dtype), usual.shape).copy()
+    return np.broadcast_to(cast, usual.shape).copy()
 
 
 def value_use(name: str, array: Array) -> Use:

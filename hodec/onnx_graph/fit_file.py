@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from hodec.errors import ConvertError
+from hodec.errors import ConvertError, PlanError
 from hodec.linalg.svd import sharing
 from hodec.onnx_graph.chance import Loss
 from hodec.onnx_graph.compress import Task, prepared
@@ -52,6 +52,8 @@ def fit_file(  # noqa: PLR0913
     """
     if (rule is None) == (plan is None):
         raise ConvertError("allowed: either a rule or a plan")
+    if plan is not None and not len(plan):
+        raise PlanError("the plan has no layers, so that nothing can be fitted; give one with layers, or a rule")
     if rule is not None:
         check_rule(rule)
     methods = rule.methods_for(method) if rule else tuple(dict.fromkeys(one.method for one in (plan or {}).values()))

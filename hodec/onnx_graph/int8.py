@@ -181,6 +181,7 @@ def _prepared(source: Path) -> onnx.ModelProto:
             prepared: onnx.ModelProto = onnx.load(path)
         except Exception as error:  # whatever the quantizer's tools meet
             raise ConvertError(f"{source} cannot be prepared for quantization: {first_line(error)}") from error
+    _renewed(prepared)
     del prepared.metadata_props[:]
     prepared.metadata_props.extend(model.metadata_props)
     taken = {node.name for node in prepared.graph.node}
@@ -189,6 +190,17 @@ def _prepared(source: Path) -> onnx.ModelProto:
             node.name = next(name for n in range(k, k + len(taken) + 1) if (name := f"node {n}") not in taken)
             taken.add(node.name)
     return prepared
+
+
+def _renewed(model: onnx.ModelProto) -> None:
+    """Bring a file format before version 4, where initializers are inputs too, to 4: the quantizer lists none."""
+    if model.ir_version >= 4:
+        return
+    stored = {one.name for one in model.graph.initializer}
+    inputs = [one for one in model.graph.input if one.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = 4
 
 
 def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:

@@ -119,7 +119,10 @@ class Writer:
         if self.consumer.node.op_type == "Gemm" or self.consumer.dims:
             return self.add("Reshape", [data, self.shape(shape)])
         full = self.add("Shape", [self.consumer.data])
-        lead = self.add("Slice", [full, self.shape((0,)), self.shape((-1,))])
+        if self.opset < 10:  # from then on its ends are inputs
+            lead = self.add("Slice", [full], starts=[0], ends=[-1])
+        else:
+            lead = self.add("Slice", [full, self.shape((0,)), self.shape((-1,))])
         return self.add("Reshape", [data, self.add("Concat", [lead, self.shape(shape[1:])], axis=0)])
 
 

@@ -45,6 +45,10 @@ def write_fitted(
     return again, changes, macs
 
 
+# Said of weights in fewer bytes.
+STORED = "which runtimes turn into float32 when they load the file"
+
+
 class LosesMore(NothingPays):
     """A written file that loses more than is allowed, or wins nothing."""
 
@@ -57,6 +61,7 @@ def write_trial(
     *,
     seconds: float,
     judged: bool = True,
+    smaller: bool = False,
     stored: str = FLOAT32,
 ) -> Compressed:
     """The file of a trial, with its figures, measured on it.
@@ -64,11 +69,12 @@ def write_trial(
     Args:
         seconds: how long latency is measured.
         judged: whether the file has to lose no more than is allowed.
+        smaller: whether it has to take fewer bytes than the dense one where size is the target.
         stored: how its weights are stored, a key of ``STORES``. A file of rounded weights has to be sure of what it
             keeps as the trial was; one of the trial's own need only keep it on what was held out.
 
     Raises:
-        LosesMore: it does lose more in onnxruntime, or is slower where it was to be faster; nothing is written.
+        LosesMore: it loses more in onnxruntime, or is slower or no smaller where it was to be so; nothing is written.
     """
     facts, judge = search.facts, search.judge
     again, changes, planned = write_fitted(facts, trial.plan, trial.tried)
@@ -80,10 +86,12 @@ def write_trial(
         if judged and not (judge.accepts(loss.score) if stored == FLOAT32 else judge.is_sure(loss)):
             short = "" if stored == FLOAT32 else f", its weights in {stored},"
             raise LosesMore(f"the decomposed file{short} has {judge.told_of(loss)}; nothing is written")
+        size = sum(path.stat().st_size for path in files)
+        if smaller and search.target == "size" and size >= facts.graph.bytes:
+            raise LosesMore(f"the file is no smaller: {size:,} bytes of {facts.graph.bytes:,}; nothing is written")
         bench = bench_files(facts.graph.path, files[0], seconds=seconds, values=facts.feeds)
         if judged and search.target == "latency" and bench.high < 1:
             raise LosesMore(f"the decomposed file is slower: {bench.ratio_words}; nothing is written")
-        size = sum(path.stat().st_size for path in files)
         macs, uncounted = measured_macs(again, out.parent) or (planned, facts.uncounted)
     return Compressed(
         output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=loss.score,
@@ -98,5 +106,5 @@ def write_trial(
 def _stored(facts: GraphFacts, kind: str) -> tuple[str, ...]:
     """Store the weights of a graph in fewer bytes; a remark where any are."""
     count = store(facts.graph, kind)
-    words = f"{count} weights are stored as {kind}, which runtimes turn into float32 when they load the file"
+    words = f"{count} weights are stored as {kind}, {STORED}"
     return (words,) if count else ()

@@ -46,7 +46,8 @@ def written(graph: OnnxGraph, out: Path) -> Iterator[list[Path]]:
     total = sum(tensor.nbytes for tensor in tensors_of(graph.model))
     movable = _movable(graph.model) if graph.data_files or total >= MAX_BYTES else []
     data = [out.with_name(_free_name(out))] if movable else []
-    earlier = [path for path in _data_files(out) if path not in graph.data_files]
+    needed = {path.resolve() for path in graph.data_files}
+    earlier = [path for path in _data_files(out) if path.resolve() not in needed]
     moved = False
     try:
         with writing(out, ConvertError, "nothing was changed"), replacing(out) as path:

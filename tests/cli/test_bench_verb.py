@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from hodec.onnx_graph.bench import Bench, bench_files, interval
 from hodec.onnx_graph.decompose import decompose_file
@@ -82,6 +84,26 @@ def test_a_model_four_times_as_large_takes_longer(tmp_path):
     same = bench_files(tmp_path / "small", tmp_path / "small", seconds=0.3)
     assert same.difference == 0
     assert 0.5 < same.speedup < 2
+
+
+@pytest.mark.parametrize(("kinds", "words", "difference"), [
+    (("ArgMax", "ArgMin"), "outputs differ by at most ", 1), (("ArgMax", "ArgMax"), "outputs differ by at most 0 ", 0),
+    (("IsNaN", "IsInf"), "outputs differ by at most 0 ", 0),
+    (("SequenceConstruct", "SequenceConstruct"), "outputs that are no arrays of numbers (1) are not compared", None),
+])  # fmt: skip
+def test_outputs_that_are_no_floating_numbers(tmp_path, kinds, words, difference):
+    files = [tmp_path / f"{k}.onnx" for k in range(2)]
+    for path, kind in zip(files, kinds, strict=True):
+        save(path, [node(kind, "x")], {}, inputs={"x": (3, 7)})
+        model = onnx.load(path)
+        tensor = model.graph.output[0].type.tensor_type
+        tensor.elem_type = {"A": TensorProto.INT64, "I": TensorProto.BOOL, "S": TensorProto.FLOAT}[kind[0]]
+        if kind == "SequenceConstruct":
+            model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None)))
+        onnx.save(model, path)
+    found = bench_files(*files, seconds=0.1)
+    assert words in str(found)
+    assert found.difference is None if difference is None else found.difference >= difference
 
 
 @pytest.mark.parametrize(("argv", "reason"), [

@@ -124,3 +124,23 @@ def test_a_curve_that_cannot_be_drawn(capsys, source, data, flags, words):
     code, _, err = call(capsys, "plan", source, *[flag.format(data=data) for flag in flags])
     assert code == 2
     assert words in err
+
+
+COMPRESS, DECOMPOSE = ("compress", "--force"), ("decompose", "--no-data", "--force")
+
+
+@pytest.mark.parametrize(("verb", "flag", "name"), [
+    (COMPRESS, "--report", "in.onnx"), (COMPRESS, "--report", "out.onnx"), (COMPRESS, "--report", "calib.npz"),
+    (COMPRESS, "-o", "calib.npz"), (("plan",), "--curve", "in.onnx"), (("plan",), "--curve", "calib.npz"),
+    (("plan", "--force"), "-o", "in.onnx"), (DECOMPOSE, "--plan-out", "in.onnx"), (DECOMPOSE, "--plan-out", "out.onnx"),
+])  # fmt: skip
+def test_no_page_or_plan_replaces_what_else_is_read_or_written(capsys, tmp_path, source, data, verb, flag, name):
+    other = tmp_path / "folder" / ".." / name  # spelt in another way
+    (tmp_path / "folder").mkdir()
+    with_data = ["--data", data] if verb == COMPRESS or flag == "--curve" else []
+    out = ["-o", tmp_path / "out.onnx"] if verb[0] != "plan" and flag != "-o" else []
+    before = [path.read_bytes() for path in (source, data)]
+    code, text, err = call(capsys, *verb, source, *with_data, *out, flag, other)
+    assert (code, text, err.count("\n")) == (2, "", 1)
+    assert f"{name} is one of the models or of the other files given; name another file" in err
+    assert [path.read_bytes() for path in (source, data)] == before

@@ -173,6 +173,21 @@ def test_samples_without_a_difference_show_how_few_others_can_have_one():
     assert (1 - differing(12, 0.9)) ** 12 == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_part_that_loses_one_sample_and_wins_another_is_a_difference(together):
+    dense, other = np.zeros((2, 160))
+    for first in range(0, 160, 10):  # the first two of each part
+        dense[first] = other[first + 1] = 1
+    found = loss(dense, other)
+    if together:
+        number, wanted = recorded(mean_of_rows(160), lambda feeds: [dense])
+        found = loss_of(mean_of_rows(160), lambda feeds: [other], number, wanted, allowed=1.0, confidence=0.9)
+    assert found.lost == 0
+    assert not found.is_even
+    deviation = np.std(dense - other, ddof=1) / 160**0.5
+    assert 0.5 * deviation < found.most / stats.t.ppf(0.9, 15) < 2 * deviation
+
+
 def judge(dense, allowed):
     score = mean_of(len(dense))
     return Judge("of a test", score, *[recorded(score, file_of(dense))[0], allowed],

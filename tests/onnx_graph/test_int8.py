@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from hodec.errors import ConvertError
 from hodec.export.runtime import open_session
 from hodec.onnx_graph.decompose import decompose_file
+from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.int8 import Mixed, _prepared, _quantized, closeness, four_rows, quantize_file
 from hodec.ranks import Manual
 
@@ -141,3 +142,17 @@ def test_the_table_has_four_rows(tmp_path):
     assert rows[0].bench is None
     assert "bytes, 1.00x" in str(rows[0])
     assert "x (" in str(rows[3])
+
+
+def test_a_file_of_an_old_format_is_one_of_a_newer_one_in_8_bits(tmp_path):
+    """Before version 4 of the format every initializer is an input too, also what the quantizer adds."""
+    source, out = net(tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    model = onnx.load(source)
+    model.ir_version = 3
+    kinds = [(one.name, one.data_type, one.dims) for one in model.graph.initializer]
+    model.graph.input.extend(onnx.helper.make_tensor_value_info(*one) for one in kinds)
+    onnx.save(model, source)
+    quantize_file(source, out, calls(8))
+    assert load_graph(out).model.ir_version == 4
+    assert [one.name for one in onnx.load(out).graph.input] == ["x"]
+    assert np.isfinite(open_session(out).run(None, calls(1)[0])[0]).all()

@@ -104,6 +104,7 @@ def test_sums_are_of_the_tried_inputs_and_the_dense_outputs(tmp_path):
     tried = {"first": Replacement(torch.zeros(16, 8, 3, 3), torch.ones(16))}
     rows, sums = dense_rows(net, ["head"], [{"x": x}])
     dense, other = sums["head"], tried_moments(net, rows, ["head"], [{"x": x}], tried)["head"]
+    assert tried_moments(net, rows, [], [{"x": x}], tried) == {}
     torch.testing.assert_close(dense.y, other.y)
     assert not torch.allclose(dense.x, other.x)
     pooled = net.run({"x": x}, [sites["head"].consumers[0].data.name], tried)[0]

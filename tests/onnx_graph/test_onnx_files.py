@@ -280,3 +280,16 @@ def test_the_written_file_is_for_the_user_s_group_too(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "o.onnx").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_data_that_the_source_reads_are_kept_where_another_model_of_their_name_is_replaced(tmp_path, monkeypatch):
+    """The source is a copy of the earlier output, so that both refer to one data file; paths are spelt differently."""
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(str(conv_net(tmp_path / "small.onnx")))
+    onnx.save(model, "small.onnx", save_as_external_data=True, location="small.onnx.data", size_threshold=0)
+    Path("model.onnx").write_bytes(Path("small.onnx").read_bytes())
+    x = numbers(1, 8, 10, 12)
+    wanted = answer(Path("model.onnx"), x=x)[0]
+    decompose(Path("model.onnx"), tmp_path / "small.onnx", force=True)
+    np.testing.assert_array_equal(answer(Path("model.onnx"), x=x)[0], wanted)
+    assert len(load_graph("small.onnx").graph)

@@ -108,6 +108,20 @@ def test_values_that_do_not_fit(tmp_path, values, reason):
     assert error.value.told(Use.in_flags) == reason
 
 
+@pytest.mark.parametrize(("kind", "value"), [
+    (TensorProto.INT32, 3_000_000_000), (TensorProto.INT8, 300), (TensorProto.UINT8, -1),
+    (TensorProto.INT64, float("nan")), (TensorProto.INT64, 2**63),
+])  # fmt: skip
+def test_values_that_the_type_of_the_input_does_not_hold_are_refused(tmp_path, kind, value):
+    number = helper.make_tensor_value_info("n", kind, ())
+    source = save(tmp_path / "in.onnx", [node("MatMul", "x w")], {"w": numbers(8, 8)}, inputs={"x": (1, 8)},
+                  extra_inputs=(number,))  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        example_inputs(load_graph(source), {}, {"n": value})
+    assert f"--input n={value}: the model takes " in error.value.told(Use.in_flags)
+    assert example_inputs(load_graph(source), {}, {"n": 44.0, "x": 1e-3})[1]["n"] == 44
+
+
 @pytest.mark.parametrize("text", ["sr", "=3", "sr=", "sr=fast", "x=missing.npy"])
 def test_values_of_another_form(text):
     with pytest.raises(ConfigError, match="--input "):

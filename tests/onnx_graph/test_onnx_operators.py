@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hodec.errors import PlanError
-from hodec.onnx_graph.decompose import decompose_file
+from hodec.errors import PlanError, Use
+from hodec.onnx_graph.decompose import decompose_file, plan_file
 from hodec.ranks import Budget, Manual
 from hodec.ranks.planning import PlanSettings
 
@@ -108,6 +108,18 @@ def test_products_with_leading_axes_of_one(tmp_path, words, shape, size, method)
     if "m" not in outcome.changes:
         assert "would drop the axes" in outcome.plan.skipped["m"]
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
+
+
+@pytest.mark.parametrize("opset", [7, 9, 10])
+def test_a_tensor_train_of_a_product_in_old_versions_of_the_operators(tmp_path, opset):
+    source = save(
+        tmp_path / "in.onnx", [node("MatMul", "x w", "y", name="m")], {"w": numbers(16, 16)},
+        inputs={"x": ("n", 5, 16)}, opset=opset,
+    )  # fmt: skip
+    outcome, out = decomposed(source, "tt", options=PlanSettings(allow_larger=True, execution="chain"))
+    assert "m" in outcome.changes
+    x = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
     assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
 
 
@@ -256,6 +268,15 @@ def test_a_file_that_is_not_of_the_qdq_kind_cannot_be_dequantized(tmp_path):
     exact = quantized_net(tmp_path / "in.onnx", "QOperator")
     with pytest.raises(PlanError, match="not of the QDQ kind"):
         decomposed(exact, dequantized=True)
+
+
+def test_a_budget_of_milliseconds_is_not_that_of_a_file_whose_quantization_is_taken_out(tmp_path):
+    source, rule = conv_net(tmp_path / "in.onnx"), Budget(latency_ms=1.0)
+    for refused in (lambda: decomposed(source, rule=rule, dequantized=True),
+                    lambda: plan_file(source, rule, method="svd", dequantized=True)):  # fmt: skip
+        with pytest.raises(PlanError, match="timed as its file is, quantized") as error:
+            refused()
+        assert error.value.told(Use.in_flags).startswith("--latency-ms 1.0: ")
 
 
 def test_a_function_that_multiplies_is_written_out_where_it_is_called(tmp_path):

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hodec.onnx_graph.cost import parameters
 from hodec.onnx_graph.decompose import decompose_file
+from hodec.onnx_graph.facts import graph_facts
 from hodec.onnx_graph.graph import load_graph
 from hodec.onnx_graph.storage import STORES, store
 from hodec.onnx_graph.writing import written
@@ -140,3 +141,15 @@ def test_weights_in_sixteen_bits_are_weights_still(tmp_path):
 
 def test_ways_go_from_long_to_short():
     assert [*STORES] == ["float32", "float16", "int8"]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_products_of_stored_weights_are_no_multiply_adds(tmp_path, kind):
+    """A recurrent weight is the product of its factors, which runtimes multiply out when they load the file."""
+    nodes = [node("RNN", "x w r", "h", name="one", hidden_size=64), node("MatMul", "h v", "y", name="two")]
+    weights = {"w": numbers(1, 64, 64), "r": numbers(1, 64, 64, seed=1), "v": numbers(64, 64, seed=2)}
+    source = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (5, 1, 64)})
+    decompose_file(source, tmp_path / "small.onnx", method="svd", rule=Manual(4))
+    stored(tmp_path / "small.onnx", tmp_path / "out.onnx", kind)
+    found, wanted = (graph_facts(load_graph(tmp_path / name), {}).cost.macs for name in ("out.onnx", "small.onnx"))
+    assert found == wanted == 2 * 64 * 64 + 2 * 4 * 64  # of one step, of both weights and of two factors
