@@ -98,6 +98,8 @@ def _content(path: Path) -> JsonObject:
         raise ConfigError(f"{path}: arms: allowed: NAME: [SETTING=VALUE, ..] for each; settings is such a list too")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ConfigError(f"{path}: seeds: {seeds!r} given; allowed: a list of whole numbers from 0")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{path}: seeds: {seeds!r} given; allowed: each once, as equal seeds make equal runs")
     if base not in arms:
         raise ConfigError(f"{path}: base: {base!r} given; allowed: an arm.{near_matches(str(base), [*arms])}")
     return content
