@@ -234,6 +234,7 @@ def test_what_is_wrong_in_a_file_is_said_before_work_starts(tmp_path, old, new, 
     [
         ({"dense_epochs": 1}, "is 1 in arm 'sgd' and 2 in arm 'other'; allowed: the same number of steps"),
         ({"data": {"batch_size": 8}}, "the arms 'sgd' and 'other' differ in data; allowed: one data"),
+        ({"trainer": {"num_nodes": 2}}, "trainer.num_nodes: 2 given; allowed in a comparison: 1"),
         ({"trainer": {"devices": 2}}, "trainer.devices: 2 given; allowed in a comparison: 1"),
         ({"init": "net.pt"}, "the arms 'sgd' and 'other' differ in init; allowed: one init"),
     ],

@@ -153,10 +153,9 @@ def check_alike(path: Path, arms: Mapping[str, Sequence[Candidate]]) -> None:
     everyone = [one for candidates in arms.values() for one in candidates]
     first = everyone[0]
     for one in everyone:
-        if one.config.trainer.devices > 1:
-            raise ConfigError(
-                f"{path}: trainer.devices: {one.config.trainer.devices} given; allowed in a comparison: 1"
-            )
+        for setting in ("devices", "num_nodes"):
+            if (count := getattr(one.config.trainer, setting)) > 1:
+                raise ConfigError(f"{path}: trainer.{setting}: {count} given; allowed in a comparison: 1")
         for key in COMMON:
             if getattr(one.config, key) != getattr(first.config, key):
                 raise ConfigError(f"{path}: the arms {first.arm!r} and {one.arm!r} differ in {key}; allowed: one {key}")

@@ -113,9 +113,9 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "allowed: optimizer.joint_schedule=false, or a number",
     ),
     (
-        lambda c: c.optimizer.retrain_lr == "auto" and c.trainer.devices > 1,
+        lambda c: c.optimizer.retrain_lr == "auto" and c.trainer.devices * c.trainer.num_nodes > 1,
         "optimizer.retrain_lr: auto given with several devices, which could each find another; "
-        "allowed: trainer.devices=1, or a number",
+        "allowed: trainer.devices=1 with trainer.num_nodes=1, or a number",
     ),
     (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),
