@@ -113,6 +113,7 @@ def decompose_file(  # noqa: PLR0913
     return Outcome(
         plan=plan, changes=changes, before=facts.cost, after=Cost(parameters(graph), total_macs // facts.batch),
         uncounted=uncounted, bytes_before=before, bytes_after=size, difference=difference, remarks=(*remarks, *more),
+        of_one=facts.of_one,
     )  # fmt: skip
 
 
