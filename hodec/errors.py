@@ -131,6 +131,10 @@ class TrainingError(HodecError):
     """Training that cannot start as asked, or that broke down (NaN, divergence)."""
 
 
+class MachineError(TrainingError):
+    """Training that this machine lacks something for, memory or a compiler: elsewhere the same settings may do."""
+
+
 class CheckpointError(HodecError):
     """A file that is truncated, altered, or belongs to another model or run."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hodec.cli import value_of
 from hodec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--std", metavar="NUMBERS", help="what pixels less the mean are divided by (default: ImageNet's)"
     )
-    group.add_argument("--channels", default="rgb", metavar="ORDER", help=f"of images: {' | '.join(ORDERS)}")
+    group.add_argument("--channels", metavar="ORDER", help=f"of images: {' | '.join(ORDERS)} (default: {ORDERS[0]})")
+
+
+def check_data_given(options: argparse.Namespace) -> None:
+    """Refuse what says how data are read where there are none.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    for flag in () if options.data else ("--labels", "--loss", "--mean", "--std", "--channels"):
+        if value_of(options, flag) is not None:
+            raise ConfigError(f"{flag}: given without data, of which it speaks; add --data DATA, or leave it out")
 
 
 def calibration_from(options: argparse.Namespace) -> "Calibration":
@@ -45,9 +57,10 @@ def calibration_from(options: argparse.Namespace) -> "Calibration":
     from hodec.calibration.images import Pixels
     from hodec.onnx_graph.compress import Calibration
 
-    if options.channels not in ORDERS:
-        raise ConfigError(f"--channels: {options.channels!r} given; allowed: {' | '.join(ORDERS)}")
-    pixels = Pixels(_numbers("--mean", options.mean), _numbers("--std", options.std), options.channels)
+    channels = options.channels or ORDERS[0]
+    if channels not in ORDERS:
+        raise ConfigError(f"--channels: {channels!r} given; allowed: {' | '.join(ORDERS)}")
+    pixels = Pixels(_numbers("--mean", options.mean), _numbers("--std", options.std), channels)
     if 0 in pixels.std:
         raise ConfigError("--std: 0 given; allowed: numbers other than 0")
     return Calibration(options.data, options.labels, **inputs_from(options), pixels=pixels)

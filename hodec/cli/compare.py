@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hodec.cli import Answer, experiment_packages
+from hodec.cli import Answer
 from hodec.errors import HodecError, Use
 
 HELP = "train several ways at equal steps over the same seeds, each at its best rate, and compare them in pairs"
@@ -26,14 +26,13 @@ def run(options: argparse.Namespace) -> Answer:
     """Run what is missing; returns the table.
 
     Raises:
-        ConfigError: the packages of the experiment are not installed.
         HodecError: the file or a setting is wrong.
     """
-    with experiment_packages():
-        from hodec.experiment.arms.race import race
-        from hodec.experiment.arms.spec import read_comparison
-        from hodec.experiment.arms.table import json_of, text_of, write_tables
-        from hodec.experiment.signals import stoppable
+    from hodec.experiment.arms.race import race
+    from hodec.experiment.arms.spec import read_comparison
+    from hodec.experiment.arms.table import json_of, text_of, write_tables
+    from hodec.experiment.signals import stoppable
+
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     root = Path(options.output)
     try:

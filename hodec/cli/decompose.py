@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hodec.cli import Answer, value_of
-from hodec.cli.calibration import add_data_options, calibration_from, inputs_from, progress_bar
+from hodec.cli.calibration import add_data_options, calibration_from, check_data_given, inputs_from, progress_bar
 from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, rule_from
 from hodec.errors import ConfigError
 from hodec.io.atomic import check_apart, check_place, write_json, writing
@@ -109,6 +109,7 @@ def check_data_options(options: argparse.Namespace) -> None:
         raise ConfigError("--dequantize: given together with --data; write the float model first, and fit that to data")
     if options.max_drop and not options.data:
         raise ConfigError("--max-drop: what a model loses is measured on data; add --data DATA")
+    check_data_given(options)
     chosen = options.plan or any(value_of(options, flag) for flag in decided_flags())
     if not (options.data or options.no_data or chosen):
         raise ConfigError(

@@ -13,6 +13,12 @@ from hodec.errors import HodecError, Use, near_matches
 
 # What the shell knows a program by that a closed pipe has ended: 128 + SIGPIPE.
 OK, FAILED, NO_READER = 0, 2, 141
+# What a plain installation lacks -> the extra that brings it.
+EXTRAS = dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "onnx")
+EXTRAS |= dict.fromkeys(
+    ("hydra", "omegaconf", "yaml", "pytorch_lightning", "torchvision", "sklearn", "jinja2", "markupsafe", "matplotlib"),
+    "experiment",
+)
 VERBS = ("train", "init", "show", "report", "plan", "export", "decompose", "compress", "bench", "compare")
 
 
@@ -67,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = verb_module(options.verb).run(options)
     except HodecError as error:
         return _say(f"hodec {options.verb}: {error.told(Use.in_flags)}\n", sys.stderr) or error.exit_code
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return (
+            _say(f"hodec {options.verb}: {error.name} is missing; pip install 'hodec[{extra}]'\n", sys.stderr) or FAILED
+        )
     text = json.dumps(answer.value, indent=1) if options.json else answer.text
     return _say(f"{text}\n" if text else "", sys.stdout)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hodec.cli import Answer, value_of
-from hodec.cli.calibration import add_data_options, calibration_from, inputs_from, progress_bar
+from hodec.cli.calibration import add_data_options, calibration_from, check_data_given, inputs_from, progress_bar
 from hodec.cli.decompose import add_dequantize_argument, add_input_arguments
 from hodec.cli.rule_options import add_method_options, add_rule_options, decided_flags, method_from, read, rule_from
 from hodec.errors import CheckpointError, ConfigError, PlanError, flag_of
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Make the plan, print it, and write it where that is asked for."""
     _check_source(options)
+    check_data_given(options)
     if options.curve or options.data:
         return _curve(options)
     target = checked_output(options.output, force=options.force)
@@ -99,7 +100,8 @@ def _curve(options: argparse.Namespace) -> Answer:
     """Draw what a model file keeps at several costs."""
     if not (options.curve and options.data and options.path):
         raise ConfigError("--curve and --data: allowed together, of a file: hodec plan MODEL.onnx --data D --curve C")
-    if given := [flag for flag in (*decided_flags(), "--output") if value_of(options, flag)]:
+    unread = (*decided_flags(), "--output", "--dequantize", "--allow-larger", "--force")
+    if given := [flag for flag in unread if value_of(options, flag)]:
         raise ConfigError(f"{given[0]}: given with --curve, which chooses ranks at several costs; leave it out")
     path = Path(options.curve)
     check_place(path, ConfigError, "--curve: ")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hodec.cli import Answer, experiment_packages
+from hodec.cli import Answer
 
 HELP = "train under ADMM, convert, retrain, report: all settings of an experiment; see hodec train --help"
 
@@ -15,13 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Run the experiment, or its sweep; it ends the program itself where something is wrong.
+    """Run the experiment, or its sweep; it ends the program itself where something is wrong."""
+    from hodec.experiment.main import main
 
-    Raises:
-        ConfigError: the packages of the experiment are not installed.
-    """
-    with experiment_packages():
-        from hodec.experiment.main import main
     # Lightning starts the further processes of a run by this name.
     sys.argv = [str(Path(__file__).parents[1] / "experiment" / "__main__.py"), *options.overrides]
     main()

@@ -78,9 +78,8 @@ class RunContext:
 
     @property
     def pretrain_epochs(self) -> int:
-        """Epochs without ADMM; a rule that reads weights gets as many as ADMM when it would get none at all."""
-        config = self.config
-        return config.pretrain_epochs or (config.dense_epochs if self.reads_weights and not config.init else 0)
+        """Epochs without ADMM."""
+        return self.config.pretraining
 
     @property
     def trained_before(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 from hodec.errors import ConfigError, Use
 from hodec.io.atomic import JsonObject
@@ -20,6 +21,8 @@ def goes_on(keys: Sequence[str], before: JsonObject, now: JsonObject) -> bool:
     """
     if not keys or not set(keys) <= set(FACTORS) or list(keys) == ["data.batch_size"]:
         return False
+    if not all("batch_size" in cast(JsonObject, settings["data"]) for settings in (before, now)):
+        return False  # a data module has batches of its own
     old, new = ([_value(settings, key) for key in FACTORS] for settings in (before, now))
     images, processes = old[0] * old[1] * old[2], new[0] * new[1]
     if images == processes * new[2]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hodec.distillation import FeatureDistillation
-from hodec.errors import ConfigError, TrainingError
+from hodec.errors import ConfigError, MachineError, TrainingError
 from hodec.inference import inference, laid_out
 from hodec.layers.plain import copied
 from hodec.optim.factor_sgd import FactorSGD, factorized_layers
@@ -133,7 +133,7 @@ class LitClassifier(LightningModule):
         except TorchDynamoException as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = " ".join(lines[:2]) or type(error).__name__  # who raised it, and what
-            raise TrainingError(
+            raise MachineError(
                 f"trainer.compile=true: torch cannot compile the net here ({reason}); give trainer.compile=false "
                 "or install what it needs: a C++ compiler on a cpu, Triton on a gpu"
             ) from error

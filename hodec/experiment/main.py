@@ -20,7 +20,7 @@ from hodec.errors import ConfigError, HodecError, Use
 from hodec.experiment.config.arguments import given, remember
 from hodec.experiment.config.groups import CONF, groups
 from hodec.experiment.config.objectives import names_of, value_of
-from hodec.experiment.config.overrides import check_overrides, plain
+from hodec.experiment.config.overrides import check_overrides, composing, plain
 from hodec.experiment.config.schema import Config, config_of
 from hodec.experiment.config.sweep_names import job_folder
 from hodec.experiment.config.trust import flags, take_flag
@@ -124,8 +124,10 @@ def launcher_of(error: Exception) -> str:
 
 
 def resume_command(job: HydraConf) -> str:
-    """The command that goes on with a job: its own arguments, and its folder."""
-    words = list(job.overrides.task) if job.mode is RunMode.MULTIRUN else given()[1:]
+    """The command that goes on with a job: its own arguments, and its folder; of a sweep what the job is made of."""
+    words = given()[1:]
+    if job.mode is RunMode.MULTIRUN:
+        words = [*composing(words), *job.overrides.task]
     words = [word for word in words if not word.lstrip("+").startswith("hydra.run.dir=")]
     return command([*flags(), *words, f"hydra.run.dir={job.runtime.output_dir}"])
 

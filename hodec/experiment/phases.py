@@ -171,8 +171,8 @@ def _trained(
         began = time.perf_counter()
         rate = _rate(run, phase, net, teacher=teacher)
         module = _module(run, phase, copied(net), teacher=teacher, lr=rate.lr)
-        fit_phase(run, phase, module, admm=callback)
-        facts: JsonObject = {"seconds": round(time.perf_counter() - began, 3)}
+        earlier = fit_phase(run, phase, module, admm=callback)
+        facts: JsonObject = {"seconds": round(earlier + time.perf_counter() - began, 3)}
         if phase == "retrain":
             facts["rate"] = rate._asdict()
         if callback is None:

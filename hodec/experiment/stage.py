@@ -9,7 +9,7 @@ import yaml
 
 from hodec.errors import CheckpointError, ConfigError
 from hodec.experiment.config.differences import differences
-from hodec.experiment.config.schema import completed
+from hodec.experiment.config.schema import completed, read_config
 from hodec.experiment.run_folder import RunFolder
 from hodec.experiment.run_state import read_state
 from hodec.io.atomic import sha256, write_bytes
@@ -79,12 +79,23 @@ def _check_settings(source: Path, settings: Mapping[str, object], ignore: Sequen
         theirs = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{source / 'config.yaml'} is not readable ({error}); restore it") from error
-    keys = differences(completed(theirs) if isinstance(theirs, dict) else {}, settings, ignore=ignore)
+    theirs = _counted(completed(theirs)) if isinstance(theirs, dict) else {}
+    keys = differences(theirs, _counted(settings), ignore=ignore)
     if keys:
+        before = theirs.get("pretrain_epochs")
+        counted = (
+            f"; its pretraining took {before} epochs: pretrain_epochs={before}" if "pretrain_epochs" in keys else ""
+        )
         raise ConfigError(
             f"init_stage: {source} was trained by other settings (they differ in {', '.join(keys[:6])}), which this "
-            "run would state as its own; give the same ones"
+            f"run would state as its own; give the same ones{counted}"
         )
+
+
+def _counted(settings: Mapping[str, object]) -> Mapping[str, object]:
+    """The settings with the epochs of pretraining that a rule of ranks brings along, where they give none."""
+    config, _ = read_config(settings)
+    return settings if config is None else {**settings, "pretrain_epochs": config.pretraining}
 
 
 def _copy(source: Path, target: Path, phase: str, digest: object) -> None:

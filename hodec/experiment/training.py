@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from hodec.admm.lightning import AdmmCallback
-from hodec.errors import TrainingError
+from hodec.errors import MachineError
 from hodec.experiment.checkpoints import KeepCheckpoint
 from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
@@ -88,17 +88,20 @@ class RecordEpochs(Callback):
 
     def __init__(self, run: RunContext, phase: str, admm: AdmmCallback | None) -> None:
         self.run, self.phase, self.admm = run, phase, admm
-        self.began, self.lr = time.perf_counter(), 0.0
+        self.made = self.began = time.perf_counter()
+        self.lr, self.earlier = 0.0, 0.0  # seconds of the phase before this start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.perf_counter()
         self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def state_dict(self) -> JsonObject:
-        return {"lr": self.lr, "seconds": time.perf_counter() - self.began}
+        now = time.perf_counter()
+        return {"lr": self.lr, "seconds": now - self.began, "phase_seconds": self.earlier + now - self.made}
 
     def load_state_dict(self, state_dict: JsonObject) -> None:
         self.lr, self.began = state_dict["lr"], time.perf_counter() - state_dict["seconds"]  # of an epoch under way
+        self.earlier = state_dict.get("phase_seconds", 0.0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
@@ -127,12 +130,15 @@ def epoch_line(row: JsonObject, epochs: int) -> str:
     return "  ".join([f"{row['phase']} {row['epoch'] + 1}/{epochs}", *numbers])
 
 
-def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> None:
+def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> float:
     """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
     Args:
         phase: one of PHASES.
         admm: the ADMM callback of phase ``admm``.
+
+    Returns:
+        The seconds that earlier starts took to come to the checkpoint; 0 without one.
 
     Raises:
         TrainingError: NaN, or a setting that cannot work.
@@ -151,11 +157,13 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     callbacks += own_callbacks(config.trainer)
     if phase == "retrain":
         callbacks.append(WarnOfLoss(run, _way_out(config)))
-    callbacks += [RecordEpochs(run, phase, admm), KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
+    record = RecordEpochs(run, phase, admm)
+    callbacks += [record, KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)
         with soft(lambda number: number == signal.SIGTERM and trainer.received_sigterm):  # it ends the batch first
             _fit(trainer, module, LitData(run.data, config), phase=phase, resume=resume)
+    return record.earlier
 
 
 def _way_out(config: Config) -> str:
@@ -171,7 +179,7 @@ def _fit(trainer: Trainer, module: LitClassifier, data: LitData, *, phase: str, 
         # weights_only: a checkpoint holds tensors and plain values, and is never allowed to run code.
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
+        raise MachineError(f"out of memory in phase {phase} ({error}); lower data.batch_size") from error
     except Stopped as stop:
         raise Stopped(stop.number, f"in phase {phase}") from stop
     except SystemExit as stop:

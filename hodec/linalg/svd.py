@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from hodec.errors import TrainingError, Use, literal
+from hodec.errors import MachineError, TrainingError, Use, literal
 from hodec.linalg import eigh
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def naming(what: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise TrainingError(
+        raise MachineError(
             f"{literal(what)}: too little memory to factorize it ({literal(str(error).splitlines()[0])}); leave it "
             "dense with {exclude}, or free memory",
             exclude=Use("exclude", "[LAYER]"),

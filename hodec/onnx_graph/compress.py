@@ -146,14 +146,10 @@ def compress_file(  # noqa: PLR0913
     _check_choices(target, store)
     given = data if isinstance(data, Calibration) else Calibration(data, labels, values or {}, shapes or {})
     task = Task(given, evaluate, loss, max_drop, confidence)
-    if report is not None:
-        check_place(Path(report), ConfigError, "--report: ")
-        check_apart(Path(report), (source, out, *task.files), ConfigError, "--report: ")
+    _check_report(report, (source, out, *task.files))
     search, held = prepared(source, Path(out), task, methods=methods, threads=threads, force=force)
     search.target, search.tables.progress, search.scores_all = target, progress, report is not None
-    search.settings, search.limits = options or PlanSettings(), limits or Limits()
-    if target == "size" and search.limits.round_to is None:
-        search.limits = replace(search.limits, round_to=SMALL_BLOCK)
+    search.settings, search.limits = options or PlanSettings(), _limits_for(target, limits or Limits())
     file = write_int8 if int8 else partial(write_trial, smaller=True)
     write = partial(file, search=search, held=held, out=Path(out), seconds=seconds)
     with sharing():
@@ -161,6 +157,16 @@ def compress_file(  # noqa: PLR0913
     if report is not None:
         _report(Path(report), result, search, held)
     return result
+
+
+def _check_report(report: str | Path | None, others: Sequence[object]) -> None:
+    if report is not None:
+        check_place(Path(report), ConfigError, "--report: ")
+        check_apart(Path(report), others, ConfigError, "--report: ")
+
+
+def _limits_for(target: str, limits: Limits) -> Limits:
+    return replace(limits, round_to=SMALL_BLOCK) if target == "size" and limits.round_to is None else limits
 
 
 def _kinds(shortest: str) -> list[str]:

@@ -17,7 +17,7 @@ from hodec.onnx_graph.dequantize import dequantize
 from hodec.onnx_graph.facts import GraphFacts, graph_facts
 from hodec.onnx_graph.feeds import inputs_words
 from hodec.onnx_graph.flush import LEAST, flush
-from hodec.onnx_graph.graph import load_graph, name_of
+from hodec.onnx_graph.graph import OnnxGraph, load_graph, name_of
 from hodec.onnx_graph.planning import check_plan, plan_graph
 from hodec.onnx_graph.probe import probed
 from hodec.onnx_graph.rewrite import rewrite
@@ -101,11 +101,7 @@ def decompose_file(  # noqa: PLR0913
             raise ConvertError("there is neither a rule nor a plan")
         wanted, remarks = _dense_outputs(facts)
         changes, planned_macs = rewrite(facts, sites, plan)
-        if count:
-            remarks += (f"{count} quantized constants are float now: quantize the result again, with data",)
-        if facts.graph.lists_initializers and graph.model.ir_version >= 4:
-            remarks += ("all weights are listed as inputs, a habit of old converters: they were taken as fixed",)
-        remarks += flushed(facts)
+        remarks += _of_the_source(graph, count) + flushed(facts)
     with written(graph, out) as files:
         check_file(files[0])
         difference, more = _check_outputs(files[0], facts.feeds, wanted)
@@ -114,7 +110,18 @@ def decompose_file(  # noqa: PLR0913
     return Outcome(
         plan=plan, changes=changes, before=facts.cost, after=Cost(parameters(graph), total_macs // facts.batch),
         uncounted=uncounted, bytes_before=before, bytes_after=size, difference=difference, remarks=(*remarks, *more),
+        of_one=facts.of_one,
     )  # fmt: skip
+
+
+def _of_the_source(graph: OnnxGraph, count: int) -> tuple[str, ...]:
+    """Remarks on what was taken otherwise than the file has it; ``count`` constants were quantized."""
+    said: tuple[str, ...] = ()
+    if count:
+        said += (f"{count} quantized constants are float now: quantize the result again, with data",)
+    if graph.lists_initializers and graph.model.ir_version >= 4:
+        said += ("all weights are listed as inputs, a habit of old converters: they were taken as fixed",)
+    return said
 
 
 def plan_file(

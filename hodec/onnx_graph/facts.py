@@ -10,7 +10,7 @@ from onnx_ir.passes.common import InlinePass
 from hodec.cost.count import Cost
 from hodec.export.runtime import Array
 from hodec.onnx_graph.consumers import WeightConsumer, groups_by_weight, weight_consumers
-from hodec.onnx_graph.cost import COUNTS, counted_values, held, multiply_adds
+from hodec.onnx_graph.cost import COUNTS, GATES, counted_values, held, multiply_adds
 from hodec.onnx_graph.feeds import example_inputs
 from hodec.onnx_graph.graph import OnnxGraph, name_of
 from hodec.onnx_graph.probe import Probe, Ran, probed
@@ -34,6 +34,7 @@ class GraphFacts:
         total_macs: multiply-adds of the whole example.
         uncounted: names of nodes whose multiply-adds are not known.
         batch: images in the example.
+        axis: of an input, along which they stand.
     """
 
     graph: OnnxGraph
@@ -49,6 +50,12 @@ class GraphFacts:
     total_macs: int
     uncounted: tuple[str, ...]
     batch: int
+    axis: int
+
+    @property
+    def of_one(self) -> str:
+        """Of which part of the example a cost is, in words; empty where it is of all of it."""
+        return f" of one of {self.batch} along the {('first', 'second')[self.axis]} axis" if self.batch > 1 else ""
 
     @property
     def cost(self) -> Cost:
@@ -61,6 +68,15 @@ def inline_functions(graph: OnnxGraph) -> None:
     functions = graph.model.functions.values()
     if any(node.op_type in COUNTS and not node.domain for one in functions for node in one.all_nodes()):
         InlinePass()(graph.model)
+
+
+def _batch(graph: OnnxGraph, inputs: Mapping[str, Size]) -> tuple[int, int]:
+    """Samples in the example and their axis: the second of an input that a recurrent node reads step by step."""
+    recurrent = [node for node in graph.graph if node.op_type in GATES and not node.attributes.get_int("layout", 0)]
+    steps = {name_of(value) for node in recurrent if (value := node.inputs[0])}
+    sizes = [(size, int(name in steps)) for name, size in inputs.items()]
+    # a file may say that it takes 0
+    return next(((size[axis], axis) for size, axis in sizes if len(size) > axis and size[axis]), (1, 0))
 
 
 def graph_facts(
@@ -85,6 +101,7 @@ def graph_facts(
     consumers, refused = weight_consumers(graph, sizes, params)
     consumers = [replace(one, times=probe.ran.times(graph, one.place)) for one in consumers]
     macs, uncounted = multiply_adds(probe.ran.nodes(graph.graph), sizes)
+    batch, axis = _batch(graph, inputs)
     return GraphFacts(
         graph, inputs, feeds, probe.ran, probe.reason, sizes,
         axes=open_axes(graph, sizes, inputs),
@@ -93,5 +110,5 @@ def graph_facts(
         params=params,
         total_macs=macs,
         uncounted=tuple(graph.node_names[node] for node in uncounted),
-        batch=next((size[0] for size in inputs.values() if size and size[0]), 1),  # a file may say that it takes 0
+        batch=batch, axis=axis,
     )  # fmt: skip

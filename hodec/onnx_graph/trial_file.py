@@ -97,7 +97,7 @@ def write_trial(
         output=str(out), plan=trial.plan, changes=changes, judge=judge.words, dense=judge.dense, score=loss.score,
         chance=judge.chance(loss), allowed=judge.allowed, scale=judge.scale, unit=judge.unit,
         samples=(len(search.fit), len(held)), words=search.fit.words,
-        before=facts.cost, after=Cost(params, macs // facts.batch), uncounted=uncounted,
+        before=facts.cost, after=Cost(params, macs // facts.batch), of_one=facts.of_one, uncounted=uncounted,
         bytes_before=facts.graph.bytes, bytes_after=size, bench=bench, threads=search.net.threads,
         layers=len(search.sites), remarks=remarks,
     )  # fmt: skip

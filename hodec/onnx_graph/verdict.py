@@ -16,6 +16,7 @@ class Written:
     Attributes:
         changes: node -> what became of it.
         before, after: cost of one image, counted in the graphs themselves; what replaced a node by itself.
+        of_one: of which part of a call the multiply-adds are, in words; empty for a call of one image.
         uncounted: names of nodes whose multiply-adds are in neither count, as they are not known.
         bytes_before, bytes_after: size of the files, data files among them.
         remarks: what else was done, or could not be checked, and why.
@@ -29,6 +30,7 @@ class Written:
     bytes_before: int
     bytes_after: int
     remarks: tuple[str, ...] = ()
+    of_one: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -48,7 +50,7 @@ class Written:
         without = f" without {names}, which cannot be counted" if names else ""
         pairs = {
             "parameters": (self.before.params, self.after.params),
-            f"multiply-adds{without}": (self.before.macs, self.after.macs),
+            f"multiply-adds{self.of_one}{without}": (self.before.macs, self.after.macs),
             "bytes": (self.bytes_before, self.bytes_after),
         }
         return [

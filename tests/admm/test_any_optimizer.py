@@ -99,12 +99,7 @@ def test_a_layer_frozen_for_a_while_goes_on_from_its_state():
     core = Admm(net, plan_of(net), plain_sgd(net), steps_per_epoch=BATCHES)
 
     def epoch():
-        for x, y in batches():
-            core.optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()
-            core.before_step()
-            core.optimizer.step()
-            core.after_step()
+        train(core, net)
         core.end_epoch()
 
     epoch()

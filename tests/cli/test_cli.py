@@ -176,6 +176,24 @@ def test_train_without_the_packages_of_the_experiment_says_how_to_get_them(capsy
     assert err == "hodec train: hydra is missing; pip install 'hodec[experiment]'\n"
 
 
+@pytest.mark.parametrize(("argv", "module", "package", "extra"), [
+    (["report", "run"], "hodec.experiment.report.render", "jinja2", "experiment"),
+    (["decompose", "a.onnx", "-o", "b.onnx", "--no-data"], "hodec.onnx_graph.decompose", "onnx", "onnx"),
+])  # fmt: skip
+def test_every_verb_says_which_extra_is_missing(capsys, monkeypatch, argv, module, package, extra):
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    told = f"hodec {argv[0]}: {package} is missing; pip install 'hodec[{extra}]'\n"
+    assert call(capsys, *argv) == (2, "", told)
+
+
+def test_a_missing_module_of_no_extra_is_raised(monkeypatch):
+    monkeypatch.delitem(sys.modules, "hodec.experiment.report.render", raising=False)
+    monkeypatch.setitem(sys.modules, "hodec.experiment.report.collect", None)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["report", "run"])
+
+
 def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])

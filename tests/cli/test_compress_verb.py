@@ -119,6 +119,9 @@ def test_a_curve_shows_what_is_kept_at_several_costs(capsys, tmp_path, source, d
     (["--data", "{data}"], "--curve and --data: allowed together"),
     (["--data", "{data}", "--curve", "nowhere/c.html"], "--curve: folder nowhere does not exist"),
     (["--data", "{data}", "--curve", "c.html", "--macs", "0.5"], "--macs: given with --curve"),
+    (["--data", "{data}", "--curve", "c.html", "--dequantize"], "--dequantize: given with --curve"),
+    (["--data", "{data}", "--curve", "c.html", "--force"], "--force: given with --curve"),
+    (["--mean", "0"], "--mean: given without data, of which it speaks"),
 ])  # fmt: skip
 def test_a_curve_that_cannot_be_drawn(capsys, source, data, flags, words):
     code, _, err = call(capsys, "plan", source, *[flag.format(data=data) for flag in flags])

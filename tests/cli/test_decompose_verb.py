@@ -215,6 +215,8 @@ def test_more_than_the_allowed_drop_is_not_written(capsys, tmp_path, source, dat
 @pytest.mark.parametrize(("how", "reason"), [
     (["--data", "x.npz", "--no-data"], "--no-data: given together with --data"),
     (["--ranks", "4", "--max-drop", "1%"], "--max-drop: what a model loses is measured on data"),
+    (["--ranks", "4", "--labels", "y.npy"], "--labels: given without data, of which it speaks"),
+    (["--no-data", "--channels", "bgr"], "--channels: given without data, of which it speaks"),
     (["--ranks", "4", "--data", "nowhere.npz"], "nowhere.npz does not exist"),
 ])  # fmt: skip
 def test_data_options_that_do_not_go(capsys, tmp_path, source, how, reason):

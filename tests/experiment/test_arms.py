@@ -10,13 +10,14 @@ import torch
 from tiny_runs import tiny
 
 from hodec.cli import main as cli
-from hodec.errors import ConfigError, TrainingError
+from hodec.errors import ConfigError, MachineError, TrainingError
 from hodec.experiment import pipeline
 from hodec.experiment.arms import race as races
 from hodec.experiment.arms import table, trial
 from hodec.experiment.arms.race import Arm, choose, race
 from hodec.experiment.arms.spec import Candidate, Comparison, check_alike, read_comparison
 from hodec.experiment.arms.trial import HITS, Trial
+from hodec.linalg.svd import naming
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 RACES = sorted([*EXPERIMENTS.glob("*/arms.yaml"), *EXPERIMENTS.glob("*/regimes/*.yaml")])
@@ -112,6 +113,14 @@ def test_a_candidate_that_broke_down_is_not_chosen():
         choose("a", [broken])
 
 
+def test_a_seed_that_broke_down_is_in_the_table():
+    runs = (known("a", 0.3, 0, "1100"), known("a", math.nan, 1), known("a", 0.3, 2, "1110"))
+    row = table.cells(Comparison("b", (0, 1, 2), {}), {"a": Arm([], runs[0].candidate, runs)})[0]
+    named = dict(zip(table.HEADS, row, strict=True))
+    assert named["by seed, %"] == "50.00 / broke down / 75.00"
+    assert named["end, %"] == "62.50 ± 17.68 (2 of 3)"
+
+
 def test_training_that_breaks_down_is_a_result(tmp_path):
     wild = Candidate("wild", (), tiny(**SHORT, optimizer={"lr": 1e30, "retrain_lr": 1e30}))
     found = trial.run_trial(wild, 0, tmp_path, lambda: races._data(wild), test=True)
@@ -119,6 +128,18 @@ def test_training_that_breaks_down_is_a_result(tmp_path):
     assert not found.hits
     again = trial.run_trial(wild, 0, tmp_path, lambda: pytest.fail("it was repeated"), test=True)
     assert math.isnan(again.validation)
+
+
+def test_what_the_machine_lacks_is_no_result(tmp_path, monkeypatch):
+    def lacking(run):
+        with naming("conv1"):
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(trial, "train_nets", lacking)
+    one = candidates("a")[0]
+    with pytest.raises(MachineError, match="conv1: too little memory to factorize it"):
+        trial.run_trial(one, 0, tmp_path, lambda: races._data(one))
+    assert not list(tmp_path.rglob(trial.RESULT))
 
 
 def test_the_paired_interval_is_students():
@@ -191,6 +212,7 @@ def test_the_comparisons_of_the_experiments_are_read(path):
     [
         ("base: sgd", "base: sgdd", "base: 'sgdd' given; allowed: an arm. Did you mean: sgd"),
         ("seeds: [3, 5]", "seeds: 3", "seeds: 3 given; allowed: a list of whole numbers from 0"),
+        ("seeds: [3, 5]", "seeds: [3, 5, 5]", "seeds: [3, 5, 5] given; allowed: each once, as equal seeds make equal"),
         ("base: sgd\n", "", "is no comparison: it has to have settings, seeds, base, arms, and nothing else"),
         ("[data=fake", "[seed=1, data=fake", "seed: given in a comparison, which has seeds and folders of its own"),
         ('["optimizer', '[data, "optimizer', "arms: allowed: NAME: [SETTING=VALUE, ..] for each"),
@@ -212,6 +234,7 @@ def test_what_is_wrong_in_a_file_is_said_before_work_starts(tmp_path, old, new, 
     [
         ({"dense_epochs": 1}, "is 1 in arm 'sgd' and 2 in arm 'other'; allowed: the same number of steps"),
         ({"data": {"batch_size": 8}}, "the arms 'sgd' and 'other' differ in data; allowed: one data"),
+        ({"trainer": {"num_nodes": 2}}, "trainer.num_nodes: 2 given; allowed in a comparison: 1"),
         ({"trainer": {"devices": 2}}, "trainer.devices: 2 given; allowed in a comparison: 1"),
         ({"init": "net.pt"}, "the arms 'sgd' and 'other' differ in init; allowed: one init"),
     ],

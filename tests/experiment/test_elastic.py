@@ -35,6 +35,8 @@ def test_other_settings_are_not_covered():
     assert not goes_on([], settings, settings)
     assert not goes_on(["data.batch_size"], settings, {**settings, "data": {"batch_size": 4}})
     assert not goes_on(["trainer.devices", "seed"], settings, settings)
+    module = {"trainer": {"devices": 2, "num_nodes": 1}, "data": {"name": "datamodule"}}
+    assert not goes_on(["trainer.devices"], {**module, "trainer": {"devices": 1, "num_nodes": 1}}, module)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

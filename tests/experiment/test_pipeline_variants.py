@@ -181,6 +181,7 @@ def teachers_of(monkeypatch):
                 parameter.add_(0.01)
         if admm is not None:  # as Lightning's fit binds it
             admm._admm = admm._make(module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
+        return 0.0
 
     monkeypatch.setattr(phases, "fit_phase", fit_phase)
     return teachers

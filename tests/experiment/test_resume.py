@@ -32,6 +32,11 @@ def numbers(folder):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder)]
 
 
+def has_all_seconds(folder, phase):
+    """Whether a phase took as long as its epochs, whichever start trained them."""
+    return phases(folder)[phase]["seconds"] >= sum(row["seconds"] for row in rows(folder) if row["phase"] == phase)
+
+
 def kill_and_go_on(kind, tmp_path, phase):
     """Start, kill within an epoch, start again by the same command; returns the folder and the exit code."""
     folder, argv = tmp_path / "run", [*SETTINGS, f"hydra.run.dir={tmp_path / 'run'}"]
@@ -47,6 +52,7 @@ def kill_and_go_on(kind, tmp_path, phase):
 def test_killed_in_mid_epoch(whole, tmp_path, phase):
     folder, code = kill_and_go_on(Forked, tmp_path, phase)
     assert code == -signal.SIGKILL
+    assert has_all_seconds(folder, phase)
     assert result(folder) == result(whole)
     assert numbers(folder) == numbers(whole)
 
@@ -70,6 +76,8 @@ def test_asked_to_stop(tmp_path, number, expected):
     assert f"hydra.run.dir={folder}\n" in text
     assert "Traceback" not in text
     assert checkpoint_epoch(folder / "checkpoints" / "admm.ckpt") >= 1
+    finish(Forked(*SETTINGS, f"hydra.run.dir={folder}", log=tmp_path / "log"))
+    assert has_all_seconds(folder, "admm"), "with those of the epoch that was under way"
 
 
 # -- in this process, killed at every write -------------------------------------------------------------------
@@ -195,6 +203,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(finished, stopped, monk
     with pytest.raises(Killed):
         pipeline.run(CONFIG, folder)
     again, before = phases(folder)["admm"], phases(finished[0])["admm"]
+    assert has_all_seconds(folder, "admm")
     assert again | {"seconds": 0} == before | {"seconds": 0}  # the SHA-256 of the weights, and how ADMM ended
     assert numbers(folder) == [row for row in numbers(finished[0]) if row["phase"] != "retrain"]
 

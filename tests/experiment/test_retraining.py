@@ -96,6 +96,8 @@ def test_where_no_rate_can_be_found_is_refused():
         tiny(optimizer={"retrain_lr": "auto", "joint_schedule": True})
     with pytest.raises(ConfigError, match="retrain_lr: auto given with several devices"):
         tiny(optimizer={"retrain_lr": "auto"}, trainer={"devices": 2})
+    with pytest.raises(ConfigError, match="retrain_lr: auto given with several devices"):
+        tiny(optimizer={"retrain_lr": "auto"}, trainer={"num_nodes": 2})
     with pytest.raises(ConfigError, match="'fast' given; allowed: null or auto or a number above 0"):
         tiny(optimizer={"retrain_lr": "fast"})
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -11,6 +12,8 @@ from omegaconf import OmegaConf
 from train_script import SETTINGS, Forked, finish, wait
 
 from hodec.experiment import phases, pipeline
+from hodec.experiment.config.arguments import VARIABLE
+from hodec.experiment.main import resume_command
 from hodec.experiment.redaction import clean_record, command, redacted
 from hodec.experiment.signals import NUMBERS, Stopped, soft, stoppable
 
@@ -83,6 +86,16 @@ def test_what_something_else_sees_to_is_left_to_it():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped, match="SIGHUP"):
             os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_job_of_a_sweep_goes_on_with_the_settings_files_of_the_sweep(monkeypatch):
+    argv = ["train.py", "-m", "-cd", "mine", "hydra.searchpath=[other]", "seed=0,1", "--config-name=own"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    job = OmegaConf.create({"overrides": {"task": ["seed=1"]}, "runtime": {"output_dir": "sweep/1"}})
+    job.mode = RunMode.MULTIRUN
+    words = "--config-name=own --config-dir=mine 'hydra.searchpath=[other]' seed=1 hydra.run.dir=sweep/1"
+    assert resume_command(job) == f"python train.py {words}"
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------

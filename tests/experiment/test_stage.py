@@ -62,6 +62,23 @@ def test_what_reaches_back_into_the_stage_may_not_differ(tmp_path, also, changed
             pipeline.run(tiny(**common | changed), tmp_path / "source")
 
 
+def test_pretraining_that_a_rule_brought_along_is_used(tmp_path, monkeypatch):
+    """It is as long as ADMM, which may be of another length after it, or absent: then its epochs have to be given."""
+    same = {"dense_epochs": 1, "retrain_epochs": 0}
+    pipeline.run(tiny(**same, ranks={"name": "budget", "macs": 0.5}, tt_ranks=None), tmp_path / "source")
+    stage = str(tmp_path / "source" / "pretrain")
+    for later in ({}, {"dense_epochs": 0, "ranks": {"name": "budget", "macs": 0.5}, "tt_ranks": None}):
+        with pytest.raises(ConfigError, match=r"differ in pretrain_epochs\).*took 1 epochs: pretrain_epochs=1"):
+            pipeline.run(tiny(**same | later, init_stage=stage), tmp_path / "refused")
+        shutil.rmtree(tmp_path / "refused")
+    monkeypatch.setattr(phases, "fit_phase", lambda *_, **__: pytest.fail("pretraining was repeated"))
+    metrics = pipeline.run(
+        tiny(dense_epochs=0, retrain_epochs=0, pretrain_epochs=1, init_stage=stage), tmp_path / "run"
+    )
+    source = json.loads((tmp_path / "source" / "metrics.json").read_text())
+    assert metrics["pretrained"] == source["pretrained"]
+
+
 def test_stages_that_are_not_there_are_one_message(finished, tmp_path):
     source = shutil.copytree(finished[0], tmp_path / "source")
     for stage, words in (

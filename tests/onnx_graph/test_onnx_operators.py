@@ -151,10 +151,19 @@ def test_recurrent_weights_are_products_that_the_runtime_multiplies_out(tmp_path
     x = np.random.default_rng(0).standard_normal((5, 1, 12)).astype(np.float32)
     assert relative(answer(out, x=x)[0], answer(source, x=x)[0]) < 1e-4
     rows = directions * RECURRENT[kind] * 16
-    assert outcome.before.macs == outcome.after.macs == rows * (12 + 16) + directions * 16 * 16
+    assert outcome.before.macs == outcome.after.macs == 5 * (rows * (12 + 16) + directions * 16 * 16), "of 5 steps"
     assert outcome.before.params - outcome.after.params == rows * (12 + 16) - 3 * (2 * rows + 12 + 16)
     again, _ = decomposed(source, plan=outcome.plan, force=True)
     assert again.changes == outcome.changes
+
+
+def test_costs_say_of_which_part_of_a_call_they_are(tmp_path):
+    """The first axis counts images; that of what a recurrent node reads counts steps, and the second one sequences."""
+    save(tmp_path / "m.onnx", [node("MatMul", "x v", "y", name="m")], {"v": numbers(64, 64)}, inputs={"x": (16, 64)})
+    outcome, _ = decomposed(tmp_path / "m.onnx", rule=Manual(8))
+    assert outcome.costs()[1].startswith("multiply-adds of one of 16 along the first axis: 4,096 -> ")
+    outcome, _ = decomposed(recurrent_net(tmp_path / "in.onnx", "LSTM", 1), rule=Manual(3), force=True)
+    assert outcome.costs()[1].startswith("multiply-adds: ")
 
 
 def test_a_recurrent_weight_is_no_tensor_train(tmp_path):

@@ -98,6 +98,8 @@ def _content(path: Path) -> JsonObject:
         raise ConfigError(f"{path}: arms: allowed: NAME: [SETTING=VALUE, ..] for each; settings is such a list too")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ConfigError(f"{path}: seeds: {seeds!r} given; allowed: a list of whole numbers from 0")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{path}: seeds: {seeds!r} given; allowed: each once, as equal seeds make equal runs")
     if base not in arms:
         raise ConfigError(f"{path}: base: {base!r} given; allowed: an arm.{near_matches(str(base), [*arms])}")
     return content
@@ -151,10 +153,9 @@ def check_alike(path: Path, arms: Mapping[str, Sequence[Candidate]]) -> None:
     everyone = [one for candidates in arms.values() for one in candidates]
     first = everyone[0]
     for one in everyone:
-        if one.config.trainer.devices > 1:
-            raise ConfigError(
-                f"{path}: trainer.devices: {one.config.trainer.devices} given; allowed in a comparison: 1"
-            )
+        for setting in ("devices", "num_nodes"):
+            if (count := getattr(one.config.trainer, setting)) > 1:
+                raise ConfigError(f"{path}: trainer.{setting}: {count} given; allowed in a comparison: 1")
         for key in COMMON:
             if getattr(one.config, key) != getattr(first.config, key):
                 raise ConfigError(f"{path}: the arms {first.arm!r} and {one.arm!r} differ in {key}; allowed: one {key}")

@@ -79,6 +79,7 @@ def _row(name: str, arm: Arm, base: Arm | None, plus_minus: str) -> list[str]:
     runs = [trial for trial in arm.runs if trial.hits]
     ends = [trial.test() for trial in runs]
     spread = f" {plus_minus} {_percent(stdev(ends))}" if len(ends) > 1 else ""
+    of_all = f" ({len(runs)} of {len(arm.runs)})" if len(runs) < len(arm.runs) else ""
     seeds, pictures = (over_seeds(arm, base), over_pictures(arm, base)) if base else (None, None)
     middle = seeds or pictures
     return [
@@ -86,8 +87,8 @@ def _row(name: str, arm: Arm, base: Arm | None, plus_minus: str) -> list[str]:
         " ".join(map(_short, arm.chosen.chosen)) or "-",
         " / ".join(f"{_value(one)} {_percent(one.validation)}" for one in arm.tried) if arm.chosen.chosen else "-",
         _percent(mean(trial.test("truncated") for trial in runs)) if runs else "-",
-        f"{_percent(mean(ends))}{spread}" if runs else "-",
-        " / ".join(map(_percent, ends)) or "-",
+        f"{_percent(mean(ends))}{spread}{of_all}" if runs else "-",
+        " / ".join(_percent(trial.test() if trial.hits else math.nan) for trial in arm.runs) or "-",
         number(middle.mean, "+.2f", scale=100) if middle else "-",
         _interval(seeds),
         _interval(pictures),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hodec._version import __version__
-from hodec.errors import ConfigError, TrainingError
+from hodec.errors import ConfigError, MachineError, TrainingError
 from hodec.experiment import phases
 from hodec.experiment.arms.spec import Candidate
 from hodec.experiment.context import RunContext, check_machine
@@ -95,6 +95,8 @@ def _compute(candidate: Candidate, seed: int, folder: RunFolder, data: ImageData
     log.info("%s", folder.path)
     try:
         nets, plan = train_nets(run)
+    except MachineError:  # which says nothing of the candidate
+        raise
     except TrainingError as error:
         log.warning("%s: %s", folder.path, error)
         facts: JsonObject = {"validation_accuracy": None, "error": str(error), "seconds": 0.0, "reduction": {}}

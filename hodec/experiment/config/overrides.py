@@ -113,6 +113,14 @@ def _parser() -> _Parser:
     return parser
 
 
+def composing(argv: Sequence[str]) -> list[str]:
+    """Of the arguments of ``hodec train`` those that say which files the settings are read from."""
+    arguments, _ = _parser().parse_known_args(list(argv))
+    given = {name: getattr(arguments, name.replace("-", "_")) for name in ("config-path", "config-name", "config-dir")}
+    places = [line for line in arguments.overrides if line.lstrip("+").startswith("hydra.searchpath=")]
+    return [*(f"--{name}={value}" for name, value in given.items() if value), *places]
+
+
 def _menu(arguments: argparse.Namespace, folder: Path, loader: ConfigLoader) -> Menu:
     places = searchpath.places(arguments.config_dir, arguments.overrides)
     search = searchpath.override(places)

@@ -62,6 +62,12 @@ class Config(RunSettings):
         return not isinstance(self.admm, AdmmOff) and self.dense_epochs > 0
 
     @property
+    def pretraining(self) -> int:
+        """Epochs without ADMM; a rule that reads weights gets as many as ADMM when it would get none at all."""
+        implied = self.ranks.reads_weights and not self.plan and not self.init
+        return self.pretrain_epochs or (self.dense_epochs if implied else 0)
+
+    @property
     def methods(self) -> list[str]:
         """The methods that a layer may take: those among which the rule chooses, or the one of ``method``."""
         return list(getattr(self.ranks, "methods", None) or [self.method.name])
@@ -107,9 +113,9 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "allowed: optimizer.joint_schedule=false, or a number",
     ),
     (
-        lambda c: c.optimizer.retrain_lr == "auto" and c.trainer.devices > 1,
+        lambda c: c.optimizer.retrain_lr == "auto" and c.trainer.devices * c.trainer.num_nodes > 1,
         "optimizer.retrain_lr: auto given with several devices, which could each find another; "
-        "allowed: trainer.devices=1, or a number",
+        "allowed: trainer.devices=1 with trainer.num_nodes=1, or a number",
     ),
     (
         lambda c: c.distill.dense and not (c.distill.weight and (c.init or c.pretrain_epochs or c.distill.init)),

@@ -125,9 +125,10 @@ def _assign(listings: dict[str, Listing], option: ImageFolder, root: Path) -> di
 
 
 def _held_in_memory(option: ImageFolder, count: int, size: Size) -> bool:
-    if option.in_memory is not None:
-        return option.in_memory
-    held = count * 3 * size[0] * size[1] <= MEMORY_LIMIT
-    if not held:
+    held = count * 3 * size[0] * size[1] <= MEMORY_LIMIT if option.in_memory is None else option.in_memory
+    if not held and option.in_memory is None:
         log.info("%d images of %dx%d stay on disk; data.in_memory=true holds them decoded", count, *size)
+    if not held and option.augment and option.crop_padding:
+        words = "data.crop_padding=%d is not read: images on disk are cut at random places and sizes instead"
+        log.info(words, option.crop_padding)
     return held

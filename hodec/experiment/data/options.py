@@ -174,7 +174,9 @@ class ImageFolder(Photographs):
     eval_batch_size: int = _default("eval_batch_size", 256)
     root: str | None = setting(None, "the folder, always to be given")
     num_workers: int = setting(2, "processes that read images; not used with in_memory", low=0)
-    in_memory: bool | None = setting(None, "hold all images decoded: faster; null: when they fit into 2 GiB")
+    in_memory: bool | None = setting(
+        None, "hold all images decoded: faster; null: when they fit into 2 GiB; those on disk read no crop_padding"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

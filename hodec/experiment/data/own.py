@@ -118,7 +118,8 @@ def _labels(items: Items, name: str) -> Tensor:
 def _loader(module: object, split: str) -> Loader | None:
     """The loader of a split; None where the data module defines none."""
     method = getattr(module, f"{split}_dataloader")
-    if "lightning" in method.__func__.__module__:  # the one that Lightning's own class has, which raises
+    home = getattr(getattr(method, "__func__", None), "__module__", None) or ""
+    if home.partition(".")[0] in ("lightning", "pytorch_lightning"):  # the one of Lightning's own class, which raises
         return None
     loader = method()
     if loader is None or (isinstance(loader, list) and not loader):

@@ -43,12 +43,14 @@ class Group:
     Attributes:
         settings: those in which it differs from the other groups.
         runs: how many finished.
+        seeds: how many seeds these had.
         means: column of ``NUMBERS`` -> the mean of the runs that have it.
         spreads: column -> standard deviation of a sample, for two runs or more.
     """
 
     settings: Mapping[str, str]
     runs: int
+    seeds: int
     means: Mapping[str, float]
     spreads: Mapping[str, float]
 
@@ -78,6 +80,7 @@ def _group(settings: Mapping[str, str], runs: Sequence[RunData]) -> Group:
     return Group(
         settings,
         len(runs),
+        len({run.settings.get("seed", run.results.seed) for run in runs}),
         {name: mean(values) for name, values in columns.items() if values},
         {name: stdev(values) for name, values in columns.items() if len(values) > 1},
     )
@@ -98,7 +101,10 @@ def headline(runs: Sequence[RunData]) -> str:
     if at is not None:
         one = found[at]
         named = ", ".join(f"{key}={value}" for key, value in one.settings.items()) or "all settings alike"
-        by, numbers = f"mean validation accuracy over {one.runs} seeds", one.means
+        by, numbers = (
+            f"mean validation accuracy over {one.runs} {'seeds' if one.seeds == one.runs else 'runs'}",
+            one.means,
+        )
     elif best is not None:
         named, by = best.label, "validation accuracy"
         numbers = {key: value for key in SHOWN if (value := NUMBERS[key](best)) is not None}
@@ -165,8 +171,8 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left:
 
 
 NOTE = (
-    "Accuracies are those of the compressed network, but where it says truncated; ± is the standard deviation over the "
-    "seeds (n - 1). Settings are chosen by validation accuracy."
+    "Accuracies are those of the compressed network, but where it says truncated; ± is the standard deviation over "
+    "the runs of a setting (n - 1), as a rule of several seeds. Settings are chosen by validation accuracy."
 )
 
 

@@ -143,10 +143,13 @@ def test_other_size_names_the_file_and_the_setting(folder, make_tree, image):
     build_data(folder(root, image_size=8)).check()
 
 
-def test_in_memory_by_size_and_by_setting(folder, make_tree, monkeypatch):
+def test_in_memory_by_size_and_by_setting(folder, make_tree, monkeypatch, caplog):
+    caplog.set_level("INFO")
     root = make_tree()
     assert isinstance(build_data(folder(root)).train, TensorSplit)
-    assert isinstance(build_data(folder(root, in_memory=False)).train, FolderSplit)
+    assert "crop_padding" not in caplog.text
+    assert isinstance(build_data(folder(root, in_memory=False, augment=True, crop_padding=3)).train, FolderSplit)
+    assert "data.crop_padding=3 is not read" in caplog.text
     monkeypatch.setattr("hodec.experiment.data.folder.MEMORY_LIMIT", 36 * 3 * 12 * 10 - 1)
     assert isinstance(build_data(folder(root)).train, FolderSplit)
     assert isinstance(build_data(folder(root, in_memory=True)).train, TensorSplit)

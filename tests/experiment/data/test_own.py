@@ -74,6 +74,21 @@ class NoValidation(Module):
     val_dataloader = LightningDataModule.val_dataloader
 
 
+class Elsewhere(Module):
+    """A data module of a package whose name has Lightning's in it."""
+
+    def train_dataloader(self):
+        return super().train_dataloader()
+
+
+Elsewhere.train_dataloader.__module__ = "my_package.lightning_data"
+
+
+def from_datasets():
+    train, test = TensorDataset(*images()), TensorDataset(*images(12))
+    return LightningDataModule.from_datasets(train, test_dataset=test, batch_size=8)
+
+
 class NoClasses(Module):
     num_classes = None
 
@@ -112,6 +127,8 @@ def test_a_data_module_gives_its_data_sets_and_batch_sizes():
     assert [len(y) for _, y in val_loader(data)] == [5, 5]
     assert module("NoValidation").has_validation is False
     assert module(classes=7).num_classes == 7
+    assert module("Elsewhere").split_sizes() == data.split_sizes()
+    assert module("from_datasets", classes=4).split_sizes() == {"train": 40, "validation": 0, "test": 12}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -72,6 +72,13 @@ def test_seeds_are_put_together(seeds):
     assert "given \\| allowed" in text
 
 
+def test_runs_of_one_seed_are_not_told_as_seeds(seeds):
+    for at in ("0", "1"):
+        (seeds / at / ".hydra" / "overrides.yaml").write_text("- admm.rho=0.001\n- seed=0\n", encoding="utf-8")
+    write_sweep(seeds)
+    assert "best by mean validation accuracy over 2 runs, 91.00 %" in (seeds / "sweep.html").read_text(encoding="utf-8")
+
+
 def test_one_run_has_no_spread(sweep):
     assert all(not one.spreads for one in table.groups(collect_sweep(sweep)))
     assert "±" not in table.to_markdown(collect_sweep(sweep)).split("\n\n")[0]
