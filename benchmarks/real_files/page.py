@@ -125,9 +125,9 @@ final ones, which no command has seen and which the column *score* is of. `voice
 
 The ways: *as typed* is `hodec decompose IN --no-data -o OUT`; *weights, N of MACs* is the same with
 `--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
---max-drop 0.01 --target T -o OUT`, with `--int8` where the row says so. A star: measured before searches asked what
-chance allows (they took three quarters of the allowed loss) and stored weights in fewer bytes, on fewer search inputs;
-captcha's starred rows are of 200 final inputs. Page direction's latency row has `--confidence 0.9`, others 0.95."""
+--max-drop 0.01 --target T -o OUT`, with `--int8` where the row says so. A star: measured by an earlier version. Page
+direction's latency row has `--confidence 0.9`, others 0.95. Text recognition was searched when a score whose answers
+take more than 512 MiB had no bound, and took three quarters of the allowed loss."""
 
 
 def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: dict[str, str]) -> str:
