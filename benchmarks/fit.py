@@ -1,10 +1,10 @@
-"""Fitting a ResNet-50, and its widest layer, to pictures without training: seconds and peak memory.
+"""Fitting a ResNet-50, and its widest layer, to images without training: seconds and peak memory.
 
 Each in a process of its own.
 
-64 pictures of 224 x 224 pixels in batches of 8, numbers at random: what they show changes no cost. Statistics of
+64 images of 224 x 224 pixels in batches of 8, numbers at random: what they show changes no cost. Statistics of
 BatchNorm come from some of them. All layers but the stem by spatial SVD at half of the multiply-adds, as
-``hodec.compress(net, data=pictures, macs=0.5, method="spatial_svd", exclude="conv1")`` does it, in two parts.
+``hodec.compress(net, data=images, macs=0.5, method="spatial_svd", exclude="conv1")`` does it, in two parts.
 """
 
 import time
@@ -23,17 +23,17 @@ from hodec.ranks import Budget
 
 GROUP = "fit"
 SECONDS, MEMORY = Target("<=", 180, "s"), Target("<=", 4 * 2**30, "B")
-SIZES = {False: ("resnet50", 64, 224), True: ("resnet18", 8, 64)}  # quick or not: net, pictures, pixels a side
+SIZES = {False: ("resnet50", 64, 224), True: ("resnet18", 8, 64)}  # quick or not: net, images, pixels a side
 BATCH = 8
 
 
-def fit(net: str, pictures: int, pixels: int) -> dict[str, float]:
+def fit(net: str, images: int, pixels: int) -> dict[str, float]:
     """CPU seconds of choosing ranks by the data, and of fitting to them."""
     from torchvision import models
 
     torch.manual_seed(0)
     model = models.get_model(net, weights=None)
-    data = list(torch.randn(pictures, 3, pixels, pixels).split(BATCH))
+    data = list(torch.randn(images, 3, pixels, pixels).split(BATCH))
     with torch.no_grad():
         model.train()(data[0])
     model.eval()
@@ -53,7 +53,7 @@ def fit(net: str, pictures: int, pixels: int) -> dict[str, float]:
 
 
 def fit_wide(channels: int) -> float:
-    """CPU seconds of fitting one 3x3 convolution at half rank to 7 x 7 positions of some 60 pictures."""
+    """CPU seconds of fitting one 3x3 convolution at half rank to 7 x 7 positions of some 60 images."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(channels, channels, 3, padding=1))
     example = torch.zeros(1, channels, 7, 7)
@@ -80,12 +80,12 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def _net(settings: Settings) -> Iterator[Row]:
-    net, pictures, pixels = SIZES[settings.quick]
-    what = f"{net}, {pictures} pictures of {pixels} x {pixels}, spatial SVD at half of the multiply-adds"
+    net, images, pixels = SIZES[settings.quick]
+    what = f"{net}, {images} images of {pixels} x {pixels}, spatial SVD at half of the multiply-adds"
     if problem := not_installed("torchvision"):
         yield missing(GROUP, what, "", problem)
         return
-    done = in_child("benchmarks.fit:fit", limit=1800, net=net, pictures=pictures, pixels=pixels)
+    done = in_child("benchmarks.fit:fit", limit=1800, net=net, images=images, pixels=pixels)
     if done.problem:
         yield missing(GROUP, what, "", done.problem)
         return

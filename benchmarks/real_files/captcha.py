@@ -1,4 +1,4 @@
-"""Captchas: characters read, and found, in pictures that are drawn to be hard to read."""
+"""Captchas: characters read, and found, in images that are drawn to be hard to read."""
 
 import ast
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def _latin(text: str) -> str:
 
 @dataclass(frozen=True)
 class CharacterDetection(SampleCase):
-    """ddddocr's detection: F1 of the boxes of characters to be clicked, scattered over a picture."""
+    """ddddocr's detection: F1 of the boxes of characters to be clicked, scattered over an image."""
 
     side: int = 416
 

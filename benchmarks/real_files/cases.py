@@ -65,7 +65,7 @@ def all_cases(cache: Path = DEFAULT_CACHE) -> dict[str, Case]:
         ),
         CharacterDetection(
             "character detection",
-            "F1 of characters in pictures",
+            "F1 of characters in images",
             PackageFile(DDDD_OCR, "ddddocr/common_det.onnx"),
             Sizes(48, 120, 100),
             (),

@@ -128,7 +128,7 @@ def _shell(rng: np.random.Generator) -> bytes:
     return b"#!/bin/bash\nset -e\nTMP=$(mktemp -d)\n" + _lines(rng, 30, part)
 
 
-def _picture(kind: str) -> Callable[[np.random.Generator], bytes]:
+def _image(kind: str) -> Callable[[np.random.Generator], bytes]:
     def made(rng: np.random.Generator) -> bytes:
         pixels = rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)
         image = Image.fromarray(pixels).resize(tuple(int(n) for n in rng.integers(40, 200, 2)))
@@ -208,11 +208,11 @@ MADE: dict[str, Callable[[np.random.Generator], bytes]] = {
     "bzip": lambda rng: bz2.compress(_plain(rng)),
     "xz": lambda rng: lzma.compress(_plain(rng)),
     "pickle": lambda rng: pickle.dumps(_record(rng)) + pickle.dumps([_record(rng) for _ in range(30)]),
-    "png": _picture("PNG"),
-    "jpeg": _picture("JPEG"),
-    "gif": _picture("GIF"),
-    "bmp": _picture("BMP"),
-    "tiff": _picture("TIFF"),
-    "webp": _picture("WEBP"),
-    "pdf": _picture("PDF"),
+    "png": _image("PNG"),
+    "jpeg": _image("JPEG"),
+    "gif": _image("GIF"),
+    "bmp": _image("BMP"),
+    "tiff": _image("TIFF"),
+    "webp": _image("WEBP"),
+    "pdf": _image("PDF"),
 }

@@ -1,6 +1,6 @@
 """CIFAR ResNets made small without training, each way that hodec has, at 30, 50 and 70 % fewer multiply-adds.
 
-    python experiments/no_training_cifar10_jpeg/run.py --pictures CIFAR10_JPEG --weights FOLDER [--rows ROWS.jsonl]
+    python experiments/no_training_cifar10_jpeg/run.py --images CIFAR10_JPEG --weights FOLDER [--rows ROWS.jsonl]
 
 CIFAR10_JPEG has train/<class>/*.jpg and test/<class>/*.jpg, FOLDER has resnet20-cifar10.safetensors and the like. A net
 that has its row is not done again. README.md has the table and what it says.
@@ -47,7 +47,7 @@ def weights_only(net: nn.Module, plan: Plan, data: Batches, _roots: Roots) -> nn
 
 
 def batchnorm_only(net: nn.Module, plan: Plan, data: Batches, _roots: Roots) -> nn.Module:
-    """The same, then BatchNorm's statistics from the pictures."""
+    """The same, then BatchNorm's statistics from the images."""
     small = hodec.convert(net, plan)
     reestimate_batchnorm(small, data)
     return small
@@ -59,7 +59,7 @@ def whitened(net: nn.Module, plan: Plan, data: Batches, _roots: Roots) -> nn.Mod
 
 
 def whitened_batchnorm(net: nn.Module, plan: Plan, data: Batches, _roots: Roots) -> nn.Module:
-    """The same, then BatchNorm's statistics from the pictures."""
+    """The same, then BatchNorm's statistics from the images."""
     small = whitened(net, plan, data, _roots)
     reestimate_batchnorm(small, data)
     return small
@@ -90,7 +90,7 @@ class Sequential:
 
 
 def augmented(data: Batches, times: int) -> list[Tensor]:
-    """The pictures, and ``times`` - 1 copies: mirrored or not, moved by up to 4 pixels, as in the nets' training."""
+    """The images, and ``times`` - 1 copies: mirrored or not, moved by up to 4 pixels, as in the nets' training."""
     draw, shown = torch.Generator().manual_seed(0), list(data)
     for _ in range(times - 1):
         for x in data:
@@ -113,18 +113,18 @@ WAYS: dict[str, Callable[[nn.Module, Plan, Batches, Roots], nn.Module]] = {
     "+ sums": Sequential(sums=True),
     "+ ReLU": Sequential(sums=True, turns=3),
     "+ output gradients": Sequential(sums=True, turns=3, gradients=True),
-    "+ pictures augmented to 1024": Sequential(sums=True, turns=3, gradients=True, times=4),
+    "+ images augmented to 1024": Sequential(sums=True, turns=3, gradients=True, times=4),
     "+ methods mixed": Sequential(sums=True, turns=3, gradients=True, times=4),
     "all with ADMM": Sequential("admm", sums=True, turns=3, gradients=True, times=4),
 }
 RANKS = dict.fromkeys(WAYS, "weights") | {"+ refit (ALS), ranks by data": "data"}
 RANKS |= dict.fromkeys(list(WAYS)[8:], "gradients") | {"+ methods mixed": "mixed"}
-DENSE = ("dense", "dense with BatchNorm from the pictures")
+DENSE = ("dense", "dense with BatchNorm from the images")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures (N, 3, 32, 32), normalized, with their classes."""
+class Images:
+    """Images (N, 3, 32, 32), normalized, with their classes."""
 
     x: Tensor
     y: Tensor
@@ -138,14 +138,14 @@ class Pictures:
         return {"accuracy": round(right, 2), "divergence": round(float(divergence), 4)}
 
 
-def read(folder: Path, count: int, *, skipped: int = 0) -> Pictures:
-    """So many pictures of a folder of class folders, drawn with a fixed seed, behind the ``skipped`` first."""
+def read(folder: Path, count: int, *, skipped: int = 0) -> Images:
+    """So many images of a folder of class folders, drawn with a fixed seed, behind the ``skipped`` first."""
     classes = sorted(one for one in folder.iterdir() if one.is_dir())
     files = [(file, k) for k, one in enumerate(classes) for file in sorted(one.glob("*.jpg"))]
     drawn = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[skipped : skipped + count].tolist()
     pixels = np.stack([np.asarray(Image.open(files[i][0]).convert("RGB")) for i in drawn])
     x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
-    return Pictures(x, torch.tensor([files[i][1] for i in drawn]))
+    return Images(x, torch.tensor([files[i][1] for i in drawn]))
 
 
 def plan_of(net: nn.Module, cut: float, data: Batches, ranks: str) -> tuple[Plan, Roots]:
@@ -179,7 +179,7 @@ def rows_of(  # noqa: PLR0913
     name: str,
     net: nn.Module,
     data: Batches,
-    test: Pictures,
+    test: Images,
     *,
     cuts: Sequence[float],
     ways: Sequence[str],
@@ -236,23 +236,21 @@ def _cell(row: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what has no row yet, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_name("rows.jsonl"))
-    parser.add_argument("--test", type=int, default=2000, help="pictures of the test set")
+    parser.add_argument("--test", type=int, default=2000, help="images of the test set")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
-    parser.add_argument(
-        "--held-out", action="store_true", help="score 2,000 training pictures that are no data instead"
-    )
+    parser.add_argument("--held-out", action="store_true", help="score 2,000 training images that are no data instead")
     parser.add_argument("--cuts", nargs="+", type=float, choices=CUTS, default=CUTS)
     given = parser.parse_args(arguments)
     rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
-    data = list(read(given.pictures / "train", CALIBRATION).x.split(BATCH))
+    data = list(read(given.images / "train", CALIBRATION).x.split(BATCH))
     test = (
-        read(given.pictures / "train", 2000, skipped=CALIBRATION)
+        read(given.images / "train", 2000, skipped=CALIBRATION)
         if given.held_out
-        else read(given.pictures / "test", given.test)
+        else read(given.images / "test", given.test)
     )
     for name in given.nets:
         net = CifarResNet(DEPTHS[name]).eval()

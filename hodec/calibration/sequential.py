@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 # Batches that stand in the net together; of more, each layer reads them anew, one after the other.
 TOGETHER = 16
 # Bytes that layers meet in all batches from which freed memory is given back. It takes some seventh of the time of a
-# fit of ResNet-20 to 256 pictures, whose layers meet half of this, and which frees little.
+# fit of ResNet-20 to 256 images, whose layers meet half of this, and which frees little.
 LARGE = 2**25
 
 

@@ -194,7 +194,7 @@ def test_both_cps_are_sums_of_the_products_that_are_measured():
         assert fit.size(weight) == pytest.approx(float(torch.stack(norms).norm() / weight.norm()), rel=1e-4)
 
 
-def test_kept_bytes_are_those_of_one_picture_more():
+def test_kept_bytes_are_those_of_one_image_more():
     from benchmarks.training import kept_bytes
 
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 2))

@@ -22,7 +22,7 @@ from hodec.methods import METHODS
 
 
 def images(generator: torch.Generator, count: int = 64, channels: int = 6) -> Tensor:
-    """Pictures whose channels and neighbours say much the same."""
+    """Images whose channels and neighbours say much the same."""
     mix = torch.randn(channels, channels, generator=generator) * 2.0 ** -torch.arange(channels)
     x = torch.randn(count, channels, 12, 12, generator=generator)
     return torch.einsum("oi,nihw->nohw", mix, x + x.roll(1, 2) + x.roll(1, 3))

@@ -93,7 +93,7 @@ def test_random_weights_are_warned_about_in_one_line_where_they_are_read(capsys,
          (1, 1, 64, 64), None),
     ],
 )  # fmt: skip
-def test_pictures_are_those_the_family_was_published_with(capsys, argv, inputs, dense):
+def test_images_are_those_the_family_was_published_with(capsys, argv, inputs, dense):
     some = "layer1.*" if "resnet20" in argv else "*.expand3x3"
     code, out, _ = call(capsys, *argv, "--rule", "ratio", "--include", some, "--json")
     assert code == 0

@@ -98,7 +98,7 @@ def test_the_tables_have_every_run(raced):
 
 
 def known(arm: str, validation: float, seed: int = 0, right: str = "") -> Trial:
-    """A trial that has right the pictures marked by 1."""
+    """A trial that has right the images marked by 1."""
     hits = torch.tensor([sign == "1" for sign in right])
     named = {"truncated": hits, "compressed": hits} if right else {}
     return Trial(Candidate(arm, (f"lr={validation}",), tiny()), seed, validation, 1.0, {}, named)
@@ -155,13 +155,13 @@ def test_differences_are_of_the_same_seeds():
     base = Arm([], known("base", 0).candidate, (known("base", 0, 0, "1100"), known("base", 0, 1, "1000")))
     arm = Arm([], known("arm", 0).candidate, (known("arm", 0, 1, "1110"), known("arm", 0, 0, "1110")))
     assert table.over_seeds(arm, base).mean == pytest.approx((0.25 + 0.5) / 2)
-    over = table.over_pictures(arm, base)
+    over = table.over_images(arm, base)
     assert over.mean == pytest.approx((0.25 + 0.5) / 2)
-    apart = torch.tensor([0, 0.5, 1, 0])  # of each picture, over the seeds
+    apart = torch.tensor([0, 0.5, 1, 0])  # of each image, over the seeds
     assert over.high - over.mean == pytest.approx(3.182446 * float(apart.std()) / 2, rel=1e-5)
     lone = Arm([], arm.chosen, (known("arm", 0, 2, "1110"),))
     assert table.over_seeds(lone, base) is None
-    assert table.over_pictures(lone, base) is None
+    assert table.over_images(lone, base) is None
 
 
 def test_a_choice_at_the_end_of_its_range_is_said():

@@ -199,7 +199,7 @@ def test_channels_last_is_a_layout_not_another_result(generator):
     assert_close(module(x.to(memory_format=torch.channels_last)), plain)
 
 
-def test_evaluate_counts_every_picture_once(generator):
+def test_evaluate_counts_every_image_once(generator):
     x, y = batch(generator, 11)
     model = net()
     model.append(nn.Dropout(0.9))

@@ -28,7 +28,7 @@ def test_every_way_makes_a_net_at_the_cut_and_rows_are_not_made_again(script: Mo
     torch.manual_seed(0)
     net = CifarResNet(1).eval()
     x = torch.randn(24, 3, 32, 32, generator=generator)
-    data, test = [x[:8], x[8:16]], script.Pictures(x[16:], net(x[16:]).argmax(1))
+    data, test = [x[:8], x[8:16]], script.Images(x[16:], net(x[16:]).argmax(1))
     ways = ["weights only", "+ refit (ADMM)", "+ output gradients", "+ methods mixed"]  # what the others are made of
     rows = list(script.rows_of("resnet20", net, data, test, cuts=[0.5], ways=ways, done=set()))
     assert [row["way"] for row in rows] == [*script.DENSE, *ways]

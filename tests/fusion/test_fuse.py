@@ -37,7 +37,7 @@ def compressed(net: nn.Module, x: torch.Tensor, ranks: object = 3, **settings: o
     return hodec.convert(net, make_plan(net, Manual(ranks), example_input=x, **settings))
 
 
-PICTURES = torch.randn(2, 6, 12, 12, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 6, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 def slowed(monkeypatch, slow: str) -> None:
@@ -58,12 +58,12 @@ def slowed(monkeypatch, slow: str) -> None:
     ],
 )
 def test_outputs_stay_and_the_given_model_too(method, target):
-    small = compressed(SmallResNet(), PICTURES, method=method)
+    small = compressed(SmallResNet(), IMAGES, method=method)
     before = snapshot(small)
-    fused = fuse(small, example_input=PICTURES, target=target)
+    fused = fuse(small, example_input=IMAGES, target=target)
     assert_untouched(small, before)
     small.eval()
-    for x in (PICTURES, PICTURES[:1], torch.randn(3, 6, 12, 12)):
+    for x in (IMAGES, IMAGES[:1], torch.randn(3, 6, 12, 12)):
         torch.testing.assert_close(fused(x), small(x), rtol=1e-4, atol=1e-4)
     assert not fused.training
     assert not any(p.requires_grad for p in fused.parameters())
@@ -71,8 +71,8 @@ def test_outputs_stay_and_the_given_model_too(method, target):
 
 def test_layers_become_plain_and_norms_vanish(monkeypatch):
     slowed(monkeypatch, "dense")
-    small = compressed(SmallResNet(), PICTURES)
-    fused = fuse(small, example_input=PICTURES)
+    small = compressed(SmallResNet(), IMAGES)
+    fused = fuse(small, example_input=IMAGES)
     kinds = {type(m) for m in fused.modules()}
     assert not any(issubclass(kind, FactorizedLayer) for kind in kinds)
     assert nn.BatchNorm2d not in kinds
@@ -90,7 +90,7 @@ def test_layers_become_plain_and_norms_vanish(monkeypatch):
 def test_dense_wins_where_nothing_is_faster(monkeypatch):
     slowed(monkeypatch, "merged")
     monkeypatch.setattr(module, "MARGIN", 0.5)  # the others are not faster by half
-    fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES)
+    fused = fuse(compressed(SmallResNet(), IMAGES), example_input=IMAGES)
     assert {choice.variant for choice in fused.fuse_report.layers.values()} == {"dense"}
     assert "no variant is faster" in fused.fuse_report.layers["conv1"].reason
     assert isinstance(fused.layer1["conv2"], nn.Conv2d)
@@ -102,18 +102,18 @@ def test_the_whole_net_counts_more_than_its_layers(monkeypatch, caplog):
         return {name: slow.get(name, 1.0) for name in works}
 
     monkeypatch.setattr(module, "medians_ms", medians)
-    fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES)
+    fused = fuse(compressed(SmallResNet(), IMAGES), example_input=IMAGES)
     assert {choice.variant for choice in fused.fuse_report.layers.values()} == {"dense"}
     assert "the whole net is faster with dense layers" in caplog.text
     assert fused.fuse_report.whole_ms["fused"] == 2.0
 
 
 def test_memory_format_is_the_faster_one(monkeypatch):
-    small = compressed(SmallResNet(), PICTURES)
+    small = compressed(SmallResNet(), IMAGES)
     for slow, other in (("contiguous", "channels_last"), ("channels_last", "contiguous")):
         slowed(monkeypatch, slow)
-        assert fuse(small, example_input=PICTURES).fuse_report.memory_format == other
-        asked = fuse(small, example_input=PICTURES, memory_format=slow)
+        assert fuse(small, example_input=IMAGES).fuse_report.memory_format == other
+        asked = fuse(small, example_input=IMAGES, memory_format=slow)
         assert asked.fuse_report.memory_format == slow
 
 
@@ -140,7 +140,7 @@ def test_a_weight_with_a_history_is_no_hindrance(wrap):
 
 
 def test_norms_are_left_alone_when_asked():
-    fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES, fold_batchnorm=False)
+    fused = fuse(compressed(SmallResNet(), IMAGES), example_input=IMAGES, fold_batchnorm=False)
     assert isinstance(fused.bn1, nn.BatchNorm2d)
     assert fused.fuse_report.folded == {}
 
@@ -158,24 +158,24 @@ class ReadsNorm(nn.Module):
 
 
 def test_a_net_that_folding_would_change_keeps_its_norms(caplog):
-    small = compressed(ReadsNorm(), PICTURES)
-    fused = fuse(small, example_input=PICTURES)
-    torch.testing.assert_close(fused(PICTURES), small.eval()(PICTURES), rtol=1e-4, atol=1e-4)
+    small = compressed(ReadsNorm(), IMAGES)
+    fused = fuse(small, example_input=IMAGES)
+    torch.testing.assert_close(fused(IMAGES), small.eval()(IMAGES), rtol=1e-4, atol=1e-4)
     assert fused.fuse_report.kept == {"norm": "with norms folded the net gives other outputs"}
     assert "other outputs" in caplog.text
 
 
 def test_linear_layers_shared_layers_and_single_layers():
     tokens = torch.randn(2, 5, 16)
-    pairs = [(Tokens(), tokens), (Twice(), PICTURES)]
+    pairs = [(Tokens(), tokens), (Twice(), IMAGES)]
     for net, x in pairs:
         small = compressed(net, x, allow_larger=True)
         fused = fuse(small, example_input=x)
         torch.testing.assert_close(fused(x), small.eval()(x), rtol=1e-4, atol=1e-4)
     assert fused.first is fused.second
     layer = small.again
-    alone = fuse(layer, example_input=PICTURES)
-    torch.testing.assert_close(alone(PICTURES), layer(PICTURES), rtol=1e-4, atol=1e-4)
+    alone = fuse(layer, example_input=IMAGES)
+    torch.testing.assert_close(alone(IMAGES), layer(IMAGES), rtol=1e-4, atol=1e-4)
     assert list(alone.fuse_report.layers) == [""]
 
 
@@ -204,42 +204,42 @@ def test_nested_outputs_and_several_inputs():
         def forward(self, x, y):
             return {"sum": [self.conv(x), self.conv(y)], "size": 3}
 
-    inputs = (PICTURES, PICTURES + 1)
+    inputs = (IMAGES, IMAGES + 1)
     small = compressed(Two(), inputs)
     fused = fuse(small, example_input=inputs)
     torch.testing.assert_close(fused(*inputs)["sum"], small.eval()(*inputs)["sum"], rtol=1e-4, atol=1e-4)
 
 
 def test_hooks_go_along():
-    small, seen = compressed(SmallResNet(), PICTURES), []
+    small, seen = compressed(SmallResNet(), IMAGES), []
     small.layer1["conv2"].register_forward_hook(lambda *_: seen.append(1))
-    fused = fuse(small, example_input=PICTURES)
+    fused = fuse(small, example_input=IMAGES)
     seen.clear()
-    fused(PICTURES)
+    fused(IMAGES)
     assert seen == [1]
     assert "hooks" in fused.fuse_report.kept["layer1.bn2"]
 
 
 def test_the_result_can_be_copied_pickled_and_exported():
-    small = compressed(SmallResNet(), PICTURES)
-    fused = fuse(small, example_input=PICTURES, target="macs")
-    expected = fused(PICTURES)
+    small = compressed(SmallResNet(), IMAGES)
+    fused = fuse(small, example_input=IMAGES, target="macs")
+    expected = fused(IMAGES)
     for again in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        torch.testing.assert_close(again(PICTURES), expected, rtol=0, atol=0)
+        torch.testing.assert_close(again(IMAGES), expected, rtol=0, atol=0)
     program = io.BytesIO()
-    torch.export.save(torch.export.export(fused, (PICTURES,)), program)
+    torch.export.save(torch.export.export(fused, (IMAGES,)), program)
     program.seek(0)
-    torch.testing.assert_close(torch.export.load(program).module()(PICTURES), expected)
+    torch.testing.assert_close(torch.export.load(program).module()(IMAGES), expected)
 
 
 def test_fusing_again_changes_nothing():
-    once = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES)
-    torch.testing.assert_close(fuse(once, example_input=PICTURES)(PICTURES), once(PICTURES), rtol=1e-5, atol=1e-5)
+    once = fuse(compressed(SmallResNet(), IMAGES), example_input=IMAGES)
+    torch.testing.assert_close(fuse(once, example_input=IMAGES)(IMAGES), once(IMAGES), rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_and_float64():
     for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float64, 1e-9)):
-        small, x = compressed(SmallResNet(), PICTURES).to(dtype), PICTURES.to(dtype)
+        small, x = compressed(SmallResNet(), IMAGES).to(dtype), IMAGES.to(dtype)
         fused = fuse(small, example_input=x)
         assert {p.dtype for p in fused.parameters()} == {dtype}
         torch.testing.assert_close(fused(x), small.eval()(x), rtol=tolerance, atol=tolerance)
@@ -254,7 +254,7 @@ def test_half_precision_and_float64():
 )
 def test_a_wrong_setting_is_named(settings, message):
     with pytest.raises(ConvertError, match=message):
-        fuse(SmallResNet(), example_input=PICTURES, **settings)
+        fuse(SmallResNet(), example_input=IMAGES, **settings)
 
 
 def test_a_net_that_is_random_is_refused():
@@ -269,7 +269,7 @@ def test_a_net_that_is_random_is_refused():
             return self.conv(x) * self.calls
 
     with pytest.raises(ConvertError, match="outputs differ from the given net's by"):
-        fuse(compressed(Noisy(), PICTURES), example_input=PICTURES)
+        fuse(compressed(Noisy(), IMAGES), example_input=IMAGES)
 
 
 def test_a_parent_that_reads_a_layer_is_named():
@@ -283,22 +283,22 @@ def test_a_parent_that_reads_a_layer_is_named():
 
     net = Reads()
     net.conv.ranks = [1]
-    small = compressed(net, PICTURES)
+    small = compressed(net, IMAGES)
     with pytest.raises(ConvertError, match="the fused net does not run: AttributeError"):
-        fuse(small, example_input=PICTURES)
+        fuse(small, example_input=IMAGES)
 
 
 @pytest.mark.slow
 def test_the_result_compiles():
-    small = compressed(SmallResNet(), PICTURES)
-    fused = fuse(small, example_input=PICTURES)
-    torch.testing.assert_close(torch.compile(fused)(PICTURES), fused(PICTURES), rtol=1e-4, atol=1e-4)
+    small = compressed(SmallResNet(), IMAGES)
+    fused = fuse(small, example_input=IMAGES)
+    torch.testing.assert_close(torch.compile(fused)(IMAGES), fused(IMAGES), rtol=1e-4, atol=1e-4)
 
 
 def test_the_result_compiles_without_a_compiler_backend():
-    fused = fuse(compressed(SmallResNet(), PICTURES), example_input=PICTURES)
+    fused = fuse(compressed(SmallResNet(), IMAGES), example_input=IMAGES)
     graph = torch.compile(fused, backend="eager", fullgraph=True)
-    torch.testing.assert_close(graph(PICTURES), fused(PICTURES), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(graph(IMAGES), fused(IMAGES), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -317,5 +317,5 @@ def test_torchvision_nets(name):
 
 def test_an_input_that_does_not_fit_is_one_message():
     with pytest.raises(ConvertError, match=r"does not run on example_input of shape \(2, 5, 12, 12\): ") as error:
-        fuse(compressed(SmallResNet(), PICTURES), example_input=torch.randn(2, 5, 12, 12))
+        fuse(compressed(SmallResNet(), IMAGES), example_input=torch.randn(2, 5, 12, 12))
     assert "\n" not in str(error.value)

@@ -46,10 +46,10 @@ def over_seeds(arm: Arm, base: Arm) -> Difference | None:
     return paired([trial.test() for trial in ours], [trial.test() for trial in theirs])
 
 
-def over_pictures(arm: Arm, base: Arm) -> Difference | None:
-    """The same, the test pictures being the sample: would other pictures say so of these runs?
+def over_images(arm: Arm, base: Arm) -> Difference | None:
+    """The same, the test images being the sample: would other images say so of these runs?
 
-    Of each picture the share of the seeds that have it right is compared; with one seed it is McNemar's comparison.
+    Of each image the share of the seeds that have it right is compared; with one seed it is McNemar's comparison.
     """
     ours, theirs = _in_pairs(arm, base)
     if not ours:
@@ -66,7 +66,7 @@ def _in_pairs(arm: Arm, base: Arm) -> tuple[list[Trial], list[Trial]]:
 
 
 HEADS = ("arm", "chosen", "tried, validation %", "as converted, %", "end, %", "by seed, %", "paired difference, points",
-         "interval over seeds", "over pictures", "s a run")  # fmt: skip
+         "interval over seeds", "over images", "s a run")  # fmt: skip
 
 
 def cells(comparison: Comparison, arms: Mapping[str, Arm], *, plus_minus: str = "±") -> list[list[str]]:
@@ -80,8 +80,8 @@ def _row(name: str, arm: Arm, base: Arm | None, plus_minus: str) -> list[str]:
     ends = [trial.test() for trial in runs]
     spread = f" {plus_minus} {_percent(stdev(ends))}" if len(ends) > 1 else ""
     of_all = f" ({len(runs)} of {len(arm.runs)})" if len(runs) < len(arm.runs) else ""
-    seeds, pictures = (over_seeds(arm, base), over_pictures(arm, base)) if base else (None, None)
-    middle = seeds or pictures
+    seeds, images = (over_seeds(arm, base), over_images(arm, base)) if base else (None, None)
+    middle = seeds or images
     return [
         name,
         " ".join(map(_short, arm.chosen.chosen)) or "-",
@@ -91,7 +91,7 @@ def _row(name: str, arm: Arm, base: Arm | None, plus_minus: str) -> list[str]:
         " / ".join(_percent(trial.test() if trial.hits else math.nan) for trial in arm.runs) or "-",
         number(middle.mean, "+.2f", scale=100) if middle else "-",
         _interval(seeds),
-        _interval(pictures),
+        _interval(images),
         number(mean(trial.seconds for trial in runs), ".0f") if runs else "-",
     ]
 
@@ -126,7 +126,7 @@ def note(comparison: Comparison, arms: Mapping[str, Arm]) -> str:
         f"seeds {seeds}; ± is the standard deviation over them (n - 1). What was tried was chosen from on the "
         f"validation split, by seed {comparison.seeds[0]}; only what was chosen was tested. Differences are in points, "
         f"to {comparison.base!r} at the same seed; intervals are of 95% by the paired t test, once with "
-        "the seeds as the sample and once with the test pictures."
+        "the seeds as the sample and once with the test images."
     )
     edges = [name for name, arm in arms.items() if at_edge(arm)]
     words = (
@@ -151,7 +151,7 @@ def json_of(comparison: Comparison, arms: Mapping[str, Arm]) -> dict[str, object
     base, apart = arms.get(comparison.base), dict[str, object]()
     for name, arm in arms.items():
         if base is not None and arm is not base:
-            found = {"seeds": over_seeds(arm, base), "pictures": over_pictures(arm, base)}
+            found = {"seeds": over_seeds(arm, base), "images": over_images(arm, base)}
             apart[name] = {key: one and one._asdict() for key, one in found.items()}
     return {"base": comparison.base, "runs": rows(arms), "differences": apart}
 
