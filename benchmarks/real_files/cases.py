@@ -43,7 +43,7 @@ def all_cases(cache: Path = DEFAULT_CACHE) -> dict[str, Case]:
             "line direction",
             "lines told upright or not",
             PackageFile(RAPID_OCR, f"{paddle}ppocr_mobile_v2.0_cls_infer.onnx"),
-            Sizes(64, 600, 600),
+            Sizes(64, 1500, 600),
             ("x:1,3,48,192",),
             cache,
         ),
