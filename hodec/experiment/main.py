@@ -17,10 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hodec.errors import ConfigError, HodecError, Use
-from hodec.experiment.config.arguments import given, remember
+from hodec.experiment.config.arguments import composing, given, remember
 from hodec.experiment.config.groups import CONF, groups
 from hodec.experiment.config.objectives import names_of, value_of
-from hodec.experiment.config.overrides import check_overrides, composing, plain
+from hodec.experiment.config.overrides import check_overrides, plain
 from hodec.experiment.config.schema import Config, config_of
 from hodec.experiment.config.sweep_names import job_folder
 from hodec.experiment.config.trust import flags, take_flag

@@ -10,9 +10,11 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -25,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hodec.errors import ConfigError, Use, quoted
 from hodec.experiment.config import searchpath, trust
+from hodec.experiment.config.arguments import only_informs, parser
 from hodec.experiment.config.groups import groups, has_setting, not_among, settings_by_key, takes_arguments, unknown
 from hodec.experiment.config.objectives import wrong_direction
 from hodec.experiment.config.options import CIFAR_RESNETS, SOURCES
@@ -37,10 +40,6 @@ PLUGINS = {
     "hydra/sweeper/optuna": "sweep",
 }  # fmt: skip
 EXAMPLE = "'tt_ranks={layer1.*:8}'"
-# options that start no run
-INFORM = {
-    "--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun",
-}  # fmt: skip
 # beginnings of lines of Hydra's messages that say nothing to a user
 NOISE = ("full_key:", "object_type=", "reference_type=", "See http", "Config search", "provider=", "To append")
 
@@ -56,6 +55,11 @@ class Menu:
     multirun: bool
     sweeper: bool  # whether another sweeper than Hydra's own was chosen
 
+    @cached_property
+    def hydra(self) -> dict[str, object]:
+        """Hydra's settings as the files give them without any argument; composed once, as it takes a tenth second."""
+        return _plain_hydra(compose(self.config_name, return_hydra_config=True))
+
 
 def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
     """Check the arguments of `hodec train` against the files of `conf_dir`; those that only ask for help pass.
@@ -63,9 +67,9 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
     Raises:
         ConfigError: with every problem found: what was given, what is allowed, and what was perhaps meant.
     """
-    if any(word.partition("=")[0] in INFORM for word in argv):
+    if only_informs(argv):
         return
-    arguments, unread = _parser().parse_known_args(list(argv))
+    arguments, unread = parser().parse_known_args(list(argv))
     flags = [word for word in unread if word.startswith("-")]
     stray = [word for word in unread if word not in flags]
     problems = [f"{flag}: no such option; a setting has no dashes: tt_ranks=8" for flag in flags]
@@ -94,31 +98,6 @@ def check_overrides(argv: Sequence[str], conf_dir: Path) -> None:
     if (arguments.config_path or arguments.config_name) and not trust.trusted():
         problems.append(f"--config-path, --config-name: such a file decides what code runs; allowed: with {trust.FLAG}")
     refuse(problems)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message.removeprefix('argument ')}; see --help")
-
-
-def _parser() -> _Parser:
-    """The options of a program with ``hydra.main`` that do not only inform, as Hydra documents them."""
-    parser = _Parser(add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
-        parser.add_argument(*names, action="store_true")
-    valued = {"config-dir": "cd", "config-path": "cp", "config-name": "cn", "cfg": "c", "package": "p"}
-    for name, short in valued.items():
-        parser.add_argument(f"--{name}", f"-{short}")
-    return parser
-
-
-def composing(argv: Sequence[str]) -> list[str]:
-    """Of the arguments of ``hodec train`` those that say which files the settings are read from."""
-    arguments, _ = _parser().parse_known_args(list(argv))
-    given = {name: getattr(arguments, name.replace("-", "_")) for name in ("config-path", "config-name", "config-dir")}
-    places = [line for line in arguments.overrides if line.lstrip("+").startswith("hydra.searchpath=")]
-    return [*(f"--{name}={value}" for name, value in given.items() if value), *places]
 
 
 def _menu(arguments: argparse.Namespace, folder: Path, loader: ConfigLoader) -> Menu:
@@ -311,10 +290,10 @@ def _wrong_direction(lines: Sequence[str], menu: Menu) -> list[str]:
 
 def _untrusted(hydra: Mapping[str, object], lines: Sequence[str], menu: Menu) -> list[str]:
     """Settings of Hydra through which a file would run code; ``lines`` are those that the user has given himself."""
-    try:
-        own = _plain_hydra(compose(menu.config_name, overrides=list(lines), return_hydra_config=True))
-    except HydraException:  # a line that chooses from a folder of the user's
-        own = _plain_hydra(compose(menu.config_name, return_hydra_config=True))
+    own = menu.hydra
+    if lines:
+        with suppress(HydraException):  # a line that chooses from a folder of the user's
+            own = _plain_hydra(compose(menu.config_name, overrides=list(lines), return_hydra_config=True))
     found = trust.set_by_files(hydra, own)
     return found or list(trust.unknown_targets(hydra))
 
