@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,8 @@ def test_a_candidate_that_broke_down_is_not_chosen():
     arm = choose("a", [broken, sound])
     assert arm.chosen is sound.candidate
     assert "nan broke down / 0.3 30.00" in table.cells(Comparison("a", (0,), {}), {"a": arm})[0]
-    with pytest.raises(TrainingError, match="arm 'a' broke down with each of its candidates"):
-        choose("a", [broken])
+    with pytest.raises(TrainingError, match="arm 'a' broke down with each of its candidates; the first: NaN in layer1"):
+        choose("a", [replace(broken, error="NaN in layer1")])
 
 
 def test_a_seed_that_broke_down_is_in_the_table():
@@ -125,6 +126,7 @@ def test_training_that_breaks_down_is_a_result(tmp_path):
     wild = Candidate("wild", (), tiny(**SHORT, optimizer={"lr": 1e30, "retrain_lr": 1e30}))
     found = trial.run_trial(wild, 0, tmp_path, lambda: races._data(wild), test=True)
     assert math.isnan(found.validation)
+    assert "the loss is nan" in found.error
     assert not found.hits
     again = trial.run_trial(wild, 0, tmp_path, lambda: pytest.fail("it was repeated"), test=True)
     assert math.isnan(again.validation)

@@ -78,5 +78,5 @@ def choose(name: str, tried: Sequence[Trial]) -> Arm:
     """
     sound = [trial for trial in tried if math.isfinite(trial.validation)]
     if not sound:
-        raise TrainingError(f"arm {name!r} broke down with each of its candidates: lower its rates")
+        raise TrainingError(f"arm {name!r} broke down with each of its candidates; the first: {tried[0].error}")
     return Arm(tried, max(sound, key=lambda trial: trial.validation).candidate)

@@ -41,6 +41,7 @@ class Trial:
         seconds: of its training.
         reduction: ``params`` and ``macs``: share that is saved.
         hits: which test images each of TESTED has right, bool (N,); empty before it is tested.
+        error: why training broke down; empty where it did not.
     """
 
     candidate: Candidate
@@ -49,6 +50,7 @@ class Trial:
     seconds: float
     reduction: dict[str, float]
     hits: dict[str, Tensor]
+    error: str = ""
 
     def test(self, net: str = "compressed") -> float:
         """Its test accuracy, 0..1."""
@@ -83,7 +85,8 @@ def run_trial(
 def _trial(candidate: Candidate, seed: int, facts: JsonObject, found: dict[str, Tensor]) -> Trial:
     value, seconds = facts["validation_accuracy"], facts["seconds"]
     right = {name: values.bool() for name, values in found.items()}
-    return Trial(candidate, seed, float("nan") if value is None else value, seconds, facts["reduction"], right)
+    accuracy = float("nan") if value is None else value
+    return Trial(candidate, seed, accuracy, seconds, facts["reduction"], right, facts.get("error", ""))
 
 
 def _compute(candidate: Candidate, seed: int, folder: RunFolder, data: ImageData, *, test: bool) -> JsonObject:
