@@ -115,6 +115,7 @@ def extend(folder: RunFolder, *, epochs: int, before: int) -> None:
     Its results stay until there are new ones. Where the rate follows a schedule, that of the new length holds from
     here on: the epochs so far had the shorter one's.
     """
+    before, epochs = before + folder.handed_over, epochs + folder.handed_over
     log.info(
         "retraining goes on from %d to %d epochs; the learning rate follows the schedule of %d", before, epochs, epochs
     )
