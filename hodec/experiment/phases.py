@@ -21,12 +21,13 @@ from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext, device_of
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import val_loader
+from hodec.experiment.fading import FadeResidual
 from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.experiment.own_code import optimizer_maker, own_net, scheduler_maker
 from hodec.experiment.retraining import Rate, probed_rate
 from hodec.experiment.run_folder import Outcome
 from hodec.experiment.switching import SwitchWhenStable
-from hodec.experiment.training import fit_phase
+from hodec.experiment.training import PhaseCallback, fit_phase
 from hodec.formats.modes import Modes
 from hodec.io.atomic import JsonObject
 from hodec.layers.base import randomize_factors
@@ -152,9 +153,11 @@ def train(run: RunContext, dense: nn.Module, plan: Plan, *, teacher: nn.Module) 
     return Trained(outcome.net, plan, outcome.factors)
 
 
-def retrain(run: RunContext, compressed: nn.Module, *, teacher: nn.Module) -> nn.Module:
-    """Return the factorized net, trained; ``teacher`` is distilled from where that is set."""
-    return _trained(run, "retrain", compressed, teacher=teacher).net
+def retrain(run: RunContext, compressed: nn.Module, *, dense: nn.Module, teacher: nn.Module) -> nn.Module:
+    """Return the factorized net, trained; ``teacher`` is distilled from, and ``dense`` fades out, where that is set."""
+    epochs = run.config.fade_epochs
+    fade = (lambda: FadeResidual(dense, epochs)) if epochs else None
+    return _trained(run, "retrain", compressed, teacher=teacher, make_callback=fade).net
 
 
 def _trained(
@@ -163,7 +166,7 @@ def _trained(
     net: nn.Module,
     *,
     teacher: nn.Module | None = None,
-    make_callback: Callable[[], AdmmCallback | SwitchWhenStable] | None = None,
+    make_callback: Callable[[], PhaseCallback] | None = None,
 ) -> Outcome:
     """Return a trained copy of ``net``, or ``net`` itself where the phase has no epochs."""
 

@@ -17,8 +17,8 @@ from hodec.io.atomic import sha256, write_bytes
 log = logging.getLogger(__name__)
 
 # What only phases after a stage read, so that it may differ from the run that the stage is taken from.
-RETRAINING = ("retrain_epochs", "optimizer.retrain_lr", "distill.weight", "distill.temperature", "distill.features",
-              "distill.model", "distill.init", "init_stage")  # fmt: skip
+RETRAINING = ("retrain_epochs", "fade_epochs", "optimizer.retrain_lr", "distill.weight", "distill.temperature",
+              "distill.features", "distill.model", "distill.init", "init_stage")  # fmt: skip
 CONVERSION = (*RETRAINING, "bn_batches", "random_factors")
 PLANNING = (*CONVERSION, "calibration_batches", "distill", "plan", "ranks", "tt_ranks", "include", "exclude", "method",
             "admm", "dense_epochs")  # fmt: skip

@@ -23,6 +23,7 @@ from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import AnyLoader, train_loader, val_loader
+from hodec.experiment.fading import FadeResidual
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.own_code import own_callbacks
 from hodec.experiment.retraining import WarnOfLoss
@@ -33,6 +34,9 @@ from hodec.io.atomic import JsonObject
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# What a phase has besides training: each has ``latest``, values that are in the row of an epoch.
+PhaseCallback = AdmmCallback | SwitchWhenStable | FadeResidual
 
 PHASES = ("pretrain", "admm", "dense", "retrain")
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
@@ -45,6 +49,7 @@ SHOWN = {
     "admm/truncated_accuracy": "truncated {:.2%}",
     "admm/rho": "rho {:.3g}",
     "switch/change": "stable ranks moved {:.3g}",
+    "fade/share": "W-Z {:.0%}",
     "seconds": "{:.1f} s",
 }
 
@@ -88,7 +93,7 @@ class SeedEpochs(Callback):
 class RecordEpochs(Callback):
     """A row per epoch in metrics.jsonl, in the loggers, and as one line of the log."""
 
-    def __init__(self, run: RunContext, phase: str, callback: AdmmCallback | SwitchWhenStable | None) -> None:
+    def __init__(self, run: RunContext, phase: str, callback: PhaseCallback | None) -> None:
         self.run, self.phase, self.callback = run, phase, callback
         self.made = self.began = time.perf_counter()
         self.lr, self.earlier = 0.0, 0.0  # seconds of the phase before this start
@@ -132,14 +137,12 @@ def epoch_line(row: JsonObject, epochs: int) -> str:
     return "  ".join([f"{row['phase']} {row['epoch'] + 1}/{epochs}", *numbers])
 
 
-def fit_phase(
-    run: RunContext, phase: str, module: LitClassifier, *, callback: AdmmCallback | SwitchWhenStable | None = None
-) -> float:
+def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, callback: PhaseCallback | None = None) -> float:
     """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
     Args:
         phase: one of PHASES.
-        callback: what pulls the dense net towards its ranks, or ends its training early.
+        callback: what pulls the dense net towards its ranks, ends its training early, or fades it out.
 
     Returns:
         The seconds that earlier starts took to come to the checkpoint; 0 without one.
