@@ -22,6 +22,7 @@ from hodec.export.onnx import to_onnx as to_onnx
 from hodec.export.pretrained import from_pretrained as from_pretrained
 from hodec.export.program import to_program as to_program
 from hodec.export.shards import convert_shards as convert_shards
+from hodec.fade_in import FadeIn as FadeIn
 from hodec.formats.modes import Modes as Modes
 from hodec.fusion.search import fuse as fuse
 from hodec.layers.base import FactorizedLayer as FactorizedLayer

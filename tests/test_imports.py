@@ -17,7 +17,7 @@ PACKAGE = Path(hodec.__file__).parent
 # Rooms of the library; each may import those to its left.
 ORDER = [
     "_version", "errors", "options", "text_table", "io", "linalg", "formats", "layers", "inputs", "inference",
-    "compare", "methods", "plan", "optim", "distillation",
+    "compare", "methods", "plan", "optim", "distillation", "fade_in",
     "cost", "models", "calibration", "conversion", "ranks", "compression", "admm", "fusion", "export", "onnx_graph",
 ]  # fmt: skip
 # These stand on top of the library.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 from hodec.experiment.config.groups import default_option, kinds_of
@@ -84,6 +85,32 @@ def stopped_before(phase: str, finished: Path, folder: Path) -> Path:
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["phase"] in trained))
     return folder
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and go on."""
+
+
+def killed_at(config: Config, folder: Path, write: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run until a file is about to be put in its place for the ``write``-th time; False if there was no such time."""
+    from hodec.experiment import pipeline
+
+    count, real = 0, Path.replace
+
+    def put(path: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == write:
+            raise Killed
+        return real(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", put)
+        try:
+            pipeline.run(config, folder)
+        except Killed:
+            return True
+    return False
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

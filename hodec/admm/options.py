@@ -145,6 +145,13 @@ class AdmmOff(Option):
     group: ClassVar[str] = "admm"
     name: ClassVar[str] = "off"
 
+    switch_below: float | None = setting(
+        None,
+        "end the dense training after an epoch in which the stable ranks of the planned layers moved by less than this "
+        "share, on average; its other epochs go to retraining; null: never",
+        above=0,
+    )
+
 
 # The ways to draw a net towards its ranks, by ``mode``.
 MODES: dict[str, type[AdmmOptions] | type[AdmmProject]] = {kind.mode: kind for kind in (AdmmOptions, AdmmProject)}

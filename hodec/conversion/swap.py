@@ -24,7 +24,7 @@ from hodec.layers.base import FactorizedLayer, factor_parameters, same_random_st
 from hodec.layers.inner import multiply_out
 from hodec.layers.plain import HOOKS, Plain, copied, plain_layer, users
 from hodec.layers.tied import ROWS, share_factors
-from hodec.linalg.svd import check_finite, naming, norm
+from hodec.linalg.svd import check_finite, naming, norm, singular_values
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
 from hodec.plan.plan import Plan
@@ -357,6 +357,20 @@ def planned_spectra(dense: nn.Module, plan: Plan) -> dict[str, list[tuple[int, T
             weight = LAYER_TYPES[layer.layer_type].to_oihw(weight_of(layers[name][0]).float())
             spectra[name] = layer.format.spectra(weight, layer.modes)
     return spectra
+
+
+def stable_ranks(dense: nn.Module, plan: Plan) -> dict[str, float]:
+    """Planned layer -> |W|_F^2 / sigma_1^2 of its weight W as a matrix, output channels by all others.
+
+    It is from 1 to the rank of W; 0 where W is 0.
+    """
+    layers, ranks = _dense_layers(uncompiled(dense), plan), dict[str, float]()
+    for name, layer in plan.items():
+        with naming(f"layer {name}"):
+            weight = LAYER_TYPES[layer.layer_type].to_oihw(weight_of(layers[name][0]).float().cpu())
+            squares = singular_values(weight.flatten(1)).square()
+            ranks[name] = float(squares.sum() / squares[0]) if squares[0] else 0.0
+    return ranks
 
 
 def _dense_weight(model: nn.Module, name: str) -> Tensor:

@@ -89,8 +89,9 @@ class RunContext:
     def epochs(self, phase: str) -> range:
         """The epochs of a training phase, numbered over all phases of the run."""
         config, first = self.config, self.pretrain_epochs
-        last = first + config.dense_epochs
-        spans = {"pretrain": (0, first), "retrain": (last, last + config.retrain_epochs)}
+        end = first + config.dense_epochs + config.retrain_epochs
+        last = first + config.dense_epochs - self.folder.handed_over
+        spans = {"pretrain": (0, first), "retrain": (last, end)}
         return range(*spans.get(phase, (first, last)))
 
     def training_images(self, batches: int) -> Iterator[Tensor]:

@@ -21,11 +21,13 @@ from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext, device_of
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import val_loader
+from hodec.experiment.fading import FadeResidual
 from hodec.experiment.lit import LitClassifier, evaluate
 from hodec.experiment.own_code import optimizer_maker, own_net, scheduler_maker
 from hodec.experiment.retraining import Rate, probed_rate
 from hodec.experiment.run_folder import Outcome
-from hodec.experiment.training import fit_phase
+from hodec.experiment.switching import SwitchWhenStable
+from hodec.experiment.training import PhaseCallback, fit_phase
 from hodec.formats.modes import Modes
 from hodec.io.atomic import JsonObject
 from hodec.layers.base import randomize_factors
@@ -142,8 +144,8 @@ def train(run: RunContext, dense: nn.Module, plan: Plan, *, teacher: nn.Module) 
     """Return the dense net, trained under ADMM; with ``admm=off`` it is just trained: the control."""
     taught_by = teacher if run.config.distill.dense else None
     if isinstance(run.config.admm, AdmmOff):
-        return Trained(_trained(run, "dense", dense, teacher=taught_by).net, plan, {})
-    outcome = _trained(run, "admm", dense, teacher=taught_by, admm=lambda: _admm(run, dense, plan))
+        return Trained(_trained(run, "dense", dense, teacher=taught_by, make_callback=_switch(run, plan)).net, plan, {})
+    outcome = _trained(run, "admm", dense, teacher=taught_by, make_callback=lambda: _admm(run, dense, plan))
     if learned := outcome.facts.get("plan"):
         plan = Plan.from_dict(learned)
         log.info("the plan, with learned ranks:\n%s", plan)
@@ -151,9 +153,11 @@ def train(run: RunContext, dense: nn.Module, plan: Plan, *, teacher: nn.Module) 
     return Trained(outcome.net, plan, outcome.factors)
 
 
-def retrain(run: RunContext, compressed: nn.Module, *, teacher: nn.Module) -> nn.Module:
-    """Return the factorized net, trained; ``teacher`` is distilled from where that is set."""
-    return _trained(run, "retrain", compressed, teacher=teacher).net
+def retrain(run: RunContext, compressed: nn.Module, *, dense: nn.Module, teacher: nn.Module) -> nn.Module:
+    """Return the factorized net, trained; ``teacher`` is distilled from, and ``dense`` fades out, where that is set."""
+    epochs = run.config.fade_epochs
+    fade = (lambda: FadeResidual(dense, epochs)) if epochs else None
+    return _trained(run, "retrain", compressed, teacher=teacher, make_callback=fade).net
 
 
 def _trained(
@@ -162,20 +166,22 @@ def _trained(
     net: nn.Module,
     *,
     teacher: nn.Module | None = None,
-    admm: Callable[[], AdmmCallback] | None = None,
+    make_callback: Callable[[], PhaseCallback] | None = None,
 ) -> Outcome:
     """Return a trained copy of ``net``, or ``net`` itself where the phase has no epochs."""
 
     def compute() -> Outcome:
-        callback = admm() if admm else None
+        callback = make_callback() if make_callback else None
         began = time.perf_counter()
         rate = _rate(run, phase, net, teacher=teacher)
         module = _module(run, phase, copied(net), teacher=teacher, lr=rate.lr)
-        earlier = fit_phase(run, phase, module, admm=callback)
+        earlier = fit_phase(run, phase, module, callback=callback)
         facts: JsonObject = {"seconds": round(earlier + time.perf_counter() - began, 3)}
         if phase == "retrain":
             facts["rate"] = rate._asdict()
-        if callback is None:
+        if isinstance(callback, SwitchWhenStable):
+            facts["switch"] = callback.facts()
+        if not isinstance(callback, AdmmCallback):
             return Outcome(module.net.cpu(), facts)
         core = callback.admm
         final, residual = core.final_plan(), core.primal[-1] if core.primal else None
@@ -188,6 +194,13 @@ def _trained(
     if not run.epochs(phase):
         return Outcome(net)
     return run.folder.memo(phase, lambda: copied(net), compute)
+
+
+def _switch(run: RunContext, plan: Plan) -> Callable[[], SwitchWhenStable] | None:
+    below = getattr(run.config.admm, "switch_below", None)
+    if below is None:
+        return None
+    return lambda: SwitchWhenStable(plan, below=below, warmup_epochs=run.config.optimizer.warmup_epochs)
 
 
 def _admm(run: RunContext, dense: nn.Module, plan: Plan) -> AdmmCallback:
@@ -226,7 +239,7 @@ def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module |
         options=options,
         schedule=scheduler_maker(optimizer) or optimizer.schedule,
         warmup_epochs=optimizer.warmup_epochs,
-        span=_span(config, phase),
+        span=_span(run, phase),
         label_smoothing=optimizer.label_smoothing,
         teacher=teacher,
         distill_weight=config.distill.weight,
@@ -237,12 +250,17 @@ def _module(run: RunContext, phase: str, net: nn.Module, *, teacher: nn.Module |
     )
 
 
-def _span(config: Config, phase: str) -> tuple[float, float]:
+def _span(run: RunContext, phase: str) -> tuple[float, float]:
     """Return the part of the learning rate's schedule that a phase covers, within (0, 1)."""
+    config = run.config
     if phase == "pretrain" or not config.optimizer.joint_schedule:
         return 0.0, 1.0
     middle = config.dense_epochs / max(1, config.dense_epochs + config.retrain_epochs)
-    return (middle, 1.0) if phase == "retrain" else (0.0, middle)
+    if phase != "retrain":
+        return 0.0, middle
+    if left := run.folder.handed_over:  # the dense training came no further than this
+        middle *= 1 - left / (config.dense_epochs - config.optimizer.warmup_epochs)
+    return middle, 1.0
 
 
 # -- conversion ------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def train_nets(run: RunContext) -> tuple[dict[str, nn.Module], Plan]:
     trained = phases.train(run, pretrained, plan, teacher=teacher or pretrained)
     truncated = phases.compress(run, trained)
     best = teacher or (pretrained if run.trained_before else trained.net)
-    compressed = phases.retrain(run, truncated, teacher=best)
+    compressed = phases.retrain(run, truncated, dense=trained.net, teacher=best)
     changed = run.pretrain_epochs or config.dense_epochs  # else the net that came trained is the dense net
     nets = {
         "teacher": teacher,

@@ -58,6 +58,7 @@ def measure(run: RunContext, nets: Mapping[str, nn.Module]) -> JsonObject:
     return metrics | {
         "against": {name: changed(right[name], right["compressed"]) for name in others},
         "admm": phases.get("admm", {}).get("admm", {"status": "off", "primal_residual": None}),
+        **{key: value for key, value in phases.get("dense", {}).items() if key == "switch"},
         "conversion": phases["truncated"]["errors"],
         "retraining": phases.get("retrain", {}).get("rate", {}),
         "seconds": {name: facts["seconds"] for name, facts in phases.items() if "seconds" in facts},

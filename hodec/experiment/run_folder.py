@@ -95,6 +95,11 @@ class RunFolder:
         """Return whether the phase has finished, in this start or an earlier one."""
         return phase in self.phases
 
+    @property
+    def handed_over(self) -> int:
+        """Epochs that the dense training, which ended early, has left to retraining."""
+        return int(self.phases.get("dense", {}).get("switch", {}).get("left", 0))
+
     def finish(self, phase: str, facts: JsonObject) -> None:
         """Note that a phase is finished, with facts about it."""
         self.phases[phase] = facts

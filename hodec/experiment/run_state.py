@@ -36,6 +36,13 @@ def _is_result(value: object) -> bool:
     return scored and isinstance(cut, dict) and _are_numbers(cut)
 
 
+def _is_switch(value: object) -> bool:
+    """Whether this says how the dense training ended, see ``SwitchWhenStable.facts``."""
+    counts = [value.get("after"), value.get("left")] if isinstance(value, dict) else [""]
+    ended = all(type(count) is int and count > 0 for count in counts)
+    return ended or counts == [None, 0]
+
+
 Check = Callable[[object], bool]
 
 # Phase -> what its entry must hold, and what it may.
@@ -50,6 +57,7 @@ MAY: dict[str, Check] = {
     "seconds": _is_number,
     "admm": lambda value: isinstance(value, dict) and isinstance(value.get("status"), str),
     "plan": lambda value: isinstance(value, dict),
+    "switch": _is_switch,
     "rate": lambda value: isinstance(value, dict),
     "sha256": _is_digest,
 }

@@ -17,8 +17,8 @@ from hodec.io.atomic import sha256, write_bytes
 log = logging.getLogger(__name__)
 
 # What only phases after a stage read, so that it may differ from the run that the stage is taken from.
-RETRAINING = ("retrain_epochs", "optimizer.retrain_lr", "distill.weight", "distill.temperature", "distill.features",
-              "distill.model", "distill.init", "init_stage")  # fmt: skip
+RETRAINING = ("retrain_epochs", "fade_epochs", "optimizer.retrain_lr", "distill.weight", "distill.temperature",
+              "distill.features", "distill.model", "distill.init", "init_stage")  # fmt: skip
 CONVERSION = (*RETRAINING, "bn_batches", "random_factors")
 PLANNING = (*CONVERSION, "calibration_batches", "distill", "plan", "ranks", "tt_ranks", "include", "exclude", "method",
             "admm", "dense_epochs")  # fmt: skip
@@ -115,6 +115,7 @@ def extend(folder: RunFolder, *, epochs: int, before: int) -> None:
     Its results stay until there are new ones. Where the rate follows a schedule, that of the new length holds from
     here on: the epochs so far had the shorter one's.
     """
+    before, epochs = before + folder.handed_over, epochs + folder.handed_over
     log.info(
         "retraining goes on from %d to %d epochs; the learning rate follows the schedule of %d", before, epochs, epochs
     )

@@ -23,15 +23,20 @@ from hodec.experiment.config.schema import Config
 from hodec.experiment.context import RunContext
 from hodec.experiment.data.images import ImageData
 from hodec.experiment.data.loaders import AnyLoader, train_loader, val_loader
+from hodec.experiment.fading import FadeResidual
 from hodec.experiment.lit import LitClassifier
 from hodec.experiment.own_code import own_callbacks
 from hodec.experiment.retraining import WarnOfLoss
 from hodec.experiment.run_folder import checkpoint_epoch
 from hodec.experiment.signals import Stopped, soft
+from hodec.experiment.switching import SwitchWhenStable
 from hodec.io.atomic import JsonObject
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# What a phase has besides training: each has ``latest``, values that are in the row of an epoch.
+PhaseCallback = AdmmCallback | SwitchWhenStable | FadeResidual
 
 PHASES = ("pretrain", "admm", "dense", "retrain")
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
@@ -43,6 +48,8 @@ SHOWN = {
     "admm/primal_residual": "|W-Z|/|W| {:.4f}",
     "admm/truncated_accuracy": "truncated {:.2%}",
     "admm/rho": "rho {:.3g}",
+    "switch/change": "stable ranks moved {:.3g}",
+    "fade/share": "W-Z {:.0%}",
     "seconds": "{:.1f} s",
 }
 
@@ -86,8 +93,8 @@ class SeedEpochs(Callback):
 class RecordEpochs(Callback):
     """A row per epoch in metrics.jsonl, in the loggers, and as one line of the log."""
 
-    def __init__(self, run: RunContext, phase: str, admm: AdmmCallback | None) -> None:
-        self.run, self.phase, self.admm = run, phase, admm
+    def __init__(self, run: RunContext, phase: str, callback: PhaseCallback | None) -> None:
+        self.run, self.phase, self.callback = run, phase, callback
         self.made = self.began = time.perf_counter()
         self.lr, self.earlier = 0.0, 0.0  # seconds of the phase before this start
 
@@ -108,8 +115,8 @@ class RecordEpochs(Callback):
         metrics = {key: float(trainer.callback_metrics[key]) for key in METRICS if key in trainer.callback_metrics}
         row: JsonObject = {"phase": self.phase, "epoch": epoch, "lr": self.lr, **metrics}
         row["seconds"] = round(time.perf_counter() - self.began, 3)
-        if self.admm is not None:
-            row |= self.admm.latest
+        if self.callback is not None:
+            row |= self.callback.latest
         if not trainer.is_global_zero:
             return
         epochs = self.run.epochs(self.phase)
@@ -130,12 +137,12 @@ def epoch_line(row: JsonObject, epochs: int) -> str:
     return "  ".join([f"{row['phase']} {row['epoch'] + 1}/{epochs}", *numbers])
 
 
-def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmCallback | None = None) -> float:
+def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, callback: PhaseCallback | None = None) -> float:
     """Train ``module`` for the epochs of the phase, going on from the phase's checkpoint if there is one.
 
     Args:
         phase: one of PHASES.
-        admm: the ADMM callback of phase ``admm``.
+        callback: what pulls the dense net towards its ranks, ends its training early, or fades it out.
 
     Returns:
         The seconds that earlier starts took to come to the checkpoint; 0 without one.
@@ -152,12 +159,12 @@ def fit_phase(run: RunContext, phase: str, module: LitClassifier, *, admm: AdmmC
     if resume:
         log.info("going on with phase %s after %d of %d epochs", phase, done, epochs)
     callbacks: list[Callback] = [SeedEpochs(config.seed, phase)]
-    if admm is not None:
-        callbacks.append(admm)
+    if callback is not None:
+        callbacks.append(callback)
     callbacks += own_callbacks(config.trainer)
     if phase == "retrain":
         callbacks.append(WarnOfLoss(run, _way_out(config)))
-    record = RecordEpochs(run, phase, admm)
+    record = RecordEpochs(run, phase, callback)
     callbacks += [record, KeepCheckpoint(folder, phase, config.trainer.checkpoint_minutes)]
     with quiet_lightning():
         trainer = make_trainer(config, epochs, callbacks)

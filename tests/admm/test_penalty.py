@@ -155,4 +155,4 @@ def test_the_paper_is_a_constant_rho_without_an_early_stop():
         "rho": 1e-3,
         "tolerance": 0.0,
     }
-    assert settings_of(AdmmOff) == {}
+    assert {key: one.default for key, one in settings_of(AdmmOff).items()} == {"switch_below": None}

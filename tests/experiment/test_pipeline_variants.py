@@ -174,13 +174,13 @@ def teachers_of(monkeypatch):
     """Phase -> the teachers that it will have had; instead of training, each phase moves the weights a little."""
     teachers = {}
 
-    def fit_phase(run, phase, module, *, admm):
+    def fit_phase(run, phase, module, *, callback):
         teachers[phase] = [copy.deepcopy(teacher.state_dict()) for teacher in module._teacher]
         with torch.no_grad():
             for parameter in module.net.parameters():
                 parameter.add_(0.01)
-        if admm is not None:  # as Lightning's fit binds it
-            admm._admm = admm._make(module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
+        if callback is not None:  # as Lightning's fit binds it
+            callback._admm = callback._make(module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
         return 0.0
 
     monkeypatch.setattr(phases, "fit_phase", fit_phase)

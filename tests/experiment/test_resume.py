@@ -2,12 +2,11 @@
 
 import json
 import os
-import pathlib
 import signal
 
 import pytest
 import torch
-from tiny_runs import FINISHED, stopped_before, tiny
+from tiny_runs import FINISHED, Killed, killed_at, stopped_before, tiny
 from train_script import SETTINGS, Forked, StartedSmall, finish, kill_within, result, rows
 
 from hodec.errors import CheckpointError
@@ -81,30 +80,6 @@ def test_asked_to_stop(tmp_path, number, expected):
 
 
 # -- in this process, killed at every write -------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it and go on."""
-
-
-def killed_at(config, folder, write, monkeypatch):
-    """Run until a file is about to be put in its place for the ``write``-th time; False if there was no such time."""
-    count, real = 0, pathlib.Path.replace
-
-    def replace(path, target):
-        nonlocal count
-        count += 1
-        if count == write:
-            raise Killed
-        return real(path, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pathlib.Path, "replace", replace)
-        try:
-            pipeline.run(config, folder)
-        except Killed:
-            return True
-    return False
 
 
 CONFIG = tiny(**FINISHED)

@@ -114,7 +114,7 @@ def trained(tmp_path_factory) -> nn.Module:
 def test_a_rate_that_throws_away_what_was_left_is_warned_of(trained, tmp_path, caplog, rate, words):
     run = context(tmp_path, dense_epochs=0, retrain_epochs=1, optimizer={"retrain_lr": rate})
     with caplog.at_level(logging.WARNING):
-        phases.retrain(run, trained, teacher=nn.Identity())
+        phases.retrain(run, trained, dense=trained, teacher=nn.Identity())
     said = [record.getMessage() for record in caplog.records if WARNING in record.getMessage()]
     assert len(said) == bool(words)
     assert all("let optimizer.retrain_lr=auto find it" in text for text in said)

@@ -84,6 +84,11 @@ class RunSettings(Settings):
     calibration_batches: int = setting(
         0, "training batches whose layer inputs weigh the projection (data-aware); 0: weights alone", low=0
     )
+    fade_epochs: int = setting(
+        0,
+        "first epochs of retraining in which what conversion cuts off fades out of the net; 0: it is cut at once",
+        low=0,
+    )
     random_factors: bool = setting(
         False, "true: the factors start from random numbers instead of the dense weights: the control"
     )

@@ -108,6 +108,15 @@ COMBINATIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "whose layers are those of the factorized net, and trainer.compile=false",
     ),
     (
+        lambda c: c.fade_epochs > c.retrain_epochs,
+        "fade_epochs: more given than retrain_epochs, which begin with them; allowed: as many at most, or 0",
+    ),
+    (
+        lambda c: bool(c.fade_epochs) and c.trainer.compile,
+        "fade_epochs: given with trainer.compile, which would compile each step anew; allowed: fade_epochs=0 or "
+        "trainer.compile=false",
+    ),
+    (
         lambda c: c.optimizer.retrain_lr == "auto" and c.optimizer.joint_schedule,
         "optimizer.retrain_lr: auto given with optimizer.joint_schedule=true, where it is a part of lr's; "
         "allowed: optimizer.joint_schedule=false, or a number",

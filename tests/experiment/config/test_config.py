@@ -223,6 +223,8 @@ def test_each_combination_can_be_refused():
         {"ranks": {"name": "budget", "macs": 0.5, "methods": ["tt", "spatial_sdv"]}},
         {"method": {"name": "cp"}, "calibration_batches": 4},
         {"distill": {"features": 1.0}, "trainer": {"compile": True}},
+        {"fade_epochs": 11},
+        {"fade_epochs": 1, "trainer": {"compile": True}},
         {"optimizer": {"retrain_lr": "auto", "joint_schedule": True}},
         {"optimizer": {"retrain_lr": "auto"}, "trainer": {"devices": 2}},
         {"distill": {"dense": True, "weight": 0.5}},
