@@ -246,7 +246,7 @@ class AdmmLoop:
         if isinstance(self.options, AdmmOptions):
             self._judge(self.options)
         else:
-            updates.put(self.own, {name: state.z for name, state in self.states.items()})
+            updates.put(self.own, updates.towards(self.own, self.states, self.options.share))
             self.division.settle()
 
     def _judge(self, options: AdmmOptions) -> None:

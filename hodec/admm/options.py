@@ -123,8 +123,8 @@ class AdmmProject(ProjectionOptions):
     """Hard projection: every few steps the weights themselves are replaced by the nearest ones of the planned ranks.
 
     There is no Z, U and rho; the optimizer keeps its momentum. Each epoch ends with a projection, so that converting
-    changes nothing. Source: Xu, Li, Zhang, Wen, Wang, Dai, Qi, Chen, Lin, Xiong, Trained Rank Pruning for Efficient
-    Deep Neural Networks, arXiv 1812.02402, 2018: section 3.
+    changes nothing, unless ``share`` is below 1. Source: Xu, Li, Zhang, Wen, Wang, Dai, Qi, Chen, Lin, Xiong, Trained
+    Rank Pruning for Efficient Deep Neural Networks, arXiv 1812.02402, 2018: section 3.
     """
 
     name: ClassVar[str] = "project"
@@ -135,6 +135,13 @@ class AdmmProject(ProjectionOptions):
         "between two projections: epochs from 1, or 8steps, 2epochs",
         words="whole epochs from 1, or 8steps, 2epochs",
         check=_bad_interval,
+    )
+    share: float = setting(
+        1.0,
+        "share of its way to the nearest weight of the planned ranks that a projection moves each weight; below 1 what "
+        "lies behind the ranks is multiplied by 1 - share each time, and converting cuts off what is left",
+        above=0,
+        high=1,
     )
 
 
@@ -171,6 +178,7 @@ class AdmmSettings(TypedDict, total=False):
     rho: Rho
     pull: float
     update_every: int | str
+    share: float
     relax: float
     dual: bool
     tolerance: float
