@@ -53,8 +53,8 @@ class Admm(AdmmLoop):
             it does anyhow once it sees that.
         settings: the fields of ``hodec.admm.options.AdmmOptions``: ``rho``, ``pull``, ``update_every``, ``relax``,
             ``dual``, ``tolerance``, ``track_truncated``, ``distribute_projection``. With ``mode="project"`` those of
-            ``AdmmProject`` (``update_every``, ``share``): the weights themselves are projected every few steps, and
-            there is no pull.
+            ``AdmmProject`` (``update_every``, ``share``, ``falling_epochs``): the weights themselves are projected
+            every few steps, and there is no pull.
 
     Attributes:
         projection: has the ``plan`` with the ranks that Z has now, and the ``factors`` of iterative formats.

@@ -66,6 +66,7 @@ class AdmmLoop:
         self._targets: dict[str, Tensor] = {}  # Z - U
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
+        self._fall = 1.0  # how far the ranks had fallen, 0..1, at the last Z
         self._told = False  # whether after_step was called in this epoch
         self._warned: set[str] = set()
         self._bind()
@@ -120,6 +121,7 @@ class AdmmLoop:
         if self.states or not self.weights or (self.penalty.follows_pull and math.isnan(self._interval_steps())):
             return
         self.division.check_finite(self.own, "")
+        self._fall = self._fallen(self.steps)
         self.states = updates.start(self.own, dict.fromkeys(self.weights, 0.0), self._project)
         self.updated_at = self.steps
         if self.projects:
@@ -217,26 +219,31 @@ class AdmmLoop:
     def update_at_epoch_end(self) -> None:
         """Update Z and U if this epoch's end is one where that is due."""
         due = self.projects or (self._unit == "epoch" and (self.epoch + 1) % self._every == 0)
-        if due and self.states and self.steps > self.updated_at:  # an epoch may be one that only measures BatchNorm
-            self.update()
+        falls = self._fallen(self.updated_at) < self._fallen(self.steps, ended=True)  # its steps were not known
+        if due and self.states and (self.steps > self.updated_at or falls):  # an epoch may only measure BatchNorm
+            self.update(ended=True)
 
     def finish(self) -> Status:
         """Settle the status once training is over."""
         self.status = Status.EPOCHS_ENDED if self.projects else final_status(self.status, self.primal)
         last = f"{self.primal[-1]:.4g}" if self.primal else "not measured: no Z-update took place"
         log.info("ADMM %s; norm(W - Z) / norm(W) = %s", self.status.value, last)
+        if self._fall < 1:
+            way = f"the ranks have fallen {self._fall:.2f} of their way to the planned ones when training ends"
+            self._warn("fall", f"{way}, and converting cuts off the rest: lower falling_epochs, or train longer")
         return self.status
 
     # -- the three updates ---------------------------------------------------------------------------------------
 
-    def update(self) -> None:
-        """Update Z and U of all layers, then rho and the status.
+    def update(self, *, ended: bool = False) -> None:
+        """Update Z and U of all layers, then rho and the status; ``ended``: it is the end of an epoch.
 
         Raises:
             TrainingError: a weight is NaN or Inf, or differs between the processes that train together.
         """
         self._compare()
         self.division.check_finite(self.own, f", epoch {self.epoch}, step {self.steps}")
+        self._fall = self._fallen(self.steps, ended=ended)
         relax, dual = (self.options.relax, self.options.dual) if isinstance(self.options, AdmmOptions) else (1.0, False)
         self.states, found = updates.step(self.own, self.states, self._project, relax=relax, dual=dual)
         self.residuals = self.division.residuals(found)
@@ -284,7 +291,22 @@ class AdmmLoop:
 
     def _project(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rho = {name: self.states[name].rho if self.states else 0.0 for name in tensors}
-        return self.projection.update(tensors, rho, self.processes, self.division)
+        return self.projection.update(tensors, rho, self.processes, self.division, fallen=self._fall)
+
+    def _fallen(self, steps: int, *, ended: bool = False) -> float:
+        """How far, 0..1, the ranks are to have fallen from the full ones to the planned ones, by ``falling_epochs``.
+
+        They fall with the optimizer steps, and where those of an epoch are not known yet at its end.
+
+        Args:
+            steps: done by then, at the start of this epoch or later.
+            ended: this epoch is over.
+        """
+        epochs = self.options.falling_epochs if isinstance(self.options, AdmmProject) else 0
+        if not epochs:
+            return 1.0
+        within = 1.0 if ended else min(1.0, (steps - self.epoch_began) / (self.steps_per_epoch or math.inf))
+        return min(1.0, (self.epoch + within) / epochs)
 
     # -- rho -----------------------------------------------------------------------------------------------------
 

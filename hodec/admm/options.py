@@ -123,8 +123,8 @@ class AdmmProject(ProjectionOptions):
     """Hard projection: every few steps the weights themselves are replaced by the nearest ones of the planned ranks.
 
     There is no Z, U and rho; the optimizer keeps its momentum. Each epoch ends with a projection, so that converting
-    changes nothing, unless ``share`` is below 1. Source: Xu, Li, Zhang, Wen, Wang, Dai, Qi, Chen, Lin, Xiong, Trained
-    Rank Pruning for Efficient Deep Neural Networks, arXiv 1812.02402, 2018: section 3.
+    changes nothing, unless ``share`` is below 1 or the ranks are still falling. Source: Xu, Li, Zhang, Wen, Wang, Dai,
+    Qi, Chen, Lin, Xiong, Trained Rank Pruning for Efficient Deep Neural Networks, arXiv 1812.02402, 2018: section 3.
     """
 
     name: ClassVar[str] = "project"
@@ -142,6 +142,12 @@ class AdmmProject(ProjectionOptions):
         "lies behind the ranks is multiplied by 1 - share each time, and converting cuts off what is left",
         above=0,
         high=1,
+    )
+    falling_epochs: int = setting(
+        0,
+        "epochs over which the ranks that are projected onto fall, step by step, from those at which nothing is lost "
+        "to the planned ones; 0: the planned ones from the start",
+        low=0,
     )
 
 
@@ -179,6 +185,7 @@ class AdmmSettings(TypedDict, total=False):
     pull: float
     update_every: int | str
     share: float
+    falling_epochs: int
     relax: float
     dual: bool
     tolerance: float
