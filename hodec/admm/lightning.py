@@ -108,7 +108,7 @@ class AdmmCallback(Callback):
         Projection(plan, learner, covariances)
         self.stop_when_converged, self.evaluate = stop_when_converged, evaluate
         self._track = options.track_truncated
-        self._by_epoch = options.interval[1] == "epoch"
+        self._by_epoch = options.needs_epochs
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None
         self._restored: State | None = None

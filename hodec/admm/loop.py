@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
 from hodec.admm.division import Division, part_of, settle
-from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
+from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, at_epoch, mode_options
 from hodec.admm.penalty import Moment, penalty_of
 from hodec.admm.processes import Processes, check_equal, differing
 from hodec.admm.projection import Projection, RankLearner
@@ -50,7 +50,6 @@ class AdmmLoop:
         if learner is not None and self.projects:
             raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
         self.penalty = penalty_of(options, list(plan))
-        self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
         prefix = find_root(settle(model), plan, root)
@@ -63,6 +62,7 @@ class AdmmLoop:
         self.steps = self.epoch = self.updated_at = self.epoch_began = 0
         self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._chosen_at: tuple[int, dict[str, float]] = (-1, {})  # epoch and learning rates that rho was chosen at
+        self._asked_in = 0  # epoch that rho was last chosen in
         self._targets: dict[str, Tensor] = {}  # Z - U
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
@@ -196,7 +196,8 @@ class AdmmLoop:
             log.info("gradients are clipped, and the pull in them: from here on ADMM moves the weights themselves")
             self._pull.decoupled = self._clipped = True
             self._choose_rho()
-        if self._unit == "step" and self.steps - self.updated_at >= self._every:
+        every, unit = self.options.interval(self.epoch)
+        if unit == "step" and self.steps - self.updated_at >= every:
             self.update()
 
     def count_epoch(self) -> None:
@@ -218,7 +219,7 @@ class AdmmLoop:
 
     def update_at_epoch_end(self) -> None:
         """Update Z and U if this epoch's end is one where that is due."""
-        due = self.projects or (self._unit == "epoch" and (self.epoch + 1) % self._every == 0)
+        due = self.projects or self.options.ends_with(self.epoch)
         falls = self._fallen(self.updated_at) < self._fallen(self.steps, ended=True)  # its steps were not known
         if due and self.states and (self.steps > self.updated_at or falls):  # an epoch may only measure BatchNorm
             self.update(ended=True)
@@ -258,7 +259,7 @@ class AdmmLoop:
 
     def _judge(self, options: AdmmOptions) -> None:
         """Choose rho and the status by the Z-update just done."""
-        self._judge_pull(options)
+        self._judge_pull()
         self._choose_rho(self.residuals)
         self.status = check_convergence(self.primal, self.dual, tolerance=options.tolerance)
         if self.status is Status.DIVERGED:
@@ -312,32 +313,39 @@ class AdmmLoop:
 
     def _interval_steps(self) -> float:
         """Optimizer steps between two Z-updates; NaN while they are not known."""
-        return self._every * (1 if self._unit == "step" else self.steps_per_epoch or math.nan)
+        every, unit = self.options.interval(self.epoch)
+        return every * (1 if unit == "step" else self.steps_per_epoch or math.nan)
+
+    def _asked_pull(self, epoch: int) -> float | None:
+        """The pull that the settings ask for in an epoch; None where they ask for a rho, or nothing pulls."""
+        options = self.options if self.penalty.follows_pull else None
+        return float(at_epoch(options.pull, epoch)) if isinstance(options, AdmmOptions) else None
 
     def _choose_rho(self, residuals: Mapping[str, Residuals] | None = None) -> None:
         """Choose rho of all layers; ``residuals`` are those of the Z-update just done."""
-        pulls, steps, rates, follows = [], self._interval_steps(), self._pull.rates(), self.penalty.follows_rate
-        if follows:
+        pulls, steps, rates = [], self._interval_steps(), self._pull.rates()
+        anew = self._asked_pull(self._asked_in) != self._asked_pull(self.epoch)
+        follows = self.penalty.follows_rate or anew
+        if self.penalty.follows_rate:
             self._pull.calm(self._chosen_at[1])
         for name, state in self.states.items():
-            size = self._pull.size(name, steps)
-            mine = residuals.get(name) if residuals else None
-            rho = self.penalty.rho(Moment(name, self.epoch, size, state.rho, mine, first=not self.primal))
+            size, mine = self._pull.size(name, steps), residuals.get(name) if residuals else None
+            moment = Moment(name, self.epoch, size, state.rho, mine, first=not self.primal, asked_anew=anew)
+            rho = self.penalty.rho(moment)
             self.states[name] = updates.with_rho(state, rho, follows_rate=follows)
             pulls.append(size.pull(rho))
-        self._chosen_at = (self.epoch, rates)
+        self._chosen_at, self._asked_in = (self.epoch, rates), self.epoch
         self.pull = sum(pulls) / len(pulls) if self._pull.known and pulls else math.nan
         self._targets = {name: s.z - s.u for name, s in self.states.items()}
         if not self.penalty.follows_pull and self.pull < WEAK_PULL:
             weak = f"rho pulls W only {self.pull:.2f} of its way to Z between two updates"
             self._warn("pull", f"{weak}; below {WEAK_PULL} U winds up instead. Use rho=auto, or a larger rho")
 
-    def _judge_pull(self, options: AdmmOptions) -> None:
+    def _judge_pull(self) -> None:
         """Keep the pull that was measured since the last Z-update; say what took most of it away."""
         self.pulls, steps = self._pull.measured(), self._interval_steps()
-        asked = options.pull if self.penalty.follows_pull else None
         rho = {name: state.rho for name, state in self.states.items()}
-        if words := weakness(self._pull, asked=asked, steps=steps, rho=rho):
+        if words := weakness(self._pull, asked=self._asked_pull(self.epoch), steps=steps, rho=rho):
             self._warn("weak", words)
         self._pull.restart()
 

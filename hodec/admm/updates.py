@@ -174,8 +174,8 @@ def with_rho(state: AdmmState, rho: float, *, follows_rate: bool = False) -> Adm
     """Change the penalty and keep the true dual rho * U. Source: Boyd et al., section 3.4.1.
 
     Args:
-        follows_rate: rho falls only because the learning rate rises, which is no change of penalty: U stays then. It
-            would grow by what it gathered while the rate was low, times the rise.
+        follows_rate: rho is solved from a pull, and falls because the learning rate or the interval rises or a smaller
+            pull is asked for: U stays then. It holds residuals of a net that still moves, and would grow by the ratio.
     """
     if rho == state.rho:
         return state
