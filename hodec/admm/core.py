@@ -53,7 +53,8 @@ class Admm(AdmmLoop):
             it does anyhow once it sees that.
         settings: the fields of ``hodec.admm.options.AdmmOptions``: ``rho``, ``pull``, ``update_every``, ``relax``,
             ``dual``, ``tolerance``, ``track_truncated``, ``distribute_projection``. With ``mode="project"`` those of
-            ``AdmmProject``: the weights themselves are projected every few steps, and there is no pull.
+            ``AdmmProject`` (``update_every``, ``share``, ``falling_epochs``): the weights themselves are projected
+            every few steps, and there is no pull.
 
     Attributes:
         projection: has the ``plan`` with the ranks that Z has now, and the ``factors`` of iterative formats.
@@ -220,7 +221,8 @@ class Admm(AdmmLoop):
             "residuals": {name: [r.gap, r.weight, r.move, r.dual_scale] for name, r in self.residuals.items()},
             "verdict": self.status.value,
             "steps_per_epoch": self.steps_per_epoch,
-            "pulling": self._pull.state_dict() | {"rates": self._chosen_at[1], "clipped": self._clipped},
+            "pulling": self._pull.state_dict()
+            | {"rates": self._chosen_at[1], "clipped": self._clipped, "epoch": self._asked_in},
             "rest": {name: self._store(name, rest, whole) for name, rest in self._pull.rest.items()},
             **{key: getattr(self, key) for key in PLAIN},
         }
@@ -259,6 +261,7 @@ class Admm(AdmmLoop):
             if (one := {**state.get("parked", {}), **state["layers"]}.get(name)) is not None
         }
         self.states, self._chosen_at = {}, (-1, pulling.get("rates", {}))
+        self._asked_in = pulling.get("epoch", self.epoch)
         self._pull.release()
         self._bind(self.weights)
         self._pull.load_state_dict(pulling)

@@ -108,7 +108,7 @@ class AdmmCallback(Callback):
         Projection(plan, learner, covariances)
         self.stop_when_converged, self.evaluate = stop_when_converged, evaluate
         self._track = options.track_truncated
-        self._by_epoch = options.interval[1] == "epoch"
+        self._by_epoch = options.needs_epochs
         self._make = partial(Admm, plan=plan, learner=learner, covariances=covariances, root=root, **settings)
         self._admm: Admm | None = None
         self._restored: State | None = None
@@ -208,7 +208,9 @@ class AdmmCallback(Callback):
         expected = math.ceil(batches) if known else None
         if expected != self._expected:
             self.admm.steps_per_epoch = self._expected = expected
-        self.admm.epoch = trainer.current_epoch
+        if self.admm.epoch != trainer.current_epoch:
+            # set anew, as Lightning resumes from a checkpoint of an epoch's last batch without the hook of its end
+            self.admm.epoch, self.admm.epoch_began = trainer.current_epoch, self.admm.steps
         return self.admm
 
     def _stop_if_converged(self, trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hodec.admm import updates
 from hodec.admm.binding import bind, find_root, planned_weights, signature_of, unwrapped
 from hodec.admm.division import Division, part_of, settle
-from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, mode_options
+from hodec.admm.options import WEAK_PULL, AdmmOptions, AdmmProject, AdmmSettings, at_epoch, mode_options
 from hodec.admm.penalty import Moment, penalty_of
 from hodec.admm.processes import Processes, check_equal, differing
 from hodec.admm.projection import Projection, RankLearner
@@ -50,7 +50,6 @@ class AdmmLoop:
         if learner is not None and self.projects:
             raise ConfigError("learner: given with mode='project', which has no penalty to learn ranks from")
         self.penalty = penalty_of(options, list(plan))
-        self._every, self._unit = self.options.interval
         self.projection = Projection(plan, learner, covariances, distribute=self.options.distribute_projection)
         self.processes = processes or Processes.current()
         prefix = find_root(settle(model), plan, root)
@@ -63,9 +62,11 @@ class AdmmLoop:
         self.steps = self.epoch = self.updated_at = self.epoch_began = 0
         self._compared_at = 0  # optimizer steps done when the processes last compared what they hold
         self._chosen_at: tuple[int, dict[str, float]] = (-1, {})  # epoch and learning rates that rho was chosen at
+        self._asked_in = 0  # epoch that rho was last chosen in
         self._targets: dict[str, Tensor] = {}  # Z - U
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
+        self._fall = 1.0  # how far the ranks had fallen, 0..1, at the last Z
         self._told = False  # whether after_step was called in this epoch
         self._warned: set[str] = set()
         self._bind()
@@ -120,6 +121,7 @@ class AdmmLoop:
         if self.states or not self.weights or (self.penalty.follows_pull and math.isnan(self._interval_steps())):
             return
         self.division.check_finite(self.own, "")
+        self._fall = self._fallen(self.steps)
         self.states = updates.start(self.own, dict.fromkeys(self.weights, 0.0), self._project)
         self.updated_at = self.steps
         if self.projects:
@@ -194,7 +196,8 @@ class AdmmLoop:
             log.info("gradients are clipped, and the pull in them: from here on ADMM moves the weights themselves")
             self._pull.decoupled = self._clipped = True
             self._choose_rho()
-        if self._unit == "step" and self.steps - self.updated_at >= self._every:
+        every, unit = self.options.interval(self.epoch)
+        if unit == "step" and self.steps - self.updated_at >= every:
             self.update()
 
     def count_epoch(self) -> None:
@@ -216,27 +219,32 @@ class AdmmLoop:
 
     def update_at_epoch_end(self) -> None:
         """Update Z and U if this epoch's end is one where that is due."""
-        due = self.projects or (self._unit == "epoch" and (self.epoch + 1) % self._every == 0)
-        if due and self.states and self.steps > self.updated_at:  # an epoch may be one that only measures BatchNorm
-            self.update()
+        due = self.projects or self.options.ends_with(self.epoch)
+        falls = self._fallen(self.updated_at) < self._fallen(self.steps, ended=True)  # its steps were not known
+        if due and self.states and (self.steps > self.updated_at or falls):  # an epoch may only measure BatchNorm
+            self.update(ended=True)
 
     def finish(self) -> Status:
         """Settle the status once training is over."""
         self.status = Status.EPOCHS_ENDED if self.projects else final_status(self.status, self.primal)
         last = f"{self.primal[-1]:.4g}" if self.primal else "not measured: no Z-update took place"
         log.info("ADMM %s; norm(W - Z) / norm(W) = %s", self.status.value, last)
+        if self._fall < 1:
+            way = f"the ranks have fallen {self._fall:.2f} of their way to the planned ones when training ends"
+            self._warn("fall", f"{way}, and converting cuts off the rest: lower falling_epochs, or train longer")
         return self.status
 
     # -- the three updates ---------------------------------------------------------------------------------------
 
-    def update(self) -> None:
-        """Update Z and U of all layers, then rho and the status.
+    def update(self, *, ended: bool = False) -> None:
+        """Update Z and U of all layers, then rho and the status; ``ended``: it is the end of an epoch.
 
         Raises:
             TrainingError: a weight is NaN or Inf, or differs between the processes that train together.
         """
         self._compare()
         self.division.check_finite(self.own, f", epoch {self.epoch}, step {self.steps}")
+        self._fall = self._fallen(self.steps, ended=ended)
         relax, dual = (self.options.relax, self.options.dual) if isinstance(self.options, AdmmOptions) else (1.0, False)
         self.states, found = updates.step(self.own, self.states, self._project, relax=relax, dual=dual)
         self.residuals = self.division.residuals(found)
@@ -246,12 +254,12 @@ class AdmmLoop:
         if isinstance(self.options, AdmmOptions):
             self._judge(self.options)
         else:
-            updates.put(self.own, {name: state.z for name, state in self.states.items()})
+            updates.put(self.own, updates.towards(self.own, self.states, self.options.share))
             self.division.settle()
 
     def _judge(self, options: AdmmOptions) -> None:
         """Choose rho and the status by the Z-update just done."""
-        self._judge_pull(options)
+        self._judge_pull()
         self._choose_rho(self.residuals)
         self.status = check_convergence(self.primal, self.dual, tolerance=options.tolerance)
         if self.status is Status.DIVERGED:
@@ -284,38 +292,60 @@ class AdmmLoop:
 
     def _project(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rho = {name: self.states[name].rho if self.states else 0.0 for name in tensors}
-        return self.projection.update(tensors, rho, self.processes, self.division)
+        return self.projection.update(tensors, rho, self.processes, self.division, fallen=self._fall)
+
+    def _fallen(self, steps: int, *, ended: bool = False) -> float:
+        """How far, 0..1, the ranks are to have fallen from the full ones to the planned ones, by ``falling_epochs``.
+
+        They fall with the optimizer steps, and where those of an epoch are not known yet at its end.
+
+        Args:
+            steps: done by then, at the start of this epoch or later.
+            ended: this epoch is over.
+        """
+        epochs = self.options.falling_epochs if isinstance(self.options, AdmmProject) else 0
+        if not epochs:
+            return 1.0
+        within = 1.0 if ended else min(1.0, (steps - self.epoch_began) / (self.steps_per_epoch or math.inf))
+        return min(1.0, (self.epoch + within) / epochs)
 
     # -- rho -----------------------------------------------------------------------------------------------------
 
     def _interval_steps(self) -> float:
         """Optimizer steps between two Z-updates; NaN while they are not known."""
-        return self._every * (1 if self._unit == "step" else self.steps_per_epoch or math.nan)
+        every, unit = self.options.interval(self.epoch)
+        return every * (1 if unit == "step" else self.steps_per_epoch or math.nan)
+
+    def _asked_pull(self, epoch: int) -> float | None:
+        """The pull that the settings ask for in an epoch; None where they ask for a rho, or nothing pulls."""
+        options = self.options if self.penalty.follows_pull else None
+        return float(at_epoch(options.pull, epoch)) if isinstance(options, AdmmOptions) else None
 
     def _choose_rho(self, residuals: Mapping[str, Residuals] | None = None) -> None:
         """Choose rho of all layers; ``residuals`` are those of the Z-update just done."""
-        pulls, steps, rates, follows = [], self._interval_steps(), self._pull.rates(), self.penalty.follows_rate
-        if follows:
+        pulls, steps, rates = [], self._interval_steps(), self._pull.rates()
+        anew = self._asked_pull(self._asked_in) != self._asked_pull(self.epoch)
+        follows = self.penalty.follows_rate or anew
+        if self.penalty.follows_rate:
             self._pull.calm(self._chosen_at[1])
         for name, state in self.states.items():
-            size = self._pull.size(name, steps)
-            mine = residuals.get(name) if residuals else None
-            rho = self.penalty.rho(Moment(name, self.epoch, size, state.rho, mine, first=not self.primal))
+            size, mine = self._pull.size(name, steps), residuals.get(name) if residuals else None
+            moment = Moment(name, self.epoch, size, state.rho, mine, first=not self.primal, asked_anew=anew)
+            rho = self.penalty.rho(moment)
             self.states[name] = updates.with_rho(state, rho, follows_rate=follows)
             pulls.append(size.pull(rho))
-        self._chosen_at = (self.epoch, rates)
+        self._chosen_at, self._asked_in = (self.epoch, rates), self.epoch
         self.pull = sum(pulls) / len(pulls) if self._pull.known and pulls else math.nan
         self._targets = {name: s.z - s.u for name, s in self.states.items()}
         if not self.penalty.follows_pull and self.pull < WEAK_PULL:
             weak = f"rho pulls W only {self.pull:.2f} of its way to Z between two updates"
             self._warn("pull", f"{weak}; below {WEAK_PULL} U winds up instead. Use rho=auto, or a larger rho")
 
-    def _judge_pull(self, options: AdmmOptions) -> None:
+    def _judge_pull(self) -> None:
         """Keep the pull that was measured since the last Z-update; say what took most of it away."""
         self.pulls, steps = self._pull.measured(), self._interval_steps()
-        asked = options.pull if self.penalty.follows_pull else None
         rho = {name: state.rho for name, state in self.states.items()}
-        if words := weakness(self._pull, asked=asked, steps=steps, rho=rho):
+        if words := weakness(self._pull, asked=self._asked_pull(self.epoch), steps=steps, rho=rho):
             self._warn("weak", words)
         self._pull.restart()
 

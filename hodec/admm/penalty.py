@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hodec.admm.options import AdmmOptions, AdmmProject, Rho
+from hodec.admm.options import AdmmOptions, AdmmProject, AskedPull, Rho, at_epoch
 from hodec.admm.updates import Residuals
 from hodec.conversion.eligibility import match_names
 from hodec.errors import ConfigError, Use, literal
@@ -39,8 +39,8 @@ class StepSize:
         return -math.expm1(-rho * self.lr * self.steps / (1 - self.momentum) * (1 - self.dampening))
 
     def rho(self, pull: float) -> float:
-        """The rho that gives a pull; 0 where the learning rate is 0."""
-        if self.lr <= 0:
+        """The rho that gives a pull; 0 where the learning rate is 0, or the steps are not known."""
+        if self.lr <= 0 or math.isnan(self.steps):
             return 0.0
         if self.decoupled:
             return float((1 - (1 - pull) ** (1 / self.steps)) / self.lr)
@@ -56,6 +56,7 @@ class Moment:
         current: its rho so far; 0 where it has none yet.
         residuals: those of the Z-update just done, None at any other moment.
         first: whether no Z-update has been done yet.
+        asked_anew: whether another pull is asked for than when its rho was last chosen.
     """
 
     layer: str
@@ -64,6 +65,7 @@ class Moment:
     current: float = 0.0
     residuals: Residuals | None = None
     first: bool = False
+    asked_anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Penalty:
         rho: gives the next rho.
         follows_pull: rho is solved from the pull. The pull may then be applied to the weights after the step, where
             rho has no meaning to the loss.
-        follows_rate: rho moves whenever the learning rate does, which is no change of the penalty: U never grows by it.
+        follows_rate: rho moves whenever the learning rate does, or what is asked for: U never grows by it.
     """
 
     rho: Callable[[Moment], float]
@@ -86,24 +88,30 @@ class Penalty:
 NONE = Penalty(lambda _: 0.0)
 
 
-def auto(pull: float) -> Penalty:
+def auto(pull: AskedPull) -> Penalty:
     """rho such that the pull is the wanted one at the current learning rate: rho * lr stays constant.
 
     At a rate of 0, rho stays what it was.
     """
-    return Penalty(lambda now: now.size.rho(pull) or now.current, follows_pull=True, follows_rate=True)
+    return Penalty(lambda now: _of_pull(pull, now), follows_pull=True, follows_rate=True)
 
 
-def balanced(pull: float, ratio: float = 10.0, factor: float = 2.0) -> Penalty:
+def _of_pull(pull: AskedPull, now: Moment) -> float:
+    return now.size.rho(float(at_epoch(pull, now.epoch))) or now.current
+
+
+def balanced(pull: AskedPull, ratio: float = 10.0, factor: float = 2.0) -> Penalty:
     """Follow the pull up to the first Z-update, then change rho where the relative residuals are apart.
 
-    It is multiplied or divided by ``factor`` where they differ by ``ratio``. Source: Boyd et al., section 3.4.1 (mu =
-    10, tau = 2), with relative residuals as in Wohlberg, arXiv 1704.06209, 2017.
+    It is multiplied or divided by ``factor`` where they differ by ``ratio``. Where a schedule asks for another pull,
+    rho is solved from that and changed from there on. Source: Boyd et al., section 3.4.1 (mu = 10, tau = 2), with
+    relative residuals as in Wohlberg, arXiv 1704.06209, 2017.
     """
 
     def rho(now: Moment) -> float:
-        if now.first or not now.current:  # a warm-up begins at a rate whose rho would be far too large later
-            return now.size.rho(pull) or now.current
+        # a warm-up begins at a rate whose rho would be far too large later
+        if now.first or now.asked_anew or not now.current:
+            return _of_pull(pull, now)
         if now.residuals is None:
             return now.current
         if now.residuals.primal > ratio * now.residuals.dual:
@@ -120,7 +128,7 @@ def penalty_of(options: AdmmOptions | AdmmProject, layers: list[str]) -> Penalty
     return make_penalty(options.rho, pull=options.pull, layers=layers) if isinstance(options, AdmmOptions) else NONE
 
 
-def make_penalty(rho: Rho, *, pull: float, layers: list[str]) -> Penalty:
+def make_penalty(rho: Rho, *, pull: AskedPull, layers: list[str]) -> Penalty:
     """The penalty that ``AdmmOptions.rho`` and ``pull`` ask for.
 
     Args:
@@ -138,8 +146,7 @@ def make_penalty(rho: Rho, *, pull: float, layers: list[str]) -> Penalty:
         constant = float(rho)
         return Penalty(lambda _: constant)
     if isinstance(next(iter(rho)), int):
-        schedule = {int(epoch): float(value) for epoch, value in rho.items()}
-        return Penalty(lambda now: schedule[max(epoch for epoch in schedule if epoch <= now.epoch)])
+        return Penalty(lambda now: float(at_epoch(rho, now.epoch)))
     values: dict[str, float] = {}
     for glob, value in rho.items():
         values |= dict.fromkeys(match_names(str(glob), layers, "admm.rho"), float(value))

@@ -45,9 +45,7 @@ class Projection:
         PlanError: covariances of layers that the plan lacks, or whose format is found by iteration.
 
     Attributes:
-        plan: the layers with the ranks they have now.
-        factors: layer -> factors of its Z, for the formats that are found by iteration: the next update goes on
-            from them, and so does the conversion. Without them either could end in another local optimum.
+        plan: the layers with the ranks they have now; those that still fall to these ranks are no part of it.
     """
 
     def __init__(
@@ -66,7 +64,15 @@ class Projection:
                     f"{name}: {plan[name].method} is found by iteration, which goes on from the last Z and knows no "
                     "covariance; use another method, or no calibration data"
                 )
-        self.factors: dict[str, list[Tensor]] = {}
+        self._held: dict[str, list[Tensor]] = {}  # factors of the last Z, at the ranks that it had
+
+    @property
+    def factors(self) -> dict[str, list[Tensor]]:
+        """Layer -> factors of its Z, for the formats that are found by iteration, where that has the planned ranks.
+
+        The next update goes on from them, and so does the conversion: either could end in another local optimum else.
+        """
+        return {name: held for name, held in self._held.items() if _same_size(self.plan[name], held)}
 
     def update(
         self,
@@ -74,43 +80,52 @@ class Projection:
         rho: Mapping[str, float],
         processes: Processes,
         division: Division | None = None,
+        *,
+        fallen: float = 1.0,
     ) -> dict[str, Tensor]:
-        """The next Z of each layer from its W + U, equal in all processes; in parts where these are parts."""
+        """The next Z of each layer from its W + U, equal in all processes; in parts where these are parts.
+
+        Args:
+            fallen: how far, 0..1, the ranks have come from the full ones to the planned ones, see ``falling_plan``.
+                Layers whose ranks are full stay as they are.
+        """
         if self.learner is not None:
             learned = self.learner.update(self.plan, tensors, rho)
             ranks = processes.broadcast({name: layer.ranks for name, layer in learned.items()})
             self.plan = with_ranks(self.plan, ranks)
-        parted = {name: t for name, t in tensors.items() if division and name in division}
-        z, factors = self._project_parted(parted, processes, division) if division else ({}, {})
-        whole = [name for name in tensors if name not in parted]
-        parts = partition(self.plan, whole, processes.count if self.distribute else 1)
+        plan = self.plan if fallen == 1 else falling_plan(self.plan, fallen)
+        full = {name: t.clone() for name, t in tensors.items() if fallen < 1 and _is_full(plan[name])}
+        parted = {name: t for name, t in tensors.items() if name not in full and division and name in division}
+        z, factors = self._project_parted(parted, plan, processes, division) if division else ({}, {})
+        whole = [name for name in tensors if name not in full and name not in parted]
+        parts = partition(plan, whole, processes.count if self.distribute else 1)
         for source, names in enumerate(parts):
             mine = {name: tensors[name] for name in names} if processes.rank == source else {}
             # decompositions differ in the last bits between processes, so one of them decides
-            part, own = processes.broadcast(self._project(mine), source)
+            part, own = processes.broadcast(self._project(mine, plan), source)
             z.update((name, one.to(tensors[name].device)) for name, one in part.items())
             factors.update((name, [f.to(tensors[name].device) for f in many]) for name, many in own.items())
-        self.factors = {**self.factors, **factors}  # those of layers that nothing trains now stay
-        return {name: z[name] for name in tensors}
+        self._held = {**self._held, **factors}  # those of layers that nothing trains now stay
+        return {name: full[name] if name in full else z[name] for name in tensors}
 
     def truncate(
         self, tensors: Mapping[str, Tensor], processes: Processes | None = None, division: Division | None = None
     ) -> dict[str, Tensor]:
         """Each tensor at its planned ranks; nothing is remembered."""
         if not (division and processes):
-            return self._project(tensors)[0]
+            return self._project(tensors, self.plan)[0]
         parted = {name: t for name, t in tensors.items() if name in division}
-        z = self._project_parted(parted, processes, division)[0]
-        z |= self._project({name: t for name, t in tensors.items() if name not in parted})[0]
+        z = self._project_parted(parted, self.plan, processes, division)[0]
+        z |= self._project({name: t for name, t in tensors.items() if name not in parted}, self.plan)[0]
         return {name: z[name] for name in tensors}
 
     def _project_parted(
-        self, tensors: Mapping[str, Tensor], processes: Processes, division: Division
+        self, tensors: Mapping[str, Tensor], plan: Plan, processes: Processes, division: Division
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
         """``_project`` of layers that are divided: each process gathers one at a time, and all work at once."""
         z, factors = dict[str, Tensor](), dict[str, list[Tensor]]()
-        parts = partition(self.plan, list(tensors), processes.count if self.distribute else 1)
-        for turn in turns(parts, {name: math.prod(self.plan[name].shape) for name in tensors}):
+        parts = partition(plan, list(tensors), processes.count if self.distribute else 1)
+        for turn in turns(parts, {name: math.prod(plan[name].shape) for name in tensors}):
             mine: dict[str, Tensor] = {}
             for source, names in enumerate(turn):
                 for name in names:
@@ -118,31 +133,33 @@ class Projection:
                     if source == processes.rank:
                         mine[name] = gathered
                     del gathered  # or the next would be gathered beside it
-            part, own = self._project(mine)
+            part, own = self._project(mine, plan)
             mine.clear()
             for source, names in enumerate(turn):
                 z |= {name: division.sent(name, part.pop(name, None), source, tensors[name].dtype) for name in names}
-                if any(self.plan[name].format.iterative for name in names):
+                if any(plan[name].format.iterative for name in names):
                     many = processes.broadcast(own, source)
                     factors |= {name: [f.to(tensors[name].device) for f in one] for name, one in many.items()}
         return z, factors
 
     @torch.no_grad()
-    def _project(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Each tensor at its planned ranks, and the factors of those whose format is iterative."""
-        factors = {name: self._iterate(name, t) for name, t in tensors.items() if self.plan[name].format.iterative}
+    def _project(self, tensors: Mapping[str, Tensor], plan: Plan) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Each tensor at the ranks of ``plan``, and the factors of those whose format is iterative."""
+        factors = {
+            name: self._iterate(name, t, plan[name]) for name, t in tensors.items() if plan[name].format.iterative
+        }
         plain = {name: t for name, t in tensors.items() if name not in factors}
-        z = project_layers(self.plan, plain, self.covariances)
+        z = project_layers(plan, plain, self.covariances)
         for name, own in factors.items():
-            layer = self.plan[name]
+            layer = plan[name]
             with torch.autocast(tensors[name].device.type, enabled=False):
                 dense = layer.format.reconstruct(own, layer.shape, layer.modes).to(tensors[name].dtype)
             z[name] = LAYER_TYPES[layer.layer_type].from_oihw(dense)
         return {name: z[name] for name in tensors}, factors
 
-    def _iterate(self, name: str, tensor: Tensor) -> list[Tensor]:
-        """Factors of one layer, from those of its last Z where they have the planned ranks."""
-        layer, before = self.plan[name], self.factors.get(name)
+    def _iterate(self, name: str, tensor: Tensor, layer: LayerPlan) -> list[Tensor]:
+        """Factors of one layer, from those of its last Z where they have the ranks of ``layer``."""
+        before = self._held.get(name)
         weight = LAYER_TYPES[layer.layer_type].to_oihw(working_copy(tensor))
         with torch.autocast(weight.device.type, enabled=False):
             if before is None or not _same_size(layer, before):
@@ -180,11 +197,11 @@ class Projection:
     def state_dict(self) -> State:
         """Tensors and plain numbers."""
         ranks = {name: list(layer.ranks) for name, layer in self.plan.items()} if self.learner else {}
-        return {"ranks": ranks, "factors": {name: list(factors) for name, factors in self.factors.items()}}
+        return {"ranks": ranks, "factors": {name: list(factors) for name, factors in self._held.items()}}
 
     def load_state_dict(self, state: State) -> None:
         """Go on from another's state, which must be of the same layers."""
-        self.factors = {name: list(factors) for name, factors in state["factors"].items()}
+        self._held = {name: list(factors) for name, factors in state["factors"].items()}
         self.plan = with_ranks(self.plan, state["ranks"])
 
 
@@ -196,6 +213,24 @@ def with_ranks(plan: Plan, ranks: Mapping[str, Sequence[int]]) -> Plan:
     """
     changed = {name: replace(plan[name], ranks=tuple(r)).check(name) for name, r in ranks.items()}
     return replace(plan, layers={**plan.layers, **changed})
+
+
+def falling_plan(plan: Plan, fallen: float) -> Plan:
+    """The plan at ranks that have gone a share, 0..1, of their way from the full ones to its own.
+
+    Full are those at which a format is exact for every weight, ``Format.max_ranks``. Each rank is rounded to a whole
+    number, and lowered where a layer cannot use it beside its others.
+    """
+    ranks = {}
+    for name, layer in plan.items():
+        full = layer.format.max_ranks(layer.shape, layer.modes)
+        now = [round(most - fallen * (most - own)) for most, own in zip(full, layer.ranks, strict=True)]
+        ranks[name] = layer.format.fit_ranks(layer.shape, layer.modes, now)
+    return with_ranks(plan, ranks)
+
+
+def _is_full(layer: LayerPlan) -> bool:
+    return layer.ranks == layer.format.max_ranks(layer.shape, layer.modes)
 
 
 def _same_size(layer: LayerPlan, factors: Sequence[Tensor]) -> bool:

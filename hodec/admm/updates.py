@@ -151,6 +151,17 @@ def step(
 
 
 @torch.no_grad()
+def towards(weights: Mapping[str, Tensor], states: Mapping[str, AdmmState], share: float) -> dict[str, Tensor]:
+    """Each W moved by a share of its way to Z, above 0 and at most 1: at 1 it is Z.
+
+    Where Z is the truncated SVD of W, the singular values that it cuts off are multiplied by 1 - share.
+    """
+    if share == 1:
+        return {name: states[name].z for name in weights}
+    return {name: torch.lerp(full_precision(w), states[name].z, share) for name, w in weights.items()}
+
+
+@torch.no_grad()
 def measure(w: Tensor, state: AdmmState, z_before: Tensor) -> Residuals:
     """Residuals of one layer whose Z was ``z_before`` before the last update."""
     full = full_precision(w)
@@ -163,8 +174,8 @@ def with_rho(state: AdmmState, rho: float, *, follows_rate: bool = False) -> Adm
     """Change the penalty and keep the true dual rho * U. Source: Boyd et al., section 3.4.1.
 
     Args:
-        follows_rate: rho falls only because the learning rate rises, which is no change of penalty: U stays then. It
-            would grow by what it gathered while the rate was low, times the rise.
+        follows_rate: rho is solved from a pull, and falls because the learning rate or the interval rises or a smaller
+            pull is asked for: U stays then. It holds residuals of a net that still moves, and would grow by the ratio.
     """
     if rho == state.rho:
         return state

@@ -88,9 +88,9 @@ def test_each_projects_its_share_and_all_hold_the_same(
     projected: dict[int, list[str]] = {}
     real = Projection._project
 
-    def spy(self, some):
+    def spy(self, some, plan):
         projected.setdefault(threading.get_ident(), []).extend(some)
-        return real(self, some)
+        return real(self, some, plan)
 
     monkeypatch.setattr(Projection, "_project", spy)
     alone = Projection(plan).update(tensors, {}, Processes())

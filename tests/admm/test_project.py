@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from admm_fits import BATCHES, LAYERS, Users, batches, fit, new_net, plan_of, sgd
+from admm_fits import BATCHES, LAYERS, Users, batches, fit, new_net, plan_of, samples, sgd
 from torch.testing import assert_close
 
 import hodec
@@ -85,15 +85,15 @@ def test_report_says_how_far_training_moved_from_the_ranks_and_no_rho():
     assert report["truncation_error"] < 1e-5
 
 
-def test_it_goes_on_exactly_from_its_state():
-    one = trained(update_every="3steps")
-    net, optimizer, core = trained(until=5, update_every="3steps")
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_it_goes_on_exactly_from_its_state(share):
+    one = trained(update_every="3steps", share=share)
+    net, optimizer, core = trained(until=5, update_every="3steps", share=share)
     again = copy.deepcopy(net)
     optimizer2 = sgd(again)
     optimizer2.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    resumed = Admm(
-        again, plan_of(new_net()), optimizer2, mode="project", steps_per_epoch=BATCHES, update_every="3steps"
-    )
+    settings = {"mode": "project", "steps_per_epoch": BATCHES, "update_every": "3steps", "share": share}
+    resumed = Admm(again, plan_of(new_net()), optimizer2, **settings)
     resumed.load_state_dict(core.state_dict())
     for number, (x, y) in enumerate(batches()):
         if number < 1:
@@ -124,6 +124,11 @@ def test_the_callback_does_the_same_in_lightning():
         ({"mode": "project", "rho": 1e-3}, "mode='project' has no such setting"),
         ({"mode": "projekt"}, "allowed: admm, project"),
         ({"mode": "project", "update_every": 0}, "update_every"),
+        ({"share": 0.5}, "mode='admm' has no such setting"),
+        *(
+            ({"mode": "project", "share": share}, "share: .* given; allowed: a number above 0 and at most 1")
+            for share in (0, -0.1, 1.1, float("nan"), "half", True)
+        ),
     ],
 )
 def test_what_the_mode_does_not_have_is_refused(settings, words):
@@ -138,3 +143,64 @@ def test_ranks_are_not_learned_by_it():
     net = new_net()
     with pytest.raises(ConfigError, match="no penalty to learn ranks from"):
         Admm(net, plan_of(net), sgd(net), mode="project", learner=Learned(params=0.4))
+
+
+def test_the_callback_moves_by_a_share_as_a_loop_does():
+    net = new_net()
+    net.dropout.p = 0.0
+    callback = AdmmCallback(plan_of(net), mode="project", update_every="3steps", share=0.3, track_truncated=True)
+    trainer = fit(Users(net), callback, epochs=2, val=batches())
+    assert_close(net.state_dict(), trained(update_every="3steps", share=0.3)[0].state_dict(), rtol=0, atol=0)
+    assert trainer.callback_metrics["admm/truncation_error"] > 1e-3
+    assert 0 <= trainer.callback_metrics["admm/truncated_accuracy"] <= 1
+
+
+def soft(share, *, plan=None, covariances=None):
+    """Each layer's weight before a projection and after it, and the Admm that did it."""
+    net = new_net()
+    core = Admm(net, plan or plan_of(net), sgd(net), mode="project", share=share, covariances=covariances)
+    core.start()
+    before = {name: w.detach().clone() for name, w in core.weights.items()}
+    core.update()
+    return before, {name: w.detach() for name, w in core.weights.items()}, core
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_a_share_shrinks_the_singular_values_behind_the_rank(share):
+    plan = plan_of(new_net(), method="weight_svd")
+    before, after, core = soft(share, plan=plan)
+    for name, w in before.items():
+        old, new = (plan[name].format.spectra(one, plan[name].modes)[0][1] for one in (w, after[name]))
+        expected = torch.cat([old[:3], (1 - share) * old[3:]])
+        assert_close(new, expected.sort(descending=True).values, rtol=1e-5, atol=1e-6)
+    whole, cut = (sum(float(w.square().sum()) for w in many.values()) ** 0.5 for many in (before, after))
+    report = core.report()
+    assert report["truncation_error"] * cut == pytest.approx((1 - share) * report["primal_residual"] * whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["tt", "tucker", "cp", "svd", "spatial_svd"])
+@pytest.mark.parametrize("aware", [False, True])
+def test_a_share_of_every_projection(method, aware):
+    plan = plan_of(new_net(), method=method)
+    if aware and any(layer.format.iterative for layer in plan.values()):
+        pytest.skip("a format found by iteration knows no covariance")
+    covariances = hodec.collect_covariances(new_net(), plan, [samples()[0]]) if aware else None
+    before, after, _ = soft(0.3, plan=plan, covariances=covariances)
+    _, nearest, _ = soft(1.0, plan=plan, covariances=covariances)
+    for name, w in before.items():
+        assert_close(after[name], w + 0.3 * (nearest[name] - w), rtol=0, atol=1e-6)
+        assert (nearest[name] - w).abs().max() > 1e-3
+
+
+def test_many_soft_projections_end_at_the_hard_one_and_converting_cuts_off_what_is_left():
+    net, _, core = trained(share=0.3, update_every="1step")
+    x = torch.randn(5, 3, 8, 8)
+    left = core.report()["truncation_error"]
+    assert left > 1e-3
+    small = core.convert().eval()
+    assert float((small(x) - net.eval()(x)).detach().norm()) > 1e-4
+    with updates.weights_replaced(core.own, core.projection.truncate(core.own)):
+        assert_close(small(x), net(x), rtol=1e-4, atol=1e-4)
+    for _ in range(40):
+        core.update()
+    assert core.report()["truncation_error"] < 1e-4 * left

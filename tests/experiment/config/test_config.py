@@ -110,7 +110,9 @@ def test_every_setting_is_explained_and_says_what_it_allows():
     assert len(settings) > 50
     assert [one.key for one in settings if not one.doc] == []
     assert all(one.words() for one in settings)
-    assert settings_by_key()["admm.pull"]["default"].words() == "a number above 0 and below 1"
+    assert (
+        settings_by_key()["admm.pull"]["default"].words() == "a number above 0 and below 1 | {0: number, epoch: number}"
+    )
     assert settings_by_key()["trainer.threads"][""].words() == "null or a whole number at least 1"
 
 
@@ -195,8 +197,12 @@ def test_bad_rho(rho):
 
 
 @pytest.mark.parametrize(
-    ("interval", "good"), [(1, 1), ("50steps", 1), ("2epochs", 1), (0, 0), ("0steps", 0), ("x", 0)]
-)
+    ("interval", "good"),
+    [
+        (1, 1), ("50steps", 1), ("2epochs", 1), ({0: 1, 9: "50steps"}, 1),
+        (0, 0), ("0steps", 0), ("x", 0), ({9: 1}, 0), ({0: 1, 9: "x"}, 0),
+    ],
+)  # fmt: skip
 def test_update_interval(interval, good):
     assert (all_of({"admm": {"update_every": interval}}) == []) == bool(good)
 
@@ -283,7 +289,10 @@ def test_every_rule_is_an_option_of_its_own_name():
 
 
 def test_yaml_gives_the_same_settings_back():
-    config = composed("tt_ranks={layer1.*:9}", "admm.rho={0:1e-3,5:1e-2}", "init=a b.pt")
+    schedules = ["admm.rho={0:1e-3,5:1e-2}", "admm.pull={0: 0.5, 10: 0.9}", "admm.update_every={0: 1, 10: 50steps}"]
+    config = composed("tt_ranks={layer1.*:9}", *schedules, "init=a b.pt")
+    assert config.admm.pull == {0: 0.5, 10: 0.9}
+    assert config.admm.update_every == {0: 1, 10: "50steps"}
     text = to_yaml(config)
     assert config_of(yaml.safe_load(text)) == config
     assert OmegaConf.to_container(OmegaConf.create(text)) == config.to_dict()
