@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "pulled": {"ranks": 2, "method": "tt"},
     "moved": {"ranks": 2, "method": "tt", "optimizer": "adam"},
     "projected": {"ranks": 2, "method": "tt", "mode": "project"},
+    "falling": {"ranks": 2, "method": "tt", "mode": "project", "share": 0.5, "falling_epochs": 3},
     "iterated": {"ranks": 4, "method": "cp"},
 }
 
@@ -61,7 +62,7 @@ class Run:
         self.net = WAYS[way](dense, count)
         adam = given.get("optimizer") == "adam"
         self.optimizer = torch.optim.Adam(self.net.parameters(), 0.01) if adam else sgd(self.net)
-        settings = {key: given[key] for key in ("mode",) if key in given}
+        settings = {key: value for key, value in given.items() if key not in ("ranks", "method", "optimizer")}
         self.admm = hodec.Admm(self.net, plan, self.optimizer, steps_per_epoch=len(X) // BATCH, **settings)
         self.reports: list[dict[str, float]] = []
 

@@ -18,9 +18,12 @@ SCRIPT = Path(__file__).parent / "divided_processes.py"
 
 
 JOBS = {
-    2: ["ddp-pulled-0", "fsdp-pulled-0", "fsdp-moved-0", "fsdp-projected-0", "fsdp-iterated-0", "fsdp-pulled-2"],
+    2: [
+        "ddp-pulled-0", "fsdp-pulled-0", "fsdp-moved-0", "fsdp-projected-0", "fsdp-iterated-0", "fsdp-pulled-2",
+        "fsdp-falling-2",
+    ],
     4: ["ddp-pulled-0", "fsdp-pulled-0", "hsdp-pulled-0"],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
