@@ -67,8 +67,7 @@ class AdmmLoop:
         self._parked: dict[str, AdmmState] = {}  # states of layers that nothing trains now
         self._idle = ""  # layers that the loss did not reach at the last step
         self._fall = 1.0  # how far the ranks had fallen, 0..1, at the last Z
-        self._told = False  # whether after_step was called in this epoch
-        self._warned: set[str] = set()
+        self._warned, self._told = set[str](), False  # told: whether after_step was called in this epoch
         self._bind()
 
     def _bind(self, before: Mapping[str, nn.Parameter] | None = None) -> None:
