@@ -7,7 +7,6 @@ then as few as reach the score go back to float, those that lose most first.
 
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,23 +17,18 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike
 
-from hodec.errors import ConvertError, first_line
-from hodec.export.runtime import Calls, Cannot, open_session, quiet
+from hodec.errors import ConvertError
+from hodec.export.runtime import Cannot, open_session
 from hodec.io.atomic import write_bytes
 from hodec.onnx_graph.bench import Bench, bench_files
 from hodec.onnx_graph.chance import Feeds, Run, Score
 from hodec.onnx_graph.cost import COUNTS
 from hodec.onnx_graph.graph import load_graph
+from hodec.onnx_graph.quantizer import inner_names, prepared, quantized
 from hodec.onnx_graph.session import run_session
 from hodec.onnx_graph.writing import MAX_BYTES, check_target
 
 log = logging.getLogger(__name__)
-
-# Oldest version of the operators with one scale for each channel of a weight.
-PER_CHANNEL = 13
-# What is quantized: sums, pools and activations between them lose more than they win. PP-OCRv4 recognition is 1.5 times
-# as fast as dense so, 1.4 times with all operators in 8 bits, at a relative error of 0.16 and 0.26.
-OPERATORS = ["Conv", "MatMul", "Gemm"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def quantize_file(  # noqa: PLR0913
     if graph.bytes >= MAX_BYTES:
         raise ConvertError(f"{source} has {graph.bytes:,} bytes; onnxruntime quantizes files below {MAX_BYTES:,}")
     feeds, held_out = _split(feeds, held_out)
-    model = _prepared(Path(source))
+    model = prepared(Path(source))
     try:
         near = closeness(_run(model, threads), held_out)
     except Cannot as error:
@@ -96,7 +90,7 @@ def quantize_file(  # noqa: PLR0913
     wanted = score or near
     aim = wanted(_run(model, threads))
     floor = aim - allowed * abs(aim) if least is None else least
-    mixed = Mixed(model, _quantized(model, feeds))
+    mixed = Mixed(model, quantized(model, feeds))
     # layers are put in order by outputs: a score of a task is often the same for several
     order = partial(_by_harm, mixed, lambda each: near(_run(each, threads)))
     try:
@@ -163,67 +157,6 @@ def closeness(run: Run, feeds: Sequence[Feeds]) -> Score:
 
 def _run(model: onnx.ModelProto, threads: int) -> Run:
     return partial(run_session, open_session(model.SerializeToString(), threads=threads))  # type: ignore[return-value]
-
-
-def _prepared(source: Path) -> onnx.ModelProto:
-    """The model as its quantizer wants it: batch normalizations folded, sizes known, every node named."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    model = onnx.load(str(source))
-    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    with tempfile.TemporaryDirectory(prefix="hodec-") as folder, quiet():
-        given, path = (str(Path(folder) / name) for name in ("given.onnx", "prepared.onnx"))
-        try:
-            if max(versions) < PER_CHANNEL:
-                model = onnx.version_converter.convert_version(model, PER_CHANNEL)
-            onnx.save(model, given)
-            quant_pre_process(given, path, skip_symbolic_shape=True)
-            prepared: onnx.ModelProto = onnx.load(path)
-        except Exception as error:  # whatever the quantizer's tools meet
-            raise ConvertError(f"{source} cannot be prepared for quantization: {first_line(error)}") from error
-    _renewed(prepared)
-    del prepared.metadata_props[:]
-    prepared.metadata_props.extend(model.metadata_props)
-    taken = {node.name for node in prepared.graph.node}
-    for k, node in enumerate(prepared.graph.node):
-        if not node.name:
-            node.name = next(name for n in range(k, k + len(taken) + 1) if (name := f"node {n}") not in taken)
-            taken.add(node.name)
-    return prepared
-
-
-def _renewed(model: onnx.ModelProto) -> None:
-    """Bring a file format before version 4, where initializers are inputs too, to 4: the quantizer lists none."""
-    if model.ir_version >= 4:
-        return
-    stored = {one.name for one in model.graph.initializer}
-    inputs = [one for one in model.graph.input if one.name not in stored]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    model.ir_version = 4
-
-
-def _quantized(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
-    from onnxruntime import quantization
-
-    copy = onnx.ModelProto.FromString(model.SerializeToString())  # the quantizer changes it
-    with tempfile.TemporaryDirectory(prefix="hodec-") as folder, quiet("root"):
-        path = str(Path(folder) / "int8.onnx")
-        try:
-            quantization.quantize_static(
-                copy,
-                path,
-                Calls(feeds),
-                op_types_to_quantize=OPERATORS,
-                per_channel=True,
-                # x86 multiplies unsigned by signed bytes: nudenet is 1.8 times as fast as dense so, 0.7 times with
-                # signed activations
-                activation_type=quantization.QuantType.QUInt8,
-            )
-            quantized: onnx.ModelProto = onnx.load(path)
-        except Exception as error:  # its own kinds, and those of the runtime
-            raise ConvertError(f"the model cannot be quantized on these data: {first_line(error)}") from error
-    return quantized
 
 
 class Mixed:
@@ -307,7 +240,7 @@ def _remove_unread(graph: onnx.GraphProto) -> None:
     ends = {one.name for one in graph.output}
     while True:
         read = ends | {name for node in graph.node for name in node.input}
-        read |= {name for node in graph.node for name in _inner_names(node)}
+        read |= {name for node in graph.node for name in inner_names(node)}
         unread = [node for node in graph.node if not read & {*node.output}]
         if not unread:
             break
@@ -315,15 +248,6 @@ def _remove_unread(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
     for one in [one for one in graph.initializer if one.name not in read]:
         graph.initializer.remove(one)
-
-
-def _inner_names(node: onnx.NodeProto) -> Iterable[str]:
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from inner.input
-                yield from _inner_names(inner)
-            yield from (one.name for one in graph.output)
 
 
 def _by_harm(mixed: Mixed, score: Callable[[onnx.ModelProto], float]) -> list[str]:

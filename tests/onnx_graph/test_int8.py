@@ -9,7 +9,8 @@ from hodec.errors import ConvertError
 from hodec.export.runtime import open_session
 from hodec.onnx_graph.decompose import decompose_file
 from hodec.onnx_graph.graph import load_graph
-from hodec.onnx_graph.int8 import Mixed, _prepared, _quantized, closeness, four_rows, quantize_file
+from hodec.onnx_graph.int8 import Mixed, closeness, four_rows, quantize_file
+from hodec.onnx_graph.quantizer import prepared, quantized
 from hodec.ranks import Manual
 
 from small_graphs import node, numbers, save  # isort: skip
@@ -73,8 +74,8 @@ def test_layers_that_lose_most_go_back_to_float(tmp_path):
 
 
 def test_every_layer_in_float_is_the_file_itself(tmp_path):
-    source = _prepared(net(tmp_path / "in.onnx"))
-    mixed = Mixed(source, _quantized(source, calls(4)))
+    source = prepared(net(tmp_path / "in.onnx"))
+    mixed = Mixed(source, quantized(source, calls(4)))
     assert mixed.layers == ["stem", "body", "head"]
     model = mixed.model(mixed.layers)
     assert not [one for one in model.graph.node if "Quantize" in one.op_type]
@@ -84,8 +85,8 @@ def test_every_layer_in_float_is_the_file_itself(tmp_path):
 
 
 def test_a_value_between_layers_in_float_is_not_rounded(tmp_path):
-    source = _prepared(net(tmp_path / "in.onnx"))
-    mixed = Mixed(source, _quantized(source, calls(4)))
+    source = prepared(net(tmp_path / "in.onnx"))
+    mixed = Mixed(source, quantized(source, calls(4)))
     model = mixed.model(["stem", "body"])
     rounded = [one for one in model.graph.node if one.op_type == "QuantizeLinear"]
     near_head = {one.input[0] for one in model.graph.node if one.name == "head"}
@@ -156,3 +157,58 @@ def test_a_file_of_an_old_format_is_one_of_a_newer_one_in_8_bits(tmp_path):
     assert load_graph(out).model.ir_version == 4
     assert [one.name for one in onnx.load(out).graph.input] == ["x"]
     assert np.isfinite(open_session(out).run(None, calls(1)[0])[0]).all()
+
+
+# -- what onnxruntime's quantizer stumbles over ----------------------------------------------------------------------
+
+
+def runs_in_8_bits(path, out, data, layers):
+    done = quantize_file(path, out, data, least=-9.0)
+    assert (done.floats, done.layers) == ((), layers)
+    assert done.score > 0.9
+    onnx.checker.check_model(str(out))
+    assert np.isfinite(open_session(out).run(None, data[0])[0]).all()
+
+
+@pytest.mark.parametrize("shape", [(10,), (1, 10), (1,), (1, 1)])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_bias_that_is_broadcast(tmp_path, shape, transposed):
+    weight = numbers(16, 10) if not transposed else numbers(10, 16)
+    nodes = [node("Gemm", "x w b", "y", name="head", transB=transposed)]
+    path = save(tmp_path / "in.onnx", nodes, {"w": weight, "b": numbers(*shape, seed=1)}, inputs={"x": (4, 16)})
+    generator = np.random.default_rng(0)
+    data = [{"x": generator.standard_normal((4, 16)).astype(np.float32)} for _ in range(8)]
+    runs_in_8_bits(path, tmp_path / "out.onnx", data, 1)
+
+
+def test_a_shared_bias_beside_a_value_of_the_name_that_its_copy_would_have(tmp_path):
+    nodes = [
+        node("Conv", "x w0 b", "b1", name="first", pads=[1, 1, 1, 1]),
+        node("Conv", "b1 w1 b", "h", name="second", pads=[1, 1, 1, 1]),
+        node("Add", "b1 h", "y", name="sum"),
+    ]
+    weights = {"w0": numbers(8, 3, 3, 3), "w1": numbers(8, 8, 3, 3, seed=1), "b": numbers(8, seed=2)}
+    path = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 3, 12, 12)})
+    runs_in_8_bits(path, tmp_path / "out.onnx", calls(8), 2)
+    biases = [one.input[2] for one in prepared(path).graph.node if one.op_type == "Conv"]
+    assert len({*biases} - {"b1"}) == 2
+
+
+def test_a_value_that_a_branch_reads_is_rounded_before_it(tmp_path):
+    def branch(name, op):
+        made = [node(op, "h", f"{name}_y", name=name)]
+        return onnx.helper.make_graph(made, name, [], [onnx.helper.make_tensor_value_info(f"{name}_y", 1, None)])
+
+    pick = onnx.helper.make_node(
+        "If", ["c"], ["p"], "pick", then_branch=branch("yes", "Relu"), else_branch=branch("no", "Neg")
+    )
+    nodes = [
+        node("Conv", "x w0", "h", name="first", pads=[1, 1, 1, 1]),
+        node("Greater", "a zero", "c", name="is_positive"),
+        pick,
+        node("Conv", "p w1", "y", name="second", pads=[1, 1, 1, 1]),
+    ]
+    weights = {"w0": numbers(8, 3, 3, 3), "w1": numbers(8, 8, 3, 3, seed=1), "zero": np.zeros((), np.float32)}
+    path = save(tmp_path / "in.onnx", nodes, weights, inputs={"x": (1, 3, 12, 12), "a": ()})
+    data = [each | {"a": np.array(1, np.float32)} for each in calls(8)]
+    runs_in_8_bits(path, tmp_path / "out.onnx", data, 2)
