@@ -131,8 +131,8 @@ final ones, which no command has seen and which the column *score* is of. `voice
 The ways: *as typed* is `hodec decompose IN --no-data -o OUT`; *weights, N of MACs* is the same with
 `--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
 --max-drop 0.01 --target T -o OUT`, with `--int8` where the row says so. A star: measured by an earlier version. The
-rows of *compress, latency*, with and without `--int8`, are of the machine named here; the others are of one without
-512-bit and bfloat16 units."""
+rows of *compress, latency*, with and without `--int8`, are of the machine named here, but for the captcha and character
+detection; these and the other rows are of one without 512-bit units."""
 
 
 def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: dict[str, str]) -> str:

@@ -119,10 +119,10 @@ def note(comparison: Comparison, arms: Mapping[str, Arm]) -> str:
     candidate = next(iter(arms.values())).chosen
     data = candidate.config.data
     steps = f" of {data.epoch_batches} steps" if isinstance(data, Batches) and data.epoch_batches else ""
-    images = f" of {data.batch_size} images" if isinstance(data, Batches) else ""
+    images = f", in batches of {data.batch_size} images" if isinstance(data, Batches) else ""
     seeds = ", ".join(map(str, comparison.seeds))
     text = (
-        f"Test accuracy of the small net after {epochs(candidate.config)} epochs{steps}{images} in all, "
+        f"Test accuracy of the small net after {epochs(candidate.config)} epochs{steps} in all{images}, "
         f"seeds {seeds}; ± is the standard deviation over them (n - 1). What was tried was chosen from on the "
         f"validation split, by seed {comparison.seeds[0]}; only what was chosen was tested. Differences are in points, "
         f"to {comparison.base!r} at the same seed; intervals are of 95% by the paired t test, once with "
