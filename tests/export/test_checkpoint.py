@@ -271,7 +271,10 @@ def test_facts_that_ask_for_more_than_the_file_holds_take_no_memory(tmp_path, mo
 @pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
 def test_tensors_of_another_kind_of_number_are_refused(written, kind):
     tensors = {name: t.to(kind) if t.is_floating_point() else t for name, t in load_tensors(written).items()}
-    save_tensors(written, tensors)
+    try:
+        save_tensors(written, tensors)
+    except KeyError:
+        pytest.skip("safetensors before 0.5 writes no complex numbers")
     structure = json.loads(written.with_suffix(".json").read_text()) | {"sha256": sha256(written)}
     written.with_suffix(".json").write_text(json.dumps(structure))
     with pytest.raises(CheckpointError, match="hold numbers of another kind than the model's, first"):

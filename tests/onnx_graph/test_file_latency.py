@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import onnx
 import pytest
 
@@ -48,7 +49,7 @@ def residual_net(path, channels=64):
         "w4": numbers(channels, channels, seed=6),
         "b4": numbers(channels, seed=7),
         "low": numbers(),
-        "high": numbers() + 6,
+        "high": (numbers() + 6).astype(np.float32),  # numpy 1 makes it a float64
     }
     return save(path, nodes, weights, inputs={"x": (1, 3, 24, 24)})
 
