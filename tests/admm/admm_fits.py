@@ -1,5 +1,6 @@
 """A LightningModule as a user would write it, its data and its trainer: nothing in it knows ADMM."""
 
+import copy
 import logging
 import math
 import warnings
@@ -195,3 +196,14 @@ def covered(module, callback, **options):
 
 def plain_sgd(module):
     return torch.optim.SGD(module.parameters(), lr=0.05)
+
+
+def gone_on(stopped, net, make, *, until):
+    """A copy of a net, and the Admm of ``make`` for it that goes on from ``stopped``, which has done ``until`` steps."""
+    again = copy.deepcopy(net)
+    resumed = make(again)
+    resumed.optimizer.load_state_dict(copy.deepcopy(stopped.optimizer.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    if until % BATCHES == 0:
+        resumed.end_epoch()
+    return again, resumed

@@ -1,13 +1,12 @@
 """mode="project" with falling_epochs: the ranks that are projected onto fall from the full ones to the planned ones."""
 
-import copy
 import logging
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from admm_fits import BATCHES, Users, batches, fit, new_net, plan_of, samples, sgd
+from admm_fits import BATCHES, Users, batches, fit, gone_on, new_net, plan_of, samples, sgd
 from torch.testing import assert_close
 
 from hodec.admm.core import Admm
@@ -140,12 +139,7 @@ def test_it_goes_on_exactly_in_the_middle_of_the_fall(method, known, until):
     core = train(whole, new_core(whole, **settings))
     net = new_net()
     stopped = train(net, new_core(net, **settings), until=until)
-    again = copy.deepcopy(net)
-    resumed = new_core(again, **settings)
-    resumed.optimizer.load_state_dict(copy.deepcopy(stopped.optimizer.state_dict()))
-    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
-    if until % BATCHES == 0:
-        resumed.end_epoch()
+    again, resumed = gone_on(stopped, net, lambda one: new_core(one, **settings), until=until)
     train(again, resumed, done=until)
     assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert resumed.primal == core.primal

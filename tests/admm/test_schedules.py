@@ -1,12 +1,10 @@
 """pull and update_every as {epoch: value}: from these epochs on, and what becomes of U there."""
 
-import copy
-
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from admm_fits import BATCHES, Probe, Users, batches, cosine, fit, new_net, plan_of, sgd
+from admm_fits import BATCHES, Probe, Users, batches, cosine, fit, gone_on, new_net, plan_of, sgd
 from torch.testing import assert_close
 from torch.utils.data import IterableDataset
 
@@ -147,12 +145,7 @@ def test_a_loop_goes_on_exactly(settings, until):
     list(train(whole, core))
     stopped = new_core(net, **settings)
     list(train(net, stopped, until=until))
-    again = copy.deepcopy(net)
-    resumed = new_core(again, **settings)
-    resumed.optimizer.load_state_dict(copy.deepcopy(stopped.optimizer.state_dict()))
-    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
-    if until % BATCHES == 0:
-        resumed.end_epoch()
+    again, resumed = gone_on(stopped, net, lambda one: new_core(one, **settings), until=until)
     list(train(again, resumed, done=until))
     assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert {n: s.rho for n, s in resumed.states.items()} == {n: s.rho for n, s in core.states.items()}
