@@ -199,7 +199,7 @@ def plain_sgd(module):
 
 
 def gone_on(stopped, net, make, *, until):
-    """A copy of a net, and the Admm of ``make`` for it that goes on from ``stopped``, which has done ``until`` steps."""
+    """A copy of a net, and its Admm by ``make`` that goes on from ``stopped``, which has done ``until`` steps."""
     again = copy.deepcopy(net)
     resumed = make(again)
     resumed.optimizer.load_state_dict(copy.deepcopy(stopped.optimizer.state_dict()))
