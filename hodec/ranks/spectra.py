@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from hodec.linalg.svd import naming, singular_values
 from hodec.ranks.context import LayerContext
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,34 @@ def _spectrum(position: int, values: Tensor) -> Spectrum:
     return Spectrum(position, energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
-_cache: OrderedDict[tuple[object, ...], list[Spectrum]] = OrderedDict()
+_cache: OrderedDict[tuple[object, ...], object] = OrderedDict()
 
 
-def cached_truncation_spectra(layer: LayerContext, size: int = 4096) -> list[Spectrum]:
-    """``truncation_spectra``, remembered by the numbers in the weight: a sweep of targets computes them once.
+def cached_truncation_spectra(layer: LayerContext) -> list[Spectrum]:
+    """``truncation_spectra``, remembered by the numbers in the weight: a sweep of targets computes them once."""
+    return remembered(key_of(layer), lambda: truncation_spectra(layer))
 
-    Args:
-        size: layers remembered; each takes one number a singular value, so thousands take some ten megabytes.
-    """
+
+def key_of(layer: LayerContext) -> tuple[object, ...]:
+    """What the truncations of a layer depend on: the numbers in its weight, its format and modes."""
     weight = layer.site.values().detach().cpu().clone(memory_format=torch.contiguous_format)  # whatever its strides
     digest = hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()
-    key = (digest, weight.dtype, weight.shape, layer.format, layer.modes)  # a method has one for each groups
+    return (digest, weight.dtype, weight.shape, layer.format, layer.modes)  # a method has one format for each groups
+
+
+def remembered(key: tuple[object, ...], compute: Callable[[], T], size: int = 4096) -> T:
+    """What ``compute`` gives, computed once in a process.
+
+    Args:
+        key: names the result.
+        size: results remembered; spectra take one number a singular value, so thousands take some ten megabytes.
+    """
     if key not in _cache:
-        _cache[key] = truncation_spectra(layer)
+        _cache[key] = compute()
         if len(_cache) > size:
             _cache.popitem(last=False)
     _cache.move_to_end(key)
-    return _cache[key]
+    return cast(T, _cache[key])
 
 
 def ranks_for_tail(spectra: Sequence[Spectrum], share: float, count: int) -> list[int]:

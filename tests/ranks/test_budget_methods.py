@@ -1,5 +1,6 @@
 """Budget over several methods: each layer takes the one that loses least of it."""
 
+import copy
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from hodec.calibration.input_covariance import collect_covariances
 from hodec.conversion.swap import conversion_errors, convert
 from hodec.errors import ConfigError, PlanError
 from hodec.experiment import pipeline
+from hodec.formats.base import Format
 from hodec.formats.layer_types import LAYER_TYPES
 from hodec.formats.modes import Modes
 from hodec.models import build_model
@@ -239,3 +241,27 @@ def test_other_rules_take_the_method_of_the_plan(rule):
 def test_an_empty_list_of_methods_is_refused():
     with pytest.raises(ConfigError, match=r"^methods: \[\] given"):
         Budget(macs=0.4, methods=[])
+
+
+def test_what_ranks_lose_is_measured_once_for_each_weight(resnet: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    first, _ = planned(resnet, PICTURE, ["cp3", "tucker"])
+    projected: list[tuple[int, ...]] = []
+    project = Format.project
+
+    def counted(fmt: Format, weight: Tensor, ranks: tuple[int, ...], modes: Modes) -> Tensor:
+        projected.append(tuple(weight.shape))
+        return project(fmt, weight, ranks, modes)
+
+    monkeypatch.setattr(Format, "project", counted)
+    again, _ = planned(resnet, PICTURE, ["cp3", "tucker"], macs=0.5)
+    assert projected == []
+    assert planned(resnet, PICTURE, ["cp3", "tucker"])[0].to_dict() == first.to_dict()
+    assert again.to_dict() != first.to_dict()
+    other = copy.deepcopy(resnet)
+    with torch.no_grad():
+        name = next(name for name, layer in first.items() if layer.ranks)
+        other.get_parameter(f"{name}.weight").mul_(
+            torch.linspace(0.5, 1, other.get_parameter(f"{name}.weight").shape[0])[:, None, None, None]
+        )
+    planned(other, PICTURE, ["cp3", "tucker"])
+    assert set(projected) == {tuple(other.get_parameter(f"{name}.weight").shape)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from hodec.cost.metric import CostMetric
 from hodec.ranks.context import LayerContext
 from hodec.ranks.rule import Limits
 from hodec.ranks.selection.knapsack import not_dominated
-from hodec.ranks.spectra import Spectrum, TruncationLoss, cached_truncation_spectra
+from hodec.ranks.spectra import Spectrum, TruncationLoss, cached_truncation_spectra, key_of, remembered
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,23 @@ class MeasuredLoss(TruncationLoss):
         self, layer: LayerContext, limits: Limits, *, steps: int = 64, samples: int = 8, negligible: float = 1e-6
     ) -> tuple[list[float], list[float]]:
         """Estimates at ``samples`` ranks, rising, and what to multiply each with; ``negligible`` ones need no scale."""
-        weight = layer.site.values().detach().float()
-        norm, estimate_at = float(weight.square().sum()), super().at
+        estimate_at = super().at
         fitted = dict.fromkeys(limits.limited(layer, ranks)[0] for ranks in self.path(steps))
         usable = [ranks for ranks in fitted if layer.planned(ranks).saves() and estimate_at(ranks) > negligible]
-        seen: dict[float, float] = {}
-        for k in np.unique(np.linspace(0, len(usable) - 1, samples).round().astype(int)) if usable else ():
-            lost = weight - layer.format.project(weight, usable[k], layer.modes)
-            estimate = estimate_at(usable[k])
-            seen[estimate] = float(lost.square().sum()) / norm / estimate
+        places = np.unique(np.linspace(0, len(usable) - 1, samples).round().astype(int)) if usable else ()
+        chosen = tuple(usable[k] for k in places)
+        lost = remembered((*key_of(layer), chosen), partial(_lost, layer, chosen))
+        seen = {estimate_at(ranks): share / estimate_at(ranks) for ranks, share in zip(chosen, lost, strict=True)}
         estimates = sorted(seen) or [0.0]
         return estimates, [seen.get(estimate, 1.0) for estimate in estimates]
+
+
+def _lost(layer: LayerContext, chosen: Sequence[tuple[int, ...]]) -> list[float]:
+    """The share of the weight's squared norm that its projection onto each of these ranks loses."""
+    weight = layer.site.values().detach().float()
+    norm = float(weight.square().sum())
+    distances = (weight - layer.format.project(weight, ranks, layer.modes) for ranks in chosen)
+    return [float(distance.square().sum()) / norm for distance in distances]
 
 
 class MethodOptions:
