@@ -134,7 +134,7 @@ def carry_out(words, folder, capsys):
         case ["uv", "run", "python", "train.py", *rest] | ["python", "train.py", *rest] | ["hodec", "train", *rest]:
             if not any(word in " ".join(rest) for word in ELSEWHERE):
                 train(with_places(smaller(rest), folder), folder)
-        case ["hodec", "compare", *_]:  # races of hours; tests/experiment/arms run small ones
+        case ["hodec", "compare", *_]:  # races of hours; tests/experiment/test_arms.py runs small ones
             pass
         case ["hodec", *rest]:
             call(rest, folder, capsys)

@@ -374,6 +374,8 @@ def _explain(error: Exception) -> str:
     extra = next((extra for name, extra in PLUGINS.items() if f"'{name}" in str(error)), "")
     if extra:
         return f"{str(error).splitlines()[0].rstrip('.')}; it needs the extra: pip install 'hodec[{extra}]'"
+    if "value in defaults : bool" in str(cause):
+        return "defaults of a settings file: true or false given, as YAML reads off, on, yes, no; quote it: 'off'"
     parts = [part.strip() for part in f"{error}\n{cause}".splitlines()]
     text = " ".join(dict.fromkeys(part for part in parts if part and not part.startswith(NOISE)))
     return f"{lost[1]}: {text}" if lost and isinstance(error, OmegaConfBaseException) else text

@@ -109,6 +109,17 @@ def test_a_settings_file_cannot_give_trust(own):
     assert problems("--trust=own", *argv) == []
 
 
+def test_an_option_that_yaml_reads_as_false_is_told(own):
+    path = own / "conf" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    argv = ["--config-dir", str(own / "conf"), "experiment=mine"]
+    path.write_text("# @package _global_\ndefaults: [override /admm: off]\n")
+    (text,) = problems(*argv)
+    assert text.endswith("as YAML reads off, on, yes, no; quote it: 'off'")
+    path.write_text("# @package _global_\ndefaults: [override /admm: 'off']\n")
+    assert problems(*argv) == []
+
+
 def test_targets_below_a_target_are_held_to_the_same(own):
     trust.take_flag(["--trust", "own"])
     (text,) = all_of({"model": {"name": "custom", "_target_": "own.code.Net", "width": {"_target_": "os.getpid"}}})
