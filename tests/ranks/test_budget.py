@@ -140,10 +140,10 @@ def test_spectra_are_remembered_by_the_numbers_not_by_the_tensor(monkeypatch):
     assert calls[count:] == ["layer1.conv2"]
 
 
-def test_no_more_spectra_are_remembered_than_asked_for(monkeypatch):
+def test_no_more_is_remembered_than_asked_for(monkeypatch):
     monkeypatch.setattr(spectra, "_cache", type(spectra._cache)())
     for seed in range(4):
-        spectra.cached_truncation_spectra(context(conv_weight(seed=seed)), size=2)
+        spectra.remembered(spectra.key_of(context(conv_weight(seed=seed))), list, size=2)
     assert len(spectra._cache) == 2
 
 
