@@ -132,7 +132,8 @@ The ways: *as typed* is `hodec decompose IN --no-data -o OUT`; *weights, N of MA
 `--methods [svd, spatial_svd] --macs N`; *compress, T* is `hodec compress IN --data D --eval score.py:score
 --max-drop 0.01 --target T -o OUT`, with `--int8` where the row says so. A star: measured by an earlier version. The
 rows of *compress, latency*, with and without `--int8`, are of the machine named here, but for the captcha and character
-detection; these and the other rows are of one without 512-bit units."""
+detection; these and the other rows are of one without 512-bit units. In the rows with `--int8` weights go from -127 to
+127; files written since have them from -64 to 64."""
 
 
 def page(rows: Sequence[Row], cases: Mapping[str, Case], facts: dict[str, str]) -> str:

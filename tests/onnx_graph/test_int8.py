@@ -181,6 +181,21 @@ def test_a_bias_that_is_broadcast(tmp_path, shape, transposed):
     runs_in_8_bits(path, tmp_path / "out.onnx", data, 1)
 
 
+def test_sums_of_large_products_are_those_of_the_definition(tmp_path):
+    """Without VNNI a processor adds two products of bytes in 16 bits: with weights of 8 bits those would be cut off."""
+    path = save(tmp_path / "in.onnx", [node("Gemm", "x w", "y", transB=1)], {"w": weight()}, inputs={"x": (4, 16)})
+    data = [{"x": np.full((4, 16), value, np.float32)} for value in (0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)]
+    done = quantize_file(path, tmp_path / "out.onnx", data)
+    assert (done.floats, done.score) == ((), pytest.approx(1.0, abs=0.01))
+    stored = [numpy_helper.to_array(one) for one in onnx.load(done.path).graph.initializer]
+    assert max(np.abs(one.astype(int)).max() for one in stored if one.dtype == np.int8 and one.ndim == 2) == 64
+
+
+def weight():
+    """(8, 16), all near its largest number."""
+    return np.linspace(0.9, 1.0, 128, dtype=np.float32).reshape(8, 16)
+
+
 def test_a_shared_bias_beside_a_value_of_the_name_that_its_copy_would_have(tmp_path):
     nodes = [
         node("Conv", "x w0 b", "b1", name="first", pads=[1, 1, 1, 1]),
