@@ -1,16 +1,20 @@
 """FactorSGD: SGD for a net with factorized layers, whose factors move by an update made for them."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from inspect import unwrap
+from numbers import Real
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from hodec.errors import ConfigError, near_matches
+from hodec.errors import ConfigError, listed, near_matches
 from hodec.formats.base import Core
 from hodec.layers.base import FactorizedLayer, factor_parameters
 from hodec.optim.cores import as_matrix, cores_of, grams, through
+
+log = logging.getLogger(__name__)
 
 # Added to a Gram matrix, as a share of its mean eigenvalue: a step along a direction that has all but gone is scaled by
 # at most 1,000 over that.
@@ -40,7 +44,7 @@ def param_groups(  # noqa: PLR0913
         without a group that would be empty; no parameter is in both, and a shared one is there once.
 
     Raises:
-        ConfigError: a rate or decay that is no number of at least 0.
+        ConfigError: no module, or a rate or decay that is no number of at least 0.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -50,9 +54,11 @@ def param_groups(  # noqa: PLR0913
         [('others', 0.001, 2), ('factors', 0.0003, 4)]
         >>> optimizer = torch.optim.AdamW(groups)
     """
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"net: a {type(net).__name__} given; allowed: the net itself, whose layers have the factors")
     given = {"lr": lr, "factor_lr": factor_lr, "weight_decay": weight_decay, "factor_decay": factor_decay}
     for what, number in given.items():
-        if number is not None and not number >= 0:
+        if number is not None and not (isinstance(number, (Real, Tensor)) and number >= 0):
             raise ConfigError(f"{what}: {number!r} given; allowed: a number of at least 0")
     factors = {p: None for layer in factorized_layers(net) for p in factor_parameters(layer)}
     others = [p for p in net.parameters() if p not in factors]
@@ -79,7 +85,8 @@ class FactorSGD(torch.optim.SGD):
     """SGD with momentum for a net with factorized layers, whose factors move by an update of their own.
 
     - ``muon``: the momentum of each factor, as a matrix, is replaced by the nearest orthogonal one, and the factor
-      moves by ``factor_lr`` times its own norm along it; its norm stays, and it has no decay. Meant for layers behind
+      moves by ``factor_lr`` times its own norm along it; its norm stays, and it has no decay. A factor whose gradient
+      is 0 everywhere stands still, and so does one that is 0 itself, of which a warning tells. Meant for layers behind
       which a norm follows, as the scale of their weight hardly moves. Source: Jordan et al., Muon, 2024; for factors:
       docs/training.md.
     - ``scaled_gd``: the gradient of each factor is divided by the Gram matrices of the others, which takes the factors'
@@ -90,7 +97,8 @@ class FactorSGD(torch.optim.SGD):
     factors. Source: Khodak, Tenenholtz, Mackey, Fusi, Initialization and Regularization of Factorized Neural Layers,
     ICLR 2021: section 3.2. Under ``scaled_gd`` that *is* the decay of the factors.
 
-    Everything else (norms, biases, dense layers) moves by plain SGD. The state is SGD's: momentum buffers.
+    Everything else (norms, biases, dense layers) moves by plain SGD. The state is SGD's: momentum buffers. What a group
+    says (rate, momentum, decay, ``maximize``) is true of the parameters in it, also once they are moved to another.
 
     Args:
         net: the net whose parameters are trained; its layers are looked up once, so convert it before.
@@ -101,7 +109,7 @@ class FactorSGD(torch.optim.SGD):
         decay: ``factors`` or ``product``.
 
     Raises:
-        ConfigError: an unknown update or decay, or a rate or decay below 0.
+        ConfigError: no module, an unknown update or decay, or a rate or decay below 0.
 
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
@@ -127,18 +135,24 @@ class FactorSGD(torch.optim.SGD):
                 raise ConfigError(
                     f"{what}: {given!r} given; allowed: {', '.join(known)}.{near_matches(given, [*known])}"
                 )
-        product = decay == "product" and factors == "sgd"
-        own_decay = 0.0 if factors == "muon" or product else weight_decay
+        own_decay = 0.0 if factors == "muon" else weight_decay
         if factor_lr is None and factors == "muon":
             factor_lr = 0.008
         groups = param_groups(net, lr=lr, factor_lr=factor_lr, weight_decay=weight_decay, factor_decay=own_decay)
-        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
-        self.factors, self.layers = factors, factorized_layers(net)
-        self.product_decay = weight_decay if product else 0.0
+        super().__init__(
+            groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay
+        )
+        self.factors, self.decay, self.layers = factors, decay, factorized_layers(net)
+        if factors == "muon" and (still := [name for name, one in net.named_modules() if _has_zero_factor(one)]):
+            log.warning(
+                "muon cannot move a factor that is 0, as in %s, nor does the layer's weight then: take "
+                "factors='scaled_gd' (optimizer=scaled_gd), or leave such a layer dense",
+                listed(still),
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles are made of; torch's own leaves out what a subclass has."""
-        return {**super().__getstate__(), **{key: vars(self)[key] for key in ("factors", "layers", "product_decay")}}
+        return {**super().__getstate__(), **{key: vars(self)[key] for key in ("factors", "layers", "decay")}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -160,23 +174,22 @@ class FactorSGD(torch.optim.SGD):
 
     def _muon(self, layers: Sequence[FactorizedLayer]) -> list[nn.Parameter]:
         """Move the factors; returns them."""
-        group = next((one for one in self.param_groups if one.get("name") == "factors"), None)
-        parameters = [p for layer in layers for p in factor_parameters(layer) if p.grad is not None]
-        if group is None or not parameters:
-            return []
-        ahead = {p: self._momentum(p, group) for p in parameters}
-        directions = [core for layer in layers for core in cores_of(layer, _for(layer, ahead))]
-        _orthogonalize(directions)
-        for parameter in parameters:
-            step = ahead[parameter]
-            norm = parameter.norm()
-            parameter.sub_(step * (group["lr"] * norm / step.norm().clamp_min(1e-30)))
-            parameter.mul_(norm / parameter.norm().clamp_min(1e-30))
+        groups = self._groups()
+        parameters = [p for layer in layers for p in factor_parameters(layer) if p.grad is not None and p in groups]
+        ahead = {p: self._momentum(p, groups[p]) for p in parameters}
+        _orthogonalize([core for layer in layers for core in cores_of(layer, _for(layer, ahead))])
+        for parameter, step in ahead.items():
+            _turn(parameter, step, groups[parameter]["lr"])
         return parameters
+
+    def _groups(self) -> dict[nn.Parameter, dict[str, Any]]:
+        """Parameter -> the group that it is in now."""
+        return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
     def _momentum(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
         """The gradient after momentum, of which the buffer is kept as SGD keeps it."""
         grad, decay = cast(Tensor, parameter.grad), float(group["momentum"])
+        grad = -grad if group["maximize"] else grad
         if not decay:
             return grad.clone()
         state = self.state[parameter]
@@ -195,13 +208,14 @@ class FactorSGD(torch.optim.SGD):
         return []
 
     def _plain(self, layers: Sequence[FactorizedLayer]) -> list[nn.Parameter]:
-        """Add the gradient of the product's decay, if there is any."""
-        for layer in layers if self.product_decay else ():
-            factors = cores_of(layer)
-            gradients = cores_of(layer, _for(layer, _gradients(layer)))
-            for core, factor, gram in zip(gradients, factors, grams(factors), strict=True):
-                decayed = through(factor, gram.left, gram.right)
-                core.values.add_(decayed.view_as(core.values), alpha=self.product_decay)
+        """Add the gradient of the product's decay, if there is any, less that of the factor's, which SGD adds."""
+        groups = self._groups() if self.decay == "product" else {}
+        for layer in layers:
+            found = {p: groups[p] for p in _gradients(layer) if p in groups and groups[p]["weight_decay"]}
+            decayed = _product_decay(layer) if found else {}
+            for parameter, group in found.items():
+                share = -group["weight_decay"] if group["maximize"] else group["weight_decay"]
+                cast(Tensor, parameter.grad).add_(decayed[parameter] - parameter, alpha=share)
         return []
 
 
@@ -211,6 +225,31 @@ UPDATES: dict[str, Callable[[FactorSGD, Sequence[FactorizedLayer]], list[nn.Para
     "scaled_gd": FactorSGD._scaled,
     "sgd": FactorSGD._plain,
 }
+
+
+def _has_zero_factor(module: nn.Module) -> bool:
+    if not isinstance(module, FactorizedLayer):
+        return False
+    return any(not p.is_meta and p.requires_grad and not p.any() for p in factor_parameters(module))
+
+
+def _turn(parameter: nn.Parameter, step: Tensor, rate: float) -> None:
+    """Move a factor by ``rate`` times its norm against ``step``, in float32 at least, and keep its norm."""
+    exact = torch.promote_types(parameter.dtype, torch.float32)
+    given, step = parameter.to(exact), step.to(exact)
+    norm = given.norm()
+    moved = given - step * (rate * norm / step.norm().clamp_min(1e-30))
+    moved = moved * (norm / moved.norm().clamp_min(1e-30))
+    # momentum of old would go on at full length for as long as a loss leaves the factor out
+    parameter.copy_(torch.where(cast(Tensor, parameter.grad).any(), moved, given))
+
+
+def _product_decay(layer: FactorizedLayer) -> dict[nn.Parameter, Tensor]:
+    """The gradient of |W|^2 / 2 to each parameter."""
+    factors, found = cores_of(layer), {p: torch.zeros_like(p) for p in factor_parameters(layer)}
+    for core, factor, gram in zip(cores_of(layer, found), factors, grams(factors), strict=True):
+        _write(core, through(factor, gram.left, gram.right))
+    return found
 
 
 def _gradients(layer: FactorizedLayer) -> dict[nn.Parameter, Tensor]:
@@ -250,7 +289,9 @@ def _orthogonalize(cores: Sequence[Core]) -> None:
 def newton_schulz(matrices: Tensor) -> Tensor:
     """(B, m, n) -> U V^T of each one's singular value decomposition, roughly: singular values of 0.7 to 1.2."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
-    x = wide / wide.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
+    least = torch.finfo(wide.dtype).tiny
+    x = wide / wide.abs().amax((1, 2), keepdim=True).clamp_min(least)  # squares of small numbers would be 0
+    x = x / x.flatten(1).norm(dim=1).clamp_min(least)[:, None, None]
     a, b, c = NEWTON_SCHULZ
     for _ in range(ROUNDS):
         square = x @ x.mT

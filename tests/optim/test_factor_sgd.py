@@ -1,6 +1,7 @@
 """FactorSGD as an optimizer: groups, state, what it leaves alone."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -168,3 +169,136 @@ def test_factors_that_layers_share_move_once_a_step(factors: str, method: str) -
     for parameter in factor_parameters(net[2]):  # the first step's momentum is the gradient itself
         torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], parameter.grad)
     assert factor_parameters(net[0]) == factor_parameters(net[2])
+
+
+# -- what moves, and by which group ----------------------------------------------------------------------------------
+
+
+class TwoLayers(nn.Module):
+    """A net one of whose layers the loss may leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.aside = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
+        h = self.body(x).relu()
+        return h + share * self.aside(h)
+
+
+@pytest.fixture
+def two() -> nn.Module:
+    dense = TwoLayers()
+    return hodec.convert(dense, hodec.make_plan(dense, 4, method="svd", example_input=torch.zeros(2, 16)))
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, share: float, steps: int) -> None:
+    for k in range(steps):
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(k))
+        optimizer.zero_grad(set_to_none=False)
+        (net(x, share) - x).square().mean().backward()
+        optimizer.step()
+
+
+def test_a_factor_that_the_loss_leaves_out_stands_still(two: nn.Module) -> None:
+    optimizer = FactorSGD(two, 0.02, factors="muon")
+    train(two, optimizer, 1.0, 5)
+    before = [p.detach().clone() for p in factor_parameters(two.aside)]
+    train(two, optimizer, 0.0, 600)  # the momentum is far below the least float32 by then
+    assert all(torch.equal(a, b) for a, b in zip(before, factor_parameters(two.aside), strict=True))
+    train(two, optimizer, 1.0, 1)
+    assert not torch.equal(before[0], next(iter(factor_parameters(two.aside))))
+    assert all(p.isfinite().all() for p in two.parameters())
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-25, 1e-37])
+def test_newton_schulz_of_small_numbers(size: float) -> None:
+    matrix = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(newton_schulz(matrix * size), newton_schulz(matrix), atol=1e-3, rtol=1e-3)
+
+
+def test_a_zero_factor_is_told_of(two: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    FactorSGD(two, 0.02, factors="muon")
+    with torch.no_grad():
+        next(iter(factor_parameters(two.aside))).zero_()
+    FactorSGD(two, 0.02, factors="scaled_gd")
+    assert not caplog.records
+    FactorSGD(two, 0.02, factors="muon")
+    assert "cannot move a factor that is 0, as in aside" in caplog.text
+
+
+def test_muon_keeps_norms_in_half_precision(two: nn.Module) -> None:
+    two.bfloat16()
+    factors = [p for layer in factorized_layers(two) for p in factor_parameters(layer)]
+    before = [float(p.detach().float().norm()) for p in factors]
+    optimizer, x = FactorSGD(two, 0.02, factors="muon"), torch.randn(8, 16).bfloat16()
+    for _ in range(200):
+        optimizer.zero_grad()
+        (two(x) - x).square().mean().backward()
+        optimizer.step()
+    assert [float(p.detach().float().norm()) for p in factors] == pytest.approx(before, rel=0.05)
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd", "sgd"])
+def test_a_factor_in_another_group_moves_by_its_rate(two: nn.Module, factors: str) -> None:
+    optimizer = FactorSGD(two, 0.02, factors=factors)
+    moved = list(factor_parameters(two.aside))
+    group = next(one for one in optimizer.param_groups if one["name"] == "factors")
+    group["params"] = [p for p in group["params"] if all(p is not one for one in moved)]
+    optimizer.add_param_group({"params": moved, "lr": 0.0})
+    before = [p.detach().clone() for p in two.parameters()]
+    train(two, optimizer, 1.0, 2)
+    still = [id(p) for a, p in zip(before, two.parameters(), strict=True) if torch.equal(a, p)]
+    assert {*still} == {*map(id, moved)}
+
+
+@pytest.mark.parametrize("factors", ["muon", "scaled_gd", "sgd"])
+def test_to_maximize_is_to_minimize_what_is_below_zero(two: nn.Module, factors: str) -> None:
+    nets = two, copy.deepcopy(two)
+    for net, sign in zip(nets, (1, -1), strict=True):
+        optimizer = FactorSGD(net, 0.02, factors=factors, weight_decay=0.1, decay="product")
+        for group in optimizer.param_groups:
+            group["maximize"] = sign < 0
+        x = torch.ones(8, 16)
+        (sign * (net(x) - x).square().mean()).backward()
+        optimizer.step()
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_the_decay_of_the_product_is_the_groups(two: nn.Module) -> None:
+    optimizer = FactorSGD(two, 0.02, factors="sgd", weight_decay=0.5, decay="product")
+    assert {group["weight_decay"] for group in optimizer.state_dict()["param_groups"]} == {0.5}
+    first = next(iter(factor_parameters(two.aside)))
+    gradient = torch.autograd.grad(two.aside.dense_weight().square().sum() / 2, first)[0]
+    before = first.detach().clone()
+    step_without_loss(two, optimizer)
+    # the first step of momentum with look-ahead is 1.9 gradients long
+    torch.testing.assert_close(first.detach() - before, -0.02 * 1.9 * 0.5 * gradient, atol=1e-6, rtol=1e-3)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.state.clear()
+    before = first.detach().clone()
+    step_without_loss(two, optimizer)
+    assert torch.equal(first.detach(), before)
+
+
+def step_without_loss(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
+def test_a_new_group_has_the_decay_that_was_given(two: nn.Module) -> None:
+    optimizer = FactorSGD(two, 0.02, weight_decay=0.5)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert optimizer.param_groups[-1]["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("made", [FactorSGD, param_groups])
+def test_what_is_no_net_or_no_number_is_refused(two: nn.Module, made: Callable[..., object]) -> None:
+    with pytest.raises(ConfigError, match="net: a generator given; allowed: the net itself"):
+        made(two.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="lr: '0.1' given; allowed: a number of at least 0"):
+        made(two, lr="0.1")
