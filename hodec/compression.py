@@ -15,7 +15,7 @@ from hodec.conversion.eligibility import Layers
 from hodec.conversion.swap import check_on_error, convert
 from hodec.errors import ConfigError, DataError, PlanError
 from hodec.formats.roles import Role
-from hodec.inference import Batch, rereadable
+from hodec.inference import Batch, check_module, rereadable
 from hodec.inputs import Inputs
 from hodec.plan.plan import Plan
 from hodec.ranks import Manual
@@ -122,6 +122,7 @@ def compress(  # noqa: PLR0913
         >>> batches = [torch.randn(32, 64) for _ in range(4)]
         >>> small = hodec.compress(net, data=batches, macs=0.5)  # what layers lose of their outputs counts
     """
+    check_module(model)
     _check(example_input, data, macs, params, max_drop, evaluate, rule)
     check_on_error(on_error)
     batches = None if data is None else rereadable(data)

@@ -1,12 +1,12 @@
 """FadeIn: a factorized net goes on as the dense one, whose difference from it fades out while it is trained."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from hodec.errors import ConfigError
+from hodec.inference import InertHook, modules_by_name
 from hodec.layers.base import FactorizedLayer
 from hodec.layers.plain import plain_layer
 
@@ -24,8 +24,10 @@ class FadeIn:
     is in no file and no list of parameters, and takes as much memory as W. At s = 0 the net is the factorized one, bit
     for bit. Other hooks on a layer see what it gives with its share of W - Z.
 
-    It only hooks onto the layers of ``small``. BatchNorm's statistics are left alone: those of the dense net are right
-    for s = 1. Weights that a parent reads for itself, inside attention and recurrent layers, are factorized at once.
+    It only hooks onto the layers of ``small``; copies of it fade too, files of it hold the factorized net. A second one
+    takes the place of the first, and begins with the outputs of the dense net again. BatchNorm's statistics are left
+    alone: those of the dense net are right for s = 1. Weights that a parent reads for itself, inside attention and
+    recurrent layers, are factorized at once.
 
     Args:
         small: the factorized net, as it was converted.
@@ -51,26 +53,20 @@ class FadeIn:
     """
 
     def __init__(self, small: nn.Module, dense: nn.Module) -> None:
-        theirs, self.share = dict(dense.named_modules()), 1.0
-        found = {name: one for name, one in small.named_modules() if isinstance(one, FactorizedLayer)}
+        theirs, self.share = modules_by_name(dense), 1.0
+        found = {name: one for name, one in modules_by_name(small).items() if isinstance(one, FactorizedLayer)}
         self._residuals = {name: _residual(name, one, theirs[name]) for name, one in found.items() if name in theirs}
         self.layers = list(self._residuals)
         if not self.layers:
             raise ConfigError(
                 "there is no factorized layer whose name the dense net has: give the net it was made from"
             )
+        for name in self.layers:
+            hooks = found[name]._forward_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Add)]:
+                del hooks[key]
         # before other hooks, which are to see the sum
-        self._hooks = [found[name].register_forward_hook(self._adder(name), prepend=True) for name in self.layers]
-
-    def _adder(self, name: str) -> Callable[..., Tensor]:
-        def add(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self.share:
-                return output
-            like = next(layer.parameters())
-            residual = self._residuals[name].to(like.device, like.dtype)
-            return output + self.share * cast(Tensor, residual(*args))
-
-        return add
+        self._hooks = [found[name].register_forward_hook(_Add(self, name), prepend=True) for name in self.layers]
 
     def step(self, share: float) -> None:
         """Set s, from 1 (dense) to 0 (factorized).
@@ -87,6 +83,26 @@ class FadeIn:
         self.share = 0.0  # in copies of the net too, which have the hooks still
         for hook in self._hooks:
             hook.remove()
+
+
+class _Add:
+    """The hook of a layer: adds its share of W - Z."""
+
+    def __init__(self, fade: FadeIn, name: str) -> None:
+        self.fade, self.name = fade, name
+
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self.fade.share:
+            return output
+        like = next(layer.parameters())
+        residual = self.fade._residuals[self.name].to(like.device, like.dtype)
+        return output + self.fade.share * cast(Tensor, residual(*args))
+
+    def __deepcopy__(self, memo: object) -> "_Add":
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (InertHook, ())
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hodec.errors import DataError, HodecError, PlanError
+from hodec.errors import ConfigError, DataError, HodecError, PlanError
 from hodec.inputs import Inputs, ModelInput, as_input, required, takes
 from hodec.layers.base import same_random_state
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 #: model inputs, or what loaders give: model inputs with labels behind them
 Batch = Inputs
 
@@ -61,10 +62,41 @@ def observation(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def check_module(given: object) -> None:
+    """Refuse what is no net, such as the weights of one.
+
+    Raises:
+        ConfigError: saying what was given.
+    """
+    if not isinstance(given, nn.Module):
+        hint = "; load these weights into the net first" if isinstance(given, dict) else ""
+        raise ConfigError(f"model: a {type(given).__name__} given; allowed: an nn.Module{hint}")
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``'s wrapper, which renames every layer."""
+    """The model inside ``torch.compile``'s wrapper, which renames every layer.
+
+    Raises:
+        ConfigError: no module is given.
+    """
+    check_module(model)
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a net by the names they have without ``torch.compile``'s and data-parallel wrappers."""
+    while (inner := uncompiled(model.module if isinstance(model, WRAPPERS) else model)) is not model:
+        model = inner
+    # a compiled part and its wrapper have one name: the part, which comes later, stays
+    return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): one for name, one in model.named_modules()}
+
+
+class InertHook:
+    """What a hook that belongs to one module only becomes in a file, or in a copy, of that module."""
+
+    def __call__(self, *args: object) -> None:
+        """Do nothing."""
 
 
 def laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:

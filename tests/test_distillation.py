@@ -119,3 +119,126 @@ def test_what_cannot_be_compared_is_refused(nets):
     small(x)
     with pytest.raises(ConfigError, match="layer 0: outputs of"):
         features.loss()
+
+
+class InPlace(nn.Module):
+    """A net whose activations write over what its layers gave, or do not."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.act = nn.ReLU(inplace=inplace)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.second(self.act(self.first(x))))
+
+
+def losses(*, inplace: bool, passes: int) -> list[float]:
+    dense = InPlace(inplace=inplace)
+    plan = hodec.make_plan(dense, 3, method="tucker", example_input=torch.randn(2, 3, 8, 8))
+    small = hodec.convert(dense, plan)
+    features, found = hodec.FeatureDistillation(small, dense.eval()), []
+    for seed in range(passes):
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            dense(x)
+        small(x)
+        found.append(float(features.loss().detach()))
+    return found
+
+
+def test_what_a_layer_gave_is_compared_whatever_writes_over_it():
+    assert losses(inplace=True, passes=3) == pytest.approx(losses(inplace=False, passes=3), rel=1e-6)
+
+
+def test_an_output_that_is_written_over_from_now_on_is_told_of():
+    dense = InPlace(inplace=False)
+    plan = hodec.make_plan(dense, 3, method="tucker", example_input=torch.randn(2, 3, 8, 8))
+    small, x = hodec.convert(dense, plan), torch.randn(4, 3, 8, 8)
+    features = hodec.FeatureDistillation(small, dense)
+    dense(x), small(x)
+    features.loss()
+    small.act.inplace = True
+    dense(x), small(x)
+    with pytest.raises(ConfigError, match="layer first: what follows writes over its output now"):
+        features.loss()
+
+
+def test_passes_without_copies_compare_the_same(nets):
+    small, dense = nets
+    features, x, found = hodec.FeatureDistillation(small, dense), torch.randn(4, 3, 8, 8), []
+    small[1].eval()
+    for _ in range(3):
+        dense(x), small(x)
+        found.append(features.loss())
+        found[-1].backward()
+    assert len({float(one.detach()) for one in found}) == 1
+
+
+def test_a_teacher_in_inference_mode_teaches(nets):
+    small, dense = nets
+    features, x = hodec.FeatureDistillation(small, dense), torch.randn(4, 3, 8, 8)
+    for _ in range(2):
+        with torch.inference_mode():
+            dense(x)
+        small(x)
+        features.loss().backward()
+    assert all(p.grad is not None for p in small[0].parameters())
+
+
+def test_copies_and_files_of_a_student_take_no_part(nets, tmp_path):
+    small, dense = nets
+    features, x = hodec.FeatureDistillation(small, dense), torch.randn(4, 3, 8, 8)
+    dense(x), small(x)
+    copies = [copy.deepcopy(small), torch.optim.swa_utils.AveragedModel(small), copy.deepcopy(dense)]
+    torch.save(small, tmp_path / "small.pt")
+    copies.append(torch.load(tmp_path / "small.pt", weights_only=False))
+    for one in copies:
+        one(x)
+    assert 0 < float(features.loss().detach()) < 1
+    features.remove()
+    for one in copies:
+        one(x)
+    assert not any(seen.kept or seen.given for seen in features._seen)
+    torch.testing.assert_close(copies[-1](x), small(x))
+
+
+def test_a_student_in_evaluation_mode_learns_as_well(nets):
+    small, dense = nets
+    features, x = hodec.FeatureDistillation(small.eval(), dense), torch.randn(4, 3, 8, 8)
+    dense(x), small(x)
+    features.loss().backward()
+    assert all(p.grad is not None for p in small[0].parameters())
+    with torch.no_grad():
+        dense(x), small(x)
+    with pytest.raises(ConfigError, match="run both on the batch"):
+        features.loss()
+
+
+def test_wrapped_nets_are_looked_into(nets):
+    small, dense = nets
+    x = torch.randn(4, 3, 8, 8)
+    wanted = hodec.FeatureDistillation(small, dense)
+    dense(x), small.eval()(x)
+    loss = float(wanted.loss().detach())
+    wanted.remove()
+    compiled = torch.compile(small, backend="eager")
+    features = hodec.FeatureDistillation(compiled, nn.DataParallel(dense))
+    assert features.layers == list(small.hodec_plan)
+    for _ in range(2):
+        dense(x), compiled(x)
+        assert float(features.loss().detach()) == pytest.approx(loss, rel=1e-4)
+
+
+def test_one_name_is_one_layer_and_no_tensor_is_refused(nets):
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": x}
+
+    small, dense = nets
+    assert hodec.FeatureDistillation(small, dense, "0").layers == ["0"]
+    student, teacher = nn.Sequential(Pair()), nn.Sequential(Pair())
+    hodec.FeatureDistillation(student, teacher, ["0"])
+    with pytest.raises(ConfigError, match="layer 0: its output is a dict; compared are tensors"):
+        student(torch.zeros(1))

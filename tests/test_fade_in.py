@@ -149,3 +149,38 @@ def test_what_cannot_fade_is_refused(nets):
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match="share: .* given; allowed: 0"):
             fade.step(share)
+
+
+def test_a_second_one_takes_the_place_of_the_first(nets):
+    small, dense, x = nets
+    factorized = small(x)
+    first = hodec.FadeIn(small, dense)
+    first.step(0.5)
+    second = hodec.FadeIn(small, dense)
+    torch.testing.assert_close(small(x), dense(x), atol=1e-5, rtol=1e-4)
+    first.remove()
+    torch.testing.assert_close(small(x), dense(x), atol=1e-5, rtol=1e-4)
+    second.remove()
+    assert torch.equal(small(x), factorized)
+
+
+def test_a_copy_may_fade_by_itself_and_a_file_holds_the_factorized_net(nets, tmp_path):
+    small, dense, x = nets
+    factorized = small(x)
+    fade = hodec.FadeIn(small, dense)
+    again, averaged = copy.deepcopy(small), torch.optim.swa_utils.AveragedModel(small)
+    torch.save(small, tmp_path / "small.pt")
+    assert torch.equal(torch.load(tmp_path / "small.pt", weights_only=False)(x), factorized)
+    torch.testing.assert_close(averaged(x), dense(x), atol=1e-5, rtol=1e-4)
+    other = hodec.FadeIn(again, dense)
+    other.step(0.0)
+    assert torch.equal(again(x), factorized)
+    torch.testing.assert_close(small(x), dense(x), atol=1e-5, rtol=1e-4)
+    fade.remove()
+
+
+def test_wrapped_nets_fade(nets):
+    small, dense, x = nets
+    fade = hodec.FadeIn(torch.compile(small, backend="eager"), nn.DataParallel(dense))
+    torch.testing.assert_close(small(x), dense(x), atol=1e-5, rtol=1e-4)
+    fade.remove()

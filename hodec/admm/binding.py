@@ -1,15 +1,15 @@
 """Finding the planned layers inside somebody's module, and refusing what ADMM cannot work with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from hodec.errors import PlanError, TrainingError, Use, near_matches
+from hodec.errors import ConfigError, PlanError, TrainingError, Use, near_matches
 from hodec.plan.layer import LayerPlan
 
 # Strategies that put weights into pieces of memory of their own, in which ADMM finds no layer.
@@ -159,13 +159,18 @@ def unwrapped(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
 
     Raises:
         TrainingError: one of DeepSpeed, which trains flat copies of the weights.
+        ConfigError: something that is no optimizer.
     """
     if type(optimizer).__module__.split(".")[0] == "deepspeed":
         raise TrainingError(f"{type(optimizer).__name__} trains flat copies of the weights, and {WAY_OUT}")
-    found = []
-    for one in [optimizer] if isinstance(optimizer, Optimizer) else optimizer:
+    several = not isinstance(optimizer, Optimizer) and isinstance(optimizer, Iterable)
+    found, given = [], cast(list[Optimizer], list(optimizer) if several else [optimizer])  # type: ignore[arg-type]
+    for one in given:
         while isinstance(inner := getattr(one, "optimizer", None), Optimizer):
             one = inner
+        if not hasattr(one, "param_groups"):
+            kind = f"a {type(optimizer).__name__} given" + (f", of {type(one).__name__}" if several else "")
+            raise ConfigError(f"optimizer: {kind}; allowed: an optimizer, or several in a list")
         found.append(one)
     return found
 

@@ -20,7 +20,8 @@ from hodec.admm.stopping import Status, check_convergence, final_status
 from hodec.admm.updates import AdmmState, Residuals
 from hodec.calibration.input_covariance import InputCovariance
 from hodec.errors import ConfigError, TrainingError, Use
-from hodec.plan.plan import Plan
+from hodec.inference import check_module
+from hodec.plan.plan import Plan, check_plan
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class AdmmLoop:
         clipped: bool = False,
         **settings: Unpack[AdmmSettings],
     ) -> None:
-        if steps_per_epoch is not None and steps_per_epoch < 1:
+        check_module(model)
+        check_plan(plan)
+        if steps_per_epoch is not None and (steps_per_epoch < 1 or steps_per_epoch % 1):
             text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
             raise ConfigError(text, steps=Use("steps_per_epoch"))
         options, self.start_plan = mode_options(**settings), plan

@@ -28,7 +28,7 @@ from hodec.inference import Batch, inference, run_batches, uncompiled
 from hodec.layers.plain import plain_layer
 from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
-from hodec.plan.plan import Plan
+from hodec.plan.plan import Plan, check_plan
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,7 @@ def collect_covariances(
         ['0', '2']
         >>> small = hodec.convert(net, plan, covariances=covariances)
     """
+    check_plan(plan)
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-4 suits most nets")
     if positions is not None and positions < 1:

@@ -33,7 +33,7 @@ from hodec.formats.roles import Role
 from hodec.inference import Batch, inference, rereadable, run_batches, uncompiled
 from hodec.layers.plain import copied
 from hodec.plan.layer import LayerPlan
-from hodec.plan.plan import Plan
+from hodec.plan.plan import Plan, check_plan
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def fit_to_data(
         if given is not None and given < least:
             free = ", or None for all" * (what == "positions")
             raise ConfigError(f"{what}: {given!r} given; allowed: a whole number from {least}{free}")
+    check_plan(plan)
     dense = uncompiled(model)
     near = copied(dense)
     count, batches = len(plan.example_input().args) or None, rereadable(batches)

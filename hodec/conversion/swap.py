@@ -27,7 +27,7 @@ from hodec.layers.tied import ROWS, share_factors
 from hodec.linalg.svd import check_finite, naming, norm, singular_values
 from hodec.methods import get_method
 from hodec.plan.layer import LayerPlan
-from hodec.plan.plan import Plan
+from hodec.plan.plan import Plan, check_plan
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def convert(
         ('SVDLinear', 882)
     """
     check_on_error(on_error)
+    check_plan(plan)
     model = _without_wrappers(uncompiled(model), plan)
     if any(map(is_divided, model.parameters())):
         raise ConvertError(DIVIDED)

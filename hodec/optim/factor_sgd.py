@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hodec.errors import ConfigError, listed, near_matches
 from hodec.formats.base import Core
+from hodec.inference import check_module
 from hodec.layers.base import FactorizedLayer, factor_parameters
 from hodec.optim.cores import as_matrix, cores_of, grams, through
 
@@ -54,8 +55,7 @@ def param_groups(  # noqa: PLR0913
         [('others', 0.001, 2), ('factors', 0.0003, 4)]
         >>> optimizer = torch.optim.AdamW(groups)
     """
-    if not isinstance(net, nn.Module):
-        raise ConfigError(f"net: a {type(net).__name__} given; allowed: the net itself, whose layers have the factors")
+    check_module(net)
     given = {"lr": lr, "factor_lr": factor_lr, "weight_decay": weight_decay, "factor_decay": factor_decay}
     for what, number in given.items():
         if number is not None and not (isinstance(number, (Real, Tensor)) and number >= 0):

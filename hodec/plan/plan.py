@@ -250,6 +250,16 @@ class Plan(Mapping[str, LayerPlan]):
         return rendered_html(plan_table(self))
 
 
+def check_plan(given: object) -> None:
+    """Refuse what is no plan, such as the name of its file.
+
+    Raises:
+        PlanError: saying what was given.
+    """
+    if not isinstance(given, Plan):
+        raise PlanError(f"plan: a {type(given).__name__} given; allowed: a Plan; Plan.load(path) reads one from a file")
+
+
 def _cost(name: str, value: object) -> tuple[int, int | None]:
     """Parameters and multiply-adds of a skipped layer from a file, the latter null where they are not known."""
     what = f"parameters and multiply-adds of {name}"

@@ -298,7 +298,7 @@ def test_a_new_group_has_the_decay_that_was_given(two: nn.Module) -> None:
 
 @pytest.mark.parametrize("made", [FactorSGD, param_groups])
 def test_what_is_no_net_or_no_number_is_refused(two: nn.Module, made: Callable[..., object]) -> None:
-    with pytest.raises(ConfigError, match="net: a generator given; allowed: the net itself"):
+    with pytest.raises(ConfigError, match="model: a generator given; allowed: an nn.Module"):
         made(two.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match="lr: '0.1' given; allowed: a number of at least 0"):
         made(two, lr="0.1")
