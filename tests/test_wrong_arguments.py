@@ -47,6 +47,9 @@ def test_weights_in_the_place_of_a_net(use: Callable[[object], object]) -> None:
     lambda plan: hodec.convert(NET, plan),
     lambda plan: hodec.fit_to_data(NET, plan, [X]),
     lambda plan: hodec.collect_covariances(NET, plan, [X]),
+    lambda plan: hodec.collect_output_gradients(NET, plan, [X]),
+    lambda plan: hodec.conversion_errors(NET, plan),
+    lambda plan: hodec.save(SMALL, "small.safetensors", plan),
     lambda plan: hodec.Admm(NET, plan, sgd(NET)),
 ])  # fmt: skip
 def test_a_file_in_the_place_of_a_plan(use: Callable[[object], object]) -> None:

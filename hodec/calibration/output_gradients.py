@@ -32,7 +32,7 @@ from hodec.inference import Batch, inference, run_on, uncompiled
 from hodec.inputs import ModelInput, as_input, required
 from hodec.linalg.svd import sqrtm_psd
 from hodec.plan.layer import LayerPlan
-from hodec.plan.plan import Plan
+from hodec.plan.plan import Plan, check_plan
 
 # Images that go backward at a time: a backward pass keeps what every layer gave.
 IMAGES = 4
@@ -106,6 +106,7 @@ def collect_output_gradients(
         >>> roots = {name: one.root for name, one in gradients.items()}
         >>> small = hodec.fit_to_data(net, plan, images, output_roots=roots)
     """
+    check_plan(plan)
     if not 0 < damping <= 1:
         raise ConfigError(f"damping: {damping!r} given; allowed: a number above 0 and at most 1; 1e-2 suits most nets")
     if torch.is_inference_mode_enabled():

@@ -15,7 +15,7 @@ from hodec.formats.roles import Role
 from hodec.inference import uncompiled
 from hodec.layers.base import same_random_state
 from hodec.layers.plain import copied, plain_layer
-from hodec.plan.plan import Plan
+from hodec.plan.plan import Plan, check_plan
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Streamed:
         covariances: Mapping[str, InputCovariance] | None = None,
         init_factors: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
+        check_plan(plan)
         self.plan, self.init_factors = plan, init_factors or {}
         self.covariances = check_covariances(covariances or {}, plan)
         self.blank = copied(uncompiled(skeleton)).to("meta")

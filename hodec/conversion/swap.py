@@ -78,7 +78,6 @@ def convert(
         ('SVDLinear', 882)
     """
     check_on_error(on_error)
-    check_plan(plan)
     model = _without_wrappers(uncompiled(model), plan)
     if any(map(is_divided, model.parameters())):
         raise ConvertError(DIVIDED)
@@ -262,8 +261,9 @@ def _dense_layers(model: nn.Module, plan: Plan) -> dict[str, list[nn.Module]]:
     """Planned layer -> the plain one that it amounts to, and those tied to it.
 
     Raises:
-        PlanError: the plan is for another model.
+        PlanError: no plan, or one for another model.
     """
+    check_plan(plan)
     names, found = names_by_module(model), dict[str, list[nn.Module]]()
     for name, layer in plan.items():
         if layer.role is not Role.LAYER:

@@ -21,7 +21,7 @@ from hodec.io.tensors import bits, kind_of, load_tensors, not_numbers, save_tens
 from hodec.layers.base import FactorizedLayer, same_random_state
 from hodec.methods import get_method
 from hodec.models import build_model
-from hodec.plan.plan import Plan
+from hodec.plan.plan import Plan, check_plan
 
 FORMAT, VERSION = "hodec-model", 1
 
@@ -59,6 +59,7 @@ def save(
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a compressed model is written to a .safetensors file, not {path.suffix!r}")
     plan = _plan_of(model) if plan is None else plan
+    check_plan(plan)
     _check_converted(model, plan)
     tensors = model.state_dict()
     if other := [name for name, one in tensors.items() if not isinstance(one, Tensor)]:
