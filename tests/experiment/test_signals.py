@@ -34,6 +34,15 @@ PAIRS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Each signal ends a process, also where the tests were started by nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("place", "number"), PAIRS)
 def test_outside_a_fit(tmp_path, monkeypatch, place, number):
     owner, name = PLACES[place]
