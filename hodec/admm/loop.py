@@ -43,11 +43,7 @@ class AdmmLoop:
         clipped: bool = False,
         **settings: Unpack[AdmmSettings],
     ) -> None:
-        check_module(model)
-        check_plan(plan)
-        if steps_per_epoch is not None and (steps_per_epoch < 1 or steps_per_epoch % 1):
-            text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
-            raise ConfigError(text, steps=Use("steps_per_epoch"))
+        _check_given(model, plan, steps_per_epoch)
         options, self.start_plan = mode_options(**settings), plan
         self.options, self.steps_per_epoch, self.projects = options, steps_per_epoch, isinstance(options, AdmmProject)
         if learner is not None and self.projects:
@@ -355,3 +351,11 @@ class AdmmLoop:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("%s", message)
+
+
+def _check_given(model: object, plan: object, steps_per_epoch: int | None) -> None:
+    check_module(model)
+    check_plan(plan)
+    if steps_per_epoch is not None and (steps_per_epoch < 1 or steps_per_epoch % 1):
+        text = f"{{steps}}: {steps_per_epoch} given; allowed: a whole number from 1, or None"
+        raise ConfigError(text, steps=Use("steps_per_epoch"))

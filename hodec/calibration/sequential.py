@@ -93,8 +93,7 @@ def fit_to_data(
             raise ConfigError(f"{what}: {given!r} given; allowed: a whole number from {least}{free}")
     check_plan(plan)
     dense = uncompiled(model)
-    near = copied(dense)
-    count, batches = len(plan.example_input().args) or None, rereadable(batches)
+    near, count, batches = copied(dense), len(plan.example_input().args) or None, rereadable(batches)
     sites = sites_of(dense, near, plan)
     for name, layer in plan.items():
         if name not in {site.name for site in sites} and not layer.computed_from:
