@@ -84,12 +84,17 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner
 
 
+def plain_name(name: str) -> str:
+    """The name of a module or parameter without what ``torch.compile``'s wrapper puts into it."""
+    return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
+
+
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a net by the names they have without ``torch.compile``'s and data-parallel wrappers."""
     while (inner := uncompiled(model.module if isinstance(model, WRAPPERS) else model)) is not model:
         model = inner
     # a compiled part and its wrapper have one name: the part, which comes later, stays
-    return {name.replace("_orig_mod.", "").removesuffix("._orig_mod"): one for name, one in model.named_modules()}
+    return {plain_name(name): one for name, one in model.named_modules()}
 
 
 class InertHook:

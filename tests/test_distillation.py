@@ -1,6 +1,7 @@
 """FeatureDistillation: what it measures, what it leaves behind, what it refuses."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -187,13 +188,12 @@ def test_a_teacher_in_inference_mode_teaches(nets):
     assert all(p.grad is not None for p in small[0].parameters())
 
 
-def test_copies_and_files_of_a_student_take_no_part(nets, tmp_path):
+def test_copies_and_files_of_a_student_take_no_part(nets):
     small, dense = nets
     features, x = hodec.FeatureDistillation(small, dense), torch.randn(4, 3, 8, 8)
     dense(x), small(x)
     copies = [copy.deepcopy(small), torch.optim.swa_utils.AveragedModel(small), copy.deepcopy(dense)]
-    torch.save(small, tmp_path / "small.pt")
-    copies.append(torch.load(tmp_path / "small.pt", weights_only=False))
+    copies.append(pickle.loads(pickle.dumps(small)))
     for one in copies:
         one(x)
     assert 0 < float(features.loss().detach()) < 1

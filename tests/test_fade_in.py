@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -164,13 +165,12 @@ def test_a_second_one_takes_the_place_of_the_first(nets):
     assert torch.equal(small(x), factorized)
 
 
-def test_a_copy_may_fade_by_itself_and_a_file_holds_the_factorized_net(nets, tmp_path):
+def test_a_copy_may_fade_by_itself_and_a_file_holds_the_factorized_net(nets):
     small, dense, x = nets
     factorized = small(x)
     fade = hodec.FadeIn(small, dense)
     again, averaged = copy.deepcopy(small), torch.optim.swa_utils.AveragedModel(small)
-    torch.save(small, tmp_path / "small.pt")
-    assert torch.equal(torch.load(tmp_path / "small.pt", weights_only=False)(x), factorized)
+    assert torch.equal(pickle.loads(pickle.dumps(small))(x), factorized)
     torch.testing.assert_close(averaged(x), dense(x), atol=1e-5, rtol=1e-4)
     other = hodec.FadeIn(again, dense)
     other.step(0.0)

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from hodec.errors import ConfigError, PlanError, TrainingError, Use, near_matches
+from hodec.inference import plain_name
 from hodec.plan.layer import LayerPlan
 
 # Strategies that put weights into pieces of memory of their own, in which ADMM finds no layer.
@@ -47,9 +48,9 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
     if root is not None:
         prefixes = [f"{root}." if root else ""]
     else:
-        names = {_plain(name) for name, _ in module.named_modules(remove_duplicate=False)}
+        names = {plain_name(name) for name, _ in module.named_modules(remove_duplicate=False)}
         prefixes = ["", *sorted(f"{name}." for name in names if name)]
-    paths = {_plain(layer.parameter(name)): layer.stored_shape for name, layer in plan.items()}
+    paths = {plain_name(layer.parameter(name)): layer.stored_shape for name, layer in plan.items()}
     fits = [p for p in prefixes if all(shapes.get(p + path) == shape for path, shape in paths.items())]
     # One net under two names (self.features = self.net.features) is one place: the first name counts.
     different = {tuple(id(parameters[p + path]) for path in paths): p for p in reversed(fits)}
@@ -72,16 +73,11 @@ def find_root(module: nn.Module, plan: Mapping[str, LayerPlan], root: str | None
 def planned_weights(module: nn.Module, plan: Mapping[str, LayerPlan], root: str) -> dict[str, Parameter]:
     """Layer name -> its weight in ``module``."""
     parameters = _parameters(module)
-    return {name: parameters[root + _plain(layer.parameter(name))] for name, layer in plan.items()}
+    return {name: parameters[root + plain_name(layer.parameter(name))] for name, layer in plan.items()}
 
 
 def _parameters(module: nn.Module) -> dict[str, Parameter]:
-    return {_plain(name): p for name, p in module.named_parameters(remove_duplicate=False)}
-
-
-def _plain(name: str) -> str:
-    """The name without what torch.compile's wrapper puts into it."""
-    return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
+    return {plain_name(name): p for name, p in module.named_parameters(remove_duplicate=False)}
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,8 @@ def unwrapped(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     if type(optimizer).__module__.split(".")[0] == "deepspeed":
         raise TrainingError(f"{type(optimizer).__name__} trains flat copies of the weights, and {WAY_OUT}")
     several = not isinstance(optimizer, Optimizer) and isinstance(optimizer, Iterable)
-    found, given = [], cast(list[Optimizer], list(optimizer) if several else [optimizer])  # type: ignore[arg-type]
-    for one in given:
+    found = list[Optimizer]()
+    for one in cast(Iterable[Optimizer], optimizer if several else [optimizer]):
         while isinstance(inner := getattr(one, "optimizer", None), Optimizer):
             one = inner
         if not hasattr(one, "param_groups"):
