@@ -128,6 +128,8 @@ class _Outputs:
             if written and not self.is_overwritten.get(name, True):
                 raise ConfigError(f"layer {name}: what follows writes over its output now: give that inplace=False")
             self.is_overwritten.setdefault(name, written)
+            if not written:  # not the first copies: gradients would be summed in another order than later
+                self.kept[name] = [output for output, _ in calls]
         kept = self.kept
         self.clear()
         return kept

@@ -242,3 +242,17 @@ def test_one_name_is_one_layer_and_no_tensor_is_refused(nets):
     hodec.FeatureDistillation(student, teacher, ["0"])
     with pytest.raises(ConfigError, match="layer 0: its output is a dict; compared are tensors"):
         student(torch.zeros(1))
+
+
+def test_the_first_pass_has_the_gradients_of_the_others(nets):
+    """Otherwise a run that goes on from a checkpoint would not be the run that was not stopped."""
+    small, dense = nets
+    features, x, found = hodec.FeatureDistillation(small.eval(), dense), torch.randn(4, 3, 8, 8), []
+    for _ in range(3):
+        with torch.no_grad():
+            dense(x)
+        scores = small(x)  # of the last factorized layer, with several uses, whose gradients are summed in order
+        small.zero_grad()
+        (scores.square().mean() + scores.sin().mean() + scores.exp().mean() + features.loss()).backward()
+        found.append([p.grad.clone() for p in small.parameters()])
+    assert all(torch.equal(a, b) for later in found[1:] for a, b in zip(found[0], later, strict=True))
